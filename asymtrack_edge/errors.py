@@ -1,0 +1,52 @@
+"""What can go wrong, as a user should hear of it: each message says what to do next."""
+
+from __future__ import annotations
+
+
+class AsymTrackError(Exception):
+    """Base of every error this package raises on purpose. Commands print it as one line, exit 2."""
+
+
+class UsageError(AsymTrackError, ValueError):
+    """An argument, option or setting that cannot be right."""
+
+
+class MissingDependencyError(AsymTrackError, ImportError):
+    """An optional package is needed and absent; names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'"
+        )
+
+
+class CheckpointError(AsymTrackError):
+    """A file of weights that cannot be read or does not fit the model."""
+
+
+class ManifestError(AsymTrackError):
+    """An export directory that is incomplete, altered or of another version."""
+
+
+class ExportError(AsymTrackError):
+    """An export that could not be made or did not pass its verification."""
+
+
+class EngineError(AsymTrackError):
+    """An inference backend that is absent, or an engine that does not fit this device."""
+
+
+class FrameError(AsymTrackError, ValueError):
+    """A frame that is not an image the tracker can use."""
+
+
+class BoxError(AsymTrackError, ValueError):
+    """A box that cannot be a target."""
+
+
+class SourceError(AsymTrackError):
+    """A video, folder or camera that cannot be opened or read."""
+
+
+class DatasetError(AsymTrackError):
+    """A data set that is missing or not laid out as published."""

@@ -1,0 +1,147 @@
+"""AsymTrack: encoder, modulation, enhancement, attention and head put together."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from asymtrack_edge.network.attention import AttentionBlock
+from asymtrack_edge.network.enhancement import PerceptionEnhancement
+from asymtrack_edge.network.head import CornerHead, corners_to_box, soft_argmax
+from asymtrack_edge.network.layers import EncoderBlock, PatchEmbed
+from asymtrack_edge.network.modulation import TemplateModulation
+from asymtrack_edge.variants import Variant
+
+#: Names and tensors of ``Variant.state_shapes``, each with a leading batch axis.
+TemplateState = Dict[str, Tensor]
+
+
+class Prediction(NamedTuple):
+    """What the search stream answers.
+
+    Attributes:
+        corners: ``(B, 4)`` x1, y1, x2, y2 in crop units (0..1).
+        score_tl: ``(B, H, W)`` top-left score map before softmax.
+        score_br: the same for the bottom-right corner.
+    """
+
+    corners: Tensor
+    score_tl: Tensor
+    score_br: Tensor
+
+    @property
+    def box(self) -> Tensor:
+        """``(B, 4)`` cx, cy, w, h in crop units."""
+        return corners_to_box(self.corners)
+
+
+class Stage(nn.Module):
+    """Encoder blocks, then where the variant has them ETM, OPE and attention; then downsampling.
+
+    All of them share one module list, because that is how the published checkpoints name them.
+    """
+
+    def __init__(self, variant: Variant, stage: int) -> None:
+        super().__init__()
+        self.stage = stage
+        width, outputs = variant.widths[stage - 1 : stage + 1]
+        blocks: List[nn.Module] = [EncoderBlock(width, (1, 6)[i % 2]) for i in range(variant.depths[stage - 1])]
+        if stage in variant.etm_stages:
+            blocks.append(TemplateModulation(width, variant.etm_interaction, variant.prototype_attention))
+        if stage in variant.ope_stages:
+            blocks.append(PerceptionEnhancement(width))
+        if stage == 3:
+            blocks.append(AttentionBlock(width, variant.attention_heads, variant.attention_head_dim))
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = PatchEmbed(width, outputs, 3, 2)
+
+    def template(self, z: Tensor) -> Tuple[Optional[Tensor], TemplateState]:
+        """Template features ``(B, H, W, C)`` to the next stage's (None after the last) and the state."""
+        state: TemplateState = {}
+        for block in self.blocks:
+            if isinstance(block, TemplateModulation):
+                state.update({f"etm{self.stage}_{k}": v for k, v in block.template(z).items()})
+            elif isinstance(block, AttentionBlock):
+                # Nothing reads the template stream after this.
+                state.update(block.template(z))
+                return None, state
+            else:
+                z = block(z)
+        return self.downsample(z), state
+
+    def features(self, x: Tensor, state: TemplateState) -> Tensor:
+        """Search features ``(B, H, W, C)`` after the blocks, before downsampling."""
+        prefix = f"etm{self.stage}_"
+        for block in self.blocks:
+            if isinstance(block, TemplateModulation):
+                x = block(x, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+            elif isinstance(block, AttentionBlock):
+                x = block(x, state["keys"], state["values"])
+            else:
+                x = block(x)
+        return x
+
+    def forward(self, x: Tensor, state: TemplateState) -> Tensor:
+        """Search features ``(B, H, W, C)`` to the next stage's ``(B, H / 2, W / 2, C')``."""
+        return self.downsample(self.features(x, state))
+
+
+class Backbone(nn.Module):
+    """Stem and the three stages."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(3, variant.widths[0], 7, 4)
+        self.layers = nn.ModuleList([Stage(variant, stage) for stage in (1, 2, 3)])
+
+
+class AsymTrack(nn.Module):
+    """The tracker's network in training form.
+
+    The module keeps no state between calls and treats every item of a batch by itself. Parameters
+    are named as in the authors' checkpoints.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        self.backbone = Backbone(variant)
+        self.bottleneck = nn.Linear(variant.widths[-1], variant.widths[-1])
+        self.box_head = CornerHead(variant.widths[-1])
+
+    def template(self, image: Tensor) -> TemplateState:
+        """Template branch, run once per target.
+
+        Args:
+            image: normalised RGB template crop ``(B, 3, template_size, template_size)``.
+
+        Returns:
+            The template state: ``variant.state_shapes`` with a leading batch axis.
+        """
+        z: Optional[Tensor] = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
+        state: TemplateState = {}
+        for layer in self.backbone.layers:
+            assert isinstance(layer, Stage) and z is not None
+            z, part = layer.template(z)
+            state.update(part)
+        return {name: state[name] for name in self.variant.state_shapes}
+
+    def search(self, image: Tensor, state: TemplateState) -> Prediction:
+        """Search branch, run per frame.
+
+        Args:
+            image: normalised RGB search crop ``(B, 3, search_size, search_size)``.
+            state: what ``template`` returned, with the same batch size.
+        """
+        x = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
+        for layer in self.backbone.layers:
+            x = layer(x, state)
+        score_tl, score_br = self.box_head(self.bottleneck(x))
+        corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
+        return Prediction(corners, score_tl, score_br)
+
+    def forward(self, template: Tensor, search: Tensor) -> Prediction:
+        """Both branches, for training: see ``template`` and ``search`` for the shapes."""
+        return self.search(search, self.template(template))

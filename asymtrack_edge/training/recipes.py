@@ -1,0 +1,87 @@
+"""How to train: the paper's recipe, and one for little data and little time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Dict
+
+from asymtrack_edge.training.losses import LossWeights
+from asymtrack_edge.training.pairs import Augmentation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Optimisation settings. Defaults are the paper's ("Training Details" and the published code).
+
+    Attributes:
+        batch: pairs per step and process.
+        lr: AdamW learning rate of neck and head.
+        backbone_lr_scale: the encoder's rate over ``lr``; None gives the published 0.1 for T and
+            1 for S and B.
+        weight_decay: AdamW weight decay.
+        clip: gradients are clipped to this norm.
+        pairs_per_epoch, epochs: length of the run.
+        decay_epoch: from here on the rate is a tenth.
+        warmup: the rate rises linearly over this many steps.
+        cooldown: over this last part of the run the rate falls linearly to zero.
+        ema: decay per step of the averaged weights that are evaluated and bundled; 0 for none.
+        loss: weights of the objective's terms.
+        augmentation: how pairs are drawn.
+    """
+
+    batch: int = 64
+    lr: float = 4e-4
+    backbone_lr_scale: float | None = None
+    weight_decay: float = 1e-4
+    clip: float = 0.1
+    pairs_per_epoch: int = 60_000
+    epochs: int = 500
+    decay_epoch: int | None = 400
+    warmup: int = 0
+    cooldown: float = 0.0
+    ema: float = 0.0
+    loss: LossWeights = field(default_factory=LossWeights)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def rate(self, step: int, progress: float) -> float:
+        """Learning rate of ``step`` when ``progress`` (0..1) of the run lies behind."""
+        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        if self.decay_epoch is not None and progress * self.epochs >= self.decay_epoch:
+            rate *= 0.1
+        if self.cooldown > 0:
+            rate *= min(1.0, max(0.0, (1 - progress) / self.cooldown))
+        return rate
+
+
+PAPER = Recipe()
+
+SMALL = Recipe(
+    batch=32,
+    lr=5e-4,
+    backbone_lr_scale=1.0,
+    weight_decay=0.02,
+    clip=1.0,
+    decay_epoch=None,
+    warmup=200,
+    cooldown=0.25,
+    ema=0.999,
+    loss=LossWeights(giou=2.0, l1=5.0, corner=0.5),
+    augmentation=Augmentation(
+        centre_jitter=2.5,
+        size_jitter=0.35,
+        greyscale=0.1,
+        brightness=0.25,
+        contrast=0.2,
+        saturation=0.3,
+        tint=0.1,
+        blur=0.15,
+        occlusion=0.2,
+        fill=0.5,
+        stills=0.38,
+        cutouts=0.1,
+        patches=0.07,
+        negatives=0.05,
+    ),
+)
+
+PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL}

@@ -1,0 +1,122 @@
+"""The members of the AsymTrack family: sizes, depths and the figures their paper states.
+
+Nothing here imports torch, so that the runtime can use it on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Tuple
+
+from asymtrack_edge.errors import UsageError
+
+#: Standard deviation and mean of the RGB channels (ImageNet), in units of a 0..1 image.
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the paper's Table 1 states for a variant (fp32 PyTorch, model only)."""
+
+    params_m: float
+    flops_g: float
+    fps_gpu: int  #: on a GeForce RTX 2080 Ti
+    fps_cpu: int  #: on a Core i7-9700KF
+    fps_agx: int  #: on a Jetson AGX Xavier
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Architecture of one AsymTrack model.
+
+    The last four fields are the ablation switches of the paper's Tables 4 and 5; their defaults
+    give the published models. Stages are counted from 1.
+
+    Attributes:
+        name: ``"T"``, ``"S"`` or ``"B"`` for the published models.
+        depths: encoder blocks in each of the three stages.
+        template_size: side of the square template crop, in pixels.
+        search_size: side of the square search crop, in pixels.
+        template_factor: side of the template crop in frame pixels over ``sqrt(w * h)`` of the box.
+        search_factor: the same for the search crop.
+        etm_stages: stages whose search stream is modulated by the template (ETM).
+        etm_interaction: ``"dtm"`` (dynamic template modulation) or ``"mhca"`` (multi-head
+            cross-attention over the prototypes, Table 5a).
+        prototype_attention: whether ETM weighs channels by prototype attention (eq. 7).
+        ope_stages: stages that end in object perception enhancement (OPE).
+    """
+
+    name: str
+    depths: Tuple[int, int, int]
+    template_size: int
+    search_size: int
+    published: Published
+    template_factor: float = 2.0
+    search_factor: float = 4.0
+    widths: Tuple[int, int, int, int] = (32, 64, 128, 256)
+    attention_heads: int = 8
+    attention_head_dim: int = 32
+    etm_stages: Tuple[int, ...] = (2, 3)
+    etm_interaction: str = "dtm"
+    prototype_attention: bool = True
+    ope_stages: Tuple[int, ...] = (1, 2, 3)
+
+    def __post_init__(self) -> None:
+        if self.template_size % 32 or self.search_size % 32:
+            raise UsageError("crop sizes must be multiples of 32 (the stride of the encoder)")
+        if self.etm_interaction not in ("dtm", "mhca"):
+            raise UsageError(f"etm_interaction is 'dtm' or 'mhca', not {self.etm_interaction!r}")
+        for stage in self.etm_stages + self.ope_stages:
+            if stage not in (1, 2, 3):
+                raise UsageError(f"there is no stage {stage}: stages are 1, 2 and 3")
+
+    @property
+    def score_size(self) -> int:
+        """Side of the corner maps (search crop over stride 32)."""
+        return self.search_size // 32
+
+    @property
+    def state_shapes(self) -> Dict[str, Tuple[int, ...]]:
+        """Names and shapes (without the batch axis) of the template state, in graph order.
+
+        This is all that the search network needs to know of the template: per ETM the kernels that
+        modulate the search stream, and the keys and values of the template's attention tokens.
+        """
+        shapes: Dict[str, Tuple[int, ...]] = {}
+        for stage in self.etm_stages:
+            width = self.widths[stage - 1]
+            prototypes = width // 32
+            if self.etm_interaction == "dtm":
+                shapes[f"etm{stage}_taps"] = (prototypes, 3)
+                shapes[f"etm{stage}_pointwise"] = (prototypes, prototypes)
+            else:
+                shapes[f"etm{stage}_prototypes"] = (prototypes, width)
+        tokens = (self.template_size // 16) ** 2
+        kv = (self.attention_heads, tokens, self.attention_head_dim)
+        shapes["keys"] = kv
+        shapes["values"] = kv
+        return shapes
+
+    def with_(self, **changes: Any) -> Variant:
+        """Returns a copy with some fields changed (for ablations)."""
+        return replace(self, **changes)
+
+
+VARIANTS: Dict[str, Variant] = {
+    "T": Variant("T", (2, 2, 1), 128, 256, Published(3.05, 0.7, 224, 81, 84)),
+    "S": Variant("S", (2, 2, 3), 128, 256, Published(3.36, 0.8, 200, 75, 78)),
+    "B": Variant("B", (2, 2, 3), 192, 384, Published(3.36, 1.8, 197, 38, 64)),
+}
+
+
+def get_variant(name: str) -> Variant:
+    """Returns the published variant called ``name`` (case does not matter).
+
+    Raises:
+        UsageError: there is no such variant.
+    """
+    try:
+        return VARIANTS[name.upper()]
+    except KeyError:
+        raise UsageError(f"unknown variant {name!r}: choose one of {', '.join(VARIANTS)}") from None

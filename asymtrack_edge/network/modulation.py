@@ -78,16 +78,24 @@ class TemplateModulation(nn.Module):
     def template(self, z: Tensor) -> Dict[str, Tensor]:
         """Reduces template features ``(B, H, W, C)`` to this stage's part of the template state."""
         tokens = z.flatten(1, 2)
-        return self.conv_att.kernels(self.pre_kernels(tokens).transpose(1, 2) @ tokens)
+        return self.conv_att.kernels(_contract(self.pre_kernels(tokens), tokens))
 
     def forward(self, x: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
         """Modulates search features ``(B, H, W, C)``; the shape stays."""
         tokens = x.flatten(1, 2)
         selection = self.pre_kernels_x(tokens)  # S_x, (B, HW, N)
-        mixed = self.conv_att(selection.transpose(1, 2) @ tokens, kernels)  # P_mix, (B, N, C)
+        mixed = self.conv_att(_contract(selection, tokens), kernels)  # P_mix, (B, N, C)
         if self.proj_Cto1 is not None:
             # The attention weighs channels, so it can be applied to the N prototypes instead of to
             # all HW positions (eq. 7, reassociated).
             attention = (self.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
             mixed = mixed * attention
-        return x + F.relu(self.ln(selection @ mixed)).view_as(x)
+        return x + F.relu(self.ln(selection @ mixed.to(selection.dtype))).view_as(x)
+
+
+def _contract(selection: Tensor, tokens: Tensor) -> Tensor:
+    """Sums tokens ``(B, HW, C)`` into prototypes ``(B, N, C)`` (eq. 4), in fp32 whatever the inputs.
+
+    A sum over all positions leaves the range of fp16; the LayerNorm that follows brings it back.
+    """
+    return selection.float().transpose(1, 2) @ tokens.float()

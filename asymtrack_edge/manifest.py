@@ -1,0 +1,232 @@
+"""``manifest.json``: everything needed to use an export directory, with or without this package.
+
+An export directory holds ``template.onnx`` and ``search.onnx``, perhaps engines built from them,
+and the manifest, which names each file's size and SHA-256, each tensor's name, type and shape, how
+to cut the crops and how to read the answer. Nothing in the directory is trusted before its hash
+has been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from asymtrack_edge.errors import ManifestError
+
+FORMAT = "asymtrack-edge-export"
+VERSION = 1
+FILE_NAME = "manifest.json"
+
+#: The two formats of crops, by name: what the network's ``image`` input expects.
+UINT8_BGR = "uint8-bgr-hwc"
+FLOAT_RGB = "float-rgb-chw"
+
+_HOW_TO = {
+    "crop": (
+        "Around a box (x, y, w, h) in frame pixels: side = ceil(sqrt(w * h) * factor); left = "
+        "round_half_even(x + w / 2 - side / 2), top likewise; pixels outside the frame are 0, and where "
+        "left + side >= frame width the last column counts as outside (rows likewise); resize bilinearly "
+        "(cv2.INTER_LINEAR) to size x size."
+    ),
+    "input": (
+        "uint8-bgr-hwc: the crop as it is, BGR bytes, (batch, size, size, 3). float-rgb-chw: RGB, "
+        "(value / 255 - mean) / std per channel, (batch, 3, size, size)."
+    ),
+    "order": (
+        "Run template once per target on the crop around its first box; feed its outputs, unchanged, to "
+        "the inputs of the same names of search with every following frame's crop around the last box."
+    ),
+    "output": (
+        "prediction (batch, 5): cx, cy, w, h of the target in units of the crop's side, and a score in 0..1 "
+        "(how sharply both corners are located; low when the target is gone). In the frame: "
+        "centre = last centre - side / 2 + (cx, cy) * side; size = (w, h) * side; then clip so that 10 pixels "
+        "stay inside the frame."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output; ``shape`` leaves out the batch axis."""
+
+    name: str
+    dtype: str
+    shape: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash of a file of the directory."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        variant: ``"T"``, ``"S"``, ``"B"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: arithmetic of the networks.
+        target: what the models were written for: ``onnx``, ``xavier``, ``orin``, ``rtx``.
+        opset: of both models.
+        max_batch: 1 for a static batch of one, else the batch axis is free from 1 to this.
+        input_format: ``UINT8_BGR`` or ``FLOAT_RGB``.
+        template, search: image inputs.
+        state: outputs of the template network, inputs of the search network.
+        output: of the search network.
+        template_factor, search_factor: side of the crop over ``sqrt(w * h)``.
+        mean, std: of the RGB channels.
+        files: every file of the directory but this one.
+        provenance: checkpoint, versions, date.
+        verification: what was compared after the export, and with what result.
+        engines: per engine file the key it was built for.
+    """
+
+    variant: str
+    precision: str
+    target: str
+    opset: int
+    max_batch: int
+    input_format: str
+    template: TensorSpec
+    search: TensorSpec
+    state: Tuple[TensorSpec, ...]
+    output: TensorSpec
+    template_factor: float
+    search_factor: float
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    files: Dict[str, FileEntry]
+    provenance: Dict[str, Any] = field(default_factory=dict)
+    verification: Dict[str, Any] = field(default_factory=dict)
+    engines: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def template_size(self) -> int:
+        """Side of the template crop in pixels."""
+        return self._side(self.template)
+
+    @property
+    def search_size(self) -> int:
+        """Side of the search crop in pixels."""
+        return self._side(self.search)
+
+    def _side(self, spec: TensorSpec) -> int:
+        return spec.shape[0] if self.input_format == UINT8_BGR else spec.shape[1]
+
+    def save(self, folder: Path) -> None:
+        """Writes ``manifest.json`` into ``folder``."""
+        content = {"format": FORMAT, "version": VERSION, **asdict(self), "how_to": _HOW_TO}
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Measures a file."""
+    digest = hashlib.sha256()
+    size = 0
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(size, digest.hexdigest())
+
+
+def load_manifest(folder: Path, verify: bool = True) -> Manifest:
+    """Reads and checks an export directory.
+
+    Args:
+        folder: the directory.
+        verify: also compare size and hash of every file named.
+
+    Raises:
+        ManifestError: no export directory, another version, or a file that is missing or altered.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(f"{folder} is no export directory (no {FILE_NAME}): make one with asymtrack-export") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"cannot read {path}: {error}: export again") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ManifestError(f"{path} is not an {FORMAT} manifest: make one with asymtrack-export")
+    if content.get("version") != VERSION:
+        raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
+    try:
+        manifest = _parse(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
+    if verify:
+        for name, entry in manifest.files.items():
+            check_file(folder, name, entry)
+    return manifest
+
+
+def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
+    """Returns the path of a file of the directory if it is what the manifest says.
+
+    Raises:
+        ManifestError: it is missing or altered.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise ManifestError(f"{path} is missing: export again")
+    # Compare the size first: an altered manifest must not make us hash an endless file.
+    if path.stat().st_size != entry.bytes or file_entry(path) != entry:
+        raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): export again")
+    return path
+
+
+def _parse(content: Dict[str, Any]) -> Manifest:
+    files = {str(name): FileEntry(int(f["bytes"]), str(f["sha256"])) for name, f in content["files"].items()}
+    for name in files:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+            raise ValueError(f"file name {name!r}")
+    for needed in ("template.onnx", "search.onnx"):
+        if needed not in files:
+            raise KeyError(needed)
+    if content["input_format"] not in (UINT8_BGR, FLOAT_RGB):
+        raise ValueError(f"input format {content['input_format']!r}")
+    return Manifest(
+        variant=str(content["variant"]),
+        precision=str(content["precision"]),
+        target=str(content["target"]),
+        opset=int(content["opset"]),
+        max_batch=_within(int(content["max_batch"]), 1, 1024, "max_batch"),
+        input_format=content["input_format"],
+        template=_tensor(content["template"]),
+        search=_tensor(content["search"]),
+        state=tuple(_tensor(t) for t in content["state"]),
+        output=_tensor(content["output"]),
+        template_factor=float(content["template_factor"]),
+        search_factor=float(content["search_factor"]),
+        mean=_floats(content["mean"]),
+        std=_floats(content["std"]),
+        files=files,
+        provenance=dict(content.get("provenance", {})),
+        verification=dict(content.get("verification", {})),
+        engines=dict(content.get("engines", {})),
+    )
+
+
+def _tensor(content: Dict[str, Any]) -> TensorSpec:
+    shape: List[int] = [_within(int(n), 1, 1 << 20, "shape") for n in content["shape"]]
+    if content["dtype"] not in ("uint8", "float16", "float32"):
+        raise ValueError(f"dtype {content['dtype']!r}")
+    return TensorSpec(str(content["name"]), content["dtype"], tuple(shape))
+
+
+def _within(value: int, low: int, high: int, name: str) -> int:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value}")
+    return value
+
+
+def _floats(values: Any) -> Tuple[float, ...]:
+    return tuple(float(v) for v in values)

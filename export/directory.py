@@ -1,0 +1,66 @@
+"""Replacing an export directory as a whole, or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from asymtrack_edge.errors import ExportError
+from asymtrack_edge.manifest import FILE_NAME
+
+
+@contextmanager
+def replaced_directory(target: Path) -> Iterator[Path]:
+    """Gives a new directory beside ``target`` that takes its place when the block ends well.
+
+    If the block raises, the new directory is removed and ``target`` stays as it was. Two processes
+    that write to the same target take turns at the exchange; the later one's directory stays.
+
+    Raises:
+        ExportError: ``target`` is something that an export must not replace, or cannot be written.
+    """
+    if target.exists() and not (target.is_dir() and ((target / FILE_NAME).exists() or not any(target.iterdir()))):
+        raise ExportError(f"{target} exists and is no export directory: choose another --output")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror}") from None
+    try:
+        yield beside
+        beside.chmod(0o755)
+        with _lock(target):
+            _exchange(beside, target)
+    except OSError as error:
+        raise ExportError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _exchange(new: Path, target: Path) -> None:
+    """Puts ``new`` in ``target``'s place; the old directory is removed afterwards."""
+    old = new.with_name(new.name + "-old")
+    if target.exists():
+        os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except OSError:
+        if old.exists():
+            os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,149 @@
+"""Folding: every linear operation that follows another is merged into it, exactly.
+
+* OPE: the parallel branches and their gradient twins become one 3x3 convolution (paper,
+  "Re-parameterization Inference").
+* Head: batch normalisation goes into the convolutions.
+* Encoder blocks: ``gamma_1`` goes into ``fc2``; the affine part of the LayerNorm stays (it feeds two
+  layers and costs nothing in a fused kernel).
+* Attention: ``1 / sqrt(head_dim)`` goes into the queries; queries, keys and values of the search
+  tokens stay one matrix, the template's keys and values get their own.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Dict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.network.attention import AttentionBlock
+from asymtrack_edge.network.enhancement import PerceptionEnhancement
+from asymtrack_edge.network.head import CornerHead
+from asymtrack_edge.network.layers import EncoderBlock, conv_channels_last
+from asymtrack_edge.network.modulation import TemplateModulation
+
+
+class FoldedEncoderBlock(nn.Module):
+    """``x + mlp(norm(x))``: ``gamma_1`` is part of ``mlp.fc2``."""
+
+    def __init__(self, block: EncoderBlock) -> None:
+        super().__init__()
+        self.norm = block.norm
+        self.mlp = block.mlp
+        with torch.no_grad():
+            self.mlp.fc2.weight.mul_(block.gamma_1[:, None])
+            self.mlp.fc2.bias.mul_(block.gamma_1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, H, W, C)`` to the same shape."""
+        return x + self.mlp(self.norm(x))
+
+
+class FoldedEnhancement(nn.Module):
+    """OPE with one convolution."""
+
+    def __init__(self, block: PerceptionEnhancement) -> None:
+        super().__init__()
+        kernel = block.folded_kernel().detach()
+        self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False)
+        self.conv.weight = nn.Parameter(kernel.clone())
+        self.ln = block.ln
+        self.ibe_scale = block.ibe_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, H, W, C)`` to the same shape."""
+        return x + self.ibe_scale * F.relu(self.ln(conv_channels_last(self.conv, x)))
+
+
+class FoldedAttentionBlock(AttentionBlock):
+    """Attention written out, its softmax in fp32, the scale in the query weights."""
+
+    def __init__(self, block: AttentionBlock) -> None:
+        nn.Module.__init__(self)
+        self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
+        with torch.no_grad():
+            queries = self.attn.heads * self.attn.head_dim
+            self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As the training form's."""
+        tokens = x.flatten(1, 2)
+        q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(tokens)), 3).unbind(0)
+        k = torch.cat([k, keys], 2)
+        v = torch.cat([v, values], 2)
+        weights = (q @ k.transpose(2, 3)).float().softmax(-1).to(q.dtype)
+        tokens = tokens + self.attn.proj((weights @ v).transpose(1, 2).flatten(2))
+        return (tokens + self.mlp(self.norm2(tokens))).view_as(x)
+
+
+def fold(model: AsymTrack) -> AsymTrack:
+    """Returns a folded copy of a trained model, in eval mode.
+
+    The copy answers ``template`` and ``search`` as the model does, to rounding.
+    """
+    folded = copy.deepcopy(model).eval().requires_grad_(False)
+    for layer in folded.backbone.layers:
+        for i, block in enumerate(layer.blocks):  # type: ignore[arg-type]
+            if isinstance(block, EncoderBlock):
+                layer.blocks[i] = FoldedEncoderBlock(block)  # type: ignore[index,operator]
+            elif isinstance(block, PerceptionEnhancement):
+                layer.blocks[i] = FoldedEnhancement(block)  # type: ignore[index,operator]
+            elif isinstance(block, AttentionBlock):
+                layer.blocks[i] = FoldedAttentionBlock(block)  # type: ignore[index,operator]
+    _fold_head(folded.box_head)
+    return folded.requires_grad_(False)
+
+
+def _fold_head(head: CornerHead) -> None:
+    for name, layer in list(head.named_children()):
+        if isinstance(layer, nn.Sequential):
+            conv, norm = layer[0], layer[1]
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            setattr(head, name, nn.Sequential(fuse_conv_bn_eval(conv, norm), nn.ReLU()))
+
+
+class _Float32LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in fp32 between fp16 layers: its variance overflows fp16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def to_half(folded: AsymTrack) -> AsymTrack:
+    """Returns a copy with fp16 weights and arithmetic, fp32 where fp16 has been seen to fail.
+
+    In fp32 stay: every LayerNorm, the softmax of the attention, the sums over all positions in ETM
+    and what is computed from them up to the modulated prototypes, and the soft-argmax.
+    """
+    half = copy.deepcopy(folded).half()
+    for module in half.modules():
+        if isinstance(module, TemplateModulation):
+            module.conv_att.float()
+            if module.proj_Cto1 is not None:
+                module.proj_Cto1.float()
+    for module in list(half.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.LayerNorm:
+                norm = _Float32LayerNorm(child.normalized_shape, child.eps)
+                norm.load_state_dict(child.float().state_dict())
+                setattr(module, name, norm.requires_grad_(False))
+    return half
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters; buffers do not count."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_multiply_adds(network: nn.Module, inputs: Dict[str, Tensor]) -> int:
+    """Multiply-adds of one call, as counted by PyTorch's own FLOP counter."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(*inputs.values())
+    return counter.get_total_flops() // 2

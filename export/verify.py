@@ -1,0 +1,100 @@
+"""Proof that an export equals the trained model: tensor by tensor, and track by track."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Sequence, Tuple
+
+import numpy as np
+
+from asymtrack_edge.errors import ExportError
+from asymtrack_edge.export.torch_engine import TorchEngine
+from asymtrack_edge.geometry import Box, box_from_crop, clip_box, crop_window, iou
+from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+from asymtrack_edge.runtime.tracker import Tracker
+
+#: Largest difference of a predicted coordinate in crop units, and smallest mean IoU between the
+#: exported model's track and the trained model's, by precision.
+LIMITS: Dict[str, Tuple[float, float]] = {"fp32": (1e-4, 0.99), "fp16": (2e-3, 0.98), "int8": (3e-2, 0.90)}
+
+
+def verify(
+    folder: Path, manifest: Manifest, model: AsymTrack, frames: Sequence[np.ndarray], box: Box
+) -> Dict[str, Any]:
+    """Compares the ONNX models in ``folder`` with the fp32 PyTorch model in training form.
+
+    Args:
+        folder: holds the models; the manifest need not be written yet.
+        manifest: describes them.
+        model: the trained model, neither folded nor split.
+        frames: BGR uint8 frames of one clip.
+        box: the target in the first of them.
+
+    Returns:
+        What was compared and measured, with ``"passed"``; for the manifest.
+    """
+    reference = TorchEngine(model)
+    exported = OnnxRuntimeEngine(folder, manifest)
+    report: Dict[str, Any] = {"frames": len(frames), "runtime": exported.name}
+    report["state_difference"] = _compare_state(reference, exported, frames[0], box)
+    report.update(_compare_predictions(reference, exported, frames, box))
+    overlaps = _compare_tracks(reference, exported, frames, box)
+    report["track_iou_mean"] = float(np.mean(overlaps))
+    report["track_iou_min"] = float(np.min(overlaps))
+    box_limit, track_limit = LIMITS[manifest.precision]
+    report["limits"] = {"box_difference": box_limit, "track_iou_mean": track_limit}
+    report["passed"] = bool(report["box_difference"] <= box_limit and report["track_iou_mean"] >= track_limit)
+    return report
+
+
+def require_passed(report: Dict[str, Any]) -> None:
+    """Raises ``ExportError`` with the figures if a verification failed."""
+    if not report["passed"]:
+        limits = report["limits"]
+        raise ExportError(
+            f"the exported model does not equal the trained one: boxes differ by {report['box_difference']:.2g} "
+            f"(limit {limits['box_difference']:g}), track IoU {report['track_iou_mean']:.3f} "
+            f"(limit {limits['track_iou_mean']:g}); nothing was replaced. Try without --fp16 or --int8"
+        )
+
+
+def _compare_state(reference: Engine, exported: Engine, frame: np.ndarray, box: Box) -> Dict[str, float]:
+    """Largest difference of each state tensor, over the tensor's largest value."""
+    window = crop_window(box, reference.manifest.template_factor)
+    reference.template(frame, window)
+    exported.template(frame, window)
+    difference = {}
+    for name, wanted in reference.state.items():  # type: ignore[attr-defined]
+        got = exported.state[name].astype(np.float32)  # type: ignore[attr-defined]
+        difference[name] = float(np.abs(got[0] - wanted[0]).max() / np.abs(wanted[0]).max())
+    return difference
+
+
+def _compare_predictions(
+    reference: Engine, exported: Engine, frames: Sequence[np.ndarray], box: Box
+) -> Dict[str, float]:
+    """Largest differences of box (crop units) and score, both models on the reference's crops."""
+    boxes, scores = [0.0], [0.0]
+    for frame in frames[1:]:
+        window = crop_window(box, reference.manifest.search_factor)
+        wanted = reference.search(frame, (window,))[0]
+        got = exported.search(frame, (window,))[0]
+        difference = np.abs(got - wanted)
+        # NaN compares false with everything: make it count as the failure it is.
+        boxes.append(float(np.nan_to_num(difference[:4], nan=np.inf).max()))
+        scores.append(float(np.nan_to_num(difference[4], nan=np.inf)))
+        box = clip_box(box_from_crop(wanted, window), frame.shape)
+    return {"box_difference": max(boxes), "score_difference": max(scores)}
+
+
+def _compare_tracks(
+    reference: Engine, exported: Engine, frames: Sequence[np.ndarray], box: Box
+) -> Sequence[float]:
+    """IoU per frame of two trackers that each follow their own boxes."""
+    trackers = Tracker(reference), Tracker(exported)
+    for tracker in trackers:
+        tracker.init(frames[0], box)
+    return [iou(*(tracker.update(frame).box for tracker in trackers)) for frame in frames[1:]]

@@ -1,0 +1,62 @@
+"""From a model's name or directory to a running engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Union
+
+from asymtrack_edge.errors import EngineError, ManifestError, UsageError
+from asymtrack_edge.manifest import Manifest, load_manifest
+from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.variants import VARIANTS
+
+#: Inference backends by name. ``auto`` takes TensorRT where the directory has an engine for this
+#: device, else ONNX Runtime on the CPU.
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+
+
+def model_folder(model: Union[str, Path]) -> Path:
+    """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given export directory.
+
+    Raises:
+        ManifestError: there is no such directory.
+    """
+    if isinstance(model, str) and model.upper() in VARIANTS:
+        name = model.upper()
+        import asymtrack_edge.weights as weights
+
+        for base in weights.__path__:
+            folder = Path(base) / name
+            if folder.is_dir():
+                return folder
+        raise ManifestError(
+            f"no weights of variant {name} come with this package: export a checkpoint with "
+            f"asymtrack-export --variant {name} --checkpoint FILE and give its directory instead"
+        )
+    folder = Path(model)
+    if not folder.is_dir():
+        raise ManifestError(f"there is no export directory {folder}: make one with asymtrack-export")
+    return folder
+
+
+def open_engine(
+    model: Union[str, Path] = "T", backend: str = "auto", device: int = 0, threads: Optional[int] = None
+) -> Engine:
+    """Opens an engine; see ``Tracker.load`` for the arguments and errors."""
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}")
+    folder = model_folder(model)
+    manifest = load_manifest(folder)
+    if backend == "tensorrt":
+        raise EngineError("the TensorRT backend is not part of this version: use onnxruntime")
+    return _onnxruntime(folder, manifest, backend, device, threads)
+
+
+def _onnxruntime(folder: Path, manifest: Manifest, backend: str, device: int, threads: Optional[int]) -> Engine:
+    from asymtrack_edge.runtime import ort
+
+    if backend in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
+        return ort.OnnxRuntimeDeviceEngine(folder, manifest, backend.split("-")[1], device)
+    return ort.OnnxRuntimeEngine(folder, manifest, threads)

@@ -1,0 +1,166 @@
+"""ONNX Runtime backend: the CPU everywhere, CUDA and TensorRT providers where they are installed.
+
+All tensors are bound once. On the CPU the template network writes straight into the arrays that the
+search network reads; on a CUDA provider both live in device memory and only the crop goes in and
+five numbers per target come out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import numpy as np
+import onnxruntime as ort
+
+from asymtrack_edge.errors import EngineError
+from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.runtime.engine import HostEngine
+
+
+def _session(path: Path, threads: Optional[int], providers: List[Any]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # onnxruntime raises many unrelated types here
+        first = str(error).splitlines()[0]
+        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {first}") from None
+
+
+class OnnxRuntimeEngine(HostEngine):
+    """ONNX Runtime on the CPU.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        threads: for one operator; None lets ONNX Runtime choose (one per core).
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
+        super().__init__(manifest, "onnxruntime CPU")
+        providers = ["CPUExecutionProvider"]
+        self._template = _session(folder / "template.onnx", threads, providers)
+        self._search = _session(folder / "search.onnx", threads, providers)
+        self._template_bindings: Dict[int, Any] = {}
+        self._search_bindings: Dict[Tuple[int, int], Any] = {}
+        self.reserve(1)
+
+    def reserve(self, slots: int) -> None:
+        """See ``Engine.reserve``."""
+        if slots > self.capacity:
+            # The bindings hold addresses of the arrays that are about to be replaced.
+            self._template_bindings.clear()
+            self._search_bindings.clear()
+        super().reserve(slots)
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._template_bindings.get(slot)
+        if binding is None:
+            binding = self._template.io_binding()
+            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
+            for name, values in self.state.items():
+                _bind(binding.bind_output, name, values[slot : slot + 1])
+            self._template_bindings[slot] = binding
+        self._template.run_with_iobinding(binding)
+
+    def _run_search(self, start: int, count: int) -> None:
+        binding = self._search_bindings.get((start, count))
+        if binding is None:
+            rows = slice(start, start + count)
+            binding = self._search.io_binding()
+            _bind(binding.bind_input, self.manifest.search.name, self._search_images[rows])
+            for name, values in self.state.items():
+                _bind(binding.bind_input, name, values[rows])
+            _bind(binding.bind_output, self.manifest.output.name, self._predictions[rows])
+            self._search_bindings[start, count] = binding
+        self._search.run_with_iobinding(binding)
+
+
+def _bind(bind: Any, name: str, array: np.ndarray) -> None:
+    """Binds a contiguous host array by address: nothing is copied, neither now nor per run."""
+    bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+
+
+class OnnxRuntimeDeviceEngine(HostEngine):
+    """ONNX Runtime on a CUDA device (provider ``cuda`` or ``tensorrt``).
+
+    Per frame the crops are copied to the device and five floats per target back. The template
+    state is an output of one session and an input of the other in the same device memory.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        provider: ``"cuda"`` or ``"tensorrt"``.
+        device: CUDA device index.
+    """
+
+    _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
+        super().__init__(manifest, f"onnxruntime {provider} {device}")
+        wanted = self._PROVIDERS[provider]
+        if wanted not in ort.get_available_providers():
+            raise EngineError(
+                f"onnxruntime {ort.__version__} here has no {wanted}: install onnxruntime-gpu, "
+                "or use --backend onnxruntime for the CPU"
+            )
+        self._device = device
+        providers = [(wanted, {"device_id": device}), "CPUExecutionProvider"]
+        self._template = _session(folder / "template.onnx", None, providers)
+        self._search = _session(folder / "search.onnx", None, providers)
+        if self._search.get_providers()[0] != wanted:
+            raise EngineError(f"onnxruntime fell back from {wanted} to the CPU: check the CUDA installation")
+        self._state_values: List[Dict[str, Any]] = []
+        self._image_values: Dict[int, Any] = {}
+        self._bindings: Dict[Tuple[int, int], Any] = {}
+        self.reserve(1)
+
+    def reserve(self, slots: int) -> None:
+        """See ``Engine.reserve``. Each slot owns its state tensors on the device."""
+        if slots <= self.capacity:
+            return
+        self._bindings.clear()
+        self._image_values.clear()
+        while len(self._state_values) < slots:
+            self._state_values.append(
+                {s.name: self._zeros((1, *s.shape), s.dtype) for s in self.manifest.state}
+            )
+        super().reserve(slots)
+
+    def move(self, source: int, target: int) -> None:
+        """See ``Engine.move``: the slots change places, nothing is copied."""
+        values = self._state_values
+        values[source], values[target] = values[target], values[source]
+        self._bindings.clear()
+
+    def _zeros(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", self._device)
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._template.io_binding()
+        binding.bind_cpu_input(self.manifest.template.name, self._template_image)
+        for name, value in self._state_values[slot].items():
+            binding.bind_ortvalue_output(name, value)
+        self._template.run_with_iobinding(binding)
+
+    def _run_search(self, start: int, count: int) -> None:
+        # One target per run: slots are separate tensors here. Batching on a GPU is the TensorRT engine's job.
+        for slot in range(start, start + count):
+            image = self._image_values.get(slot)
+            binding = self._bindings.get((slot, 1))
+            if image is None or binding is None:
+                image = self._image_values[slot] = self._zeros(
+                    (1, *self.manifest.search.shape), self.manifest.search.dtype
+                )
+                binding = self._search.io_binding()
+                binding.bind_ortvalue_input(self.manifest.search.name, image)
+                for name, value in self._state_values[slot].items():
+                    binding.bind_ortvalue_input(name, value)
+                output = self._predictions[slot : slot + 1]
+                _bind(binding.bind_output, self.manifest.output.name, output)
+                self._bindings[slot, 1] = binding
+            image.update_inplace(self._search_images[slot : slot + 1])
+            self._search.run_with_iobinding(binding)

@@ -1,0 +1,107 @@
+"""TraX entry point: lets the VOT toolkit drive a tracker.
+
+``python -m asymtrack_edge.benchmarks.accuracy.vot --tracker T`` speaks the TraX protocol on its standard
+input and output, or on the socket that the toolkit names in the environment. It answers with rectangles
+and a ``confidence``; several objects are followed by one tracker each. See docs/accuracy.md for the
+entry in the toolkit's ``trackers.ini``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any, List, Optional, Tuple
+from typing import Sequence as Items
+
+import cv2
+
+from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec, require_trax
+from asymtrack_edge.errors import AsymTrackError, SourceError, UsageError
+
+
+def serve(spec: TrackerSpec) -> int:
+    """Answers the client's requests until it quits; returns how many frames were tracked.
+
+    Raises:
+        AsymTrackError: the TraX bindings or the tracker are missing, or a frame cannot be read.
+    """
+    trax = require_trax()
+    # Made before the server: a model that does not load must be told in words, not as a dead connection.
+    spare: List[BoxTracker] = [spec.build()]
+    following: List[BoxTracker] = []
+    frames = 0
+    server = trax.Server(
+        [trax.Region.RECTANGLE],
+        [trax.Image.PATH],
+        tracker_name=spec.label,
+        tracker_description="AsymTrack on edge devices",
+        tracker_family="asymtrack-edge",
+        multiobject=True,
+    )
+    with server:
+        while True:
+            request = server.wait()
+            if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
+                return frames
+            frame = _read(request.image)
+            if request.type == trax.TraxStatus.INITIALIZE:
+                spare += following
+                following = []
+            answers = []
+            for tracker in following:
+                box: Tuple[float, ...] = tracker.update(frame)
+                answers.append((trax.Rectangle.create(*box), {"confidence": f"{tracker.score:.4f}"}))
+            for region, _ in request.objects or []:
+                tracker = spare.pop() if spare else spec.build()
+                box = _box(region)
+                tracker.init(frame, box)
+                following.append(tracker)
+                answers.append((trax.Rectangle.create(*box), {"confidence": "1"}))
+            server.status(answers)
+            frames += 1
+
+
+def _read(images: Any) -> Any:
+    path = images["color"].path()
+    frame = cv2.imread(path, cv2.IMREAD_COLOR)
+    if frame is None:
+        raise SourceError(f"cannot read the frame {path} that the client asked for")
+    return frame
+
+
+def _box(region: Any) -> Tuple[float, ...]:
+    """x, y, w, h of a rectangle, or of the rectangle around a polygon.
+
+    Raises:
+        UsageError: the region is neither, so that there is no box to start from.
+    """
+    if region.type == "rectangle":
+        return tuple(float(v) for v in region.bounds())
+    if region.type == "polygon":
+        xs, ys = zip(*(region.get(i) for i in range(region.size())))
+        return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
+    raise UsageError(f"the client starts an object with a {region.type}: a rectangle or polygon is needed")
+
+
+def main(argv: Optional[Items[str]] = None) -> int:
+    """Runs the entry point; returns 0, or 2 with one line on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m asymtrack_edge.benchmarks.accuracy.vot",
+        description="Serve a tracker over the TraX protocol, for the VOT toolkit.",
+        epilog="example: python -m asymtrack_edge.benchmarks.accuracy.vot --tracker exports/asymtrack-t",
+    )
+    parser.add_argument("--tracker", default="T", metavar="NAME", help="as for asymtrack-eval (default: T)")
+    parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
+    parser.add_argument("--device", type=int, default=0, help="GPU index (default: 0)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    args = parser.parse_args(argv)
+    try:
+        serve(TrackerSpec(args.tracker, args.backend, args.device, args.threads))
+    except AsymTrackError as error:
+        print(f"asymtrack vot: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""A progress line on stderr, drawn only where somebody is looking."""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from typing import Optional
+
+
+class Progress:
+    """Shows how far a run is and how fast it goes.
+
+    Args:
+        total: number of steps; None if unknown.
+        unit: what a step is.
+    """
+
+    def __init__(self, total: Optional[int], unit: str = "frames") -> None:
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self._began = self._drawn = monotonic()
+        self._tty = sys.stderr.isatty()
+
+    def step(self, note: str = "") -> None:
+        """Counts a step; redraws at most ten times a second."""
+        self.done += 1
+        now = monotonic()
+        if not self._tty or now - self._drawn < 0.1:
+            return
+        self._drawn = now
+        rate = self.done / max(1e-9, now - self._began)
+        line = f"{self.done} {self.unit}  {rate:.1f}/s  {note}"
+        if self.total:
+            share = min(1.0, self.done / self.total)
+            filled = round(share * 24)
+            left = (self.total - self.done) / rate
+            line = f"[{'#' * filled}{'.' * (24 - filled)}] {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}"
+        sys.stderr.write(f"\r\x1b[2K{line}")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Removes the line."""
+        if self._tty:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()

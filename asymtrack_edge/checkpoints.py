@@ -100,7 +100,7 @@ class Checkpoint:
         stated = self.metadata.get("variant", variant.name)
         if stated != variant.name:
             raise CheckpointError(
-                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose that variant"
+                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose that one"
             )
         need = f"variant {variant.name} needs"
         missing = [name for name in expected if name not in self.shapes and not name.endswith(_COUNTER)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Dict
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,8 +95,9 @@ class TemplateModulation(nn.Module):
 
 
 def _contract(selection: Tensor, tokens: Tensor) -> Tensor:
-    """Sums tokens ``(B, HW, C)`` into prototypes ``(B, N, C)`` (eq. 4), in fp32 whatever the inputs.
+    """Sums tokens ``(B, HW, C)`` into prototypes ``(B, N, C)`` (eq. 4), in fp32 or better.
 
     A sum over all positions leaves the range of fp16; the LayerNorm that follows brings it back.
     """
-    return selection.float().transpose(1, 2) @ tokens.float()
+    dtype = torch.promote_types(selection.dtype, torch.float32)
+    return selection.to(dtype).transpose(1, 2) @ tokens.to(dtype)

@@ -1,0 +1,80 @@
+"""What tests share: made-up weights and inputs, and the published implementation's answers on them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Dict, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.variants import VARIANTS, Variant
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+
+#: The architecture of T in the smallest sizes that it allows, for tests that need many runs.
+SMALL = VARIANTS["T"].with_(depths=(1, 2, 1), template_size=64, search_size=96)
+
+
+def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """The numbers of the tensor ``key``: any implementation can make the same (see data/golden/README.md)."""
+    r = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
+    last = key.rsplit(".", 1)[-1]
+    if last == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if last == "running_var":
+        values = r.uniform(0.5, 1.5, shape)
+    elif last == "running_mean":
+        values = r.normal(0, 0.1, shape)
+    elif last == "gamma_1":
+        values = r.uniform(0.2, 0.6, shape)
+    elif last == "ibe_scale":
+        values = r.normal(0, 0.5, shape)
+    elif last == "theta":
+        values = r.normal(0, 1, shape)
+    elif len(shape) == 1:
+        values = r.uniform(0.8, 1.2, shape) if last == "weight" else r.normal(0, 0.1, shape)
+    else:
+        values = r.normal(0, 1, shape) * np.sqrt(2 / np.prod(shape[1:])) * (8 if ".conv5_" in key else 1)
+    return values.astype(np.float32)
+
+
+def fill_all(shapes: Dict[str, Tuple[int, ...]], seed: int = 0) -> Dict[str, Tensor]:
+    """A whole state_dict."""
+    return {key: torch.from_numpy(np.asarray(fill(key, tuple(shape), seed))) for key, shape in shapes.items()}
+
+
+def filled_model(variant: Variant, seed: int = 0) -> AsymTrack:
+    """The network with made-up weights, in evaluation mode."""
+    model = AsymTrack(variant).eval()
+    model.load_state_dict(fill_all({key: tuple(v.shape) for key, v in model.state_dict().items()}, seed))
+    return model
+
+
+def random_inputs(variant: Variant, batch: int = 1, seed: int = 7) -> Tuple[Tensor, Tensor]:
+    """Template and search crops ``(batch, 3, side, side)`` of normally distributed noise."""
+    r = np.random.RandomState(seed)
+    sides = (variant.template_size, variant.search_size)
+    template, search = (r.normal(0, 1, (batch, 3, side, side)).astype(np.float32) for side in sides)
+    return torch.from_numpy(template), torch.from_numpy(search)
+
+
+def golden_inputs(variant: Variant) -> Tuple[Tensor, Tensor]:
+    """The crops that the golden answers are for."""
+    return random_inputs(variant, 1, 7)
+
+
+def golden_answers(name: str) -> Dict[str, np.ndarray]:
+    """The published implementation's answers for variant ``name`` and seed 0."""
+    with np.load(GOLDEN / f"official_{name}_seed0.npz") as answers:
+        return dict(answers)
+
+
+def official_shapes(name: str) -> Dict[str, Tuple[int, ...]]:
+    """Keys and shapes of the published network's state_dict, unused modules included."""
+    keys = json.loads((GOLDEN / f"official_keys_{name}.json").read_text())
+    return {key: tuple(shape) for key, shape in keys.items()}

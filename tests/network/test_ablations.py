@@ -1,0 +1,130 @@
+"""Every switch of the paper's Tables 4 and 5 gives a network that builds, runs and learns."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+import pytest
+import torch
+
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.variants import VARIANTS, Variant
+from tests.helpers import SMALL, filled_model, random_inputs
+
+WIDTHS = (32, 64, 128)
+
+SWITCHES: Dict[str, Dict[str, Any]] = {
+    "published": {},
+    "no ETM": {"etm_stages": ()},
+    "ETM in 1": {"etm_stages": (1,)},
+    "ETM in 2": {"etm_stages": (2,)},
+    "ETM in 3": {"etm_stages": (3,)},
+    "ETM in 1, 2, 3": {"etm_stages": (1, 2, 3)},
+    "cross-attention": {"etm_interaction": "mhca"},
+    "cross-attention in 1, 2, 3": {"etm_interaction": "mhca", "etm_stages": (1, 2, 3)},
+    "no prototype attention": {"prototype_attention": False},
+    "no prototype attention, cross-attention": {"prototype_attention": False, "etm_interaction": "mhca"},
+    "no OPE": {"ope_stages": ()},
+    "OPE in 1": {"ope_stages": (1,)},
+    "OPE in 1, 2": {"ope_stages": (1, 2)},
+    "OPE in 3": {"ope_stages": (3,)},
+    "neither": {"etm_stages": (), "ope_stages": ()},
+}
+switches = pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
+
+
+def parameters(variant: Variant) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in AsymTrack(variant).parameters())
+
+
+def ope_parameters(stage: int) -> int:
+    """Three kernels, the scale of each channel, theta and a LayerNorm."""
+    width = WIDTHS[stage - 1]
+    return 3 * 9 * width**2 + width + 1 + 2 * width
+
+
+def etm_parameters(stage: int, variant: Variant) -> int:
+    """Two selections, two LayerNorms, prototype attention and what generates or is the interaction."""
+    width = WIDTHS[stage - 1]
+    count = width // 32
+    shared = 2 * (width + 1) * count + 2 * 2 * width + (width + 1) * variant.prototype_attention
+    generator, attention = (width + 1) * (3 + count), 4 * width * (width + 1)
+    return shared + (generator if variant.etm_interaction == "dtm" else attention)
+
+
+@switches
+def test_parameters_are_those_of_the_modules(changes: Dict[str, Any]) -> None:
+    variant = SMALL.with_(**changes)
+    bare = parameters(SMALL.with_(etm_stages=(), ope_stages=()))
+    added = sum(map(ope_parameters, variant.ope_stages))
+    added += sum(etm_parameters(stage, variant) for stage in variant.etm_stages)
+    assert parameters(variant) == bare + added
+
+
+@switches
+def test_template_state_is_as_declared(changes: Dict[str, Any]) -> None:
+    variant = SMALL.with_(**changes)
+    template, _ = random_inputs(variant, 2)
+    with torch.no_grad():
+        state = filled_model(variant).template(template)
+    assert {name: tuple(tensor.shape[1:]) for name, tensor in state.items()} == variant.state_shapes
+    assert list(state) == list(variant.state_shapes)
+    assert all(len(tensor) == 2 for tensor in state.values())
+
+
+@switches
+def test_learns(changes: Dict[str, Any]) -> None:
+    """A step against the gradient lowers the loss by about as much as the gradient promises."""
+    variant = SMALL.with_(**changes)
+    model = filled_model(variant).double().train()
+    template, search = (t.double() for t in random_inputs(variant, 2))
+    target = torch.tensor([0.25, 0.25, 0.75, 0.75])
+
+    def loss() -> torch.Tensor:
+        return (model(template, search).corners - target).square().sum()
+
+    before = loss()
+    before.backward()  # type: ignore[no-untyped-call]
+    gradients = [(p, p.grad) for p in model.parameters() if p.grad is not None]
+    size = torch.stack([gradient.norm() for _, gradient in gradients]).norm()
+    assert torch.isfinite(size) and size > 1e-3
+    step = 1e-3 / size  # so that the loss should fall by 0.001
+    with torch.no_grad():
+        for parameter, gradient in gradients:
+            parameter -= step * gradient / size
+        after = loss()
+    assert 0.5 * step * size < before - after < 2 * step * size
+
+
+@pytest.mark.parametrize("changes", [c for c in SWITCHES.values() if c.get("etm_stages", (2,))], ids=str)
+def test_the_template_reaches_the_box(changes: Dict[str, Any]) -> None:
+    variant = SMALL.with_(**changes)
+    model = filled_model(variant)
+    template, search = random_inputs(variant)
+    with torch.no_grad():
+        state = model.template(template)
+        other = model.template(template.flip(-1) * 0.5)
+        box = model.search(search, state).box
+        for name in state:
+            assert not torch.equal(model.search(search, {**state, name: other[name]}).box, box), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"etm_stages": (4,)}, {"ope_stages": (0,)}, {"etm_interaction": "sum"}, {"search_size": 250}],
+    ids=str,
+)
+def test_impossible_switches_are_refused(changes: Dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        VARIANTS["T"].with_(**changes)
+
+
+@pytest.mark.parametrize("name", "TSB")
+def test_folded_size_is_the_published_one(name: str) -> None:
+    """OPE's three kernels and theta become one kernel; the paper counts that form."""
+    variant = VARIANTS[name]
+    folded = parameters(variant) - sum(2 * 9 * width**2 + 1 for width in WIDTHS)
+    assert round(folded / 1e6, 4) == {"T": 3.0533, "S": 3.3634, "B": 3.3634}[name]
+    assert abs(folded / 1e6 - variant.published.params_m) < 0.005

@@ -1,0 +1,66 @@
+"""Items of a batch do not see each other, calls do not see earlier calls, gradients reach everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asymtrack_edge.variants import VARIANTS, Variant
+from tests.helpers import SMALL, filled_model, random_inputs
+
+DEEP = VARIANTS["S"].with_(template_size=64, search_size=128)
+MHCA = SMALL.with_(etm_interaction="mhca")
+
+
+@pytest.mark.parametrize("variant", [DEEP, SMALL, MHCA], ids=["S", "small", "mhca"])
+def test_an_item_alone_gives_the_same(variant: Variant) -> None:
+    model = filled_model(variant)
+    template, search = random_inputs(variant, 3)
+    with torch.no_grad():
+        together = model(template, search)
+        for i in range(3):
+            alone = model(template[i : i + 1], search[i : i + 1])
+            assert (together.corners[i] - alone.corners[0]).abs().max() < 2e-5
+            assert (together.score_tl[i] - alone.score_tl[0]).abs().max() < 1e-4 * alone.score_tl.abs().max()
+
+
+def test_items_with_swapped_templates_differ() -> None:
+    model = filled_model(SMALL)
+    template, search = random_inputs(SMALL, 2)
+    with torch.no_grad():
+        straight, swapped = model(template, search).corners, model(template.flip(0), search).corners
+    assert not torch.allclose(straight, swapped, atol=1e-4)
+
+
+def test_no_state_is_kept_between_calls() -> None:
+    model = filled_model(SMALL)
+    first, second = random_inputs(SMALL, 1, 1), random_inputs(SMALL, 1, 2)
+    with torch.no_grad():
+        before = model(*first).corners
+        model(*second)
+        state = model.template(first[0])
+        copies = {name: tensor.clone() for name, tensor in state.items()}
+        assert torch.equal(model.search(first[1], state).corners, before)
+        assert torch.equal(model(*first).corners, before)
+    assert all(torch.equal(state[name], copies[name]) for name in state)
+
+
+@pytest.mark.parametrize("variant", [DEEP, MHCA], ids=["S", "mhca"])
+def test_gradients_reach_every_parameter(variant: Variant) -> None:
+    """In evaluation mode: in training mode BatchNorm takes the biases before it out of the result."""
+    model = filled_model(variant).double()
+    template, search = (t.double() for t in random_inputs(variant, 2))
+    prediction = model(template, search)
+    (prediction.score_tl.square().sum() + prediction.score_br.square().sum()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 1e-12, name
+
+
+def test_the_boxes_alone_train_the_template_selection() -> None:
+    """The published code cuts the gradient of ``pre_kernels``; this network must not."""
+    model = filled_model(SMALL)
+    model(*random_inputs(SMALL, 2)).corners.square().sum().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters() if ".pre_kernels." in n}
+    assert len(gradients) == 4
+    assert all(g is not None and g.abs().max() > 0 for g in gradients.values())

@@ -3,7 +3,7 @@
 All toolkits reduce a sequence to an overlap and a centre error per counted frame and then ask for the
 share of frames past a threshold. They differ in which frames count, and what a frame without a box in
 the ground truth is worth: that is what a ``Protocol`` states. The toolkits write rectangles as pixels
-``x ... x + w - 1``; in overlap and centre *differences* the ones cancel, so they do not appear here.
+``x ... x + w - 1``; in overlaps and centre *differences* the ones cancel.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ PROTOCOLS: Dict[str, Protocol] = {
         trackingnet=True,
     ),
     "folder": Protocol(
-        "success AUC over 21 thresholds (overlap > t), precision at 20 px, normalised precision at 0.2, averaged "
-        "over sequences; AO, SR0.5, SR0.75 as GOT-10k; annotated, visible frames only, frame 0 left out",
+        "success AUC over 21 thresholds (overlap > t), precision at 20 px, normalised precision at 0.2, "
+        "averaged over sequences; AO, SR0.5, SR0.75 as GOT-10k; annotated, visible frames only, frame 0 left "
+        "out",
         first_frame="left out",
         absent="left out",
         repair=False,
@@ -149,7 +150,8 @@ def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool = False
     Returns:
         float64 ``(N,)``; infinite where a component is to be divided by zero.
     """
-    difference = boxes[:, :2] + boxes[:, 2:] / 2 - truth[:, :2] - truth[:, 2:] / 2
+    # Written as the toolkits write it, ones included, so that ties with a threshold fall as theirs do.
+    difference = (boxes[:, :2] + (boxes[:, 2:] - 1) / 2) - (truth[:, :2] + (truth[:, 2:] - 1) / 2)
     if normalised:
         side = truth[:, 2:]
         difference = np.divide(difference, side, out=np.full_like(difference, np.inf), where=side > 0)

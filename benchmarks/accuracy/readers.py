@@ -159,13 +159,11 @@ def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
     truth = read_boxes(folder / "groundtruth.txt")
     if start_only or (len(truth) == 1 and len(frames) > 1):
         truth = np.vstack([truth[:1], np.full((len(frames) - 1, 4), np.nan)])
-    meta = _got10k_meta(folder)
-    attributes = [f"{key[:-6]}:{meta[key]}" for key in ("motion_class", "object_class") if key in meta]
     labels: Dict[str, np.ndarray] = {}
     for name in ("cover", "absence", "cut_by_image"):
         if (folder / f"{name}.label").is_file():
             labels[name] = read_labels(folder / f"{name}.label")
-    attributes += [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
     absent = None
     if "cover" in labels:
         # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).

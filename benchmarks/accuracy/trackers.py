@@ -195,12 +195,11 @@ def _opencv_attribute(attribute: str, tracker: str) -> Any:
     found = getattr(cv2, attribute, None) or getattr(legacy, attribute, None)
     if found is None and tracker in _OPENCV_CONTRIB:
         raise UsageError(
-            f"opencv:{tracker} is not in this build of OpenCV ({cv2.__version__}): replace opencv-python by "
-            "opencv-contrib-python of a 4.x version (pip uninstall opencv-python, then pip install "
-            "'opencv-contrib-python<5')"
+            f"opencv:{tracker} is not in this build of OpenCV {cv2.__version__}: pip uninstall opencv-python, then "
+            "pip install opencv-contrib-python"
         )
     if found is None:
-        raise UsageError(f"opencv:{tracker} is not in this OpenCV ({cv2.__version__}): install a newer one")
+        raise UsageError(f"opencv:{tracker} is not in OpenCV {cv2.__version__}: install a newer one")
     return found
 
 

@@ -1,0 +1,219 @@
+"""Metrics against the got10k package, against cases computed by hand, and their properties."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from got10k.utils import metrics as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from asymtrack_edge.benchmarks.accuracy import PROTOCOLS, Sequence, summarise
+from asymtrack_edge.benchmarks.accuracy.metrics import (
+    by_attribute,
+    centre_errors,
+    overlaps,
+    score_sequence,
+    success_curve,
+)
+from asymtrack_edge.errors import DatasetError, UsageError
+
+
+def sequence(truth, name="s", absent=None, size=(640, 480), attributes=()):
+    truth = np.asarray(truth, np.float64)
+    frames = tuple(Path(f"{i}.jpg") for i in range(len(truth)))
+    return Sequence(
+        name, frames, truth, tuple(attributes), None if absent is None else np.array(absent, bool), size
+    )
+
+
+def random_tracks(seed, count=200, low=5.0):
+    """Ground truth inside the frame and a result that loses it step by step."""
+    rng = np.random.default_rng(seed)
+    truth = np.column_stack([rng.uniform(low, 400, (count, 2)), rng.uniform(10, 120, (count, 2))])
+    boxes = truth + rng.normal(0, np.linspace(0, 60, count)[:, None], (count, 4))
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], 1)
+    boxes[0] = truth[0]
+    return truth, boxes
+
+
+def score(protocol, truth, boxes, **kwargs):
+    return score_sequence(PROTOCOLS[protocol], sequence(truth, **kwargs), np.asarray(boxes, np.float64))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_overlaps_and_errors_agree_with_got10k(seed):
+    truth, boxes = random_tracks(seed)
+    np.testing.assert_allclose(overlaps(boxes, truth), reference.rect_iou(boxes, truth), atol=1e-12)
+    np.testing.assert_allclose(centre_errors(boxes, truth), reference.center_error(boxes, truth), atol=1e-9)
+
+
+@pytest.mark.parametrize("protocol", ["otb", "uav123", "nfs"])
+def test_one_pass_evaluation_agrees_with_got10k(protocol):
+    """As ExperimentOTB: curves of each sequence, averaged; 21 and 51 thresholds; > and <=."""
+    scores, success, precision = [], [], []
+    for seed in range(4):
+        truth, boxes = random_tracks(seed, count=50 + 40 * seed)
+        scores.append(score(protocol, truth, boxes))
+        overlap, error = reference.rect_iou(boxes, truth), reference.center_error(boxes, truth)
+        success.append(np.greater(overlap[:, None], np.linspace(0, 1, 21)).mean(0))
+        precision.append(np.less_equal(error[:, None], np.arange(51)).mean(0))
+    summary = summarise(PROTOCOLS[protocol], scores)
+    np.testing.assert_allclose(summary.curves["success"][1], np.mean(success, 0), atol=1e-6)
+    np.testing.assert_allclose(summary.curves["precision"][1], np.mean(precision, 0), atol=1e-6)
+    assert summary.metrics["auc"] == pytest.approx(np.mean(success), abs=1e-6)
+    assert summary.metrics["precision"] == pytest.approx(np.mean(precision, 0)[20], abs=1e-6)
+    assert summary.metrics["sr50"] == pytest.approx(np.mean(success, 0)[10], abs=1e-6)
+
+
+def test_average_overlap_agrees_with_got10k():
+    """As ExperimentGOT10k: boxes cut to the frame, hidden frames and frame 0 out, all frames pooled."""
+    scores, pooled = [], []
+    for seed in range(4):
+        truth, boxes = random_tracks(seed, count=60 + 50 * seed)
+        cover = np.random.default_rng(seed).integers(0, 9, len(truth))
+        scores.append(score("got10k", truth, boxes, absent=cover == 0, size=(300, 280)))
+        overlap = reference.rect_iou(boxes[1:].copy(), truth[1:].copy(), bound=(300, 280))
+        pooled.append(overlap[cover[1:] > 0])
+    summary = summarise(PROTOCOLS["got10k"], scores)
+    joined = np.concatenate(pooled)
+    assert summary.metrics["ao"] == pytest.approx(joined.mean(), abs=1e-6)
+    assert summary.metrics["sr0.5"] == pytest.approx((joined > 0.5).mean(), abs=1e-6)
+    assert summary.metrics["sr0.75"] == pytest.approx((joined > 0.75).mean(), abs=1e-6)
+    curve = np.greater(joined[:, None], np.linspace(0, 1, 101)).mean(0)
+    np.testing.assert_allclose(summary.curves["success"][1], curve, atol=1e-6)
+    assert [s.counted for s in summary.sequences] == [len(p) for p in pooled]
+
+
+TRUTH = [(10, 10, 20, 20)] * 4
+#: Perfect, half covered, apart by 30 pixels, perfect.
+BOXES = [(10, 10, 20, 20), (10, 10, 20, 10), (40, 10, 20, 20), (10, 10, 20, 20)]
+
+
+def test_otb_by_hand():
+    """Frame 0 counts as perfect whatever the result says; overlap 0.5 is not greater than 0.5."""
+    result = score("otb", TRUTH, [(0, 0, 1, 1), *BOXES[1:]])
+    # Overlaps 1, 0.5, 0, 1: three above t = 0 .. 0.45 (10 thresholds), two above 0.5 .. 0.95, none above 1.
+    assert result.metrics["auc"] == pytest.approx((10 * 0.75 + 10 * 0.5) / 21)
+    assert result.metrics["sr50"] == 0.5
+    # Centre errors 0, 5, 30, 0 pixels; in boxes 0, 0.25, 1.5, 0.
+    assert result.metrics["precision"] == 0.75
+    assert result.metrics["norm_precision"] == 0.5
+    assert result.counted == 4
+
+
+def test_folder_by_hand():
+    """Frame 0 does not count, nor do frames without annotation or with the target declared hidden."""
+    truth = [*TRUTH, (np.nan,) * 4, (10, 10, 20, 20)]
+    boxes = [*BOXES, (0, 0, 5, 5), (100, 100, 5, 5)]
+    result = score("folder", truth, boxes, absent=[0, 0, 0, 0, 0, 1])
+    assert result.counted == 3
+    assert result.metrics["auc"] == pytest.approx((10 * 2 / 3 + 10 * 1 / 3) / 21)
+    assert result.metrics["ao"] == pytest.approx(0.5)
+    assert result.metrics["sr0.5"] == result.metrics["sr0.75"] == pytest.approx(1 / 3)
+
+
+def test_uav123_counts_frames_without_annotation_as_its_toolkit_does():
+    truth = [*TRUTH, (np.nan,) * 4]
+    result = score("uav123", truth, [*BOXES, (10, 10, 20, 20)])
+    assert result.metrics["auc"] == pytest.approx((10 * 0.6 + 10 * 0.4) / 21)
+    # The toolkit gives such frames an error of -1, which is within every threshold.
+    assert result.metrics["precision"] == pytest.approx(4 / 5)
+    assert result.metrics["norm_precision"] == pytest.approx(3 / 5)
+
+
+def test_lasot_counts_absent_frames_as_failures_and_says_so():
+    truth = [*TRUTH, (10, 10, 20, 20)]
+    result = score("lasot", truth, [*BOXES, (10, 10, 20, 20)], absent=[0, 0, 0, 0, 1])
+    assert result.metrics["auc"] == pytest.approx((10 * 0.6 + 10 * 0.4) / 21)
+    assert result.metrics["precision"] == pytest.approx(3 / 5)
+    assert result.metrics["norm_precision"] == pytest.approx(2 / 5)
+    assert result.metrics["auc_visible"] == pytest.approx((10 * 0.75 + 10 * 0.5) / 21)
+
+
+def test_box_rules_differ_at_the_edge_of_the_frame():
+    """A true box at x = 0 is none for OTB's toolkit, is one for LaSOT's, and one at x < 0 for NfS."""
+    truth = [(10, 10, 20, 20), (0, 10, 20, 20), (-5, 10, 20, 20)]
+    assert score("otb", truth, truth).metrics["sr50"] == pytest.approx(1 / 3)
+    assert score("lasot", truth, truth).metrics["sr50"] == pytest.approx(2 / 3)
+    assert score("nfs", truth, truth).metrics["sr50"] == 1
+
+
+def test_trackingnet_by_hand():
+    """Whole pixels (halves to even, as numpy rounds) and areas by the trapezoidal rule."""
+    result = score("trackingnet", [(10.2, 10.4, 19.6, 20.4)] * 4, BOXES)
+    success = np.array([0.75] * 10 + [0.5] * 10 + [0])
+    precision = np.array([0.5] * 2 + [0.75] * 10 + [1] * 9)  # errors 0, 5, 30, 0 at 0, 2.5, ... 50
+    normal = np.array([0.5] * 10 + [0.75] * 11)  # 0, 0.25, 1.5, 0 at 0, 0.025, ... 0.5
+    trapezoid = getattr(np, "trapezoid", None) or np.trapz
+    assert result.metrics["success"] == pytest.approx(trapezoid(success, np.linspace(0, 1, 21)))
+    assert result.metrics["precision"] == pytest.approx(trapezoid(precision, np.linspace(0, 1, 21)))
+    assert result.metrics["norm_precision"] == pytest.approx(trapezoid(normal, np.linspace(0, 1, 21)))
+
+
+def test_invalid_results_are_repaired_only_where_the_toolkit_does():
+    broken = [BOXES[0], (np.nan,) * 4, (10, 10, 0, 20), BOXES[3]]
+    assert score("otb", TRUTH, broken).metrics["sr50"] == 1
+    assert score("folder", TRUTH, broken).metrics["sr50"] == pytest.approx(1 / 3)
+
+
+def test_averages_over_sequences_and_attributes():
+    short, long = (
+        sequence(TRUTH[:2], "short", attributes=["x"]),
+        sequence(TRUTH, "long", attributes=["x", "y"]),
+    )
+    protocol = PROTOCOLS["folder"]
+    scores = [
+        score_sequence(protocol, short, np.array(TRUTH[:2], float)),
+        score_sequence(protocol, long, np.full((4, 4), 200.0)),
+    ]
+    summary = summarise(protocol, scores)
+    assert summary.metrics["sr50"] == 0.5  # over sequences
+    assert summary.metrics["sr0.5"] == 0.25  # over frames: 1 of 4
+    tags = by_attribute(protocol, [short, long], scores)
+    assert {tag: len(s.sequences) for tag, s in tags.items()} == {"x": 2, "y": 1}
+    assert tags["y"].metrics["sr50"] == 0
+
+
+def test_withheld_truth_and_wrong_lengths():
+    truth = [(10, 10, 20, 20), (np.nan,) * 4, (np.nan,) * 4]
+    for protocol in ("got10k", "trackingnet", "folder", "uav123"):
+        assert score(protocol, truth, np.full((3, 4), 10.0)) is None
+    with pytest.raises(UsageError, match="2 boxes in the results for 3 frames"):
+        score("otb", truth, np.full((2, 4), 10.0))
+    with pytest.raises(UsageError, match="no sequence could be scored"):
+        summarise(PROTOCOLS["otb"], [])
+    with pytest.raises(DatasetError, match="2 visibility labels"):
+        sequence(TRUTH, absent=[0, 1])
+
+
+box_arrays = arrays.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 8), st.just(4)),
+    elements=st.floats(0, 500, allow_nan=False, width=32),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(box_arrays, st.floats(-50, 50), st.floats(0.1, 10))
+def test_overlap_is_symmetric_and_survives_moving_and_scaling(boxes, shift, scale):
+    other = boxes[::-1]
+    plain = overlaps(boxes, other)
+    assert ((plain >= 0) & (plain <= 1)).all()
+    np.testing.assert_array_equal(plain, overlaps(other, boxes))
+    offset = np.array([shift, shift, 0, 0])
+    moved = [(b + offset) * scale for b in (boxes, other)]
+    sized = (boxes[:, 2:] > 1e-3).all(1) & (other[:, 2:] > 1e-3).all(1)
+    np.testing.assert_allclose(overlaps(*moved)[sized], plain[sized], atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(0, 1)))
+def test_success_falls_and_its_area_is_the_mean_overlap(overlap):
+    curve = success_curve(overlap)
+    assert (np.diff(curve) <= 0).all() and curve[-1] == 0
+    # Counting thresholds below each overlap: the AUC is the mean overlap to within one threshold step.
+    assert abs(curve.mean() - overlap.mean()) <= 1 / 20

@@ -163,7 +163,9 @@ def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
     for name in ("cover", "absence", "cut_by_image"):
         if (folder / f"{name}.label").is_file():
             labels[name] = read_labels(folder / f"{name}.label")
-    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    attributes: List[str] = [
+        name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()
+    ]
     absent = None
     if "cover" in labels:
         # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).

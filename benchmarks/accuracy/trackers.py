@@ -195,7 +195,7 @@ def _opencv_attribute(attribute: str, tracker: str) -> Any:
     found = getattr(cv2, attribute, None) or getattr(legacy, attribute, None)
     if found is None and tracker in _OPENCV_CONTRIB:
         raise UsageError(
-            f"opencv:{tracker} is not in this build of OpenCV {cv2.__version__}: pip uninstall opencv-python, then "
+            f"opencv:{tracker} is not in this OpenCV ({cv2.__version__}): pip uninstall opencv-python, then "
             "pip install opencv-contrib-python"
         )
     if found is None:

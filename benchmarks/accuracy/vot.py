@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from typing import Any, List, Optional, Tuple
 from typing import Sequence as Items
 
@@ -38,9 +39,13 @@ def serve(spec: TrackerSpec) -> int:
         tracker_family="asymtrack-edge",
         multiobject=True,
     )
-    with server:
+    reason = None
+    try:
         while True:
-            request = server.wait()
+            try:
+                request = server.wait()
+            except trax.TraxException as error:
+                raise SourceError(f"the connection to the TraX client broke: {error}") from None
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return frames
             frame = _read(request.image)
@@ -59,6 +64,13 @@ def serve(spec: TrackerSpec) -> int:
                 answers.append((trax.Rectangle.create(*box), {"confidence": "1"}))
             server.status(answers)
             frames += 1
+    except Exception as error:
+        reason = str(error)
+        raise
+    finally:
+        # The client is told why; where it is gone already there is nobody to tell.
+        with suppress(trax.TraxException):
+            server.quit(reason)
 
 
 def _read(images: Any) -> Any:

@@ -1,0 +1,206 @@
+"""GStreamer pipelines: through OpenCV where it has GStreamer, else through ``gst-launch-1.0``.
+
+The OpenCV of JetPack has GStreamer; the one from PyPI never has. For the latter the pipeline runs
+in a process of its own and writes I420 pictures, half the bytes of BGR, into a pipe.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from time import monotonic
+from typing import Dict, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.errors import SourceError, UsageError
+
+#: Seconds without a byte after which a pipeline counts as gone, while starting and while running.
+START_TIMEOUT = 10.0
+READ_TIMEOUT = 5.0
+
+_MAX_PIXELS = 1 << 26
+
+
+def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
+    """The pipeline of a Jetson's CSI camera, ending in BGRx in ordinary memory.
+
+    Args:
+        sensor: its number, ``"0"``.
+        options: ``width``, ``height``, ``fps`` and ``flip`` (0..7 of ``nvvidconv``).
+
+    Raises:
+        UsageError: an option is unknown or not a number.
+    """
+    values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
+    for name, value in options.items():
+        if name not in values:
+            raise UsageError(f"unknown option {name!r} of a CSI camera: choose among {', '.join(values)}")
+        values[name] = value
+    for name, value in {"sensor": sensor, **values}.items():
+        if not re.fullmatch(r"\d{1,5}", value):
+            raise UsageError(f"{name} of a CSI camera is a number, not {value!r} (for example csi://0?fps=60)")
+    return (
+        f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={values['width']},"
+        f"height={values['height']},framerate={values['fps']}/1 ! nvvidconv flip-method={values['flip']} ! "
+        "video/x-raw,format=BGRx"
+    )
+
+
+def opencv_has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer."""
+    return re.search(r"GStreamer:\s+YES", cv2.getBuildInformation()) is not None
+
+
+def open_pipeline(pipeline: str) -> object:
+    """Starts a pipeline; returns what has ``grab``, ``retrieve``, ``release`` and ``get``.
+
+    Raises:
+        SourceError: it cannot be started, or there is no GStreamer here.
+    """
+    body = re.sub(r"\s*!\s*appsink\b[^!]*$", "", pipeline.strip())
+    if opencv_has_gstreamer():
+        # The sink drops what nobody took: the newest picture is always the next.
+        tail = " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+        capture = cv2.VideoCapture(body + tail, cv2.CAP_GSTREAMER)
+        if not capture.isOpened():
+            raise SourceError(f"GStreamer cannot run the pipeline: try gst-launch-1.0 {body} ! fakesink")
+        return capture
+    if shutil.which("gst-launch-1.0") is None:
+        raise SourceError(
+            "a GStreamer pipeline needs an OpenCV with GStreamer (JetPack's) or the program gst-launch-1.0 "
+            "(package gstreamer1.0-tools); neither is here"
+        )
+    return PipedPipeline(body)
+
+
+class PipedPipeline:
+    """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
+
+    It has the part of ``cv2.VideoCapture`` that a live source needs. No call blocks for longer than
+    its timeout. One buffer is kept and read into again and again; ``retrieve`` allocates the BGR
+    picture, which belongs to the caller.
+
+    Raises:
+        SourceError: the pipeline does not start.
+    """
+
+    def __init__(self, body: str) -> None:
+        try:
+            elements = shlex.split(body)
+        except ValueError as error:
+            raise UsageError(f"the pipeline cannot be parsed ({error}): check its quotes") from None
+        tail = ["!", "videoconvert", "!", "video/x-raw,format=I420", "!", "y4menc", "!", "fdsink", "fd=1"]
+        # A file, because a pipe that nobody reads would block the process.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            ["gst-launch-1.0", "-q", *elements, *tail],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is for us: we end it in order
+        )
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout.fileno()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with suppress(OSError):
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
+        try:
+            header = self._line(START_TIMEOUT)
+            self._size, self._fps = _parse_header(header)
+        except SourceError:
+            reason = self._complaint()
+            self.release()
+            raise SourceError(f"GStreamer cannot run the pipeline: {reason}") from None
+        width, height = self._size
+        self._planes = np.zeros((height * 3 // 2, width), np.uint8)
+
+    def get(self, prop: int) -> float:
+        """The frame rate; 0 for everything else."""
+        return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
+
+    def grab(self) -> bool:
+        """Reads one picture's bytes; false when the pipeline ended or says nothing any more."""
+        try:
+            marker = self._line(READ_TIMEOUT)
+            if not marker.startswith(b"FRAME"):
+                return False
+            self._fill(self._planes.data.cast("B"), READ_TIMEOUT)
+        except (SourceError, OSError):
+            return False
+        return True
+
+    def retrieve(self) -> Tuple[bool, Optional[np.ndarray]]:
+        """The picture read last as BGR uint8 ``(H, W, 3)``."""
+        return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
+
+    def release(self) -> None:
+        """Ends the process."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _fill(self, target: memoryview, timeout: float) -> None:
+        filled, deadline = 0, monotonic() + timeout
+        while filled < len(target):
+            ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - monotonic()))
+            if not ready:
+                raise SourceError("the pipeline says nothing")
+            count = os.readv(self._pipe, [target[filled:]])
+            if not count:
+                raise SourceError("the pipeline ended")
+            filled += count
+
+    def _line(self, timeout: float) -> bytes:
+        line, byte = bytearray(), bytearray(1)
+        deadline = monotonic() + timeout
+        while len(line) < 256:
+            self._fill(memoryview(byte), deadline - monotonic())
+            if byte == b"\n":
+                return bytes(line)
+            line += byte
+        raise SourceError("the pipeline does not speak YUV4MPEG2")
+
+    def _complaint(self) -> str:
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "it starts but gives no picture"
+        self._errors.seek(0)
+        lines = self._errors.read(4096).decode("utf-8", "replace").splitlines()
+        return next((line for line in lines if line.strip()), "it ended without a picture")
+
+
+def _parse_header(header: bytes) -> Tuple[Tuple[int, int], float]:
+    """Width, height and frame rate of a YUV4MPEG2 stream.
+
+    Raises:
+        SourceError: not such a stream, or sizes that I420 cannot have.
+    """
+    fields = header.split()
+    if not fields or fields[0] != b"YUV4MPEG2":
+        raise SourceError("the pipeline does not speak YUV4MPEG2")
+    found = {field[:1]: field[1:] for field in fields[1:]}
+    try:
+        width, height = int(found[b"W"]), int(found[b"H"])
+        rate, per = (int(part) for part in found.get(b"F", b"0:1").split(b":"))
+    except (KeyError, ValueError):
+        raise SourceError("the pipeline does not speak YUV4MPEG2") from None
+    if width < 2 or height < 2 or width % 2 or height % 2 or width * height > _MAX_PIXELS:
+        raise SourceError(f"the pipeline gives pictures of {width}x{height}: sides must be even")
+    return (width, height), rate / per if per > 0 else 0.0

@@ -1,0 +1,153 @@
+"""Readers: newest frame for what is live, read-ahead for files, stalls and reconnects."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import tracemalloc
+from time import monotonic, sleep
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import SourceError
+from asymtrack_edge.runtime import capture
+from asymtrack_edge.runtime.capture import LivePolicy, LiveReader, ReadAhead, open_reader
+from asymtrack_edge.runtime.sources import LiveSource, Source, open_source
+from tests.runtime.simulated import FakeCapture, Script
+
+EAGER = LivePolicy(stall_after=0.1, patience=0.6, first_delay=0.01, longest_delay=0.05)
+
+
+class Counted(Source):
+    """Numbers its frames and remembers how many were asked for."""
+
+    name = "counted"
+
+    def __init__(self, count: int) -> None:
+        self.length, self.given, self.closed = count, 0, False
+
+    def __iter__(self):
+        for i in range(self.length):
+            self.given += 1
+            yield None if i == 3 else np.full((4, 4, 3), i, np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
+    """A 60 Hz camera, a tracker of 20 Hz: frames younger than two periods, two of three dropped."""
+    period = 1 / 60
+    reader = LiveReader(LiveSource("fake", lambda: FakeCapture(60, size=(640, 480))))
+    ages, indices = [], []
+    with reader:
+        for _ in range(5):
+            next(reader)
+        gc.collect()
+        tracemalloc.start()
+        for _ in range(30):
+            frame = next(reader)
+            ages.append(frame.age)
+            indices.append(frame.number)
+            sleep(0.05)
+        del frame
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert sorted(ages)[-2] < 2 * period, f"oldest frames at decision {sorted(ages)[-3:]}"
+    assert np.all(np.diff(indices) >= 1)
+    assert reader.stats.dropped >= 40
+    stats = reader.stats
+    assert stats.received - stats.delivered - stats.dropped in (0, 1)  # one may still have been waiting
+    assert peak < 5 * 640 * 480 * 3, f"{peak / 1e6:.1f} MB for frames of 0.9 MB"
+
+
+def test_source_that_dies_and_returns_goes_on() -> None:
+    script = Script(FakeCapture(500, dies_after=3), SourceError("not yet"), FakeCapture(500, dies_after=4))
+    lines = []
+    reader = LiveReader(LiveSource("camera 7", script), EAGER, lines.append)
+    images = []
+    with pytest.raises(SourceError, match=r"camera 7 has given no frame .*nobody answers"):
+        for frame in reader:
+            images.append(frame.number)
+    assert reader.stats.received == 7
+    assert reader.stats.reconnects == 1
+    assert images[-1] == 6
+    assert any("went away" in line for line in lines) and any("back after" in line for line in lines)
+    assert all(used.released for used in script.used)
+    reader.close()
+
+
+def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
+    lines = []
+    source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
+    reader = LiveReader(source, EAGER, lines.append)
+    began = monotonic()
+    with pytest.raises(SourceError, match="no frame for"):
+        for _ in reader:
+            pass
+    assert 0.5 < monotonic() - began < 1.4, "waited for the hanging read"
+    assert reader.stats.stalls == 1
+    assert any("no frame for 0.1" in line for line in lines)
+    reader.close()
+
+
+def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter([5e8, 0.0, 2e9, 1e9, 3e9])
+    monkeypatch.setattr(capture, "time", lambda: next(jumps))
+    with LiveReader(LiveSource("fake", lambda: FakeCapture(200))) as reader:
+        frames = [next(reader) for _ in range(5)]
+    assert all(0 <= frame.age < 5 for frame in frames)
+    assert all(b.received > a.received for a, b in zip(frames, frames[1:]))
+    assert [round(f.time) for f in frames] == [500000000, 0, 2000000000, 1000000000, 3000000000]
+
+
+def test_closing_wakes_whoever_waits() -> None:
+    reader = LiveReader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
+    threading.Timer(0.1, reader.close).start()
+    assert list(reader) == []
+
+
+def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
+    source = Counted(40)
+    reader = ReadAhead(source, depth=3)
+    first = next(reader)
+    sleep(0.05)
+    assert source.given <= 1 + 3 + 1
+    frames = [first, *reader]
+    assert [f.number for f in frames] == list(range(40))
+    assert [int(f.image[0, 0, 0]) for f in frames if f.image is not None] == [i for i in range(40) if i != 3]
+    assert reader.stats.unreadable == 1 and reader.stats.dropped == 0
+    assert source.closed
+
+
+def test_closing_a_file_early_ends_its_thread() -> None:
+    source = Counted(10**9)
+    with open_reader(source) as reader:
+        next(reader)
+    assert source.closed
+    assert list(reader) == []
+
+
+def test_error_while_reading_reaches_the_caller() -> None:
+    class Broken(Counted):
+        def __iter__(self):
+            yield np.zeros((2, 2, 3), np.uint8)
+            raise OSError("disk gone")
+
+    reader = open_reader(Broken(2))
+    next(reader)
+    with pytest.raises(OSError, match="disk gone"):
+        next(reader)
+
+
+def test_video_file_through_the_reader(tmp_path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for i in range(12):
+        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
+    writer.release()
+    with open_reader(open_source(str(tmp_path / "v.avi"))) as reader:
+        values = [float(f.image.mean()) for f in reader]
+    assert len(values) == 12
+    assert np.allclose(values, 20 * np.arange(12), atol=3)

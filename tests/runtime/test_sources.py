@@ -1,0 +1,192 @@
+"""Every kind of source, over real decoders, servers and pipelines where they are installed."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from time import monotonic
+from typing import Iterator, List
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.runtime import pipelines
+from asymtrack_edge.runtime.capture import LivePolicy, open_reader
+from asymtrack_edge.runtime.sources import open_source, without_password
+from tests.runtime.simulated import moving_square
+
+HERE = Path(__file__).parent
+needs_gstreamer = pytest.mark.skipif(
+    shutil.which("gst-launch-1.0") is None and not pipelines.opencv_has_gstreamer(),
+    reason="no GStreamer here",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture()
+def mjpeg_server() -> Iterator[str]:
+    """A camera that speaks HTTP, as many do: JPEG pictures in a multipart answer without end."""
+    pictures = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in moving_square(8, (320, 240))]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            try:
+                for i in range(100000):
+                    data = pictures[i % 8]
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                    self.wfile.write(head.encode() + data + b"\r\n")
+                    if stop.wait(0.02):
+                        return
+            except OSError:
+                pass
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    stop = threading.Event()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg"
+    stop.set()
+    server.shutdown()
+    server.server_close()
+
+
+def take(source: str, count: int) -> List[np.ndarray]:
+    with open_reader(open_source(source), LivePolicy(patience=10)) as reader:
+        return [next(reader).image for _ in range(count)]
+
+
+def test_http_stream(mjpeg_server: str) -> None:
+    images = take(mjpeg_server, 5)
+    assert all(image.shape == (240, 320, 3) and image.dtype == np.uint8 for image in images)
+    assert open_source(mjpeg_server).live
+
+
+@pytest.fixture()
+def rtsp_server() -> Iterator[str]:
+    python = "/usr/bin/python3"
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0'); from gi.repository import GstRtspServer"
+    if not Path(python).exists() or subprocess.run([python, "-c", probe], capture_output=True).returncode:
+        pytest.skip("no GStreamer RTSP server here (gir1.2-gst-rtsp-server-1.0)")
+    port = free_port()
+    command = [python, str(HERE / "rtsp_server.py"), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None and server.stdout.readline() == "ready\n"
+            yield f"rtsp://127.0.0.1:{port}/test"
+        finally:
+            server.kill()
+
+
+def test_rtsp(rtsp_server: str) -> None:
+    images = take(rtsp_server, 10)
+    assert all(image.shape == (240, 320, 3) for image in images)
+    assert any(not np.array_equal(images[0], image) for image in images[1:]), "the picture stands still"
+
+
+def test_rtsp_server_that_is_not_there_is_a_clear_error_soon() -> None:
+    began = monotonic()
+    with pytest.raises(SourceError, match=r"cannot open rtsp://u:\*\*\*@127.0.0.1"):
+        open_source(f"rtsp://u:secret@127.0.0.1:{free_port()}/x")
+    assert monotonic() - began < 8
+
+
+@needs_gstreamer
+def test_gstreamer_pipeline_of_known_colour() -> None:
+    source = "videotestsrc num-buffers=6 pattern=red ! video/x-raw,width=320,height=240,framerate=25/1"
+    with open_source(source + " ! appsink") as opened:
+        assert opened.live and opened.fps == 25
+        images = [image for image in opened if image is not None]
+    assert len(images) == 6
+    blue, green, red = images[-1].reshape(-1, 3).mean(0)
+    assert red > 240 and blue < 15 and green < 15
+
+
+@needs_gstreamer
+def test_gstreamer_pipeline_is_started_again_when_it_ends() -> None:
+    lines: List[str] = []
+    source = open_source("videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=30/1")
+    policy = LivePolicy(first_delay=0.01)
+    with open_reader(source, policy, lines.append) as reader:
+        while reader.stats.reconnects < 2:
+            next(reader)
+    assert reader.stats.received > 6
+    assert any("back after" in line for line in lines)
+
+
+@needs_gstreamer
+@pytest.mark.parametrize("pipeline", ["nosuchelement ! fakesink", "videotestsrc ! video/x-raw,width=abc"])
+def test_bad_pipeline_is_one_clear_line(pipeline: str) -> None:
+    with pytest.raises(SourceError, match="GStreamer cannot run the pipeline") as caught:
+        open_source(pipeline)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_gstreamer_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines, "opencv_has_gstreamer", lambda: False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SourceError, match=r"gstreamer1\.0-tools"):
+        open_source("videotestsrc ! fakesink")
+
+
+def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: List[str] = []
+
+    def refuse(pipeline: str) -> object:
+        seen.append(pipeline)
+        raise SourceError("no camera")
+
+    monkeypatch.setattr(pipelines, "open_pipeline", refuse)
+    with pytest.raises(SourceError):
+        open_source("csi://1?width=1920&height=1080&fps=60&flip=2")
+    assert re.search(r"nvarguscamerasrc sensor-id=1 .*width=1920,height=1080,framerate=60/1", seen[0])
+    assert "flip-method=2" in seen[0] and seen[0].endswith("format=BGRx")
+    for bad in ("csi://0?wdth=3", "csi://0?fps=fast", "csi://x", "csi://0?fps=30 ! filesink location=x"):
+        with pytest.raises((UsageError, SourceError)):
+            open_source(bad)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/file.mp4", "there is no file"),
+        ("97", "cannot open camera 97"),
+        ("/dev/video97", "cannot open camera /dev/video97"),
+        ("http://127.0.0.1:1/x", "cannot open http"),
+    ],
+)
+def test_what_is_not_there(source: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        open_source(source)
+
+
+def test_folder_in_natural_order_with_bad_files(tmp_path: Path) -> None:
+    for i in (10, 2, 1):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8, 3), i, np.uint8))
+    (tmp_path / "3.png").write_bytes(b"")
+    (tmp_path / "4.jpg").write_bytes((tmp_path / "10.png").read_bytes()[:30])
+    (tmp_path / "notes.txt").write_text("x")
+    images = list(open_source(str(tmp_path)))
+    assert [None if i is None else int(i[0, 0, 0]) for i in images] == [1, 2, None, None, 10]
+
+
+def test_passwords_are_not_shown() -> None:
+    assert without_password("rtsp://me:p@ss:word@host/x") == "rtsp://me:***@host/x"
+    assert without_password("rtsp://host:554/x") == "rtsp://host:554/x"

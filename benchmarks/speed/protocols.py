@@ -1,0 +1,340 @@
+"""The protocols P1 to P7, each as a function from steps to rows (P8: ``energy``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts, conditions
+from asymtrack_edge.benchmarks.speed.rows import Findings, Row, kept_samples
+from asymtrack_edge.benchmarks.speed.subjects import Subject, UpdateStep, stage_milliseconds
+from asymtrack_edge.benchmarks.speed.timing import Rounds, Step, interleave, summarise, timed_loop
+from asymtrack_edge.errors import SourceError
+
+Tick = Callable[[str], None]
+#: Of P1 and P2 (the authors' script).
+WARMUP, CALLS = 100, 1000
+#: Frame rates at which P6 says how many frames a camera would lose.
+CAMERA_FPS = (30.0, 60.0)
+
+
+@dataclass
+class Bench:
+    """What all protocols share in a run.
+
+    Attributes:
+        facts: of the device.
+        seconds: time for one group of candidates; None for the protocol's full number of calls.
+        tick: called with a note now and then.
+        probe: reads the conditions.
+    """
+
+    facts: Facts
+    seconds: Optional[float]
+    tick: Tick = lambda note: None
+    probe: Callable[[], Conditions] = conditions
+
+    def row(self, protocol: str, subject: Subject, before: Conditions, **figures: Any) -> Row:
+        """Makes a row that ends now."""
+        notes = subject.notes + tuple(figures.pop("notes", ()))
+        return Row(protocol, subject, self.facts, before, self.probe(), notes=notes, **figures)
+
+
+@dataclass
+class Peak:
+    """A large matrix product that takes its turn among the candidates.
+
+    Attributes:
+        step: one product.
+        multiply_adds: of it.
+        threads: CPU threads it used; None where the library chose.
+    """
+
+    step: Step
+    multiply_adds: int
+    threads: Optional[int]
+
+
+PEAK = "matrix product"
+
+
+def network(
+    bench: Bench,
+    candidates: Sequence[Tuple[Subject, Step]],
+    base: Optional[str] = None,
+    peak: Optional[Peak] = None,
+    protocols: Sequence[str] = ("P1", "P2"),
+    calls: int = CALLS,
+    warmup: int = WARMUP,
+) -> Findings:
+    """P1 and P2 (and P3, which differs in what a step does): candidates take turns.
+
+    P1 takes calls back to back and waits once at the end of a burst where the device works on its
+    own (PyTorch on CUDA); everything else answers synchronously, so that P1 and P2 are two readings
+    of the same calls.
+
+    Args:
+        bench: shared settings.
+        candidates: with distinct names.
+        base: name of the candidate the others are compared with; None for the first.
+        peak: takes part, so that the share of peak holds for the same moments.
+        protocols: rows to make; a subject whose form is ``host arrays`` gets P3 only.
+        calls, warmup: per candidate.
+    """
+    steps = {subject.name: step for subject, step in candidates}
+    if peak is not None:
+        steps[PEAK] = peak.step
+    before = bench.probe()
+    rounds = interleave(steps, bench.seconds, calls, warmup, bench.tick)
+    found = Findings()
+    for subject, step in candidates:
+        samples = rounds.all(subject.name)
+        latency = summarise(samples)
+        share = _share_of_peak(rounds, subject, peak)
+        notes = _shortfall(len(samples), calls, rounds.warmup[subject.name], warmup)
+        common = {"latency": latency, "share_of_peak": share, "notes": notes}
+        for protocol in ("P3",) if subject.form == "host arrays" else protocols:
+            seconds = sum(samples) / len(samples)
+            if protocol == "P1" and subject.on_gpu:
+                burst = min(len(samples), 50)
+                seconds = step.burst(burst) / burst
+            values = _rates(subject, latency.median)
+            found.rows.append(
+                bench.row(
+                    protocol,
+                    subject,
+                    before,
+                    fps=subject.batch / seconds,
+                    values=values,
+                    samples=kept_samples(samples),
+                    **common,
+                )
+            )
+    base = base or candidates[0][0].name
+    label = "P3" if protocols == ("P3",) else "P2"
+    found.ratios = [(label, rounds.compare(s.name, base)) for s, _ in candidates if s.name != base]
+    if peak is not None:
+        rate = peak.multiply_adds / float(np.percentile(rounds.all(PEAK), 5)) / 1e9
+        threads = "default threads" if peak.threads is None else f"{peak.threads} threads"
+        found.values[f"peak rate, {threads} (G multiply-adds/s)"] = rate
+    return found
+
+
+def _share_of_peak(rounds: Rounds, subject: Subject, peak: Optional[Peak]) -> Optional[float]:
+    if peak is None or subject.multiply_adds is None or subject.on_gpu or subject.precision != "fp32":
+        return None
+    work = subject.multiply_adds * subject.batch / peak.multiply_adds
+    shares = [work * p / s for s, p in zip(rounds.medians(subject.name), rounds.medians(PEAK))]
+    return float(np.median(shares))
+
+
+def _rates(subject: Subject, median_ms: float) -> Dict[str, float]:
+    if subject.multiply_adds is None:
+        return {}
+    return {"G multiply-adds/s": subject.multiply_adds * subject.batch / median_ms / 1e6}
+
+
+def _shortfall(done: int, wanted: int, warmed: int, warmup: int) -> Tuple[str, ...]:
+    if done >= wanted and warmed >= warmup:
+        return ()
+    return (f"stopped by time: {warmed} warm-up and {done} timed calls instead of {warmup} and {wanted} (--full)",)
+
+
+def trtexec_way(bench: Bench, subject: Subject, step: Step, seconds: float = 3.0) -> Row:
+    """P4: trtexec's warm-up, duration and percentiles, applied to any backend.
+
+    The host's view: copies to and from a device are inside. trtexec itself reports them apart
+    (``trtexec`` module) where it is installed.
+    """
+    before = bench.probe()
+    samples, wall = timed_loop(step, seconds, least_calls=10, warmup_seconds=0.2)
+    bench.tick(f"P4 {subject.name}")
+    return bench.row(
+        "P4",
+        subject,
+        before,
+        latency=summarise(samples),
+        fps=subject.batch * len(samples) / wall,
+        values={"throughput (1/s)": len(samples) / wall},
+        samples=kept_samples(samples),
+        notes=("host latency; no CUDA graph or spin wait of trtexec's own",) if subject.on_gpu else (),
+    )
+
+
+def update(
+    bench: Bench, candidates: Sequence[Tuple[Subject, UpdateStep]], base: Optional[str] = None, calls: int = 300
+) -> Findings:
+    """P5: whole ``update(frame)`` calls; trackers take turns."""
+    before = bench.probe()
+    steps: Dict[str, Step] = {s.name: step for s, step in candidates}
+    stages_before = {s.name: step.stages() for s, step in candidates}
+    counters = {name: _Counting(step) for name, step in steps.items()}
+    rounds = interleave(dict(counters), bench.seconds, calls, warmup=10, tick=bench.tick)
+    found = Findings()
+    for subject, step in candidates:
+        samples = rounds.all(subject.name)
+        latency = summarise(samples)
+        after = step.stages()
+        stages = stage_milliseconds(stages_before[subject.name], after, counters[subject.name].calls) if after else {}
+        found.rows.append(
+            bench.row(
+                "P5",
+                subject,
+                before,
+                latency=latency,
+                fps=1000 / latency.median,
+                stages=stages,
+                values={"fps of the trimmed mean": 1000 / latency.trimmed_mean},
+                samples=kept_samples(samples),
+            )
+        )
+    base = base or candidates[0][0].name
+    found.ratios = [("P5", rounds.compare(s.name, base)) for s, _ in candidates if s.name != base]
+    return found
+
+
+class _Counting(Step):
+    """Counts the calls of another step."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.calls = 0
+
+    def sample(self) -> float:
+        self.calls += 1
+        return self.step.sample()
+
+
+def dropped_frames(seconds: Sequence[float], fps: float) -> int:
+    """Frames that a camera of ``fps`` would lose to a tracker with these times per frame.
+
+    The camera delivers frame k at k / fps and keeps only its newest frame; the tracker takes the newest
+    when it is done, or waits. Frames between two that were taken are lost.
+    """
+    now = 0.0
+    frame = 0
+    lost = 0
+    for duration in seconds:
+        now = max(now, frame / fps) + duration
+        # A frame that arrives in this very moment counts; rounding must not lose it.
+        newest = int(now * fps + 1e-9)
+        following = max(frame + 1, newest)
+        lost += following - frame - 1
+        frame = following
+    return lost
+
+
+def end_to_end(
+    bench: Bench,
+    subject: Subject,
+    tracker: Any,
+    open_video: Callable[[], Any],
+    box: Sequence[float],
+    limit: Optional[int] = None,
+) -> Row:
+    """P6: from the encoded frame to the box, with the time of each stage.
+
+    Args:
+        bench: shared settings; ``seconds`` ends the run early.
+        subject: the tracker's description.
+        tracker: this package's ``Tracker``.
+        open_video: opens a source of frames from its beginning.
+        box: of the target in the first frame.
+        limit: most frames.
+
+    Raises:
+        SourceError: fewer than two frames can be read.
+    """
+    before = bench.probe()
+    decode: List[float] = []
+    total: List[float] = []
+    began = perf_counter()
+    stages: Dict[str, float] = {}
+    with open_video() as source:
+        frames = iter(source)
+        first = next(frames, None)
+        if first is None:
+            raise SourceError(f"{source.name} has no readable frame to start from")
+        tracker.init(first, tuple(box))
+        tracker.update(first)  # the first call pays for allocations
+        stages = dict(tracker.seconds)
+        while limit is None or len(total) < limit:
+            started = perf_counter()
+            frame = next(frames, None)
+            if frame is None:
+                break
+            decoded = perf_counter()
+            tracker.update(frame)
+            total.append(perf_counter() - started)
+            decode.append(decoded - started)
+            bench.tick(f"P6 {subject.name}")
+            if bench.seconds is not None and perf_counter() - began > bench.seconds and len(total) >= 10:
+                break
+    if not total:
+        raise SourceError("the video has fewer than two readable frames: give a longer one")
+    by_stage = {"decode": 1000 * sum(decode) / len(decode)}
+    by_stage.update(stage_milliseconds(stages, tracker.seconds, len(total)))
+    by_stage["other"] = max(0.0, 1000 * sum(total) / len(total) - sum(by_stage.values()))
+    latency = summarise(total)
+    values: Dict[str, float] = {"frames": float(len(total))}
+    for fps in CAMERA_FPS:
+        values[f"dropped at {fps:g} fps (%)"] = 100.0 * _share_dropped(total, fps)
+    return bench.row(
+        "P6",
+        subject,
+        before,
+        latency=latency,
+        fps=len(total) / sum(total),
+        stages=by_stage,
+        values=values,
+        samples=kept_samples(total),
+        notes=("dropped frames follow from the measured times and a camera that keeps its newest frame",),
+    )
+
+
+def _share_dropped(seconds: Sequence[float], fps: float) -> float:
+    lost = dropped_frames(seconds, fps)
+    return lost / (lost + len(seconds))
+
+
+def data_set(
+    bench: Bench, subject: Subject, tracker: Any, sequences: Sequence[Tuple[Sequence[np.ndarray], Sequence[float]]]
+) -> Row:
+    """P7: runs sequences from their first box, as a data set's toolkit times a tracker.
+
+    As in the GOT-10k toolkit, the time of the first frame is that of ``init``, and decoding is outside.
+
+    Args:
+        bench: shared settings.
+        subject: the tracker's description.
+        tracker: has ``init`` and ``update``.
+        sequences: frames and the first box of each.
+    """
+    before = bench.probe()
+    times: List[float] = []
+    for frames, box in sequences:
+        for i, frame in enumerate(frames):
+            began = perf_counter()
+            if i == 0:
+                tracker.init(frame, tuple(box))
+            else:
+                tracker.update(frame)
+            times.append(perf_counter() - began)
+        bench.tick(f"P7 {subject.name}")
+    return bench.row(
+        "P7",
+        subject,
+        before,
+        latency=summarise(times),
+        fps=len(times) / sum(times),
+        values={
+            "frames / total time (fps)": len(times) / sum(times),
+            "GOT-10k mean(1/t) (fps)": float(np.mean(1 / np.asarray(times))),
+            "sequences": float(len(sequences)),
+        },
+        samples=kept_samples(times),
+        notes=("mean(1/t) overstates: a mean of speeds weighs the fast frames most",),
+    )

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import asymtrack_edge
@@ -33,10 +34,8 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     def interrupt(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    try:
+    with suppress(ValueError):  # not in the main thread: the caller handles signals
         signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:
-        pass  # not in the main thread: the caller handles signals
     try:
         return main(arguments) or 0
     except AsymTrackError as error:

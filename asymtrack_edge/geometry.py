@@ -29,7 +29,7 @@ class Box(NamedTuple):
 
     @property
     def centre(self) -> Tuple[float, float]:
-        """x and y of the middle."""
+        """The middle, as x and y."""
         return self.x + 0.5 * self.w, self.y + 0.5 * self.h
 
 

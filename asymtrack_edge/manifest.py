@@ -151,7 +151,9 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ManifestError(f"{folder} is no export directory (no {FILE_NAME}): make one with asymtrack-export") from None
+        raise ManifestError(
+            f"{folder} is no export directory (no {FILE_NAME}): make one with asymtrack-export"
+        ) from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"cannot read {path}: {error}: export again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:

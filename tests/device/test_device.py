@@ -1,0 +1,55 @@
+"""What must hold on a device: Python 3.8, numpy, OpenCV and ONNX Runtime, nothing else.
+
+These tests use the installed package and the bundled weights only, and import no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.geometry import iou
+from asymtrack_edge.runtime import State, Tracker
+from asymtrack_edge.runtime.command import main as track
+
+
+def test_import_is_light() -> None:
+    code = "import asymtrack_edge.runtime, sys; print([m for m in ('torch', 'onnx', 'tensorrt') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_bundled_weights_follow_a_moving_target() -> None:
+    clip = list(synthetic_clip(frames=30))
+    tracker = Tracker.load("T", threads=1)
+    tracker.init(*clip[0])
+    tracks = [tracker.update(frame) for frame, _ in clip[1:]]
+    overlaps = [iou(track.box, box) for track, (_, box) in zip(tracks, clip[1:])]
+    assert sum(overlaps) / len(overlaps) > 0.5
+    assert all(0 <= track.score <= 1 for track in tracks)
+    assert {track.state for track in tracks} <= {State.TRACKING, State.LOST}
+
+
+def test_command_tracks_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import cv2
+
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    clip = list(synthetic_clip(frames=8))
+    for i, (frame, _) in enumerate(clip):
+        cv2.imwrite(str(frames / f"{i}.png"), frame)
+    box = ",".join(str(v) for v in clip[0][1])
+    boxes = tmp_path / "boxes.csv"
+    code = track([str(frames), "--box", box, "--boxes", str(boxes), "--output", str(tmp_path / "out.mp4"), "--json"])
+    assert code == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["frames"] == 8
+    rows = boxes.read_text().splitlines()
+    assert rows[0] == "frame,x,y,w,h,score,state"
+    assert [row.split(",")[0] for row in rows[1:]] == [str(i) for i in range(8)]
+    assert (tmp_path / "out.mp4").stat().st_size > 1000

@@ -1,0 +1,230 @@
+"""Whole exports: what they contain, that they equal the model, that they replace nothing when they fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from asymtrack_edge.errors import ExportError, ManifestError
+from asymtrack_edge.export import pipeline
+from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.export.command import main as export_command
+from asymtrack_edge.export.pipeline import ExportOptions, export
+from asymtrack_edge.export.torch_engine import TorchEngine
+from asymtrack_edge.geometry import Box, crop_window
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.runtime import Tracker
+from asymtrack_edge.variants import VARIANTS
+from tests.helpers import GOLDEN, filled_model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "t"
+    export(filled_model(VARIANTS["T"]), ExportOptions(), folder)
+    return folder
+
+
+def _golden_frames() -> np.ndarray:
+    return np.ascontiguousarray(np.load(GOLDEN / "frames.npz")["frames"][..., ::-1])
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_torch_tracks_as_published(name: str) -> None:
+    tracker = Tracker(TorchEngine(filled_model(VARIANTS[name])))
+    assert _track_difference(tracker, name) < 0.05
+
+
+def test_exported_model_tracks_as_published(exported: Path) -> None:
+    assert _track_difference(Tracker.load(exported, threads=1), "T") < 0.05
+
+
+def _track_difference(tracker: Tracker, name: str) -> float:
+    frames = _golden_frames()
+    worst = 0.0
+    for wanted in np.load(GOLDEN / f"official_{name}_seed0.npz")["tracked_xywh"]:
+        # One tracker for all six starts: init() must forget the last target.
+        tracker.init(frames[0], wanted[0])
+        for frame, box in zip(frames[1:], wanted[1:]):
+            worst = max(worst, float(np.abs(np.array(tracker.update(frame).box) - box).max()))
+    return worst
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_onnx_answers_as_published(name: str, tmp_path: Path) -> None:
+    options = ExportOptions(input_format=FLOAT_RGB)
+    manifest = pipeline.write_models(filled_model(VARIANTS[name]), options, tmp_path)
+    random, variant = np.random.RandomState(7), VARIANTS[name]
+    template = random.normal(0, 1, (1, 3, variant.template_size, variant.template_size)).astype(np.float32)
+    search = random.normal(0, 1, (1, 3, variant.search_size, variant.search_size)).astype(np.float32)
+    prediction = _use_without_this_package(tmp_path, manifest, template, search)
+    wanted = np.load(GOLDEN / f"official_{name}_seed0.npz")["box_cxcywh"]
+    assert np.abs(prediction[0, :4] - wanted).max() < 1e-4
+    assert 0 <= prediction[0, 4] <= 1
+
+
+def _use_without_this_package(
+    folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray
+) -> np.ndarray:
+    """Only what the manifest says, and onnxruntime."""
+    def session(name: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
+
+    names = [spec.name for spec in manifest.state]
+    state: Dict[str, np.ndarray] = dict(
+        zip(names, session("template.onnx").run(names, {manifest.template.name: template}))
+    )
+    return session("search.onnx").run([manifest.output.name], {manifest.search.name: search, **state})[0]
+
+
+def test_manifest_describes_the_models(exported: Path) -> None:
+    manifest = load_manifest(exported)
+    for file, inputs, outputs in (
+        ("template.onnx", (manifest.template,), manifest.state),
+        ("search.onnx", (manifest.search, *manifest.state), (manifest.output,)),
+    ):
+        model = onnx.load(str(exported / file))
+        assert model.ir_version == 8
+        assert [(o.domain, o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")] == [("", 17)]
+        for values, specs in ((model.graph.input, inputs), (model.graph.output, outputs)):
+            assert [v.name for v in values] == [s.name for s in specs]
+            for value, spec in zip(values, specs):
+                shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+                assert shape == (1, *spec.shape)
+                kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                assert kind == np.dtype(spec.dtype)
+    assert manifest.verification["passed"]
+    assert manifest.provenance["parameters"] == pytest.approx(3.05e6, rel=2e-3)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_sizes_are_the_papers(name: str) -> None:
+    size = pipeline.model_size(filled_model(VARIANTS[name]))
+    published = VARIANTS[name].published
+    assert round(size["parameters"] / 1e6, 2) == published.params_m
+    macs = {"T": 0.617, "S": 0.696, "B": 1.683}[name]
+    assert size["search_multiply_adds"] / 1e9 == pytest.approx(macs, rel=0.01)
+
+
+def test_half_precision_stays_close_and_small(exported: Path, tmp_path: Path) -> None:
+    # Ordinary weights: the filled ones have corner maps of several hundreds, which no trained model has.
+    torch.manual_seed(0)
+    model = AsymTrack(VARIANTS["T"]).eval()
+    manifest = export(model, ExportOptions(precision="fp16"), tmp_path / "half")
+    assert manifest.verification["box_difference"] < 2e-3
+    assert manifest.verification["track_iou_mean"] > 0.98
+    assert manifest.files["search.onnx"].bytes < 0.55 * load_manifest(exported).files["search.onnx"].bytes
+
+
+def test_batched_export_answers_per_item(tmp_path: Path) -> None:
+    manifest = export(filled_model(VARIANTS["T"]), ExportOptions(max_batch=8), tmp_path / "many")
+    assert manifest.max_batch == 8
+    engine = Tracker.load(tmp_path / "many", threads=1).engine
+    frames = [frame for frame, _ in synthetic_clip(frames=4)]
+    boxes = [Box(40 + 50 * i, 60 + 20 * i, 50, 40) for i in range(3)]
+    engine.reserve(3)
+    for slot, box in enumerate(boxes):
+        engine.template(frames[0], crop_window(box, 2.0), slot)
+    windows = [crop_window(box, 4.0) for box in boxes]
+    together = engine.search(frames[1], windows).copy()
+    for slot in range(3):
+        engine.move(slot, 0)
+        alone = engine.search(frames[1], windows[slot : slot + 1])[0]
+        assert np.abs(alone - together[slot]).max() < 1e-5
+
+
+def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in exported.iterdir()}
+    fold = pipeline.fold
+
+    def wrong_fold(model: torch.nn.Module) -> torch.nn.Module:
+        folded = fold(model)  # type: ignore[arg-type]
+        folded.bottleneck.bias.data.add_(1.0)
+        return folded
+
+    monkeypatch.setattr(pipeline, "fold", wrong_fold)
+    with pytest.raises(ExportError, match="does not equal the trained one"):
+        export(filled_model(VARIANTS["T"]), ExportOptions(), exported)
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
+    assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_a_changed_byte_is_refused(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    data = bytearray((copy / "search.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "search.onnx").write_bytes(bytes(data))
+    with pytest.raises(ManifestError, match="search.onnx is not the file"):
+        Tracker.load(copy)
+    (copy / "search.onnx").unlink()
+    with pytest.raises(ManifestError, match="missing"):
+        Tracker.load(copy)
+
+
+def test_manifest_round_trip(exported: Path, tmp_path: Path) -> None:
+    manifest = replace(load_manifest(exported), target="orin")
+    manifest.save(tmp_path)
+    assert load_manifest(tmp_path, verify=False) == manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"format": "other"}, "not an asymtrack-edge-export"),
+        ({"version": 99}, "version 99"),
+        ({"input_format": "jpeg"}, "damaged"),
+        ({"max_batch": 10**9}, "damaged"),
+        ({"state": None}, "damaged"),
+        ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "damaged"),
+    ],
+)
+def test_damaged_manifests_are_refused(exported: Path, tmp_path: Path, change: dict, word: str) -> None:
+    content = json.loads((exported / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ManifestError, match=word):
+        load_manifest(tmp_path)
+
+
+def test_command_exports_and_prints_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert export_command(["--variant", "t", "--random-weights", "0", "--fp16", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "track IoU" in printed and str(output / "search.onnx") in printed
+    assert load_manifest(output).precision == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--variant", "X"], "unknown variant 'X'"),
+        (["--variant", "T", "--checkpoint", "/nonexistent"], "/nonexistent"),
+        (["--random-weights", "0", "--batch", "65"], "1..64"),
+        (["--random-weights", "0", "--opset", "3"], "13..20"),
+        (["--clip", "a.mp4"], "--box"),
+        (["--random-weights", "0", "--clip", "/nonexistent.mp4", "--box", "1,2,3,4"], "there is no file"),
+    ],
+)
+def test_command_names_the_mistake(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_command(arguments) == 2
+    error = capsys.readouterr().err
+    assert word in error and len(error.splitlines()) == 1
+
+
+def test_command_does_not_replace_a_folder_of_something_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    assert export_command(["--random-weights", "0", "--output", str(tmp_path)]) == 2
+    assert "is no export directory" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").exists()

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asymtrack_edge.errors import BoxError, FrameError
+from asymtrack_edge.geometry import (
+    Box,
+    Cropper,
+    CropWindow,
+    box_from_crop,
+    check_box,
+    check_frame,
+    clip_box,
+    crop_window,
+    iou,
+)
+
+FRAME = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
+
+
+def reference_crop(frame: np.ndarray, box: Box, factor: float, size: int) -> np.ndarray:
+    """The published tracker's crop, step by step: slice, pad with zeros, resize."""
+    side = math.ceil(math.sqrt(box.w * box.h) * factor)
+    x1 = round(box.x + 0.5 * box.w - side * 0.5)
+    y1 = round(box.y + 0.5 * box.h - side * 0.5)
+    x2, y2 = x1 + side, y1 + side
+    left, right = max(0, -x1), max(x2 - frame.shape[1] + 1, 0)
+    top, bottom = max(0, -y1), max(y2 - frame.shape[0] + 1, 0)
+    inside = frame[y1 + top : y2 - bottom, x1 + left : x2 - right]
+    padded = cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_CONSTANT)
+    return cv2.resize(padded, (size, size))
+
+
+@given(
+    st.floats(-20, 150),
+    st.floats(-20, 110),
+    st.floats(3, 90),
+    st.floats(3, 90),
+    st.sampled_from([2.0, 4.0]),
+)
+def test_crop_equals_the_published_one(x: float, y: float, w: float, h: float, factor: float) -> None:
+    box = Box(x, y, w, h)
+    out = np.empty((64, 64, 3), np.uint8)
+    try:
+        wanted = reference_crop(FRAME, box, factor, 64)
+    except cv2.error:
+        return  # entirely outside: the published tracker fails, ours gives black
+    Cropper().crop(FRAME, crop_window(box, factor), out)
+    assert np.array_equal(out, wanted)
+
+
+def test_crop_outside_the_frame_is_black() -> None:
+    out = np.full((32, 32, 3), 7, np.uint8)
+    Cropper().crop(FRAME, CropWindow(500, 500, 40, (520.0, 520.0)), out)
+    assert not out.any()
+
+
+def test_scratch_of_an_earlier_crop_does_not_shine_through() -> None:
+    cropper, out = Cropper(), np.empty((40, 40, 3), np.uint8)
+    white = np.full_like(FRAME, 255)
+    cropper.crop(white, CropWindow(-10, -10, 100, (40.0, 40.0)), out)
+    cropper.crop(white, CropWindow(-30, -30, 40, (-10.0, -10.0)), out)
+    assert np.array_equal(out[:28, :28], np.zeros((28, 28, 3), np.uint8))
+    assert out[35, 35].tolist() == [255, 255, 255]
+
+
+def test_a_predicted_box_maps_back_about_the_exact_centre() -> None:
+    window = crop_window(Box(50.3, 40.7, 20, 30), 4.0)
+    box = box_from_crop((0.5, 0.5, 20 / window.side, 30 / window.side), window)
+    assert box == pytest.approx((50.3, 40.7, 20, 30))
+
+
+@given(st.tuples(*[st.floats(-500, 500)] * 2, *[st.floats(0, 500)] * 2))
+def test_clipped_boxes_keep_the_margin(values: tuple) -> None:
+    x, y, w, h = clip_box(Box(*values), FRAME.shape)
+    assert w >= 10 and h >= 10
+    assert 0 <= x <= 160 - 10 and 0 <= y <= 120 - 10
+    assert x + w <= 160 + 1e-9 and y + h <= 120 + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("box", "word"),
+    [
+        ((1, 2, 3), "four numbers"),
+        ("abc", "four numbers"),
+        ((1, 2, float("nan"), 4), "not finite"),
+        ((1, 2, float("inf"), 4), "not finite"),
+        ((1, 2, 0, 4), "no area"),
+        ((1, 2, -5, 4), "no area"),
+        ((200, 2, 5, 4), "outside the frame"),
+        ((-50, 2, 5, 4), "outside the frame"),
+        ((0, 0, 1e9, 1e9), "far larger"),
+    ],
+)
+def test_impossible_boxes_are_named(box: object, word: str) -> None:
+    with pytest.raises(BoxError, match=word) as caught:
+        check_box(box, FRAME.shape)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("frame", "word"),
+    [
+        (None, "could not be read"),
+        (np.zeros((0, 0, 3), np.uint8), "too small"),
+        (np.zeros((1, 1, 3), np.uint8), "too small"),
+        (np.zeros((40, 40), np.uint8), "COLOR_GRAY2BGR"),
+        (np.zeros((40, 40, 4), np.uint8), "COLOR_BGRA2BGR"),
+        (np.zeros((40, 40, 3), np.float32), "uint8"),
+        ([[1]], "numpy array"),
+    ],
+)
+def test_unusable_frames_are_named(frame: object, word: str) -> None:
+    with pytest.raises(FrameError, match=word):
+        check_frame(frame)  # type: ignore[arg-type]
+
+
+def test_iou() -> None:
+    assert iou((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
+    assert iou((0, 0, 10, 10), (20, 0, 10, 10)) == 0

@@ -92,7 +92,15 @@ def _main(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path("exports") / name
     _say(arguments, f"AsymTrack-{variant.name}, {options.precision}, for {options.target} -> {output}")
     model, provenance = _load(arguments, variant.name)
-    manifest = export(model, options, output, provenance, clip)
+
+    def finish(folder: Path, manifest: Manifest) -> Manifest:
+        if arguments.no_engine or manifest.target == "onnx":
+            return manifest
+        from asymtrack_edge.export.engine import engines_or_note
+
+        return engines_or_note(folder, manifest, output, report=lambda line: _say(arguments, line))
+
+    manifest = export(model, options, output, provenance, clip, finish)
     if arguments.json:
         print((output / "manifest.json").read_text(), end="")
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Iterable, Iterator, Tuple
 
 from asymtrack_edge._tensor_files import Described, TensorFile, require
-from asymtrack_edge._torch_files import LEGACY_MAGIC, ZIP_MAGIC, LegacyCheckpoint, ZipCheckpoint
+from asymtrack_edge._torch_files import LegacyCheckpoint, ZipCheckpoint, is_legacy, is_zip
 from asymtrack_edge._unpickle import MalformedError
 from asymtrack_edge.errors import CheckpointError
 
@@ -40,9 +40,9 @@ def open_tensors(path: Path) -> TensorFile:
     with Described(path):
         if not head:
             raise MalformedError("is empty: copy or download it again")
-        if head[:4] in ZIP_MAGIC:
+        if is_zip(head):
             return ZipCheckpoint(path, size)
-        if head.startswith(LEGACY_MAGIC):
+        if is_legacy(head):
             return LegacyCheckpoint(path, size)
         if head[8:9] == b"{":
             return SafetensorsFile(path)

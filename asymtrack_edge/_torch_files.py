@@ -16,10 +16,10 @@ from asymtrack_edge._tensor_files import Described, TensorFile, require
 from asymtrack_edge._unpickle import Foreign, MalformedError, PickleStream, Storage, StoredTensor, unpickle
 from asymtrack_edge.errors import CheckpointError
 
-#: First bytes of the zip format (with records, or empty) and of the older one (a pickle of the
-#: integer 0x1950a86a20f9469cfc6c).
-ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
-LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+#: First bytes of the zip format (with records, or empty).
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+#: The first object of the older format.
+_LEGACY = 0x1950A86A20F9469CFC6C
 
 #: Names under which training programs keep the state_dict in a checkpoint, in the order tried.
 WRAPPERS = ("net", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict", "module")
@@ -27,6 +27,19 @@ WRAPPERS = ("net", "state_dict", "model", "model_state_dict", "ema", "ema_state_
 _MAX_PICKLE = 64 << 20
 _MAX_LEGACY = 1 << 30
 _BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is a zip archive."""
+    return head[:4] in _ZIP
+
+
+def is_legacy(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is of PyTorch's older format."""
+    try:
+        return head[:1] == b"\x80" and unpickle(PickleStream(head)) == _LEGACY
+    except MalformedError:
+        return False
 
 
 class _TorchFile(TensorFile):
@@ -84,6 +97,10 @@ class ZipCheckpoint(_TorchFile):
     def _describe(self) -> Any:
         with zipfile.ZipFile(self.path) as archive:
             records = {info.filename: info for info in archive.infolist()}
+            # PyTorch stores records side by side and uncompressed; anything else can claim to
+            # unpack to any size.
+            if sum(info.file_size for info in records.values()) > self.size:
+                raise MalformedError("is damaged: its records claim to be larger than the file")
             pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
             if not pickles:
                 raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
@@ -92,10 +109,6 @@ class ZipCheckpoint(_TorchFile):
                 raise MalformedError("is a TorchScript program: give the state_dict it was made of")
             if self.root + "byteorder" in records and self._record(archive, "byteorder") != b"little":
                 raise MalformedError("was saved on a big-endian machine: save it again on another")
-            # PyTorch stores records side by side and uncompressed; anything else can claim to
-            # unpack to any size.
-            if sum(info.file_size for info in records.values()) > self.size:
-                raise MalformedError("is damaged: its records claim to be larger than the file")
             if records[pickles[0]].file_size > _MAX_PICKLE:
                 raise MalformedError("holds a pickle of unreasonable size")
             return unpickle(PickleStream(self._record(archive, "data.pkl")))

@@ -80,7 +80,7 @@ def modulation(state: State, z: Tensor, x: Tensor) -> Tensor:
         kernel = norm(state, "conv_att.norm", F.conv1d(filtered, pointwise)[0])
         modulated = selection @ kernel
         weights = linear(state, "proj_Cto1", kernel)
-        attention = torch.sigmoid(sum(weights[n] * kernel[n] for n in range(count)))
+        attention = torch.sigmoid(torch.stack([weights[n] * kernel[n] for n in range(count)]).sum(0))
         y = x_tokens + F.relu(norm(state, "ln", modulated * attention))
         outputs.append(y.reshape(height, width, -1).permute(2, 0, 1))
     return torch.stack(outputs)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 from typing import Sequence as Items
 
+from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import (
     PROTOCOLS,
     SequenceScore,
@@ -21,14 +22,23 @@ from asymtrack_edge.benchmarks.accuracy.plots import draw_plots
 from asymtrack_edge.benchmarks.accuracy.readers import DATASETS, Dataset, read_dataset
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore, speed, split_complete
-from asymtrack_edge.benchmarks.accuracy.run import Outcome, run
+from asymtrack_edge.benchmarks.accuracy.run import run
 from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-from asymtrack_edge.errors import AsymTrackError, UsageError
+from asymtrack_edge.errors import UsageError
 
 _EXAMPLES = """\
-data sets: {datasets}
-  (layouts and metric definitions: docs/accuracy.md)
+asymtrack-eval folder my-sequences --tracker T --tracker opencv:MIL --plots plots
+asymtrack-eval lasot /data/LaSOT --tracker exports/asymtrack-b --jobs 4 --json lasot.json
+asymtrack-eval got10k-test /data/GOT-10k --tracker S        (writes the zip for the server)
+asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing <sequence>.txt files)
+"""
+
+_DESCRIPTION = f"""\
+Evaluate trackers on a data set in one pass, scored as the data set's toolkit does.
+
+data sets (layouts and metric definitions: docs/accuracy.md):
+  {", ".join(DATASETS)}
 
 trackers:
   T, S, B                     this package's bundled weights
@@ -36,27 +46,14 @@ trackers:
   opencv:MIL                  OpenCV's own; also KCF, CSRT (opencv-contrib-python),
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
   python:module:callable      your own: returns an object with init(frame, box) and update(frame)
-
-examples:
-  asymtrack-eval folder my-sequences --tracker T --tracker opencv:MIL --plots plots
-  asymtrack-eval lasot /data/LaSOT --tracker exports/asymtrack-b --jobs 4 --json lasot.json
-  asymtrack-eval got10k-test /data/GOT-10k --tracker S        (writes the zip for the server)
-  asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing <sequence>.txt files)
 """
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="asymtrack-eval",
-        description="Evaluate trackers on a data set in one pass, scored as the data set's toolkit does.",
-        epilog=_EXAMPLES.format(datasets=", ".join(DATASETS)),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("dataset", choices=list(DATASETS), metavar="DATASET", help="which data set (below)")
+    parser = cli.parser("asymtrack-eval", _DESCRIPTION, _EXAMPLES)
+    parser.add_argument("dataset", choices=list(DATASETS), metavar="DATASET", help="which data set (above)")
     parser.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
-    parser.add_argument(
-        "--tracker", action="append", default=[], metavar="NAME", help="run this one (repeatable)"
-    )
+    parser.add_argument("--tracker", action="append", default=[], metavar="NAME", help="run this one (repeatable)")
     parser.add_argument(
         "--results",
         action="append",
@@ -65,44 +62,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="score these files (repeatable)",
     )
-    parser.add_argument(
-        "--output", type=Path, default=Path("results"), metavar="DIR", help="default: results"
-    )
-    parser.add_argument(
-        "--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line"
-    )
-    parser.add_argument(
-        "--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files"
-    )
+    parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
+    parser.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
+    parser.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
     parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
     parser.add_argument("--device", type=int, default=0, help="GPU index (default: 0)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
-    parser.add_argument(
-        "--jobs", type=int, default=1, metavar="N", help="processes (default: 1; timings want 1)"
-    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1; timings want 1)")
     parser.add_argument("--fresh", action="store_true", help="run again what already has results")
     parser.add_argument("--per-sequence", action="store_true", help="print the table of sequences too")
-    parser.add_argument(
-        "--plots", type=Path, metavar="DIR", help="write success and precision plots, PNG and SVG"
-    )
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="write success and precision plots, PNG and SVG")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
     return parser
 
 
 def main(argv: Optional[Items[str]] = None) -> int:
     """Runs the command; returns 0, 1 (a sequence failed), 2 (a mistake in its use) or 130 (interrupted)."""
-    args = _parser().parse_args(argv)
-    try:
-        return _evaluate(args)
-    except AsymTrackError as error:
-        print(f"asymtrack-eval: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"asymtrack-eval: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("asymtrack-eval: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return cli.run(_evaluate, _parser().parse_args(argv))
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -129,6 +105,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         evaluations.append(_score(dataset, sequences, store, path.resolve().name, None, {}))
     protocol = PROTOCOLS[dataset.protocol]
     print(f"{protocol.definition}\n\n{text_report(evaluations, args.per_sequence)}")
+    if args.jobs > 1:
+        print(f"note: speeds were measured with {args.jobs} processes side by side")
     summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
     if args.plots is not None and summaries:
         for path in draw_plots(dataset.title, summaries, args.plots):
@@ -139,7 +117,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     for e in evaluations:
         for name, error in e.failures.items():
-            print(f"asymtrack-eval: {e.tracker} failed on {name}: {error}", file=sys.stderr)
+            print(f"error: {e.tracker} failed on {name}: {error}", file=sys.stderr)
         if e.submission is not None:
             print(f"wrote {e.submission}, ready for the {dataset.title} server")
         if e.summary is None and not e.failures:
@@ -215,20 +193,23 @@ def _score(
 
 
 @contextmanager
-def _progress(label: str, frames: int) -> Iterator[Callable[[Outcome], None]]:
-    """A bar that counts frames of finished sequences; plain lines where tqdm is not installed."""
+def _progress(label: str, frames: int) -> Iterator[Callable[[int], None]]:
+    """A bar that counts frames; a plain line every thousand where tqdm is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:
-        yield lambda outcome: print(f"{label}: {outcome.sequence.name} done", file=sys.stderr)
-        return
-    with tqdm(total=frames, desc=label, unit="frame", disable=not frames) as bar:
+        done = 0
 
-        def advance(outcome: Outcome) -> None:
-            bar.set_postfix_str(outcome.sequence.name, refresh=False)
-            bar.update(len(outcome.sequence))
+        def advance(count: int) -> None:
+            nonlocal done
+            if (done + count) // 1000 > done // 1000 or done + count == frames:
+                print(f"{label}: {done + count} of {frames} frames", file=sys.stderr)
+            done += count
 
         yield advance
+        return
+    with tqdm(total=frames, desc=label, unit="frame", disable=not frames) as bar:
+        yield bar.update
 
 
 if __name__ == "__main__":

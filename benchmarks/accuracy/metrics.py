@@ -61,8 +61,7 @@ class Protocol:
 
 PROTOCOLS: Dict[str, Protocol] = {
     "otb": Protocol(
-        "OTB toolkit: success AUC over 21 thresholds (overlap > t), precision at 20 px; frame 0 counts as "
-        "perfect",
+        "OTB toolkit: success AUC over 21 thresholds (overlap > t), precision at 20 px; frame 0 counts as perfect",
         box_rule="positive",
         boxless="failed",
     ),
@@ -71,9 +70,7 @@ PROTOCOLS: Dict[str, Protocol] = {
         box_rule="positive",
         boxless="failed",
     ),
-    "nfs": Protocol(
-        "NfS: success AUC over 21 thresholds and precision at 20 px as OTB; annotated frames only"
-    ),
+    "nfs": Protocol("NfS: success AUC over 21 thresholds and precision at 20 px as OTB; annotated frames only"),
     "lasot": Protocol(
         "LaSOT toolkit: success AUC over 21 thresholds, precision at 20 px, normalised precision at 0.2; "
         "frame 0 counts as perfect, frames with the target absent as failures (AUC vis leaves them out)",
@@ -293,9 +290,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         UsageError: the number of boxes differs from that of the frames.
     """
     if boxes.shape != sequence.truth.shape:
-        raise UsageError(
-            f"sequence {sequence.name}: {len(boxes)} boxes in the results for {len(sequence)} frames"
-        )
+        raise UsageError(f"sequence {sequence.name}: {len(boxes)} boxes in the results for {len(sequence)} frames")
     if np.isnan(sequence.truth[1:]).all() and len(sequence) > 1:
         return None
     frames = _frames(protocol, sequence, boxes)
@@ -315,9 +310,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         metrics["norm_precision"] = float(curves["norm_precision"][20])
         metrics["sr50"] = float(curves["success"][10])
         if protocol.absent == "failed":
-            seen = frames.overlap[
-                ~(sequence.absent if sequence.absent is not None else np.zeros(len(boxes), bool))
-            ]
+            seen = frames.overlap[~(sequence.absent if sequence.absent is not None else np.zeros(len(boxes), bool))]
             metrics["auc_visible"] = float(success_curve(seen).mean()) if len(seen) else float("nan")
     if protocol.trackingnet:
         curves = {
@@ -364,9 +357,7 @@ def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
     names = list(scores[0].metrics)
     metrics = {name: float(np.nanmean([s.metrics[name] for s in scores])) for name in names}
     axes = _TRACKINGNET_CURVES if protocol.trackingnet else _OPE_CURVES
-    curves = {
-        name: (axes[name], np.mean([s.curves[name] for s in scores], axis=0)) for name in scores[0].curves
-    }
+    curves = {name: (axes[name], np.mean([s.curves[name] for s in scores], axis=0)) for name in scores[0].curves}
     if protocol.got10k:
         pooled = np.concatenate([s.clipped for s in scores])
         metrics.update(_got10k_metrics(pooled))
@@ -375,9 +366,7 @@ def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
     return Summary(metrics, curves, tuple(scores))
 
 
-def by_attribute(
-    protocol: Protocol, sequences: Items[Sequence], scores: Items[SequenceScore]
-) -> Dict[str, Summary]:
+def by_attribute(protocol: Protocol, sequences: Items[Sequence], scores: Items[SequenceScore]) -> Dict[str, Summary]:
     """Summaries of the sequences that share an attribute, attributes sorted by name."""
     tags: Dict[str, List[SequenceScore]] = {}
     attributes = {s.name: s.attributes for s in sequences}

@@ -48,11 +48,7 @@ def draw_plots(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for curve, (label, metrics) in _CURVES.items():
-        lines = [
-            (_legend(name, s, metrics), *s.curves[curve])
-            for name, s in summaries.items()
-            if curve in s.curves
-        ]
+        lines = [(_legend(name, s, metrics), *s.curves[curve]) for name, s in summaries.items() if curve in s.curves]
         if not lines:
             continue
         # A figure of its own, not pyplot's: nothing global, and no display is looked for.
@@ -61,9 +57,7 @@ def draw_plots(
         axes = figure.add_subplot()
         for (_, name), thresholds, values in sorted(lines, key=lambda line: -line[0][0]):
             axes.plot(thresholds, values, label=name)
-        axes.set(
-            xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", title=title, ylim=(0, 1)
-        )
+        axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", title=title, ylim=(0, 1))
         axes.set_xlim(0, lines[0][1][-1])
         axes.grid(True, alpha=0.3)
         axes.legend()

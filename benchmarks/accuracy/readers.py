@@ -106,9 +106,7 @@ def _lasot_sequence(folder: Path) -> Sequence:
 
 def _lasot_folders(root: Path) -> List[Path]:
     files = list(root.glob("*/groundtruth.txt")) + list(root.glob("*/*/groundtruth.txt"))
-    _require(
-        files, root, "<category>/<category>-<number>/groundtruth.txt or <category>-<number>/groundtruth.txt"
-    )
+    _require(files, root, "<category>/<category>-<number>/groundtruth.txt or <category>-<number>/groundtruth.txt")
     return sorted((f.parent for f in files), key=lambda p: p.name)
 
 
@@ -163,9 +161,7 @@ def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
     for name in ("cover", "absence", "cut_by_image"):
         if (folder / f"{name}.label").is_file():
             labels[name] = read_labels(folder / f"{name}.label")
-    attributes: List[str] = [
-        name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()
-    ]
+    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
     absent = None
     if "cover" in labels:
         # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).
@@ -258,11 +254,11 @@ def read_uav123(root: Path) -> List[Sequence]:
     sequences = []
     for path in files:
         folder, _, part = path.stem.rpartition("_")
-        start = 1
-        if folder in splits.UAV123_PARTS and part.isdigit():
-            start = splits.UAV123_PARTS[folder][int(part) - 1]
+        starts = splits.UAV123_PARTS.get(folder, ())
+        if part.isdigit() and 1 <= int(part) <= len(starts):
+            start = starts[int(part) - 1]
         else:
-            folder = path.stem
+            folder, start = path.stem, 1
         truth = read_boxes(path)
         frames = list_frames(root / "data_seq" / "UAV123" / folder)
         sequences.append(Sequence(path.stem, tuple(frames[start - 1 : start - 1 + len(truth)]), truth))
@@ -288,9 +284,7 @@ DATASETS: Dict[str, Dataset] = {
     "folder": Dataset("GOT-10k-style folder", read_folder, "folder"),
     "otb": Dataset("OTB", read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
     "lasot": Dataset("LaSOT", read_lasot, "lasot", attributes=splits.LASOT_ATTRIBUTES, size=280),
-    "lasotext": Dataset(
-        "LaSOText", read_lasot_extension, "lasot", attributes=splits.LASOT_ATTRIBUTES, size=150
-    ),
+    "lasotext": Dataset("LaSOText", read_lasot_extension, "lasot", attributes=splits.LASOT_ATTRIBUTES, size=150),
     "got10k-val": Dataset("GOT-10k val", read_got10k_val, "got10k", layout="got10k", size=180),
     "got10k-test": Dataset("GOT-10k test", read_got10k_test, "got10k", layout="got10k", size=180),
     "trackingnet": Dataset("TrackingNet", read_trackingnet, "trackingnet", layout="trackingnet", size=511),
@@ -346,7 +340,5 @@ def _with_attributes(sequence: Sequence, path: Path, names: Tuple[str, ...]) -> 
         return sequence
     flags = read_labels(path)
     if len(flags) != len(names):
-        raise DatasetError(
-            f"{path}: expected {len(names)} attributes ({', '.join(names)}), found {len(flags)}"
-        )
+        raise DatasetError(f"{path}: expected {len(names)} attributes ({', '.join(names)}), found {len(flags)}")
     return replace(sequence, attributes=tuple(n for n, flag in zip(names, flags) if flag > 0))

@@ -73,9 +73,7 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
     parts: List[str] = []
     for e in evaluations:
         if e.summary is not None and per_sequence:
-            parts.append(
-                table([(s.name, s.metrics) for s in e.summary.sequences], f"{e.tracker}, by sequence")
-            )
+            parts.append(table([(s.name, s.metrics) for s in e.summary.sequences], f"{e.tracker}, by sequence"))
         if e.attributes:
             counts = [len(s.sequences) for s in e.attributes.values()]
             rows = [(tag, s.metrics) for tag, s in e.attributes.items()]
@@ -83,9 +81,7 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
     scored = [e for e in evaluations if e.summary is not None]
     if scored:
         rows = [(e.tracker, e.summary.metrics) for e in scored if e.summary is not None]
-        parts.append(
-            table(rows, "tracker", [len(e.summary.sequences) for e in scored if e.summary is not None])
-        )
+        parts.append(table(rows, "tracker", [len(e.summary.sequences) for e in scored if e.summary is not None]))
     timed = [e for e in evaluations if e.speed.frames]
     if timed:
         width = max(len("speed (P7)"), *(len(e.tracker) for e in timed))
@@ -127,8 +123,7 @@ def json_report(dataset: str, definition: str, evaluations: Items[Evaluation]) -
                     for s in (e.summary.sequences if e.summary else ())
                 },
                 "attributes": {
-                    tag: {"sequences": len(s.sequences), **_plain(s.metrics)}
-                    for tag, s in e.attributes.items()
+                    tag: {"sequences": len(s.sequences), **_plain(s.metrics)} for tag, s in e.attributes.items()
                 },
                 "speed": {
                     "protocol": "P7",

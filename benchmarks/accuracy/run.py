@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from time import perf_counter
@@ -33,8 +35,19 @@ class Outcome:
     detail: str = ""
 
 
-def track_sequence(tracker: BoxTracker, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray]:
+#: Frames between two reports of progress.
+_REPORT_EVERY = 20
+
+
+def track_sequence(
+    tracker: BoxTracker, sequence: Sequence, advanced: Optional[Callable[[int], None]] = None
+) -> Tuple[np.ndarray, np.ndarray]:
     """Runs one pass: initialise on frame 0, then update on every other frame.
+
+    Args:
+        tracker: what to run.
+        sequence: over what.
+        advanced: called now and then with the number of frames done since the last call.
 
     Returns:
         boxes: float64 ``(N, 4)``, x, y, w, h; row 0 is the start box.
@@ -51,13 +64,19 @@ def track_sequence(tracker: BoxTracker, sequence: Sequence) -> Tuple[np.ndarray,
         else:
             boxes[i] = tracker.update(frame)
         times[i] = perf_counter() - began
+        if advanced is not None and (i + 1) % _REPORT_EVERY == 0:
+            advanced(_REPORT_EVERY)
+    if advanced is not None and len(sequence) % _REPORT_EVERY:
+        advanced(len(sequence) % _REPORT_EVERY)
     return boxes, times
 
 
-def _attempt(tracker: BoxTracker, sequence: Sequence, store: ResultStore) -> Tuple[Optional[str], str]:
+def _attempt(
+    tracker: BoxTracker, sequence: Sequence, store: ResultStore, advanced: Callable[[int], None]
+) -> Tuple[Optional[str], str]:
     """Runs and stores one sequence; returns the error, if any, and its traceback."""
     try:
-        store.write(sequence, *track_sequence(tracker, sequence))
+        store.write(sequence, *track_sequence(tracker, sequence, advanced))
     except AsymTrackError as error:
         return str(error), ""
     except Exception as error:
@@ -71,7 +90,7 @@ def run(
     sequences: Items[Sequence],
     store: ResultStore,
     jobs: int = 1,
-    finished: Optional[Callable[[Outcome], None]] = None,
+    advanced: Callable[[int], None] = lambda frames: None,
 ) -> List[Outcome]:
     """Runs a tracker over sequences and stores each result as soon as it is there.
 
@@ -80,7 +99,7 @@ def run(
         sequences: what to run.
         store: where results go.
         jobs: worker processes; 1 runs everything in this one.
-        finished: called after each sequence.
+        advanced: called now and then with the number of frames done since the last call.
 
     Returns:
         An outcome for each sequence. A failure, even the death of a worker, costs its sequence alone.
@@ -88,39 +107,31 @@ def run(
     Raises:
         AsymTrackError: the tracker cannot be made at all.
     """
-    outcomes = []
-    pending = _run_here(spec, sequences, store) if jobs == 1 else _run_workers(spec, sequences, store, jobs)
-    for outcome in pending:
-        outcomes.append(outcome)
-        if finished is not None:
-            finished(outcome)
-    return outcomes
-
-
-def _run_here(spec: TrackerSpec, sequences: Items[Sequence], store: ResultStore) -> Iterator[Outcome]:
     if not sequences:
-        return
+        return []
+    if jobs > 1:
+        return list(_run_workers(spec, sequences, store, jobs, advanced))
     tracker = spec.build()
-    for sequence in sequences:
-        yield Outcome(sequence, *_attempt(tracker, sequence, store))
+    return [Outcome(sequence, *_attempt(tracker, sequence, store, advanced)) for sequence in sequences]
 
 
 def _worker(spec: TrackerSpec, store: ResultStore, link: Connection) -> None:
-    """Answers (sequence,) messages with (error, detail); the first message reports the tracker's making."""
+    """Answers each sequence with numbers of frames done and, at its end, (error, detail).
+
+    The first message, None or an error, says whether the tracker could be made.
+    """
     try:
         tracker = spec.build()
     except AsymTrackError as error:
         link.send(str(error))
         return
     link.send(None)
-    while True:
-        try:
+    # An interrupt from the keyboard reaches every process: the parent's is the one that decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, OSError):
+        while True:
             sequence = link.recv()
-        except EOFError:
-            return
-        if sequence is None:
-            return
-        link.send(_attempt(tracker, sequence, store))
+            link.send(_attempt(tracker, sequence, store, link.send))
 
 
 class _Pool:
@@ -163,7 +174,7 @@ class _Pool:
     def close(self) -> None:
         for link, process in self.workers.items():
             link.close()
-            process.join(timeout=5)
+            process.join(timeout=1)
             if process.is_alive():
                 process.terminate()
 
@@ -173,7 +184,7 @@ def _ending(code: Optional[int]) -> str:
 
 
 def _run_workers(
-    spec: TrackerSpec, sequences: Items[Sequence], store: ResultStore, jobs: int
+    spec: TrackerSpec, sequences: Items[Sequence], store: ResultStore, jobs: int, advanced: Callable[[int], None]
 ) -> Iterator[Outcome]:
     # Longest first: a long sequence begun last would keep one worker busy after the others are done.
     waiting = sorted(sequences, key=len)
@@ -194,15 +205,18 @@ def _run_workers(
                 busy[link] = waiting.pop()
             for ready in wait(list(busy)):
                 link = cast(Connection, ready)
-                sequence = busy.pop(link)
                 try:
-                    error, detail = link.recv()
+                    message = link.recv()
+                    if isinstance(message, int):
+                        advanced(message)
+                        continue
+                    error, detail = message
                     idle.append(link)
                 except (EOFError, ConnectionResetError):
                     error = f"the worker process died ({pool.drop(link)})"
                     detail = ""
                     if waiting:
                         idle.append(pool.start())
-                yield Outcome(sequence, error, detail)
+                yield Outcome(busy.pop(link), error, detail)
     finally:
         pool.close()

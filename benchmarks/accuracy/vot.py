@@ -16,8 +16,9 @@ from typing import Sequence as Items
 
 import cv2
 
+from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec, require_trax
-from asymtrack_edge.errors import AsymTrackError, SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError
 
 
 def serve(spec: TrackerSpec) -> int:
@@ -97,22 +98,20 @@ def _box(region: Any) -> Tuple[float, ...]:
 
 def main(argv: Optional[Items[str]] = None) -> int:
     """Runs the entry point; returns 0, or 2 with one line on standard error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m asymtrack_edge.benchmarks.accuracy.vot",
-        description="Serve a tracker over the TraX protocol, for the VOT toolkit.",
-        epilog="example: python -m asymtrack_edge.benchmarks.accuracy.vot --tracker exports/asymtrack-t",
+    parser = cli.parser(
+        "python -m asymtrack_edge.benchmarks.accuracy.vot",
+        "Serve a tracker over the TraX protocol, for the VOT toolkit.",
+        "python -m asymtrack_edge.benchmarks.accuracy.vot --tracker exports/asymtrack-t-fp16",
     )
     parser.add_argument("--tracker", default="T", metavar="NAME", help="as for asymtrack-eval (default: T)")
     parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
     parser.add_argument("--device", type=int, default=0, help="GPU index (default: 0)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    args = parser.parse_args(argv)
-    try:
-        serve(TrackerSpec(args.tracker, args.backend, args.device, args.threads))
-    except AsymTrackError as error:
-        print(f"asymtrack vot: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return cli.run(_serve, parser.parse_args(argv))
+
+
+def _serve(args: argparse.Namespace) -> None:
+    serve(TrackerSpec(args.tracker, args.backend, args.device, args.threads))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ import cv2
 import numpy as np
 
 
-def write_frames(
-    folder: Path, count: int, pattern: str = "{:08d}.jpg", first: int = 1, value: int = 90
-) -> None:
+def write_frames(folder: Path, count: int, pattern: str = "{:08d}.jpg", first: int = 1, value: int = 90) -> None:
     """Writes ``count`` frames of 32 x 24 pixels."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):

@@ -11,7 +11,11 @@ import fake_trackers
 import numpy as np
 import pytest
 
+from asymtrack_edge.benchmarks.accuracy import Sequence, read_dataset
 from asymtrack_edge.benchmarks.accuracy.command import main
+from asymtrack_edge.benchmarks.accuracy.results import ResultStore
+from asymtrack_edge.benchmarks.accuracy.run import run
+from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 from tests.benchmarks.accuracy.miniature import drift, rows, write_frames
 
 STILL = "python:fake_trackers:Still"
@@ -29,9 +33,7 @@ def output(tmp_path):
 
 def test_results_report_and_speed(folder_set, output, tmp_path, capsys):
     report = tmp_path / "sub" / "report.json"
-    code = evaluate(
-        "folder", folder_set, "--tracker", STILL, "--output", output, "--json", report, "--per-sequence"
-    )
+    code = evaluate("folder", folder_set, "--tracker", STILL, "--output", output, "--json", report, "--per-sequence")
     assert code == 0
     boxes = np.loadtxt(output / "folder" / LABEL / "a.txt", delimiter=",")
     np.testing.assert_array_equal(boxes, drift(6, x=12))
@@ -86,6 +88,17 @@ def test_processes_give_the_same_results(folder_set, output):
         assert files[0].read_text() == files[1].read_text()
 
 
+def test_progress_reports_every_frame_once(folder_set, tmp_path):
+    sequences = read_dataset("folder", folder_set)
+    long = Sequence("long", sequences[0].frames[:1] * 45, np.full((45, 4), 5.0))
+    for jobs in (1, 2):
+        counts = []
+        store = ResultStore(tmp_path / str(jobs))
+        outcomes = run(TrackerSpec(STILL), [*sequences, long], store, jobs, counts.append)
+        assert sum(counts) == 15 + 45 and max(counts) == 20
+        assert [o.error for o in outcomes] == [None] * 4
+
+
 def test_an_exception_costs_its_sequence_alone(folder_set, output, capsys):
     tracker = "python:fake_trackers:FailsOnBlack"
     assert evaluate("folder", folder_set, "--tracker", tracker, "--output", output) == 1
@@ -99,9 +112,7 @@ def test_an_exception_costs_its_sequence_alone(folder_set, output, capsys):
 def test_the_death_of_a_worker_costs_its_sequence_alone(folder_set, output, tmp_path, capsys):
     tracker = "python:fake_trackers:DiesOnBlack"
     report = tmp_path / "r.json"
-    code = evaluate(
-        "folder", folder_set, "--tracker", tracker, "--output", output, "--jobs", 2, "--json", report
-    )
+    code = evaluate("folder", folder_set, "--tracker", tracker, "--output", output, "--jobs", 2, "--json", report)
     assert code == 1
     assert "failed on b: the worker process died (exit code 7)" in capsys.readouterr().err
     (tracker,) = json.loads(report.read_text())["trackers"]
@@ -160,9 +171,7 @@ def test_plots_are_images_of_every_curve(folder_set, output, tmp_path):
     plots = tmp_path / "plots"
     assert evaluate("folder", folder_set, "--tracker", STILL, "--output", output, "--plots", plots) == 0
     assert sorted(p.name for p in plots.iterdir()) == [
-        f"{curve}.{suffix}"
-        for curve in ("norm_precision", "precision", "success")
-        for suffix in ("png", "svg")
+        f"{curve}.{suffix}" for curve in ("norm_precision", "precision", "success") for suffix in ("png", "svg")
     ]
     assert cv2.imread(str(plots / "success.png")).std() > 0
     assert "<svg" in (plots / "success.svg").read_text()
@@ -208,7 +217,7 @@ def test_sequences_from_a_file(folder_set, output, tmp_path):
 def test_mistakes_are_one_line_and_exit_2(folder_set, output, capsys, arguments, said):
     assert evaluate("folder", folder_set, "--output", output, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("asymtrack-eval: ") and said in error
+    assert error.startswith("error: ") and said in error
 
 
 def test_unwritable_output_is_one_line(folder_set, tmp_path, capsys):
@@ -262,7 +271,7 @@ def test_without_tqdm_progress_is_plain_lines(folder_set, output, capsys, monkey
 
     monkeypatch.setattr(builtins, "__import__", without_tqdm)
     assert evaluate("folder", folder_set, "--tracker", STILL, "--output", output) == 0
-    assert f"{LABEL}: a done" in capsys.readouterr().err
+    assert f"{LABEL}: 15 of 15 frames" in capsys.readouterr().err
 
 
 def test_help_shows_examples(capsys):

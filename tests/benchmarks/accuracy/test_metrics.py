@@ -25,9 +25,7 @@ from asymtrack_edge.errors import DatasetError, UsageError
 def sequence(truth, name="s", absent=None, size=(640, 480), attributes=()):
     truth = np.asarray(truth, np.float64)
     frames = tuple(Path(f"{i}.jpg") for i in range(len(truth)))
-    return Sequence(
-        name, frames, truth, tuple(attributes), None if absent is None else np.array(absent, bool), size
-    )
+    return Sequence(name, frames, truth, tuple(attributes), None if absent is None else np.array(absent, bool), size)
 
 
 def random_tracks(seed, count=200, low=5.0):

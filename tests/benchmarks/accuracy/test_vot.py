@@ -114,7 +114,7 @@ def test_what_cannot_be_tracked_is_told(trax, tmp_path):
 
 def test_a_client_that_vanishes_is_one_line(trax, capsys):
     assert vot.main(["--tracker", STILL.name]) == 2
-    assert capsys.readouterr().err == "asymtrack vot: the connection to the TraX client broke: pipe closed\n"
+    assert capsys.readouterr().err == "error: the connection to the TraX client broke: pipe closed\n"
 
 
 def test_missing_bindings_and_models_are_one_line(monkeypatch, capsys):

@@ -1,7 +1,26 @@
 """Tracking on a device. Imports numpy, OpenCV and the chosen inference runtime; never torch."""
 
 from asymtrack_edge.geometry import Box
+from asymtrack_edge.runtime.capture import Captured, CaptureStats, LivePolicy, open_reader
 from asymtrack_edge.runtime.loading import BACKENDS, open_engine
-from asymtrack_edge.runtime.tracker import State, Track, Tracker, TrackerSettings
+from asymtrack_edge.runtime.multi import MultiTracker
+from asymtrack_edge.runtime.sources import open_source
+from asymtrack_edge.runtime.target import RecoverySettings, State, Track, TrackerSettings
+from asymtrack_edge.runtime.tracker import Tracker
 
-__all__ = ["BACKENDS", "Box", "State", "Track", "Tracker", "TrackerSettings", "open_engine"]
+__all__ = [
+    "BACKENDS",
+    "Box",
+    "CaptureStats",
+    "Captured",
+    "LivePolicy",
+    "MultiTracker",
+    "RecoverySettings",
+    "State",
+    "Track",
+    "Tracker",
+    "TrackerSettings",
+    "open_engine",
+    "open_reader",
+    "open_source",
+]

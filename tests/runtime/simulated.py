@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from time import monotonic, sleep
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError
-from asymtrack_edge.geometry import Box
+from asymtrack_edge.geometry import Box, CropWindow
+from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
+from asymtrack_edge.runtime.engine import Engine
 
 
 def moving_square(
@@ -90,3 +92,92 @@ class Script:
             raise step
         self.used.append(step)
         return step
+
+
+def fake_manifest() -> Manifest:
+    """A manifest for engines that need none."""
+    image = TensorSpec("image", "uint8", (128, 128, 3))
+    return Manifest(
+        variant="T",
+        precision="fp32",
+        target="onnx",
+        opset=17,
+        max_batch=4,
+        input_format=UINT8_BGR,
+        template=image,
+        search=image,
+        state=(TensorSpec("colour", "float32", (3,)),),
+        output=TensorSpec("prediction", "float32", (5,)),
+        template_factor=2.0,
+        search_factor=4.0,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        files={},
+    )
+
+
+class ColourEngine(Engine):
+    """Follows patches of one colour: a stand-in for the networks that really finds its targets.
+
+    Attributes:
+        calls: number of windows of each call of ``search``.
+        seen: the windows of the last call.
+        pause: seconds that every search takes longer.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(fake_manifest(), "colours")
+        self.colours: List[Optional[np.ndarray]] = []
+        self.calls: List[int] = []
+        self.seen: List[CropWindow] = []
+        self.pause = 0.0
+
+    def reserve(self, slots: int) -> None:
+        while len(self.colours) < slots:
+            self.colours.append(None)
+        self.capacity = len(self.colours)
+
+    def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
+        x, y = (int(v) for v in window.centre)
+        self.colours[slot] = frame[y, x].astype(int)
+
+    def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
+        sleep(self.pause)
+        self.calls.append(len(windows))
+        self.seen = list(windows)
+        answers = np.zeros((len(windows), 5), np.float32)
+        for i, (left, top, side, centre) in enumerate(windows):
+            colour = self.colours[i]
+            assert colour is not None, "a slot without a template was searched"
+            x0, y0 = max(0, left), max(0, top)
+            patch = frame[y0 : max(y0, top + side), x0 : max(x0, left + side)].astype(int)
+            ys, xs = np.nonzero(np.abs(patch - colour).max(-1) < 12)
+            answers[i] = (0.5, 0.5, 0.25, 0.25, 0.05)
+            if len(xs) > 20:
+                box = np.array([xs.min() + x0, ys.min() + y0, xs.max() + 1 + x0, ys.max() + 1 + y0], float)
+                origin = np.array(centre) - side / 2
+                middle = ((box[:2] + box[2:]) / 2 - origin) / side
+                answers[i] = (*middle, *((box[2:] - box[:2]) / side), 0.95)
+        return answers
+
+    def move(self, source: int, target: int) -> None:
+        self.colours[target] = self.colours[source]
+
+
+PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0), (255, 255, 255))
+
+
+def coloured_patches(
+    frames: int, count: int = 3, size: Tuple[int, int] = (320, 240), side: int = 24
+) -> Iterator[Tuple[np.ndarray, List[Box]]]:
+    """Yields frames with ``count`` patches of different colours on their ways, and their boxes."""
+    width, height = size
+    for i in range(frames):
+        frame = np.full((height, width, 3), 60, np.uint8)
+        boxes = []
+        for k in range(count):
+            x = int((width - side) * (0.5 + 0.45 * np.sin(i / 20 + k)))
+            y = int((height - side) * (k + 0.5) / count)
+            frame[y : y + side, x : x + side] = PATCHES[k]
+            boxes.append(Box(x, y, side, side))
+        yield frame, boxes

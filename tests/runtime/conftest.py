@@ -1,0 +1,32 @@
+"""A model to run: made once per session, small, untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asymtrack_edge.errors import ManifestError
+from asymtrack_edge.runtime.loading import model_folder
+
+
+@pytest.fixture(scope="session")
+def batch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export of a small untrained network, in batches of up to four."""
+    pytest.importorskip("torch")
+    pytest.importorskip("onnx")
+    from asymtrack_edge.export.pipeline import ExportOptions, export
+    from tests.helpers import SMALL, filled_model
+
+    folder = tmp_path_factory.mktemp("models") / "small"
+    export(filled_model(SMALL), ExportOptions(max_batch=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(request: pytest.FixtureRequest) -> Path:
+    """The bundled T; where there is none, the small untrained one."""
+    try:
+        return model_folder("T")
+    except ManifestError:
+        return request.getfixturevalue("batch_model")

@@ -1,0 +1,116 @@
+"""Several targets: each as if alone, coming and going at any time, in one batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asymtrack_edge.errors import BoxError, FrameError, UsageError
+from asymtrack_edge.geometry import iou
+from asymtrack_edge.runtime import MultiTracker, State, Tracker, open_engine
+from tests.runtime.simulated import ColourEngine, coloured_patches, moving_square
+
+FRAMES = list(coloured_patches(40, 5))
+
+
+def test_every_target_is_followed_in_one_call_per_frame() -> None:
+    many = MultiTracker(ColourEngine())
+    first, boxes = FRAMES[0]
+    ids = [many.add(first, box) for box in boxes]
+    for frame, truth in FRAMES[1:]:
+        tracks = many.update(frame)
+        assert list(tracks) == ids
+        for number, box in zip(ids, truth):
+            assert iou(tracks[number].box, box) > 0.99
+            assert tracks[number].state is State.TRACKING
+    assert many.engine.calls == [5] * 39
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))
+def test_any_order_of_coming_and_going(steps) -> None:
+    """After each step every followed target is where it is, under its own id, in gapless slots."""
+    many = MultiTracker(ColourEngine())
+    followed: Dict[int, int] = {}  # patch -> id
+    for (patch, _), (frame, boxes) in zip(steps, FRAMES):
+        if patch in followed:
+            many.remove(followed.pop(patch))
+        else:
+            followed[patch] = many.add(frame, boxes[patch])
+        tracks = many.update(frame)
+        assert sorted(tracks) == sorted(followed.values()) == many.ids
+        assert len(many) == len(followed)
+        for k, number in followed.items():
+            assert number in many
+            assert iou(tracks[number].box, boxes[k]) > 0.99
+
+
+def test_ids_are_never_used_again() -> None:
+    many = MultiTracker(ColourEngine())
+    frame, boxes = FRAMES[0]
+    first = many.add(frame, boxes[0])
+    many.remove(first)
+    assert many.add(frame, boxes[0]) != first
+    with pytest.raises(UsageError, match=f"no target {first}: those followed are 1"):
+        many.remove(first)
+
+
+def test_a_target_can_be_moved_under_its_id() -> None:
+    many = MultiTracker(ColourEngine())
+    frame, boxes = FRAMES[0]
+    ids = [many.add(frame, box) for box in boxes[:3]]
+    many.reset(ids[1], frame, boxes[4])
+    tracks = many.update(FRAMES[1][0])
+    assert [iou(tracks[i].box, FRAMES[1][1][k]) > 0.99 for i, k in zip(ids, (0, 4, 2))] == [True] * 3
+
+
+def test_mistakes_leave_the_others_as_they_were() -> None:
+    many = MultiTracker(ColourEngine())
+    frame, boxes = FRAMES[0]
+    number = many.add(frame, boxes[0])
+    with pytest.raises(BoxError):
+        many.add(frame, (0, 0, -1, 5))
+    with pytest.raises(FrameError):
+        many.add(frame[..., 0], boxes[1])
+    with pytest.raises(FrameError):
+        many.update(None)  # type: ignore[arg-type]
+    assert many.ids == [number]
+    assert iou(many.update(FRAMES[1][0])[number].box, FRAMES[1][1][0]) > 0.99
+    assert MultiTracker(ColourEngine()).update(frame) == {}
+
+
+def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
+    frames = list(moving_square(12))
+    one, many = Tracker.load(model, threads=1), MultiTracker.load(model, threads=1)
+    one.init(*frames[0])
+    number = many.add(*frames[0])
+    for frame, _ in frames[1:]:
+        assert many.update(frame)[number] == one.update(frame)
+
+
+def test_batched_targets_agree_with_single_trackers(batch_model: Path) -> None:
+    """Six targets in batches of four: each track as from a tracker of its own, also after removals."""
+    frames = [frame for frame, _ in moving_square(14, (240, 200))]
+    boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
+    many = MultiTracker(open_engine(batch_model, threads=1), capacity=2)
+    singles, ids = [], []
+    for box in boxes:
+        tracker = Tracker.load(batch_model, threads=1)
+        tracker.init(frames[0], box)
+        singles.append(tracker)
+        ids.append(many.add(frames[0], box))
+    alive = list(range(6))
+    for i, frame in enumerate(frames[1:]):
+        if i in (4, 8):
+            many.remove(ids[alive.pop(1)])
+        tracks = many.update(frame)
+        assert list(tracks) == [ids[k] for k in alive]
+        for k in alive:
+            alone = singles[k].update(frame)
+            assert np.allclose(tracks[ids[k]].box, alone.box, atol=0.05)
+            assert tracks[ids[k]].score == pytest.approx(alone.score, abs=1e-3)

@@ -1,0 +1,114 @@
+"""Lost and found: off by default and without effect; on, a target that comes back is found again."""
+
+from __future__ import annotations
+
+from typing import List
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.geometry import Box, iou
+from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
+from asymtrack_edge.runtime.recovery import search_grid
+from asymtrack_edge.runtime.target import Target
+from tests.runtime.simulated import ColourEngine, coloured_patches
+
+ON = TrackerSettings(recovery=RecoverySettings())
+WAY_OUT = 12
+
+
+def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[np.ndarray]:
+    """A red patch that rests, is gone from frame ``WAY_OUT`` on and comes back elsewhere."""
+    made = []
+    for i in range(frames):
+        frame = np.full((240, 320, 3), 60, np.uint8)
+        if i < WAY_OUT:
+            frame[100:124, 40:64] = (0, 0, 255)
+        elif i >= back_at:
+            frame[100 : 100 + size, where : where + size] = (0, 0, 255)
+        made.append(frame)
+    return made
+
+
+def follow(frames: List[np.ndarray], settings: TrackerSettings) -> List[Track]:
+    tracker = Tracker(ColourEngine(), settings)
+    tracker.engine.reserve(1)
+    tracker.init(frames[0], (40, 100, 24, 24))
+    return [tracker.update(frame) for frame in frames[1:]]
+
+
+def test_target_that_comes_back_far_away_is_found() -> None:
+    frames = disappearing(90, 40, 250)
+    without, found = follow(frames, TrackerSettings()), follow(frames, ON)
+    assert without[-1].state is State.LOST and iou(without[-1].box, (250, 100, 24, 24)) == 0
+    assert found[-1].state is State.TRACKING and iou(found[-1].box, (250, 100, 24, 24)) > 0.99
+    # While it was lost the box rested where the target had been seen last.
+    lost = [track.box for track in found if track.state is State.LOST]
+    assert lost and set(lost) == {Box(40, 100, 24, 24)}
+
+
+def test_target_that_comes_back_where_it_went_is_found_at_once() -> None:
+    found = follow(disappearing(60, 40, 40), ON)
+    again = next(i for i, t in enumerate(found) if i >= 40 and t.state is State.TRACKING)
+    assert again <= 40 + 2 + RecoverySettings().confirm
+
+
+def test_something_of_another_size_is_not_believed() -> None:
+    found = follow(disappearing(120, 30, 200, size=100), ON)
+    assert found[-1].state is State.LOST
+
+
+def test_one_flash_is_not_believed() -> None:
+    frames = disappearing(80, 200, 0)
+    frames[50][100:124, 44:68] = (0, 0, 255)
+    assert all(t.state is State.LOST for t in follow(frames, ON)[40:])
+
+
+def test_nothing_changes_while_the_target_is_not_lost() -> None:
+    frames = list(coloured_patches(60, 3))
+    answers = []
+    for settings in (TrackerSettings(), ON):
+        many = MultiTracker(ColourEngine(), settings)
+        for box in frames[0][1]:
+            many.add(frames[0][0], box)
+        answers.append(([many.update(frame) for frame, _ in frames[1:]], list(many.engine.calls)))
+    assert answers[0] == answers[1]
+
+
+def test_one_crop_per_frame_and_target_in_every_state() -> None:
+    many = MultiTracker(ColourEngine(), ON)
+    frames = disappearing(60, 40, 250)
+    many.add(frames[0], (40, 100, 24, 24))
+    for frame in frames[1:]:
+        many.update(frame)
+    assert many.engine.calls == [1] * 59
+
+
+def test_default_is_off() -> None:
+    assert TrackerSettings().recovery is None
+    assert type(Tracker(ColourEngine())) is Tracker
+    many = MultiTracker(ColourEngine())
+    many.add(np.zeros((50, 50, 3), np.uint8), (5, 5, 10, 10))
+    assert type(many._targets[0]) is Target
+
+
+@given(
+    st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600), st.integers(1, 100)
+)
+def test_grid_covers_the_frame_with_few_windows(width, height, w, h, most) -> None:
+    settings = RecoverySettings(most_windows=most)
+    grid = search_grid(Box(width / 3, height / 4, w, h), (height, width), 4.0, settings)
+    assert 1 <= len(grid) <= most
+    assert min(g.left for g in grid) <= 1 and max(g.left + g.side for g in grid) >= width - 1
+    assert min(g.top for g in grid) <= 1 and max(g.top + g.side for g in grid) >= height - 1
+    xs = sorted({g.centre[0] for g in grid})
+    assert all(b - a <= grid[0].side for a, b in zip(xs, xs[1:]))
+
+
+@pytest.mark.parametrize("wrong", [{"widen": 9}, {"grid_step": 0}, {"confirm": 0}, {"size_change": 0.5}])
+def test_settings_that_cannot_be(wrong) -> None:
+    with pytest.raises(UsageError):
+        RecoverySettings(**wrong)

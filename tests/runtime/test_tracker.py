@@ -1,0 +1,168 @@
+"""The tracker over an engine that answers what the test wants, and over the bundled weights."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import List, Sequence
+
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import BoxError, EngineError, FrameError, ManifestError, UsageError
+from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.geometry import CropWindow
+from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
+from asymtrack_edge.runtime import State, Tracker, TrackerSettings
+from asymtrack_edge.runtime.engine import Engine
+
+FRAME = np.zeros((240, 320, 3), np.uint8)
+MANIFEST = Manifest(
+    variant="T",
+    precision="fp32",
+    target="onnx",
+    opset=17,
+    max_batch=1,
+    input_format=UINT8_BGR,
+    template=TensorSpec("image", "uint8", (128, 128, 3)),
+    search=TensorSpec("image", "uint8", (256, 256, 3)),
+    state=(),
+    output=TensorSpec("prediction", "float32", (5,)),
+    template_factor=2.0,
+    search_factor=4.0,
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    files={},
+)
+
+
+class ScriptedEngine(Engine):
+    """Answers from a list of predictions, and remembers what it was asked."""
+
+    def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
+        super().__init__(MANIFEST, "scripted")
+        self.predictions = list(predictions)
+        self.templates: List[CropWindow] = []
+        self.searches: List[CropWindow] = []
+
+    def reserve(self, slots: int) -> None:
+        self.capacity = slots
+
+    def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
+        self.templates.append(window)
+
+    def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
+        self.searches.extend(windows)
+        return np.array([self.predictions.pop(0)], np.float32)
+
+    def move(self, source: int, target: int) -> None:
+        raise AssertionError("one target needs no moves")
+
+
+def test_box_follows_the_prediction() -> None:
+    engine = ScriptedEngine([(0.6, 0.5, 0.25, 0.25, 0.9)])
+    tracker = Tracker(engine)
+    tracker.init(FRAME, (100, 80, 40, 40))
+    track = tracker.update(FRAME)
+    # The window is 160 pixels wide about (120, 100): 0.1 of it to the right.
+    assert engine.searches[0] == CropWindow(40, 20, 160, (120.0, 100.0))
+    assert track.box == pytest.approx((116, 80, 40, 40))
+    assert track.score == pytest.approx(0.9)
+
+
+def test_template_runs_once_per_init() -> None:
+    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, 0.9)] * 5)
+    tracker = Tracker(engine)
+    tracker.init(FRAME, (100, 80, 40, 40))
+    for _ in range(4):
+        tracker.update(FRAME)
+    assert len(engine.templates) == 1
+    tracker.init(FRAME, (10, 10, 30, 30))
+    assert len(engine.templates) == 2
+    tracker.update(FRAME)
+    assert engine.searches[-1].centre == (25.0, 25.0)
+
+
+def test_lost_and_found_with_hysteresis() -> None:
+    scores = [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.45, 0.45, 0.9, 0.9, 0.9]
+    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, score) for score in scores])
+    tracker = Tracker(engine, settings=TrackerSettings(lost_below=0.3, found_above=0.5, smoothing=0.5))
+    tracker.init(FRAME, (100, 80, 40, 40))
+    states = [tracker.update(FRAME).state for _ in scores]
+    # One bad frame does not lose it; middling scores do not bring it back; good ones do.
+    assert states[:3] == [State.TRACKING] * 3
+    assert states[6:10] == [State.LOST] * 4
+    assert states[-1] is State.TRACKING
+    changes = sum(a is not b for a, b in zip(states, states[1:]))
+    assert changes == 2
+
+
+def test_unreadable_frames_leave_the_track_as_it_was() -> None:
+    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, 0.9)] * 2)
+    tracker = Tracker(engine)
+    tracker.init(FRAME, (100, 80, 40, 40))
+    before = tracker.update(FRAME)
+    for bad in (None, np.zeros((0, 0, 3), np.uint8), FRAME[..., 0], FRAME.astype(np.float32)):
+        with pytest.raises(FrameError):
+            tracker.update(bad)  # type: ignore[arg-type]
+    assert tracker.update(FRAME).box == before.box
+
+
+def test_a_target_at_the_edge_stays_inside_the_frame() -> None:
+    engine = ScriptedEngine([(1.0, 1.0, 0.3, 0.3, 0.2)] * 20)
+    tracker = Tracker(engine)
+    tracker.init(FRAME, (250, 180, 60, 50))
+    for _ in range(20):
+        x, y, w, h = tracker.update(FRAME).box
+        assert 0 <= x <= 310 and 0 <= y <= 230 and x + w <= 320 and y + h <= 240
+
+
+def test_mistakes_are_named() -> None:
+    tracker = Tracker(ScriptedEngine([]))
+    with pytest.raises(UsageError, match="init"):
+        tracker.update(FRAME)
+    with pytest.raises(BoxError):
+        tracker.init(FRAME, (400, 10, 20, 20))
+    with pytest.raises(ManifestError, match="asymtrack-export"):
+        Tracker.load("/nonexistent")
+    with pytest.raises(UsageError, match="unknown backend"):
+        Tracker.load("T", backend="magic")
+    with pytest.raises(UsageError, match="threads"):
+        Tracker.load("T", threads=0)
+    with pytest.raises(EngineError, match="onnxruntime-gpu"):
+        Tracker.load("T", backend="onnxruntime-cuda")
+
+
+@pytest.mark.parametrize(("low", "high", "smoothing"), [(0.5, 0.4, 0.5), (-1, 0.5, 0.5), (0.1, 0.2, 0)])
+def test_settings_are_checked(low: float, high: float, smoothing: float) -> None:
+    with pytest.raises(UsageError):
+        TrackerSettings(low, high, smoothing)
+
+
+def test_update_allocates_next_to_nothing() -> None:
+    frames = [frame for frame, _ in synthetic_clip(frames=12)]
+    tracker = Tracker.load("T", threads=1)
+    tracker.init(frames[0], (150, 110, 50, 45))
+    for frame in frames[1:]:
+        tracker.update(frame)
+    tracemalloc.start()
+    try:
+        tracker.update(frames[1])
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        for frame in frames[1:]:
+            tracker.update(frame)
+        peak = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    # A 256x256 crop alone would be 196,608 bytes.
+    assert peak < 20_000
+
+
+def test_the_same_clip_gives_the_same_track_twice() -> None:
+    frames = [frame for frame, _ in synthetic_clip(frames=8)]
+    tracker = Tracker.load("T", threads=1)
+    runs = []
+    for _ in range(2):
+        tracker.init(frames[0], (150, 110, 50, 45))
+        runs.append([tracker.update(frame) for frame in frames[1:]])
+    assert runs[0] == runs[1]

@@ -1,55 +1,17 @@
-"""Batches of training pairs, cut and augmented on the device the imagery lives on."""
+"""Batches of training pairs from imagery held in memory, cut and disturbed on its device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Tuple
+from typing import Callable, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from asymtrack_edge.training.crops import crop, inside_mask
+from asymtrack_edge.training.augmentation import Augmentation, colour, motion_blur, occlude, paste
+from asymtrack_edge.training.crops import Windows, cut, inside, windows_around
 from asymtrack_edge.training.pool import CLIP, STILL, Pool
-from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How pairs are drawn and disturbed. Defaults are the paper's; probabilities are per pair.
-
-    Attributes:
-        centre_jitter: the search crop's centre moves by up to half of this times ``sqrt(w * h)``.
-        size_jitter: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis.
-        max_gap: most frames between template and search frame of one clip.
-        greyscale: both crops lose their colour.
-        flip: both crops are mirrored.
-        brightness: half width of the brightness factor, per crop.
-        contrast, saturation, tint: the same for further colour changes, per crop.
-        blur: the search crop is blurred along a random direction.
-        occlusion: a patch of another picture covers part of the search crop.
-        fill: what lies outside the picture in the search crop shows another picture, not black.
-        stills, cutouts, patches: shares of pairs made from one still's box, from a pasted cut-out,
-            and from an arbitrary region of any picture; the rest comes from clips.
-        negatives: the target is not in the search crop: its template belongs to another pair.
-    """
-
-    centre_jitter: float = 3.5
-    size_jitter: float = 0.5
-    max_gap: int = 200
-    greyscale: float = 0.05
-    flip: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.0
-    saturation: float = 0.0
-    tint: float = 0.0
-    blur: float = 0.0
-    occlusion: float = 0.0
-    fill: float = 0.0
-    stills: float = 0.0
-    cutouts: float = 0.0
-    patches: float = 0.0
-    negatives: float = 0.0
+from asymtrack_edge.training.randomness import Random
+from asymtrack_edge.variants import Variant
 
 
 class Pairs(NamedTuple):
@@ -68,221 +30,201 @@ class Pairs(NamedTuple):
     present: Tensor
 
 
+#: Makes the batch of a step: ``draw(batch, step)``. The same step always gives the same batch.
+DrawPairs = Callable[[int, int], Pairs]
+
+
+class Plan(NamedTuple):
+    """Where a batch of pairs is cut.
+
+    Attributes:
+        template, search: windows of either crop.
+        corners: as in ``Pairs``.
+    """
+
+    template: Windows
+    search: Windows
+    corners: Tensor
+
+
+def plan_windows(
+    template_box: Tensor, search_box: Tensor, variant: Variant, augmentation: Augmentation, random: Random
+) -> Plan:
+    """Chooses the windows of a batch, with the published jitter (search region only) and flip.
+
+    Args:
+        template_box: ``(B, 4)`` x, y, w, h in the template picture's pixels.
+        search_box: the same in the search picture.
+        variant: gives crop sizes and factors.
+        augmentation: strengths.
+        random: source of randomness.
+    """
+    batch = len(template_box)
+    flip = random.uniform(batch) < augmentation.flip
+    template_side = template_box[:, 2:].prod(1).sqrt() * variant.template_factor
+    extent = search_box[:, 2:] * torch.exp(augmentation.size_jitter * random.normal(batch, 2))
+    scale = extent.prod(1).sqrt()
+    # At a smaller search factor the jitter shrinks, so that the target stays inside the crop.
+    reach = augmentation.centre_jitter * (variant.search_factor / 4.0)
+    centre = _centre(search_box) + reach * scale[:, None] * (random.uniform(batch, 2) - 0.5)
+    search = windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
+    # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.
+    mirror = torch.where(flip, -1.0, 1.0)[:, None] * torch.tensor([1.0, 0.0], device=flip.device)
+    mirror = mirror + torch.tensor([0.0, 1.0], device=flip.device)
+    offset = (_centre(search_box) - centre) / search.side[:, None] * mirror
+    middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
+    half = search_box[:, 2:] / search.side[:, None] / 2
+    corners = torch.cat([middle - half, middle + half], 1)
+    return Plan(windows_around(_centre(template_box), template_side, flip), search, corners)
+
+
+def finish_pairs(
+    template: Tensor, search: Tensor, corners: Tensor, augmentation: Augmentation, random: Random
+) -> Pairs:
+    """Occlusion, colour, blur and negatives, for crops from any source.
+
+    Args:
+        template: uint8 RGB ``(B, 3, Z, Z)``.
+        search: uint8 RGB ``(B, 3, X, X)``.
+        corners: as in ``Pairs``.
+        augmentation: strengths.
+        random: source of randomness.
+    """
+    batch = len(template)
+    search = occlude(search, corners, augmentation.occlusion, random)
+    grey = random.uniform(batch) < augmentation.greyscale
+    template = colour(template, grey, augmentation, random)
+    search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
+    present = torch.ones(batch, dtype=torch.bool, device=template.device)
+    if augmentation.negatives > 0 and batch > 1:
+        present = random.uniform(batch) >= augmentation.negatives
+        absent = (~present).nonzero()[:, 0]
+        template[absent] = template[absent - 1]
+    return Pairs(template, search, corners, present)
+
+
 class PairSampler:
     """Draws augmented pairs from a pool, reproducibly.
 
     Args:
         pool: imagery on the training device.
-        variant: gives crop sizes and factors. A search size other than the published one keeps
-            the scale of the target (the search factor changes in proportion).
+        variant: gives crop sizes and factors.
         augmentation: see there.
-        generator: the only source of randomness, so that its state resumes the data order.
+        seed, rank: with the step they decide what is drawn.
     """
 
     def __init__(
-        self, pool: Pool, variant: Variant, augmentation: Augmentation, generator: torch.Generator
+        self, pool: Pool, variant: Variant, augmentation: Augmentation, seed: int = 0, rank: int = 0
     ) -> None:
         self.pool = pool
         self.variant = variant
         self.augmentation = augmentation
-        self.generator = generator
-        self.device = pool.canvases.device
-        self.weights = {kind: pool.weight * (pool.kind == kind) for kind in (CLIP, STILL)}
+        self.key = (seed, rank)
+        self.random = Random(pool.canvases.device)
+        self.target_weight = self._target_weight()
 
-    def _rand(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator, device=self.device)
+    def _target_weight(self) -> Tensor:
+        """How often each target is drawn: clips and stills in the shares asked for."""
+        aug, pool = self.augmentation, self.pool
+        clips, stills = (pool.weight * (pool.kind == kind) for kind in (CLIP, STILL))
+        if clips.sum() == 0 or stills.sum() == 0:
+            return pool.weight
+        share = min(1.0, aug.stills / max(1e-6, 1 - aug.cutouts - aug.patches))
+        return clips / clips.sum() * (1 - share) + stills / stills.sum() * share
 
-    def _randn(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator, device=self.device)
-
-    def _choose(self, count: int, among: int) -> Tensor:
-        return torch.randint(among, (count,), generator=self.generator, device=self.device)
-
-    def draw(self, batch: int) -> Pairs:
-        """Makes the next batch."""
-        aug = self.augmentation
+    def draw(self, batch: int, step: int) -> Pairs:
+        """Makes the ``batch`` pairs of ``step``."""
+        pool, variant, random = self.pool, self.variant, self.random
+        random.start(*self.key, step)
         image, box = self._targets(batch)
-        flip = self._rand(batch) < aug.flip
-        template_box, search_box = box[:, 0], box[:, 1]
-        template_side = template_box[:, 2:].prod(1).sqrt() * self.variant.template_factor
-        template = crop(
-            self.pool.canvases[image[:, 0]], _centre(template_box), template_side.ceil(), self.variant.template_size, flip
-        )
-        search, corners = self._search(image[:, 1], search_box, flip)
-        count = round(aug.cutouts * batch) if len(self.pool.cutouts) else 0
+        plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
+        template = self._cut(image[:, 0], plan.template, variant.template_size)
+        search = self._fill(self._cut(image[:, 1], plan.search, variant.search_size), image[:, 1], plan.search)
+        corners = plan.corners
+        count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
         if count:
             template[:count], search[:count], corners[:count] = self._cutouts(count)
-        search = self._occlude(search, corners)
-        template, search = self._colour(template, search)
-        search = self._blur(search)
-        present = torch.ones(batch, dtype=torch.bool, device=self.device)
-        if aug.negatives > 0 and batch > 1:
-            present = self._rand(batch) >= aug.negatives
-            template = torch.where(present[:, None, None, None], template, template.roll(1, 0))
-        return Pairs(_normalise(template), _normalise(search), corners, present)
+        return finish_pairs(template, search, corners, self.augmentation, random)
+
+    def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
+        return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
 
     def _targets(self, batch: int) -> Tuple[Tensor, Tensor]:
         """Image indices ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frame."""
-        aug, pool = self.augmentation, self.pool
-        clips, stills = self.weights[CLIP], self.weights[STILL]
-        share = aug.stills / max(1e-6, 1 - aug.cutouts - aug.patches)
-        if clips.sum() == 0 or stills.sum() == 0:
-            weight = pool.weight
-        else:
-            weight = clips / clips.sum() * (1 - share) + stills / stills.sum() * share
-        target = torch.multinomial(weight, batch, True, generator=self.generator)
+        pool, random, gap = self.pool, self.random, self.augmentation.max_gap
+        if not len(pool):
+            return self._regions(batch)
+        target = random.choose(self.target_weight, batch)
         length = pool.length[target]
-        first = (self._rand(batch) * length).long()
-        low = (first - aug.max_gap).clamp(min=0)
-        high = torch.minimum(first + aug.max_gap, length - 1)
-        second = low + (self._rand(batch) * (high - low + 1)).long()
+        first = (random.uniform(batch) * length).long().clamp(max=length - 1)
+        low = (first - gap).clamp(min=0)
+        high = torch.minimum(first + gap, length - 1)
+        second = torch.minimum(low + (random.uniform(batch) * (high - low + 1)).long(), high)
         entry = pool.start[target][:, None] + torch.stack([first, second], 1)
-        image, box = pool.image[entry], pool.box[entry]
-        patch = self._rand(batch) < aug.patches
-        return self._patches(image, box, patch)
+        arbitrary = random.uniform(batch) < self.augmentation.patches
+        image, box = self._regions(batch)
+        image = torch.where(arbitrary[:, None], image, pool.image[entry])
+        return image, torch.where(arbitrary[:, None, None], box, pool.box[entry])
 
-    def _patches(self, image: Tensor, box: Tensor, chosen: Tensor) -> Tuple[Tensor, Tensor]:
-        """Replaces chosen pairs by arbitrary regions of arbitrary pictures."""
-        batch = len(image)
-        picture = self._choose(batch, len(self.pool.canvases))
+    def _regions(self, batch: int) -> Tuple[Tensor, Tensor]:
+        """Arbitrary regions of arbitrary pictures, as targets (both frames show the same one)."""
+        random = self.random
+        picture = random.integers(batch, len(self.pool.canvases))
         sizes = self.pool.sizes[picture]
-        extent = sizes.amin(1, keepdim=True) * (0.15 + 0.35 * self._rand(batch, 1))
-        extent = extent * torch.exp(0.3 * self._randn(batch, 1) * torch.tensor([1.0, -1.0], device=self.device))
-        region = torch.cat([self._rand(batch, 2) * (sizes - extent).clamp(min=0), extent], 1)
-        image = torch.where(chosen[:, None], picture[:, None], image)
-        box = torch.where(chosen[:, None, None], region[:, None], box)
-        return image, box
+        extent = sizes.amin(1, keepdim=True) * (0.15 + 0.35 * random.uniform(batch, 1))
+        aspect = torch.tensor([1.0, -1.0], device=random.device)
+        extent = extent * torch.exp(0.3 * random.normal(batch, 1) * aspect)
+        region = torch.cat([random.uniform(batch, 2) * (sizes - extent).clamp(min=0), extent], 1)
+        return picture[:, None].expand(-1, 2), region[:, None].expand(-1, 2, -1)
 
-    def _search(self, image: Tensor, box: Tensor, flip: Tensor) -> Tuple[Tensor, Tensor]:
-        """Search crops around jittered boxes and the targets' corners in crop units."""
-        aug, batch = self.augmentation, len(image)
-        factor = self.variant.search_factor
-        extent = box[:, 2:] * torch.exp(aug.size_jitter * self._randn(batch, 2))
-        scale = extent.prod(1).sqrt()
-        # At a smaller search factor the jitter shrinks, so that the target stays inside the crop.
-        reach = aug.centre_jitter * (factor / 4.0)
-        centre = _centre(box) + reach * scale[:, None] * (self._rand(batch, 2) - 0.5)
-        side = (scale * factor).ceil().clamp(min=8)
-        size = self.variant.search_size
-        search = crop(self.pool.canvases[image], centre, side, size, flip)
-        if aug.fill > 0:
-            outside = ~inside_mask(self.pool.sizes[image], centre, side, size, flip)
-            outside &= (self._rand(batch) < aug.fill)[:, None, None, None]
-            search = torch.where(outside, self._background(batch, size), search)
-        # Published convention: the crop's centre is pixel (S - 1) / 2.
-        offset = (_centre(box) - centre) / side[:, None]
-        offset = torch.where(flip[:, None], offset * torch.tensor([-1.0, 1.0], device=self.device), offset)
-        middle = (size - 1) / (2 * size) + offset
-        half = box[:, 2:] / side[:, None] / 2
-        return search, torch.cat([middle - half, middle + half], 1)
+    def _fill(self, search: Tensor, image: Tensor, windows: Windows) -> Tensor:
+        """Shows another picture where some of the search crops leave theirs."""
+        share, size = self.augmentation.fill, search.shape[-1]
+        if share <= 0:
+            return search
+        chosen = (self.random.uniform(len(search)) < share).nonzero()[:, 0]
+        if len(chosen):
+            behind = self._background(len(chosen), size)
+            seen = inside(Windows(*(v[chosen] for v in windows)), self.pool.sizes[image[chosen]], size)
+            search[chosen] = torch.where(seen, search[chosen], behind)
+        return search
 
     def _background(self, count: int, size: int) -> Tensor:
-        picture = self._choose(count, len(self.pool.canvases))
+        random = self.random
+        picture = random.integers(count, len(self.pool.canvases))
         sizes = self.pool.sizes[picture]
-        side = sizes.amin(1) * (0.5 + 0.5 * self._rand(count))
-        centre = side[:, None] / 2 + self._rand(count, 2) * (sizes - side[:, None])
-        return crop(self.pool.canvases[picture], centre, side, size, self._rand(count) < 0.5)
+        side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
+        centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
+        return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
 
     def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor]:
-        """Pairs that show one cut-out on two backgrounds, beside a distractor in the search crop."""
-        aug, pool = self.augmentation, self.pool
-        z_size, x_size = self.variant.template_size, self.variant.search_size
-        chosen = self._choose(count, len(pool.cutouts))
+        """Pairs that show one cut-out on two backgrounds, beside two distractors in the search crop."""
+        aug, pool, random = self.augmentation, self.pool, self.random
+        chosen = random.integers(count, len(pool.cutouts))
         shape = pool.cutout_sizes[chosen]
         shape = shape / shape.prod(1, keepdim=True).sqrt()
-        flip = self._rand(count) < aug.flip
-        middle = torch.full((count, 2), 0.5, device=self.device)
-        template = _paste(
-            self._background(count, z_size), pool, chosen, middle, shape / self.variant.template_factor, flip
-        )
-        search = self._background(count, x_size)
+        flip = random.uniform(count) < aug.flip
+
+        def lay(scene: Tensor, which: Tensor, at: Tensor, extent: Tensor, mirrored: Tensor) -> Tensor:
+            return paste(scene, pool.cutouts[which], pool.cutout_sizes[which], at, extent, mirrored)
+
+        template = self._background(count, self.variant.template_size)
+        middle = torch.full((count, 2), 0.5, device=random.device)
+        template = lay(template, chosen, middle, shape / self.variant.template_factor, flip)
+        search = self._background(count, self.variant.search_size)
         factor = self.variant.search_factor
         for _ in range(2):
-            other = self._choose(count, len(pool.cutouts))
-            extent = shape / factor * torch.exp(0.4 * self._randn(count, 2))
-            search = _paste(search, pool, other, self._rand(count, 2), extent, self._rand(count) < 0.5)
-        extent = shape / factor * torch.exp(aug.size_jitter * self._randn(count, 1))
-        extent = extent * torch.exp(0.1 * self._randn(count, 2))
-        at = 0.5 + (self._rand(count, 2) - 0.5) * aug.centre_jitter / 4.0
-        search = _paste(search, pool, chosen, at, extent, flip)
+            other = random.integers(count, len(pool.cutouts))
+            extent = shape / factor * torch.exp(0.4 * random.normal(count, 2))
+            search = lay(search, other, random.uniform(count, 2), extent, random.uniform(count) < 0.5)
+        extent = shape / factor * torch.exp(aug.size_jitter * random.normal(count, 1))
+        extent = extent * torch.exp(0.1 * random.normal(count, 2))
+        at = 0.5 + (random.uniform(count, 2) - 0.5) * aug.centre_jitter / 4.0
+        search = lay(search, chosen, at, extent, flip)
+        # The corners follow the published convention, in which the crop's centre is (S - 1) / 2.
+        at = at - 0.5 / self.variant.search_size
         return template, search, torch.cat([at - extent / 2, at + extent / 2], 1)
-
-    def _occlude(self, search: Tensor, corners: Tensor) -> Tensor:
-        """Covers up to half of the target's width or height with a piece of another search crop."""
-        aug, batch = self.augmentation, len(search)
-        if aug.occlusion <= 0:
-            return search
-        extent = (corners[:, 2:] - corners[:, :2]).clamp(0.02, 1)
-        size = extent * (0.2 + 0.4 * self._rand(batch, 2))
-        low = corners[:, :2] + (extent - size * 0.5) * self._rand(batch, 2) - size * 0.25
-        axis = (torch.arange(search.shape[-1], device=self.device) + 0.5) / search.shape[-1]
-        inside_x = (axis >= low[:, :1]) & (axis < (low + size)[:, :1])
-        inside_y = (axis >= low[:, 1:]) & (axis < (low + size)[:, 1:])
-        mask = inside_y[:, None, :, None] & inside_x[:, None, None, :]
-        mask &= (self._rand(batch) < aug.occlusion)[:, None, None, None]
-        return torch.where(mask, search.roll(1, 0), search)
-
-    def _colour(self, template: Tensor, search: Tensor) -> Tuple[Tensor, Tensor]:
-        aug, batch = self.augmentation, len(template)
-        grey = (self._rand(batch) < aug.greyscale)[:, None, None, None]
-        return self._colour_one(template, grey), self._colour_one(search, grey)
-
-    def _colour_one(self, image: Tensor, grey: Tensor) -> Tensor:
-        aug, batch = self.augmentation, len(image)
-
-        def factor(strength: float, channels: int = 1) -> Tensor:
-            return (1 + strength * (2 * self._rand(batch, channels) - 1))[:, :, None, None]
-
-        gain = factor(aug.brightness)
-        if aug.tint > 0:
-            gain = gain * factor(aug.tint, 3)
-        luma = (image * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-        saturation = torch.where(grey, torch.zeros_like(gain[:, :1]), factor(aug.saturation))
-        image = luma + (image - luma) * saturation
-        if aug.contrast > 0:
-            mean = luma.mean((2, 3), keepdim=True)
-            image = mean + (image - mean) * factor(aug.contrast)
-        return (image * gain).clamp(0, 255)
-
-    def _blur(self, search: Tensor) -> Tensor:
-        """Motion blur of 3 to 9 pixels along x, y or a diagonal, for some of the search crops."""
-        aug, batch = self.augmentation, len(search)
-        chosen = (self._rand(batch) < aug.blur).nonzero()[:, 0]
-        if len(chosen) == 0:
-            return search
-        length, direction = self._choose(2, 4).tolist()
-        reach = length + 1
-        kernel = torch.zeros(2 * reach + 1, 2 * reach + 1, device=self.device)
-        steps = torch.arange(2 * reach + 1, device=self.device)
-        rows = (torch.full_like(steps, reach), steps, steps, steps.flip(0))[direction]
-        kernel[rows, steps if direction != 1 else torch.full_like(steps, reach)] = 1 / (2 * reach + 1)
-        padded = F.pad(search[chosen], (reach,) * 4, mode="replicate")
-        search[chosen] = F.conv2d(padded, kernel.expand(3, 1, -1, -1), groups=3)
-        return search
 
 
 def _centre(box: Tensor) -> Tensor:
     return box[:, :2] + box[:, 2:] / 2
-
-
-def _normalise(image: Tensor) -> Tensor:
-    mean = image.new_tensor(IMAGE_MEAN).view(3, 1, 1) * 255
-    std = image.new_tensor(IMAGE_STD).view(3, 1, 1) * 255
-    return ((image - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _paste(scene: Tensor, pool: Pool, chosen: Tensor, at: Tensor, extent: Tensor, flip: Tensor) -> Tensor:
-    """Composes cut-outs over scenes ``(B, 3, S, S)``; ``at`` and ``extent`` are in scene units."""
-    size, side = scene.shape[-1], pool.cutouts.shape[-1]
-    axis = (torch.arange(size, device=scene.device) + 0.5) / size
-    u = (axis - at[:, :1]) / extent[:, :1] * torch.where(flip, -1.0, 1.0)[:, None] + 0.5
-    v = (axis - at[:, 1:]) / extent[:, 1:] + 0.5
-    shape = pool.cutout_sizes[chosen]
-    grid_x = 2 * u * shape[:, :1] / side - 1
-    grid_y = 2 * v * shape[:, 1:] / side - 1
-    grid = torch.stack(
-        [grid_x[:, None, :].expand(-1, size, -1), grid_y[:, :, None].expand(-1, -1, size)], -1
-    )
-    cutout = F.grid_sample(pool.cutouts[chosen].float(), grid, padding_mode="zeros", align_corners=False)
-    alpha = cutout[:, 3:] / 255
-    return scene * (1 - alpha) + cutout[:, :3] * alpha

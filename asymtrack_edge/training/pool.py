@@ -1,21 +1,9 @@
-"""Training imagery held in memory as uint8, in one canvas per image, ready to be cropped in batches.
-
-Folder format ("collection"): any of ``stills.json``, ``clips.json`` and ``cutouts.json``, each a
-list of records naming images inside the tar file ``record["shard"]`` beside it:
-
-* stills: ``file``, ``boxes`` (list of x, y, w, h in pixels; may be empty), ``source``
-* clips: ``frames`` (list of files), ``tracks`` (list of ``{"boxes": [...], "kind": "gt" | "pseudo"}``,
-  one box per frame, null where unknown), ``source``
-* cutouts: ``file`` of an image with an alpha channel
-"""
+"""Training imagery held in memory as uint8, in one canvas per image, ready to be cropped in batches."""
 
 from __future__ import annotations
 
-import json
-import tarfile
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -24,8 +12,11 @@ from torch import Tensor
 
 from asymtrack_edge.errors import DatasetError
 
-#: Kinds of target, in the order of ``Pool.kinds``.
+#: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
+
+#: Smallest box, in canvas pixels per side, that can be told apart well enough to be learnt from.
+SMALLEST_BOX = 4.0
 
 
 @dataclass
@@ -37,13 +28,14 @@ class Pool:
     ``start[t] + length[t]`` of ``image`` and ``box``.
 
     Attributes:
-        canvases: uint8 ``(N, 3, S, S)`` RGB, each image in the top-left corner, zeros elsewhere.
+        canvases: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere.
         sizes: float32 ``(N, 2)`` width and height of each image.
         start, length, kind: int64 ``(T,)``.
+        group: int64 ``(T,)``; targets of the same still or clip share a number.
         weight: float32 ``(T,)``, how often a target is drawn relative to others of its kind.
         image: int64 ``(E,)`` index into ``canvases``.
         box: float32 ``(E, 4)`` x, y, w, h in pixels.
-        cutouts: uint8 ``(M, 4, C, C)`` RGBA, cropped tight, in the top-left corner.
+        cutouts: uint8 ``(M, C, C, 4)`` RGBA, cropped tight, in the top-left corner.
         cutout_sizes: float32 ``(M, 2)``.
     """
 
@@ -52,6 +44,7 @@ class Pool:
     start: Tensor
     length: Tensor
     kind: Tensor
+    group: Tensor
     weight: Tensor
     image: Tensor
     box: Tensor
@@ -65,152 +58,154 @@ class Pool:
     def __len__(self) -> int:
         return len(self.start)
 
+    def only(self, chosen: Tensor) -> Pool:
+        """A pool of the targets where ``chosen`` (bool ``(T,)``) is true; the imagery is shared."""
+        parts = {name: getattr(self, name)[chosen] for name in ("start", "length", "kind", "group", "weight")}
+        return Pool(**{**vars(self), **parts})
 
-class _Builder:
-    """Collects images and targets, then lays them out as a ``Pool``."""
+    def split(self, every: int = 50) -> Tuple[Pool, Pool]:
+        """All targets but those of every ``every``-th still or clip, and those, for validation."""
+        held = self.group % every == every - 1
+        return self.only(~held), self.only(held)
 
-    def __init__(self, side: int) -> None:
+
+class PoolBuilder:
+    """Collects images and targets straight into canvases.
+
+    Args:
+        side: canvas side in pixels; larger images are shrunk to it.
+        capacity: most images that will be added.
+    """
+
+    def __init__(self, side: int, capacity: int) -> None:
         self.side = side
-        self.images: List[np.ndarray] = []
-        self.targets: List[Tuple[int, str, List[int], List[Sequence[float]]]] = []
+        # Untouched pages of zeros cost nothing, so memory follows what the images cover.
+        self.canvases = np.zeros((max(1, capacity), side, side, 3), np.uint8)
+        self.sizes: List[Tuple[int, int]] = []
+        self.targets: List[Tuple[int, str, int, List[int], List[Sequence[float]]]] = []
         self.cutouts: List[np.ndarray] = []
+        self.groups = 0
 
     def add_image(self, image: np.ndarray) -> Tuple[int, float]:
         """Stores an RGB image, shrunk where it exceeds the canvas; returns its index and scale."""
         scale = min(1.0, self.side / max(image.shape[:2]))
         if scale < 1:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        self.images.append(image[: self.side, : self.side])
-        return len(self.images) - 1, scale
+        image = image[: self.side, : self.side]
+        height, width = image.shape[:2]
+        self.canvases[len(self.sizes), :height, :width] = image
+        self.sizes.append((width, height))
+        return len(self.sizes) - 1, scale
+
+    def new_group(self) -> None:
+        """What follows belongs to another still or clip than what went before."""
+        self.groups += 1
+
+    def add_target(self, kind: int, source: str, images: List[int], boxes: List[Sequence[float]]) -> None:
+        """Stores a target: for each of ``images`` its box x, y, w, h in canvas pixels."""
+        self.targets.append((kind, source, self.groups, images, boxes))
+
+    def add_cutout(self, image: np.ndarray) -> None:
+        """Stores what is not transparent of an RGBA image, no larger than half a canvas."""
+        ys, xs = np.nonzero(image[..., 3] > 127)
+        if not len(xs):
+            return
+        tight = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+        scale = min(1.0, 0.5 * self.side / max(tight.shape[:2]))
+        if scale < 1:
+            width, height = (max(1, round(v * scale)) for v in tight.shape[1::-1])
+            tight = cv2.resize(tight, (width, height), interpolation=cv2.INTER_AREA)
+        self.cutouts.append(np.ascontiguousarray(tight))
+
+    def add_elliptic_cutouts(self, count: int, seed: int = 0) -> None:
+        """Cuts ellipses with soft rims out of the images, where no real cut-outs are at hand."""
+        random = np.random.default_rng(seed)
+        for _ in range(count if self.sizes else 0):
+            index = int(random.integers(len(self.sizes)))
+            width, height = self.sizes[index]
+            w, h = (max(8, round(v * random.uniform(0.2, 0.5))) for v in (width, height))
+            x, y = (int(random.integers(max(1, limit - own))) for limit, own in ((width, w), (height, h)))
+            region = self.canvases[index, y : min(height, y + h), x : min(width, x + w)]
+            ys, xs = np.mgrid[-1 : 1 : region.shape[0] * 1j, -1 : 1 : region.shape[1] * 1j]
+            alpha = np.clip((1 - np.hypot(xs, ys)) * 8 + 0.5, 0, 1) * 255
+            self.add_cutout(np.dstack([region, alpha.astype(np.uint8)]))
 
     def build(self) -> Pool:
-        canvases = np.zeros((max(1, len(self.images)), 3, self.side, self.side), np.uint8)
-        sizes = np.ones((len(canvases), 2), np.float32)
-        for i, image in enumerate(self.images):
-            height, width = image.shape[:2]
-            canvases[i, :, :height, :width] = image.transpose(2, 0, 1)
-            sizes[i] = width, height
-        cutout_side = max([max(c.shape[:2]) for c in self.cutouts], default=1)
-        cutouts = np.zeros((len(self.cutouts), 4, cutout_side, cutout_side), np.uint8)
-        cutout_sizes = np.ones((len(self.cutouts), 2), np.float32)
-        for i, cutout in enumerate(self.cutouts):
-            height, width = cutout.shape[:2]
-            cutouts[i, :, :height, :width] = cutout.transpose(2, 0, 1)
-            cutout_sizes[i] = width, height
-        lengths = [len(t[2]) for t in self.targets]
-        per_source: Dict[Tuple[int, str], int] = {}
-        for kind, source, _, _ in self.targets:
-            per_source[kind, source] = per_source.get((kind, source), 0) + 1
-        # A source with many targets is drawn more often, but not in proportion: square root.
-        weight = [per_source[kind, source] ** -0.5 for kind, source, _, _ in self.targets]
+        """Lays everything out as tensors.
+
+        Raises:
+            DatasetError: no image was added.
+        """
+        if not self.sizes:
+            raise DatasetError("there is no image to train on")
+        cutouts, cutout_sizes = _stack(self.cutouts)
+        lengths = np.array([len(t[3]) for t in self.targets], np.int64)
         return Pool(
-            canvases=torch.from_numpy(canvases),
-            sizes=torch.from_numpy(sizes),
-            start=torch.tensor(np.cumsum([0, *lengths])[:-1].astype(np.int64)),
-            length=torch.tensor(lengths, dtype=torch.int64),
+            canvases=torch.from_numpy(self.canvases[: len(self.sizes)]),
+            sizes=torch.tensor(self.sizes, dtype=torch.float32),
+            start=torch.from_numpy(np.cumsum(lengths) - lengths),
+            length=torch.from_numpy(lengths),
             kind=torch.tensor([t[0] for t in self.targets], dtype=torch.int64),
-            weight=torch.tensor(weight, dtype=torch.float32),
-            image=torch.tensor([i for t in self.targets for i in t[2]], dtype=torch.int64),
-            box=torch.tensor([b for t in self.targets for b in t[3]], dtype=torch.float32).reshape(-1, 4),
+            group=torch.tensor([t[2] for t in self.targets], dtype=torch.int64),
+            weight=torch.tensor(self._weights(), dtype=torch.float32),
+            image=torch.tensor([i for t in self.targets for i in t[3]], dtype=torch.int64),
+            box=torch.tensor([b for t in self.targets for b in t[4]], dtype=torch.float32).reshape(-1, 4),
             cutouts=torch.from_numpy(cutouts),
             cutout_sizes=torch.from_numpy(cutout_sizes),
         )
 
+    def _weights(self) -> List[float]:
+        """A source with many targets is drawn more often, but not in proportion: square root."""
+        count: Dict[Tuple[int, str], int] = {}
+        for kind, source, *_ in self.targets:
+            count[kind, source] = count.get((kind, source), 0) + 1
+        return [count[kind, source] ** -0.5 for kind, source, *_ in self.targets]
 
-def decode_rgb(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``.
+
+def _stack(cutouts: Sequence[np.ndarray]) -> Tuple[np.ndarray, np.ndarray]:
+    side = max([max(c.shape[:2]) for c in cutouts], default=1)
+    stacked = np.zeros((len(cutouts), side, side, 4), np.uint8)
+    sizes = np.ones((len(cutouts), 2), np.float32)
+    for i, cutout in enumerate(cutouts):
+        height, width = cutout.shape[:2]
+        stacked[i, :height, :width] = cutout
+        sizes[i] = width, height
+    return stacked, sizes
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, or RGBA where it has an alpha channel.
 
     Raises:
         DatasetError: the bytes are no image.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise DatasetError(f"cannot decode the training image {name}")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise DatasetError(f"cannot decode the training image {name}: remove or replace the file")
+    if image.dtype != np.uint8:
+        image = cv2.convertScaleAbs(image, alpha=255 / np.iinfo(image.dtype).max if image.dtype.kind == "u" else 255)
+    if image.ndim == 2:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
-class _Shards:
-    """Reads members of the tar files beside a collection's JSON, each tar opened once."""
+def merge_pools(pools: Sequence[Pool]) -> Pool:
+    """One pool of several with the same canvas side."""
+    if len(pools) == 1:
+        return pools[0]
+    images = np.cumsum([0] + [len(p.canvases) for p in pools]).tolist()
+    entries = np.cumsum([0] + [len(p.image) for p in pools]).tolist()
+    groups = np.cumsum([0] + [int(p.group.max()) + 1 if len(p) else 0 for p in pools]).tolist()
+    side = max(p.cutouts.shape[1] for p in pools)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: Dict[str, Dict[str, bytes]] = {}
+    def padded(cutouts: Tensor) -> Tensor:
+        out = torch.zeros((len(cutouts), side, side, 4), dtype=torch.uint8)
+        out[:, : cutouts.shape[1], : cutouts.shape[2]] = cutouts
+        return out
 
-    def read(self, shard: Any, name: str) -> bytes:
-        """Bytes of ``name`` in ``shard``, a file name or a list of those to look through."""
-        if isinstance(shard, list):
-            for one in shard[:-1]:
-                if name in self._load(one):
-                    return self.files[one][name]
-            shard = shard[-1]
-        try:
-            return self._load(shard)[name]
-        except KeyError:
-            raise DatasetError(f"{shard} in {self.folder} holds no {name}") from None
-
-    def _load(self, shard: str) -> Dict[str, bytes]:
-        if shard not in self.files:
-            path = self.folder / Path(shard).name
-            try:
-                with tarfile.open(path) as archive:
-                    self.files[shard] = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
-            except (OSError, tarfile.TarError) as error:
-                raise DatasetError(f"cannot read the shard {path}: {error}") from None
-        return self.files[shard]
-
-
-def _records(folder: Path, name: str) -> List[Dict[str, Any]]:
-    path = folder / name
-    if not path.exists():
-        return []
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from None
-
-
-def _tracked_runs(boxes: Sequence[Optional[Sequence[float]]]) -> Iterator[int]:
-    """Indices of the frames whose box is known and large enough to be seen."""
-    for i, box in enumerate(boxes):
-        if box is not None and min(box[2:]) >= 4:
-            yield i
-
-
-def load_collection(folder: Path, side: int = 320, limit: Optional[int] = None) -> Pool:
-    """Loads a collection (see the module's docstring) into memory.
-
-    Args:
-        folder: where the JSON files and tars are.
-        side: canvas side in pixels; larger images are shrunk to it.
-        limit: at most this many records of each file, for a rehearsal.
-
-    Raises:
-        DatasetError: a file is missing, unreadable, or there is nothing to train on.
-    """
-    shards = _Shards(folder)
-    builder = _Builder(side)
-    for record in _records(folder, "stills.json")[:limit]:
-        index, scale = builder.add_image(decode_rgb(shards.read(record["shard"], record["file"]), record["file"]))
-        for box in record["boxes"]:
-            if min(box[2:]) >= 10:
-                builder.targets.append((STILL, record["source"], [index], [[v * scale for v in box]]))
-    for record in _records(folder, "clips.json")[:limit]:
-        frames = [builder.add_image(decode_rgb(shards.read(record["shard"], f), f)) for f in record["frames"]]
-        source = record["source"].split(":")[0]
-        for track in record["tracks"]:
-            use = list(_tracked_runs(track["boxes"]))
-            if use:
-                boxes = [[v * frames[i][1] for v in track["boxes"][i]] for i in use]
-                builder.targets.append((CLIP, source, [frames[i][0] for i in use], boxes))
-    for record in _records(folder, "cutouts.json")[:limit]:
-        data = shards.read(record["shard"], record["file"])
-        cutout = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if cutout is None or cutout.ndim != 3 or cutout.shape[2] != 4:
-            raise DatasetError(f"{record['file']} has no alpha channel")
-        ys, xs = np.nonzero(cutout[..., 3] > 127)
-        if len(xs):
-            tight = cutout[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-            builder.cutouts.append(cv2.cvtColor(tight, cv2.COLOR_BGRA2RGBA))
-    if not builder.images:
-        raise DatasetError(f"{folder} holds no stills.json or clips.json with images: nothing to train on")
-    return builder.build()
+    merged = {name: torch.cat([getattr(p, name) for p in pools]) for name in vars(pools[0]) if name != "cutouts"}
+    merged["cutouts"] = torch.cat([padded(p.cutouts) for p in pools])
+    merged["image"] = torch.cat([p.image + first for p, first in zip(pools, images)])
+    merged["start"] = torch.cat([p.start + first for p, first in zip(pools, entries)])
+    merged["group"] = torch.cat([p.group + first for p, first in zip(pools, groups)])
+    return Pool(**merged)

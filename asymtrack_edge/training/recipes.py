@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Dict
+from dataclasses import asdict, dataclass, field
+from typing import Any, Dict, Optional
 
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.training.augmentation import Augmentation
 from asymtrack_edge.training.losses import LossWeights
-from asymtrack_edge.training.pairs import Augmentation
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,12 @@ class Recipe:
         weight_decay: AdamW weight decay.
         clip: gradients are clipped to this norm.
         pairs_per_epoch, epochs: length of the run.
-        decay_epoch: from here on the rate is a tenth.
+        decay_epoch: from here on the rate is a tenth; None for never.
         warmup: the rate rises linearly over this many steps.
         cooldown: over this last part of the run the rate falls linearly to zero.
+        budget_is_length: a time budget stands for the whole schedule, so that the rate has fallen
+            when it ends. Otherwise it only interrupts the run.
+        bf16: compute in bfloat16 where it is safe and the processor has it.
         ema: decay per step of the averaged weights that are evaluated and bundled; 0 for none.
         loss: weights of the objective's terms.
         augmentation: how pairs are drawn.
@@ -31,14 +35,16 @@ class Recipe:
 
     batch: int = 64
     lr: float = 4e-4
-    backbone_lr_scale: float | None = None
+    backbone_lr_scale: Optional[float] = None
     weight_decay: float = 1e-4
     clip: float = 0.1
     pairs_per_epoch: int = 60_000
     epochs: int = 500
-    decay_epoch: int | None = 400
+    decay_epoch: Optional[int] = 400
     warmup: int = 0
     cooldown: float = 0.0
+    budget_is_length: bool = False
+    bf16: bool = False
     ema: float = 0.0
     loss: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -52,6 +58,26 @@ class Recipe:
             rate *= min(1.0, max(0.0, (1 - progress) / self.cooldown))
         return rate
 
+    def to_dict(self) -> Dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Dict[str, Any]) -> Recipe:
+        """The recipe that ``to_dict`` described.
+
+        Raises:
+            UsageError: a setting that this version does not know.
+        """
+        try:
+            parts = {
+                "loss": LossWeights(**values["loss"]),
+                "augmentation": Augmentation(**values["augmentation"]),
+            }
+            return Recipe(**{**values, **parts})
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"the stored recipe does not fit this version: {error}") from None
+
 
 PAPER = Recipe()
 
@@ -64,6 +90,8 @@ SMALL = Recipe(
     decay_epoch=None,
     warmup=200,
     cooldown=0.25,
+    budget_is_length=True,
+    bf16=True,
     ema=0.999,
     loss=LossWeights(giou=2.0, l1=5.0, corner=0.5),
     augmentation=Augmentation(

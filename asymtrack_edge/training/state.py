@@ -11,26 +11,30 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
 
 INDEX = "state.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class RunState:
     """Everything that a run needs to go on exactly where it stopped.
 
+    What is drawn at each step depends on the step alone (see ``randomness``), so nothing random
+    needs to be kept.
+
     Attributes:
         model: in training form.
         ema: averaged weights and buffers, by ``state_dict`` key; empty if not kept.
         optimiser: AdamW over the model's parameters.
-        generator: the source of the data order.
         step, pairs: how far the run is.
         seconds: time spent so far.
     """
@@ -38,7 +42,6 @@ class RunState:
     model: nn.Module
     ema: Dict[str, Tensor]
     optimiser: torch.optim.Optimizer
-    generator: torch.Generator
     step: int = 0
     pairs: int = 0
     seconds: float = 0.0
@@ -60,23 +63,15 @@ class RunState:
     def save(self, folder: Path, extra: Optional[Dict[str, Any]] = None) -> None:
         """Writes the state into ``folder``; what was there before is removed afterwards."""
         folder.mkdir(parents=True, exist_ok=True)
-        pieces = {"model": _plain(self.model.state_dict()), "ema": _plain(self.ema)}
-        for moment in ("exp_avg", "exp_avg_sq"):
-            pieces[moment] = _plain(self._moments(moment))
+        pieces = {"model": self.model.state_dict(), "ema": self.ema}
+        pieces.update({moment: self._moments(moment) for moment in MOMENTS})
         files = {}
         for name, tensors in pieces.items():
             if tensors:
                 files[name] = f"{name}-{self.step}.safetensors"
-                _write(folder / files[name], lambda path, t=tensors: save_file(t, str(path)))  # type: ignore[misc]
-        index = {
-            "files": files,
-            "step": self.step,
-            "pairs": self.pairs,
-            "seconds": self.seconds,
-            "generator": bytes(self.generator.get_state().tolist()).hex(),
-            **(extra or {}),
-        }
-        _write(folder / INDEX, lambda path: path.write_text(json.dumps(index, indent=1)))
+                save_tensors(folder / files[name], tensors)
+        index = {"files": files, "step": self.step, "pairs": self.pairs, "seconds": self.seconds, **(extra or {})}
+        save_json(folder / INDEX, index)
         for path in folder.glob("*-*.safetensors"):
             if path.name not in files.values():
                 path.unlink()
@@ -85,26 +80,23 @@ class RunState:
         """Reads a saved state back; returns the index.
 
         Raises:
-            CheckpointError: the folder holds no complete state.
+            CheckpointError: the folder holds no complete state, or one of another model.
         """
         try:
-            index = json.loads((folder / INDEX).read_text())
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             pieces = {name: load_file(str(folder / file)) for name, file in index["files"].items()}
             self.model.load_state_dict(pieces["model"])
-            device = next(self.model.parameters()).device
-            self.ema = {name: value.to(device) for name, value in pieces.get("ema", {}).items()}
-            self.generator.set_state(torch.tensor(list(bytes.fromhex(index["generator"])), dtype=torch.uint8))
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            self.step, self.pairs, self.seconds = index["step"], index["pairs"], index["seconds"]
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
-        self.step, self.pairs, self.seconds = index["step"], index["pairs"], index["seconds"]
-        if "exp_avg" in pieces:
-            for name, parameter in self.model.named_parameters():
-                if name in pieces["exp_avg"]:
-                    self.optimiser.state[parameter] = {
-                        "step": torch.tensor(float(self.step)),
-                        "exp_avg": pieces["exp_avg"][name].to(device),
-                        "exp_avg_sq": pieces["exp_avg_sq"][name].to(device),
-                    }
+        except RuntimeError:
+            raise CheckpointError(f"the state in {folder} is of another variant: check --variant") from None
+        device = next(self.model.parameters()).device
+        self.ema = {name: value.to(device) for name, value in pieces.get("ema", {}).items()}
+        for name, parameter in self.model.named_parameters():
+            if name in pieces.get(MOMENTS[0], {}):
+                moments = {moment: pieces[moment][name].to(device) for moment in MOMENTS}
+                self.optimiser.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
         return index
 
     def _moments(self, moment: str) -> Dict[str, Tensor]:
@@ -112,11 +104,26 @@ class RunState:
         return {n: state[p][moment] for n, p in self.model.named_parameters() if p in state}
 
 
-def _plain(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
-    return {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+def has_state(folder: Path) -> bool:
+    """Whether ``folder`` holds a saved state."""
+    return (folder / INDEX).is_file()
 
 
-def _write(path: Path, write: Any) -> None:
+def save_tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
+    """Writes a safetensors file atomically."""
+    plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+    _replace(path, lambda beside: save_file(plain, str(beside)))
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes a JSON file atomically."""
+    _replace(path, lambda beside: beside.write_text(json.dumps(value, indent=1), encoding="utf-8"))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside ``path``, reaches for the disk, and only then takes the name."""
     beside = path.with_name(path.name + ".part")
     write(beside)
+    with open(beside, "rb+") as file:
+        os.fsync(file.fileno())
     os.replace(beside, path)

@@ -1,0 +1,172 @@
+"""Pairs from data sets too large for memory: frames are read, decoded and cut by threads, ahead.
+
+The windows are chosen by the same code as for a ``Pool``, from annotations alone, before any frame
+is opened. A thread then decodes a frame and cuts the window out of it at full resolution, with the
+tracker's own arithmetic, and only the finished uint8 crops go to the training device, where
+everything else happens in batches.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from asymtrack_edge.errors import DatasetError
+from asymtrack_edge.geometry import Cropper
+from asymtrack_edge.training.augmentation import Augmentation
+from asymtrack_edge.training.crops import Windows, cut_one, inside
+from asymtrack_edge.training.datasets import Dataset
+from asymtrack_edge.training.pairs import Pairs, Plan, finish_pairs, plan_windows
+from asymtrack_edge.training.randomness import Random
+from asymtrack_edge.variants import Variant
+
+#: Draws before giving up finding a target that is visible somewhere.
+TRIES = 100
+
+
+class _Job(NamedTuple):
+    """A batch on its way.
+
+    Attributes:
+        plan: its windows.
+        crops: each gives a pair's template, search crop and the search frame's width and height.
+    """
+
+    plan: Plan
+    crops: List[Future[Tuple[np.ndarray, np.ndarray, Tuple[int, int]]]]
+
+
+class DiskPairs:
+    """Draws augmented pairs from data sets on disk, in equal parts, reproducibly.
+
+    Args:
+        datasets: at least one.
+        variant: gives crop sizes and factors.
+        augmentation: see there.
+        device: where the batches go.
+        seed, rank: with the step they decide what is drawn.
+        workers: threads that read and decode; by default one per processor, 16 at most.
+        ahead: batches that are prepared while one is learnt from.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        variant: Variant,
+        augmentation: Augmentation,
+        device: torch.device,
+        seed: int = 0,
+        rank: int = 0,
+        workers: Optional[int] = None,
+        ahead: int = 3,
+    ) -> None:
+        if not datasets:
+            raise DatasetError("no data set is given: name at least one")
+        self.datasets = datasets
+        self.variant = variant
+        self.augmentation = augmentation
+        self.device = device
+        self.key = (seed, rank)
+        self.ahead = ahead
+        self.planning = Random(torch.device("cpu"))
+        self.finishing = Random(device)
+        self.threads = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+        self.jobs: Dict[Tuple[int, int], _Job] = {}
+
+    def draw(self, batch: int, step: int) -> Pairs:
+        """Makes the ``batch`` pairs of ``step``.
+
+        Raises:
+            DatasetError: a frame or an annotation cannot be read.
+        """
+        wanted = [(batch, step + i) for i in range(self.ahead + 1)]
+        for key in wanted:
+            if key not in self.jobs:
+                self.jobs[key] = self._submit(*key)
+        for key in [k for k in self.jobs if k not in wanted]:
+            del self.jobs[key]
+        job = self.jobs.pop((batch, step))
+        templates, searches, sizes = zip(*(future.result() for future in job.crops))
+        template, search = self._upload(templates), self._upload(searches)
+        self.finishing.start(*self.key, step, 1)
+        plan = job.plan
+        search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
+        return finish_pairs(template, search, plan.corners.to(self.device), self.augmentation, self.finishing)
+
+    def _submit(self, batch: int, step: int) -> _Job:
+        """Chooses targets, frames and windows of a batch, and lets the threads cut them."""
+        random = self.planning
+        random.start(*self.key, step, 0)
+        chosen = [self._choose(random) for _ in range(batch)]
+        boxes = torch.from_numpy(np.array([boxes for _, boxes in chosen], np.float32))
+        plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
+        crops = [self.threads.submit(self._cut, files, plan, i) for i, (files, _) in enumerate(chosen)]
+        return _Job(plan, crops)
+
+    def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray]:
+        """Files and boxes ``(2, 4)`` of a pair: a data set, a target of it, two frames not too far apart."""
+        for _ in range(TRIES):
+            which, target, first, second = random.uniform(4).tolist()
+            dataset = self.datasets[int(which * len(self.datasets))]
+            index = int(target * len(dataset))
+            boxes, usable = dataset.annotation(index)
+            if not len(usable):
+                continue
+            one = int(usable[int(first * len(usable))])
+            near = usable[np.abs(usable - one) <= self.augmentation.max_gap]
+            two = int(near[int(second * len(near))])
+            return (dataset.frame(index, one), dataset.frame(index, two)), boxes[[one, two]]
+        raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
+
+    def _cut(
+        self, files: Tuple[Path, Path], plan: Plan, i: int
+    ) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:
+        cropper = Cropper()
+        first = read_frame(files[0])
+        template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
+        cut_one(first, plan.template, i, template, cropper)
+        second = first if files[1] == files[0] else read_frame(files[1])
+        search = np.empty((self.variant.search_size,) * 2 + (3,), np.uint8)
+        cut_one(second, plan.search, i, search, cropper)
+        return template, search, (second.shape[1], second.shape[0])
+
+    def _upload(self, crops: Sequence[np.ndarray]) -> Tensor:
+        """BGR uint8 crops to RGB ``(B, 3, S, S)`` on the training device."""
+        batch = torch.from_numpy(np.stack(crops))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory()
+        return batch.to(self.device, non_blocking=True).flip(-1).permute(0, 3, 1, 2)
+
+    def _fill(self, search: Tensor, windows: Windows, sizes: Tensor) -> Tensor:
+        """Shows the next pair's search crop where some of the crops leave their picture."""
+        share = self.augmentation.fill
+        if share <= 0:
+            return search
+        seen = inside(windows, sizes, search.shape[-1]).to(self.device)
+        seen |= (self.finishing.uniform(len(search)) >= share)[:, None, None, None]
+        return torch.where(seen, search, search.roll(1, 0))
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self.jobs.clear()
+        self.threads.shutdown(wait=False)
+
+
+def read_frame(path: Path) -> np.ndarray:
+    """Decodes an image file to BGR uint8 ``(H, W, 3)``.
+
+    Raises:
+        DatasetError: it is missing or no image.
+    """
+    frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if frame is None:
+        state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
+        raise DatasetError(f"the frame {path} {state}: download it again, or remove its sequence")
+    return frame

@@ -109,7 +109,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"note: speeds were measured with {args.jobs} processes side by side")
     summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
     if args.plots is not None and summaries:
-        for path in draw_plots(dataset.title, summaries, args.plots):
+        title = args.root.resolve().name if args.dataset == "folder" else dataset.title
+        for path in draw_plots(title, summaries, args.plots):
             print(f"wrote {path}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,52 +1,89 @@
-"""``asymtrack-track``: follow an object in a video, a folder of images or a camera."""
+"""``asymtrack-track``: follow objects in a video, a folder of images, a camera or a stream."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import FrameError, SourceError, UsageError
-from asymtrack_edge.geometry import Box, check_box, check_frame
-from asymtrack_edge.runtime.drawing import draw_track
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.geometry import Box, check_box
+from asymtrack_edge.runtime.capture import LivePolicy, Reader, open_reader
 from asymtrack_edge.runtime.loading import BACKENDS
-from asymtrack_edge.runtime.outputs import BoxWriter, VideoWriter
+from asymtrack_edge.runtime.messages import Result, open_sender
+from asymtrack_edge.runtime.multi import MultiTracker
+from asymtrack_edge.runtime.outputs import BoxWriter, Sink, StripWriter, VideoWriter, Window
 from asymtrack_edge.runtime.progress import Progress
+from asymtrack_edge.runtime.session import Session
 from asymtrack_edge.runtime.sources import Source, open_source
-from asymtrack_edge.runtime.tracker import State, Track, Tracker
+from asymtrack_edge.runtime.target import RecoverySettings, TrackerSettings
 
 EXAMPLES = """
 asymtrack-track video.mp4 --box 120,80,40,60 --output tracked.mp4 --boxes boxes.csv
-asymtrack-track frames/ --box 120,80,40,60 --model exports/asymtrack-t-fp16
+asymtrack-track frames/ --box 120,80,40,60 --box 300,90,35,50 --model exports/asymtrack-t-fp16
 asymtrack-track 0 --select --show
+asymtrack-track rtsp://192.168.1.20/stream --web 8080
+asymtrack-track 'csi://0?width=1280&height=720&fps=60' --web 8080 --host 0.0.0.0
+asymtrack-track 0 --box 120,80,40,60 --send udp://127.0.0.1:5005
 """
+
+_SOURCE_HELP = (
+    "a video file, a folder of images, a camera (0, /dev/video0, csi://0), a URL (rtsp://, http://), or a "
+    "GStreamer pipeline"
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = cli.parser("asymtrack-track", "Follow an object from frame to frame.", EXAMPLES)
-    parser.add_argument("source", help="a video file, a folder of images, or a camera's index")
-    target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--box", metavar="x,y,w,h", help="the target in the first frame, in pixels")
-    target.add_argument("--select", action="store_true", help="draw the target with the mouse")
-    parser.add_argument("--model", default="T", metavar="T|S|B|DIR", help="bundled weights or an export directory")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="GPU index (default: 0)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="annotated video (.mp4)")
-    parser.add_argument("--boxes", type=Path, metavar="FILE", help="boxes as csv: frame,x,y,w,h,score,state")
-    parser.add_argument("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
-    parser.add_argument("--show", action="store_true", help="show the tracked video in a window; q ends")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="stop after this many frames")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser = cli.parser("asymtrack-track", "Follow objects from frame to frame.", EXAMPLES)
+    parser.add_argument("source", help=_SOURCE_HELP)
+    add = parser.add_argument_group("targets").add_argument
+    add("--box", action="append", metavar="x,y,w,h", help="a target in the first frame; repeatable")
+    add("--select", action="store_true", help="draw the target with the mouse")
+    add("--recover", action="store_true", help="look for a lost target in the whole frame")
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="T", metavar="T|S|B|DIR", help="bundled weights or an export (default: T)")
+    add("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
+    add("--device", type=int, default=0, metavar="N", help="GPU index (default: 0)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    add = parser.add_argument_group("outputs").add_argument
+    add("--output", type=Path, metavar="FILE", help="annotated video (.mp4)")
+    add(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a last column target",
+    )
+    add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
+    add(
+        "--send",
+        action="append",
+        default=[],
+        metavar="WHERE",
+        help="a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable",
+    )
+    add("--show", action="store_true", help="show the tracked video in a window; q ends")
+    add("--json", action="store_true", help="print the summary as JSON")
+    add = parser.add_argument_group("web view").add_argument
+    add("--web", type=int, metavar="PORT", help="serve a page to watch, and to draw targets on")
+    add("--host", default="127.0.0.1", help="address to serve it on (default: this machine only)")
+    add = parser.add_argument_group("run").add_argument
+    add("--max-frames", type=int, metavar="N", help="stop after this many frames")
+    add(
+        "--patience",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="give up a camera or stream that is silent for this many seconds; 0: never (default: 30)",
+    )
     return parser
 
 
@@ -56,33 +93,124 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    boxes = _check(arguments)
+    settings = TrackerSettings(recovery=RecoverySettings() if arguments.recover else None)
+    with ExitStack() as stack:
+        tracker = MultiTracker.load(
+            arguments.model,
+            arguments.backend,
+            arguments.device,
+            arguments.threads,
+            settings,
+            capacity=max(1, len(boxes)),
+        )
+        stack.callback(tracker.close)
+        policy = LivePolicy(patience=arguments.patience or None)
+        reader = stack.enter_context(open_reader(open_source(arguments.source), policy, _say))
+        session = Session(tracker, reader, (), arguments.max_frames, _say)
+        stack.enter_context(_completed(session))
+        first = session.first_frame()
+        if arguments.select:
+            boxes = [_select(first)]
+        for box in boxes:
+            check_box(box, first.shape)  # before any file is made
+        for sink in _sinks(arguments, reader, session, len(boxes)):
+            session.add_sink(sink)
+        session.start(boxes)
+        session.paused = not boxes and not reader.source.live  # a file waits for the first box
+        try:
+            session.run()
+            if arguments.web is not None and not session.ended:
+                _say("the source has ended; the page stays until Ctrl-C or its End button")
+                session.linger()
+        except KeyboardInterrupt:
+            _say("interrupted: completing the files")
+    _print_summary(arguments, session)
+    return 2 if session.failures else 0
+
+
+def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
+    """The boxes, after everything that can be wrong without opening anything."""
     if arguments.max_frames is not None and arguments.max_frames < 2:
         raise UsageError("--max-frames must be at least 2: the target is marked in the first frame")
-    box = None if arguments.box is None else cli.box_argument(arguments.box)
-    tracker = Tracker.load(arguments.model, arguments.backend, arguments.device, arguments.threads)
-    with ExitStack() as stack:
-        source = stack.enter_context(open_source(arguments.source))
-        frames = iter(source)
-        first = _first_frame(frames, source)
-        start = check_box(box, first.shape) if box is not None else _select(first)
-        run = _Run(arguments, source, stack)
-        tracker.init(first, start)
-        run.take(first, Track(start, 1.0, State.TRACKING))
+    if arguments.patience < 0:
+        raise UsageError("--patience is a number of seconds, 0 for ever")
+    if arguments.box and arguments.select:
+        raise UsageError("--box and --select exclude each other")
+    if not arguments.box and not arguments.select and arguments.web is None:
+        raise UsageError("mark a target with --box x,y,w,h or --select, or use --web to draw one")
+    if arguments.web is not None and not 0 <= arguments.web <= 65535:
+        raise UsageError(f"--web takes a port in 0..65535, not {arguments.web}")
+    return [cli.box_argument(text) for text in arguments.box or ()]
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _completed(session: Session) -> Iterator[None]:
+    """Completes the outputs whatever happens; a second Ctrl-C does not cut that short."""
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # not in the main thread: the caller handles signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         try:
-            _follow(tracker, frames, run, arguments.max_frames)
-        except KeyboardInterrupt:
-            print("interrupted: completing the files", file=sys.stderr)
-    summary = run.summary(tracker)
-    print(json.dumps(summary) if arguments.json else _sentence(summary))
-    return 0
+            session.close()
+        finally:
+            with suppress(ValueError):
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _first_frame(frames: Any, source: Source) -> np.ndarray:
-    for frame in frames:
-        if frame is None:
-            raise FrameError(f"the first frame of {source.name} cannot be read: the target is marked in it")
-        return check_frame(frame)
-    raise SourceError(f"{source.name} has no frames")
+def _sinks(arguments: argparse.Namespace, reader: Reader, session: Session, count: int) -> Iterator[Sink]:
+    """Opens the outputs one by one, so that those already open are completed if one cannot be."""
+    source = reader.source
+    length = _length(arguments, source)
+    if arguments.boxes:
+        yield BoxWriter(arguments.boxes, several=count > 1 or arguments.web is not None)
+    if arguments.output:
+        yield VideoWriter(arguments.output, source.fps)
+    if arguments.strip:
+        yield StripWriter(arguments.strip, length)
+    for where in arguments.send:
+        yield open_sender(where)
+    if arguments.show:
+        yield Window()
+    if arguments.web is not None:
+        from asymtrack_edge.runtime.web import WebView
+
+        view = WebView(session, arguments.web, arguments.host)
+        _say(f"watch and draw at {view.url}")
+        yield view
+    yield _ProgressSink(Progress(length))
+
+
+def _length(arguments: argparse.Namespace, source: Source) -> Optional[int]:
+    if arguments.max_frames is None:
+        return source.length
+    return min(arguments.max_frames, source.length or arguments.max_frames)
+
+
+class _ProgressSink(Sink):
+    """The progress line."""
+
+    essential = False
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def write(self, result: Result) -> None:
+        shown = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
+        self._progress.step("score " + ", ".join(shown) if shown else "no target")
+
+    def skip(self, frame: Any) -> None:
+        self._progress.step("unreadable frame")
+
+    def close(self) -> None:
+        self._progress.close()
 
 
 def _select(frame: np.ndarray) -> Box:
@@ -90,115 +218,29 @@ def _select(frame: np.ndarray) -> Box:
         box = cv2.selectROI("Draw the target, then press Enter", frame, showCrosshair=False)
         cv2.destroyAllWindows()
     except cv2.error:
-        raise UsageError("--select needs a display: give the target with --box x,y,w,h instead") from None
+        raise UsageError(
+            "--select needs a display: give the target with --box x,y,w,h, or draw it with --web 8080"
+        ) from None
     return check_box(box, frame.shape)
 
 
-def _follow(tracker: Tracker, frames: Any, run: _Run, limit: Optional[int]) -> None:
-    while limit is None or run.count < limit:
-        began = perf_counter()
-        try:
-            frame = next(frames)
-        except StopIteration:
-            return
-        run.read_seconds += perf_counter() - began
-        try:
-            track = tracker.update(frame)
-        except FrameError:
-            run.skip()
-            continue
-        if run.take(frame, track):
-            return
-
-
-class _Run:
-    """Writes the outputs of a run and counts for its summary."""
-
-    def __init__(self, arguments: argparse.Namespace, source: Source, stack: ExitStack) -> None:
-        self.count = self.unreadable = self.lost = 0
-        self.read_seconds = 0.0
-        self.show = arguments.show
-        self.strip_path: Optional[Path] = arguments.strip
-        length = source.length
-        if arguments.max_frames is not None:
-            length = min(arguments.max_frames, length or arguments.max_frames)
-        self.strip_every = max(1, (length or 120) // 6)
-        self.strip: List[np.ndarray] = []
-        self.boxes = self.video = None
-        if arguments.boxes:
-            self.boxes = BoxWriter(arguments.boxes)
-            stack.callback(self.boxes.close)
-        if arguments.output:
-            self.video = VideoWriter(arguments.output, source.fps)
-            stack.callback(self.video.close)
-        stack.callback(self._save_strip)
-        self.progress = Progress(length)
-        stack.callback(self.progress.close)
-        self.began = perf_counter()
-
-    def take(self, frame: np.ndarray, track: Track) -> bool:
-        """Records a tracked frame; returns whether the user asked to end."""
-        if self.boxes:
-            self.boxes.write(self.count, track)
-        self.lost += track.state is State.LOST
-        wanted = self.strip_path is not None and self.count % self.strip_every == 0 and len(self.strip) < 6
-        ended = False
-        if self.video or self.show or wanted:
-            picture = frame.copy()
-            draw_track(picture, track)
-            if self.video:
-                self.video.write(picture)
-            if wanted:
-                self.strip.append(picture)
-            if self.show:
-                ended = self._display(picture)
-        self.count += 1
-        self.progress.step(f"score {track.score:.2f} {track.state.value}")
-        return ended
-
-    def skip(self) -> None:
-        """Counts a frame that could not be used; it has no row in the csv."""
-        self.count += 1
-        self.unreadable += 1
-        self.progress.step("unreadable frame")
-
-    def _display(self, picture: np.ndarray) -> bool:
-        try:
-            cv2.imshow("asymtrack-track", picture)
-            return cv2.waitKey(1) & 0xFF == ord("q")
-        except cv2.error:
-            raise UsageError("--show needs a display: use --output FILE instead") from None
-
-    def _save_strip(self) -> None:
-        if self.strip_path is not None and self.strip:
-            height = min(p.shape[0] for p in self.strip)
-            tiles = [cv2.resize(p, (round(p.shape[1] * height / p.shape[0]), height)) for p in self.strip]
-            if not cv2.imwrite(str(self.strip_path), np.concatenate(tiles, 1)):
-                raise SourceError(f"cannot write {self.strip_path}: is it a .png or .jpg in an existing folder?")
-
-    def summary(self, tracker: Tracker) -> Dict[str, Any]:
-        """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
-        updates = max(1, self.count - 1 - self.unreadable)
-        stages = {"read": self.read_seconds, **tracker.seconds}
-        per_frame: List[Tuple[str, float]] = [(name, 1000 * s / updates) for name, s in stages.items()]
-        inside = sum(tracker.seconds.values())
-        return {
-            "frames": self.count,
-            "unreadable": self.unreadable,
-            "lost": self.lost,
-            "fps": round(self.count / max(1e-9, perf_counter() - self.began), 1),
-            "update_fps": round(updates / max(1e-9, inside), 1),
-            "milliseconds": {name: round(value, 3) for name, value in per_frame},
-            "backend": tracker.engine.name,
-        }
+def _print_summary(arguments: argparse.Namespace, session: Session) -> None:
+    summary = session.summary()
+    # Where frames go to stdout, the summary must not follow them there.
+    out = sys.stderr if "-" in arguments.send else sys.stdout
+    print(json.dumps(summary) if arguments.json else _sentence(summary), file=out)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {value:.2f}" for name, value in summary["milliseconds"].items())
-    unreadable = f", {summary['unreadable']} unreadable" if summary["unreadable"] else ""
+    text = f"{summary['frames']} frames at {summary['fps']} fps"
+    if summary["unreadable"]:
+        text += f", {summary['unreadable']} unreadable"
+    if "dropped" in summary:
+        text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
     return (
-        f"{summary['frames']} frames at {summary['fps']} fps{unreadable} (update alone {summary['update_fps']} fps on "
-        f"{summary['backend']}; ms per frame: {stages}); lost in {summary['lost']} frames"
+        f"{text} (update alone {summary['update_fps']} fps on {summary['backend']}; ms per frame: {stages}); "
+        f"lost in {summary['lost']} frames"
     )
 
 

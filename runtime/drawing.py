@@ -7,10 +7,18 @@ from typing import Tuple
 import cv2
 import numpy as np
 
-from asymtrack_edge.runtime.tracker import State, Track
+from asymtrack_edge.runtime.target import State, Track
 
 #: BGR colours told apart by people with colour-blindness too (Okabe and Ito), one per target.
-COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
+COLOURS = (
+    (0, 159, 230),
+    (233, 180, 86),
+    (115, 158, 0),
+    (66, 228, 240),
+    (178, 114, 0),
+    (0, 94, 213),
+    (167, 121, 204),
+)
 
 
 def draw_track(frame: np.ndarray, track: Track, target: int = 0, label: str = "") -> None:

@@ -35,7 +35,8 @@ class Progress:
             share = min(1.0, self.done / self.total)
             filled = round(share * 24)
             left = (self.total - self.done) / rate
-            line = f"[{'#' * filled}{'.' * (24 - filled)}] {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}"
+            bar = "#" * filled + "." * (24 - filled)
+            line = f"[{bar}] {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}"
         sys.stderr.write(f"\r\x1b[2K{line}")
         sys.stderr.flush()
 

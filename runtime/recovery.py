@@ -97,7 +97,9 @@ def search_grid(
             break
         side = math.ceil(side * 1.1)
     x, y = box.centre
-    centres = [((i + 0.5) * width / across, (j + 0.5) * height / down) for i in range(across) for j in range(down)]
+    columns = [(i + 0.5) * width / across for i in range(across)]
+    rows = [(j + 0.5) * height / down for j in range(down)]
+    centres = [(column, row) for column in columns for row in rows]
     centres.sort(key=lambda c: math.hypot(c[0] - x, c[1] - y))
     return [CropWindow(round(cx - side * 0.5), round(cy - side * 0.5), side, (cx, cy)) for cx, cy in centres]
 

@@ -164,7 +164,7 @@ class ColourEngine(Engine):
         self.colours[target] = self.colours[source]
 
 
-PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0), (255, 255, 255))
+PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0), (255,) * 3)
 
 
 def coloured_patches(

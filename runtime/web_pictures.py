@@ -1,0 +1,116 @@
+"""What the web view shows: pictures, encoded once for all viewers, and speeds."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from time import monotonic
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.runtime.messages import Result
+from asymtrack_edge.runtime.session import Session
+from asymtrack_edge.runtime.web_protocol import pack_picture
+
+#: Pictures per second sent to viewers at most; the tracker is not held to it.
+RATE = 15.0
+
+#: Pictures are sent no wider than this, in pixels.
+WIDTH = 960
+
+#: Pictures shown lately, kept so that a box drawn on one is taken from that very frame.
+REMEMBERED = 8
+
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75]
+
+
+class Pictures:
+    """Encodes the newest picture when a viewer asks, and remembers the frames that were shown.
+
+    Attributes:
+        encode_seconds: what the last one took.
+    """
+
+    def __init__(self) -> None:
+        self.encode_seconds = 0.0
+        self._lock = threading.Lock()
+        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._packet: Tuple[int, bytes] = (-1, b"")
+        self._began = 0.0
+
+    def due_in(self) -> float:
+        """Seconds until another picture may be encoded."""
+        return self._began + 1 / RATE - monotonic()
+
+    def packet(
+        self, version: int, result: Optional[Result], header: Callable[[Result], Dict[str, Any]]
+    ) -> Tuple[int, bytes]:
+        """The picture of ``result`` with its header, encoded unless it is that of the last call.
+
+        Returns:
+            ``version`` and the packet; those of an earlier call where there is no picture now.
+        """
+        with self._lock:
+            if self._packet[0] == version or result is None or result.frame.image is None:
+                return self._packet
+            began = self._began = monotonic()
+            image = result.frame.image
+            good, jpeg = cv2.imencode(".jpg", _shrunk(image), _JPEG)
+            if not good:
+                return self._packet
+            self._frames[result.frame.number] = image
+            while len(self._frames) > REMEMBERED:
+                self._frames.popitem(last=False)
+            self._packet = version, pack_picture(header(result), jpeg.tobytes())
+            self.encode_seconds = monotonic() - began
+            return self._packet
+
+    def remembered(self, number: int) -> Optional[np.ndarray]:
+        """A frame shown lately; None if it has been forgotten."""
+        with self._lock:
+            return self._frames.get(number)
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    if image.shape[1] <= WIDTH:
+        return image
+    size = WIDTH, max(1, round(image.shape[0] * WIDTH / image.shape[1]))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+class Rates:
+    """Frames per second and milliseconds by stage over the last second or so."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._since = monotonic()
+        self._frames = 0
+        self._latency = 0.0
+        self._seconds: Dict[str, float] = {}
+        self._shown: Dict[str, Any] = {"fps": 0.0, "stages": {}, "dropped": 0}
+
+    def count(self, result: Result) -> None:
+        """Counts a frame."""
+        self._frames += 1
+        self._latency += result.latency
+        now = monotonic()
+        if now - self._since < 1:
+            return
+        seconds = self._session.tracker.seconds
+        stages = {
+            name: round(1000 * (value - self._seconds.get(name, 0.0)) / self._frames, 2)
+            for name, value in seconds.items()
+        }
+        stages["frame to decision"] = round(1000 * self._latency / self._frames, 2)
+        self._shown = {
+            "fps": round(self._frames / (now - self._since), 1),
+            "stages": stages,
+            "dropped": self._session.reader.stats.dropped,
+        }
+        self._since, self._frames, self._latency, self._seconds = now, 0, 0.0, seconds
+
+    def shown(self) -> Dict[str, Any]:
+        """Those of the last full second."""
+        return self._shown

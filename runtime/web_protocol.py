@@ -1,0 +1,135 @@
+"""What browsers and this program say to each other, and who may say anything.
+
+Nothing here needs a web framework, so that all of it can be tested without one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import math
+import struct
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, Dict, Iterable, Optional, Tuple
+from urllib.parse import parse_qs, urlsplit
+
+from asymtrack_edge.errors import UsageError
+
+#: A browser's message cannot be larger, in bytes; the server closes the connection of who tries.
+MAX_MESSAGE = 1 << 16
+
+COOKIE = "asymtrack_token"
+
+_ACTIONS = ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A checked message of a browser.
+
+    Attributes:
+        action: ``ack`` (the last picture has been shown), ``hold`` (the user began to draw on a
+            picture), ``mark`` (a box was drawn), ``remove``, ``pause``, ``resume``, ``step``, ``end``.
+        frame: number of the picture concerned, for hold and mark.
+        box: x, y, w, h in frame pixels, for mark.
+        target: its id, for remove, and for mark where an old target is moved.
+    """
+
+    action: str
+    frame: Optional[int] = None
+    box: Optional[Tuple[float, float, float, float]] = None
+    target: Optional[int] = None
+
+
+def parse_wish(text: str) -> Wish:
+    """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``.
+
+    Raises:
+        UsageError: it is not one of those described in ``Wish``.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError("a message is a JSON object") from None
+    if not isinstance(content, dict) or content.get("action") not in _ACTIONS:
+        raise UsageError(f"a message has an action: {', '.join(_ACTIONS)}")
+    action = content["action"]
+    frame = _whole(content, "frame", needed=action in ("hold", "mark"))
+    target = _whole(content, "target", needed=action == "remove")
+    return Wish(action, frame, _box(content) if action == "mark" else None, target)
+
+
+def _whole(content: Dict[str, Any], name: str, needed: bool) -> Optional[int]:
+    value = content.get(name)
+    if value is None and not needed:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise UsageError(f"{name} is a whole number")
+    return value
+
+
+def _box(content: Dict[str, Any]) -> Tuple[float, float, float, float]:
+    box = content.get("box")
+    if not isinstance(box, list) or len(box) != 4:
+        raise UsageError("box is a list of four numbers")
+    for value in box:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
+            raise UsageError("box is a list of four numbers")
+    x, y, w, h = (float(value) for value in box)
+    if w <= 0 or h <= 0 or not math.isfinite(w * h):
+        raise UsageError("a box has a positive width and height")
+    return x, y, w, h
+
+
+def pack_picture(header: Dict[str, Any], jpeg: bytes) -> bytes:
+    """A picture with what is known of it: length of the header (4 bytes, big-endian), header, JPEG."""
+    text = json.dumps(header, separators=(",", ":")).encode()
+    return b"".join((struct.pack(">I", len(text)), text, jpeg))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
+    """Why a request must not be answered; None if it may.
+
+    Without a token only requests that name this machine itself are answered, so that no web page
+    elsewhere can reach us by giving its own name our address. A WebSocket is opened only from the
+    page that we served. Anybody may ask for ``/health``.
+
+    Args:
+        scope: of an ASGI request.
+        token: what the request must know; None on loopback.
+    """
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+    host = headers.get(b"host", "")
+    if token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        return "this view answers to this machine only"
+    origin = headers.get(b"origin")
+    if scope["type"] == "websocket" and origin is not None and urlsplit(origin).netloc != host:
+        return "a page from elsewhere cannot connect"
+    if token is None or scope.get("path") == "/health":
+        return None
+    if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in _offers(scope, headers)):
+        return None
+    return "the token is missing or wrong: use the address that was printed when the view started"
+
+
+def _offers(scope: Dict[str, Any], headers: Dict[bytes, str]) -> Iterable[str]:
+    yield from parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
+    bearer = headers.get(b"authorization", "")
+    if bearer.startswith("Bearer "):
+        yield bearer[len("Bearer ") :]
+    try:
+        cookie = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
+    except CookieError:
+        cookie = None
+    if cookie is not None:
+        yield cookie.value

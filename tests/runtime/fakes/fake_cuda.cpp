@@ -1,0 +1,161 @@
+// A CUDA driver without a GPU: device memory is host memory, work is done at once, or recorded while a
+// stream is captured, as a real driver would. Only what the runtime calls; everything is counted.
+#include "cuda_on_host.h"
+#include "crop_kernel.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+typedef std::function<void()> Work;
+static std::map<std::string, long> calls;
+static std::map<uint64_t, size_t> device_memory;
+static std::vector<Work>* captured = nullptr;
+static long bytes_up = 0, contexts = 0, refuse_capture = 0, integrated = 0;
+
+static int count(const char* name) { ++calls[name]; return 0; }
+static int queue(Work work) {
+    if (captured) captured->push_back(work); else work();
+    return 0;
+}
+// Whether [at, at + size) lies in one allocation: what a real device would fault on.
+static bool is_device(uint64_t at, size_t size) {
+    auto next = device_memory.upper_bound(at);
+    if (next == device_memory.begin()) return false;
+    --next;
+    return at + size <= next->first + next->second;
+}
+static const int OK = 0, INVALID = 1, NO_CONTEXT = 201, UNSUPPORTED = 801;
+#define NEEDS_CONTEXT if (contexts < 1) return NO_CONTEXT
+
+extern "C" {
+long fake_calls(const char* name) { return calls[name]; }
+long fake_bytes_up() { return bytes_up; }
+long fake_contexts() { return contexts; }
+long fake_allocated() { return (long)device_memory.size(); }
+void fake_reset() { calls.clear(); bytes_up = 0; }
+void fake_refuse_capture(long yes) { refuse_capture = yes; }
+void fake_integrated(long yes) { integrated = yes; }
+int fake_host_function(void (*function)(long), long argument) {
+    count("enqueue");
+    return queue([=] { function(argument); });
+}
+
+int cuInit(unsigned) { return OK; }
+int cuDeviceGetCount(int* n) { *n = 1; return OK; }
+int cuDeviceGet(int* device, int index) { *device = index; return OK; }
+int cuDeviceGetName(char* name, int size, int) { strncpy(name, "Imitation", size); return OK; }
+int cuDeviceGetAttribute(int* value, int attribute, int) {
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : attribute == 18 ? (int)integrated : 0;
+    return OK;
+}
+int cuDevicePrimaryCtxRetain(void** context, int) { *context = (void*)7; return count("cuDevicePrimaryCtxRetain"); }
+int cuDevicePrimaryCtxRelease_v2(int) { return count("cuDevicePrimaryCtxRelease"); }
+int cuCtxPushCurrent_v2(void* c) { if (c != (void*)7) return INVALID; ++contexts; return OK; }
+int cuCtxPopCurrent_v2(void** c) { if (contexts < 1) return NO_CONTEXT; --contexts; *c = (void*)7; return OK; }
+int cuMemAlloc_v2(uint64_t* address, size_t size) {
+    NEEDS_CONTEXT;
+    *address = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
+    device_memory[*address] = size;
+    memset((void*)*address, 0xAA, size);
+    return count("cuMemAlloc");
+}
+int cuMemFree_v2(uint64_t address) {
+    if (!device_memory.erase(address)) return INVALID;
+    free((void*)address);
+    return OK;
+}
+int cuMemHostAlloc(void** host, size_t size, unsigned flags) {
+    NEEDS_CONTEXT;
+    *host = aligned_alloc(256, (size + 255) / 256 * 256);
+    if (flags & 2) device_memory[(uint64_t)*host] = size;
+    return count("cuMemHostAlloc");
+}
+int cuMemHostGetDevicePointer_v2(uint64_t* address, void* host, unsigned) {
+    if (!device_memory.count((uint64_t)host)) return INVALID;
+    *address = (uint64_t)host;
+    return OK;
+}
+int cuMemFreeHost(void* host) { device_memory.erase((uint64_t)host); free(host); return OK; }
+int cuMemsetD8Async(uint64_t at, unsigned char value, size_t size, void*) {
+    NEEDS_CONTEXT;
+    if (!is_device(at, size)) return INVALID;
+    return queue([=] { memset((void*)at, value, size); });
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t size, void*) {
+    NEEDS_CONTEXT;
+    if (!is_device(to, size)) return INVALID;
+    return queue([=] { count("upload"); bytes_up += size; memcpy((void*)to, from, size); });
+}
+int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t size, void*) {
+    NEEDS_CONTEXT;
+    if (!is_device(from, size)) return INVALID;
+    return queue([=] { count("download"); memcpy(to, (void*)from, size); });
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void*) {
+    NEEDS_CONTEXT;
+    if (!is_device(to, size) || !is_device(from, size)) return INVALID;
+    return queue([=] { count("copy"); memcpy((void*)to, (void*)from, size); });
+}
+int cuStreamCreate(void** stream, unsigned) { NEEDS_CONTEXT; *stream = (void*)5; return count("cuStreamCreate"); }
+int cuStreamDestroy_v2(void*) { return count("cuStreamDestroy"); }
+int cuStreamSynchronize(void*) { NEEDS_CONTEXT; return captured ? 900 : count("cuStreamSynchronize"); }
+int cuStreamWaitEvent(void*, void*, unsigned) { return count("cuStreamWaitEvent"); }
+int cuEventCreate(void** event, unsigned) { *event = (void*)6; return OK; }
+int cuEventRecord(void*, void*) { return count("cuEventRecord"); }
+int cuEventDestroy_v2(void*) { return OK; }
+int cuModuleLoadData(void** module, const void*) { *module = (void*)8; return count("cuModuleLoadData"); }
+int cuModuleUnload(void*) { return OK; }
+int cuModuleGetFunction(void** function, void*, const char* name) {
+    *function = (void*)9;
+    return strcmp(name, "asymtrack_crop") ? 500 : OK;
+}
+int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned,
+                   void*, void** p, void**) {
+    NEEDS_CONTEXT;
+    auto windows = *(uint64_t*)p[0], images = *(uint64_t*)p[1];
+    int size = *(int*)p[2];
+    float n[6];
+    for (int i = 0; i < 6; ++i) n[i] = *(float*)p[3 + i];
+    if (!is_device(windows, gz * sizeof(Window)) || !is_device(images, gz * 12ul * size * size)) return INVALID;
+    return queue([=] {
+        count("kernel");
+        blockDim = {(int)bx, (int)by, (int)bz};
+        for (int b = 0; b < (int)(gx * gy * gz); ++b) {
+            blockIdx = {b % (int)gx, b / (int)gx % (int)gy, b / (int)(gx * gy)};
+            for (int t = 0; t < (int)(bx * by); ++t) {
+                threadIdx = {t % (int)bx, t / (int)bx, 0};
+                asymtrack_crop((Window*)windows, (float*)images, size, n[0], n[1], n[2], n[3], n[4], n[5]);
+            }
+        }
+    });
+}
+int cuStreamBeginCapture_v2(void*, int) {
+    if (refuse_capture) return UNSUPPORTED;
+    captured = new std::vector<Work>();
+    return count("capture");
+}
+int cuStreamEndCapture(void*, void** graph) { *graph = captured; captured = nullptr; return OK; }
+int cuGraphInstantiateWithFlags(void** runnable, void* graph, unsigned long long) {
+    *runnable = new std::vector<Work>(*(std::vector<Work>*)graph);
+    return OK;
+}
+int cuGraphLaunch(void* runnable, void*) {
+    NEEDS_CONTEXT;
+    count("cuGraphLaunch");
+    for (auto& work : *(std::vector<Work>*)runnable) work();
+    return OK;
+}
+int cuGraphDestroy(void* graph) { delete (std::vector<Work>*)graph; return OK; }
+int cuGraphExecDestroy(void* graph) { delete (std::vector<Work>*)graph; return count("cuGraphExecDestroy"); }
+int cuGetErrorName(int code, const char** text) {
+    static std::string name;
+    name = "ERROR_" + std::to_string(code);
+    *text = name.c_str();
+    return OK;
+}
+}

@@ -1,0 +1,187 @@
+"""A GPU that is not there: the driver in C over host memory, TensorRT in Python over ONNX Runtime.
+
+The real backend runs on top: the ctypes calls, the crop kernel (compiled by g++ from the very source),
+streams, graphs and named tensors. An "engine" is the ONNX model; running it means ONNX Runtime on the
+host memory behind the bound addresses, queued on the stream like everything else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Dict, List
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from asymtrack_edge.engine_key import NETWORKS, engine_key
+from asymtrack_edge.gpu import Gpu
+from asymtrack_edge.manifest import file_entry, load_manifest
+from asymtrack_edge.runtime.cuda_crop import SOURCE
+from asymtrack_edge.trt import TENSORRT, TensorRT
+
+HERE = Path(__file__).parent
+GPU = Gpu(0, "Imitation", (8, 7), False)
+VERSION = "10.3.0"
+
+
+def build_driver(folder: Path) -> Path:
+    """Compiles the driver."""
+    (folder / "crop_kernel.h").write_text(SOURCE)
+    library = folder / "libcuda.so.1"
+    # No fused multiply-adds: the kernel asks for none either.
+    options = ["-std=c++14", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-subobject-linkage"]
+    includes = [f"-I{HERE}", f"-I{folder}"]
+    subprocess.run(["g++", *options, *includes, str(HERE / "fake_cuda.cpp"), "-o", str(library)], check=True)
+    return library
+
+
+class Calls:
+    """What the driver counted."""
+
+    def __init__(self, driver: ctypes.CDLL) -> None:
+        self.driver = driver
+
+    def __getitem__(self, name: str) -> int:
+        return int(self.driver.fake_calls(name.encode()))
+
+    @property
+    def bytes_up(self) -> int:
+        return int(self.driver.fake_bytes_up())
+
+    def reset(self) -> None:
+        self.driver.fake_reset()
+
+
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_long)
+
+
+class _Engine:
+    def __init__(self, content: bytes, trt: Any) -> None:
+        self.trt = trt
+        graph = onnx.load_from_string(content).graph
+        self.values = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output)}
+        self.inputs = {v.name for v in graph.input}
+        self.session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        self.names = list(self.values)
+        self.num_io_tensors = len(self.names)
+
+    def get_tensor_name(self, i: int) -> str:
+        return self.names[i]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self.trt.TensorIOMode.INPUT if name in self.inputs else self.trt.TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return {1: self.trt.DataType.FLOAT, 10: self.trt.DataType.HALF}[self.values[name].elem_type]
+
+    def get_tensor_shape(self, name: str) -> Any:
+        return tuple(-1 if d.dim_param else d.dim_value for d in self.values[name].shape.dim)
+
+    def create_execution_context(self) -> Any:
+        return _Context(self)
+
+
+class _Context:
+    def __init__(self, engine: _Engine) -> None:
+        self.engine = engine
+        self.addresses: Dict[str, int] = {}
+        self.shapes = {name: engine.get_tensor_shape(name) for name in engine.names}
+        self.kept: List[Any] = []
+
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        assert self.shapes[name][1:] == tuple(shape)[1:]
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        assert address % 256 == 0, f"{name} is bound to an address that is not aligned"
+        self.addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        trt = self.engine.trt
+        addresses = dict(self.addresses)
+        batch = self.shapes[next(iter(self.engine.inputs))][0]
+        shapes = {name: (batch, *self.engine.get_tensor_shape(name)[1:]) for name in self.engine.names}
+        assert batch > 0 and set(addresses) == set(self.engine.names)
+
+        def run(_: int) -> None:
+            arrays = {n: trt.view(addresses[n], shapes[n], self.engine.get_tensor_dtype(n)) for n in addresses}
+            feed = {n: array for n, array in arrays.items() if n in self.engine.inputs}
+            outputs = [n for n in self.engine.names if n not in self.engine.inputs]
+            for name, value in zip(outputs, self.engine.session.run(outputs, feed)):
+                arrays[name][...] = value
+
+        callback = _CALLBACK(run)
+        self.kept.append(callback)
+        trt.driver.fake_host_function(callback, 0)
+        return True
+
+
+class _Logger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class _Runtime:
+    trt: Any = None
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def deserialize_cuda_engine(self, content: bytes) -> Any:
+        return _Engine(content, self.trt)
+
+
+def make_tensorrt(driver: ctypes.CDLL) -> Any:
+    """A module that looks like TensorRT to the runtime."""
+    trt = SimpleNamespace(
+        __version__=VERSION,
+        Builder=object,
+        ILogger=_Logger,
+        DataType=enum.Enum("DataType", "FLOAT HALF INT32"),
+        TensorIOMode=enum.Enum("TensorIOMode", "NONE INPUT OUTPUT"),
+        driver=driver,
+    )
+
+    def view(address: int, shape: Any, dtype: Any) -> np.ndarray:
+        kind = np.dtype(np.float16 if dtype == trt.DataType.HALF else np.float32)
+        size = int(np.prod(shape)) * kind.itemsize
+        return np.frombuffer((ctypes.c_ubyte * size).from_address(address), kind).reshape(shape)
+
+    trt.view = view
+    trt.Runtime = type("Runtime", (_Runtime,), {"trt": trt})
+    return trt
+
+
+def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
+    """Copies an export and gives it engines for the GPU that is not there."""
+    shutil.copytree(source, target)
+    for network in NETWORKS:
+        shutil.copy(target / f"{network}.onnx", target / f"{network}.engine")
+    manifest = load_manifest(target, verify=False)
+    files = {name: file_entry(target / name) for name in (f"{n}.{e}" for n in NETWORKS for e in ("onnx", "engine"))}
+    manifest = replace(manifest, files=files, target="orin")
+    engines = {f"{n}.engine": engine_key(manifest, n, tensorrt, GPU).to_json() for n in NETWORKS}
+    replace(manifest, engines=engines).save(target)
+    return target
+
+
+def edit_key(folder: Path, **changes: str) -> None:
+    """Alters the recorded key of the search engine."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    content["engines"]["search.engine"].update(changes)
+    path.write_text(json.dumps(content))
+
+
+def imitated(driver: ctypes.CDLL) -> TensorRT:
+    """The imitation as the package imports it."""
+    return TensorRT(make_tensorrt(driver), TENSORRT, VERSION)

@@ -30,11 +30,11 @@ _PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-h
              "onnxruntime-gpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "pycuda")  # fmt: skip
 
 
-def run_command(command: Sequence[str]) -> Optional[str]:
-    """See ``Runner``."""
+def run_command(command: Sequence[str], timeout: float = 10.0) -> Optional[str]:
+    """See ``Runner``; a command that takes longer than ``timeout`` seconds has failed."""
     try:
         done = subprocess.run(
-            list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10, check=True
+            list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=timeout, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -39,7 +39,7 @@ def jetpack_of(l4t: Optional[str]) -> Optional[str]:
     if not l4t:
         return None
     numbers = tuple(int(n) for n in l4t.split(".")[:2])
-    return dict(_JETPACK).get(numbers)  # type: ignore[call-overload,no-any-return]
+    return next((version for release, version in _JETPACK if release == numbers), None)
 
 
 def parse_nvpmodel(text: str) -> Optional[Tuple[str, Optional[int]]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 
 import asymtrack_edge
 from asymtrack_edge.errors import CheckpointError, ManifestError, MissingDependencyError
-from asymtrack_edge.manifest import Manifest, load_manifest
+from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.loading import model_folder
 from asymtrack_edge.variants import Variant
 
@@ -177,12 +177,3 @@ def clear_cache() -> None:
 def say_on_stderr(line: str) -> None:
     """The usual ``say``: stdout belongs to the results."""
     print(line, file=sys.stderr, flush=True)
-
-
-def describe_folder(folder: Path) -> Manifest:
-    """Reads the manifest of an export directory.
-
-    Raises:
-        ManifestError: it is none.
-    """
-    return load_manifest(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -82,7 +82,8 @@ def network(
         base: name of the candidate the others are compared with; None for the first.
         peak: takes part, so that the share of peak holds for the same moments.
         protocols: rows to make; a subject whose form is ``host arrays`` gets P3 only.
-        calls, warmup: per candidate.
+        calls: timed, per candidate.
+        warmup: calls before them.
     """
     steps = {subject.name: step for subject, step in candidates}
     if peak is not None:
@@ -114,8 +115,11 @@ def network(
                 )
             )
     base = base or candidates[0][0].name
-    label = "P3" if protocols == ("P3",) else "P2"
-    found.ratios = [(label, rounds.compare(s.name, base)) for s, _ in candidates if s.name != base]
+    found.ratios = [
+        ("P3" if s.form == "host arrays" else "P2", rounds.compare(s.name, base))
+        for s, _ in candidates
+        if s.name != base
+    ]
     if peak is not None:
         rate = peak.multiply_adds / float(np.percentile(rounds.all(PEAK), 5)) / 1e9
         threads = "default threads" if peak.threads is None else f"{peak.threads} threads"
@@ -271,7 +275,7 @@ def end_to_end(
             total.append(perf_counter() - started)
             decode.append(decoded - started)
             bench.tick(f"P6 {subject.name}")
-            if bench.seconds is not None and perf_counter() - began > bench.seconds and len(total) >= 10:
+            if bench.seconds is not None and perf_counter() - began > 0.5 * bench.seconds and len(total) >= 10:
                 break
     if not total:
         raise SourceError("the video has fewer than two readable frames: give a longer one")
@@ -301,7 +305,7 @@ def _share_dropped(seconds: Sequence[float], fps: float) -> float:
 
 
 def data_set(
-    bench: Bench, subject: Subject, tracker: Any, sequences: Sequence[Tuple[Sequence[np.ndarray], Sequence[float]]]
+    bench: Bench, subject: Subject, tracker: Any, sequences: Iterable[Tuple[Iterable[np.ndarray], Sequence[float]]]
 ) -> Row:
     """P7: runs sequences from their first box, as a data set's toolkit times a tracker.
 
@@ -311,10 +315,14 @@ def data_set(
         bench: shared settings.
         subject: the tracker's description.
         tracker: has ``init`` and ``update``.
-        sequences: frames and the first box of each.
+        sequences: frames, decoded as they are asked for, and the first box of each.
+
+    Raises:
+        SourceError: there are no frames.
     """
     before = bench.probe()
     times: List[float] = []
+    count = 0
     for frames, box in sequences:
         for i, frame in enumerate(frames):
             began = perf_counter()
@@ -323,7 +331,10 @@ def data_set(
             else:
                 tracker.update(frame)
             times.append(perf_counter() - began)
+        count += 1
         bench.tick(f"P7 {subject.name}")
+    if not times:
+        raise SourceError("the data set has no frames")
     return bench.row(
         "P7",
         subject,
@@ -333,7 +344,7 @@ def data_set(
         values={
             "frames / total time (fps)": len(times) / sum(times),
             "GOT-10k mean(1/t) (fps)": float(np.mean(1 / np.asarray(times))),
-            "sequences": float(len(sequences)),
+            "sequences": float(count),
         },
         samples=kept_samples(times),
         notes=("mean(1/t) overstates: a mean of speeds weighs the fast frames most",),

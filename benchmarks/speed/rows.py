@@ -19,6 +19,7 @@ PROTOCOLS: Dict[str, str] = {
     "P6": "end to end: from the encoded video to the box, by stage",
     "P7": "data set: frames / total time, and GOT-10k's mean(1/t)",
     "P8": "energy: joules a frame, rail by rail",
+    "startup": "start-up: import, load, first track and memory of a fresh process",
 }
 
 

@@ -1,0 +1,62 @@
+"""``asymtrack-bench ab``: exports against each other and against the published form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+from asymtrack_edge.benchmarks.speed import protocols
+from asymtrack_edge.benchmarks.speed.protocols import Bench
+from asymtrack_edge.benchmarks.speed.rows import Findings
+from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine_subject
+from asymtrack_edge.benchmarks.speed.timing import Step
+from asymtrack_edge.benchmarks.speed.yardsticks import matrix_product
+from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.runtime.loading import model_folder, open_engine
+from asymtrack_edge.variants import get_variant
+
+
+def measure(
+    bench: Bench,
+    folders: Sequence[Path],
+    backend: str,
+    threads: Optional[int] = None,
+    device: int = 0,
+    reference: bool = False,
+) -> Findings:
+    """P2 of each export's search network, taking turns; ratios are over the first candidate.
+
+    Args:
+        bench: shared settings.
+        folders: export directories.
+        backend: of all of them.
+        threads: CPU threads.
+        device: GPU index.
+        reference: put the published form of the first export's variant in eager PyTorch first.
+
+    Raises:
+        UsageError: fewer than two candidates.
+        MissingDependencyError: the published form is asked for and torch is absent.
+    """
+    if len(folders) + reference < 2:
+        raise UsageError("a comparison needs two candidates: name another export directory, or --reference")
+    candidates: List[Tuple[Subject, Step]] = []
+    names: List[str] = []
+    for folder in folders:
+        engine = open_engine(model_folder(folder), backend, device, threads if backend == "onnxruntime" else None)
+        name = str(folder) if str(folder) not in names else f"{folder} again"
+        while name in names:
+            name += "'"
+        names.append(name)
+        candidates.append((engine_subject(engine, backend, device, threads, name), EngineStep(engine)))
+    if reference:
+        try:
+            from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
+        except ImportError:
+            raise MissingDependencyError("torch", "export", "timing the published form") from None
+        variant = get_variant(candidates[0][0].tracker.replace("AsymTrack-", ""))
+        subject, step = torch_step(variant, "reference", threads=threads)
+        candidates.insert(0, (replace(subject, name="published form, PyTorch"), step))
+    peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
+    return protocols.network(bench, candidates, peak=peak, protocols=("P2",))

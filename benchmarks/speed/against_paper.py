@@ -70,16 +70,16 @@ def measure_table_4(
 
 
 def speed_order(findings: Findings) -> List[int]:
-    """Numbers of Table 4's models from fastest to slowest, by their P2 medians.
+    """Numbers of Table 4's models from fastest to slowest, by their ratios over model 4 in the same rounds."""
+    speeds = {4: 1.0}
+    for _, ratio in findings.ratios:
+        speeds[_number(ratio.name)] = ratio.speedup
+    return sorted(speeds, key=lambda n: -speeds[n])
 
-    Measured in turns; the published order is 1, 3, 2, 4 on all three devices.
-    """
-    speeds: Dict[int, float] = {}
-    for row in findings.rows:
-        if row.protocol == "P2" and row.latency is not None:
-            number = int(row.subject.name.split()[1].rstrip(":"))
-            speeds[number] = row.latency.median
-    return sorted(speeds, key=lambda n: speeds[n])
+
+def _number(name: str) -> int:
+    """The model's number in a name that ``measure_table_4`` gave."""
+    return int(name.split()[1].rstrip(":"))
 
 
 def published_order(key: str) -> List[int]:
@@ -93,7 +93,8 @@ def order_sentence(findings: Findings, form: str) -> str:
     measured, published = speed_order(findings), published_order(key)
     orders = [" > ".join(map(str, order)) for order in (measured, published)]
     agree = "the paper's order too" if measured == published else f"the paper's order is {orders[1]}"
-    return f"Table 4, {form} form: speed order {orders[0]}; {agree} (models: 1 neither, 2 ETM, 3 OPE, 4 both)"
+    doubt = " The spread is wide: repeat on a quiet machine." if any(r.warning for _, r in findings.ratios) else ""
+    return f"Table 4, {form} form: speed order {orders[0]}; {agree} (models: 1 neither, 2 ETM, 3 OPE, 4 both).{doubt}"
 
 
 def _beside(
@@ -151,7 +152,7 @@ def beside_table_4(findings: Findings) -> List[Dict[str, Any]]:
     for row in findings.rows:
         if row.protocol != "P1":
             continue
-        component = TABLE_4[int(row.subject.name.split()[1].rstrip(":")) - 1]
+        component = TABLE_4[_number(row.subject.name) - 1]
         key = _column(row)
         full = TABLE_4[3].speeds.on(key)
         speed = component.speeds.on(key)

@@ -68,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--box", metavar="x,y,w,h", help="the target in the video's first frame")
     speed.add_argument("--dataset", metavar="NAME=DIR", help="for P7, for example otb=/data/OTB100")
     speed.add_argument("--full", action="store_true", help="all calls of the protocols, however long it takes")
-    _time_options(speed, 20.0, "per group of candidates")
+    _time_options(speed, 15.0, "per group of candidates")
 
     ab = _add(commands, "ab", _ab, "which of several exports is faster, taking turns")
     ab.add_argument("models", nargs="+", type=Path, metavar="DIR", help="export directories, the first is the base")
@@ -307,6 +307,7 @@ def _startup(arguments: argparse.Namespace) -> Document:
         "import (s)": seen.import_s,
         "load (s)": seen.load_s,
         "fastest load (s)": seen.load_least_s,
+        "load, processor time (s)": seen.load_cpu_s,
         "first init and update (s)": seen.first_track_s,
     }
     memory = {"RSS (MB)": seen.rss_mb, "peak RSS (MB)": seen.peak_rss_mb, "GPU (MB)": seen.device_mb}

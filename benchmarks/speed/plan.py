@@ -66,7 +66,7 @@ class Plan:
     threads: Tuple[Optional[int], ...] = (None,)
     batches: Tuple[int, ...] = (1,)
     protocols: Tuple[str, ...] = ("P1", "P2", "P3", "P4", "P5", "P6", "P7")
-    seconds: Optional[float] = 20.0
+    seconds: Optional[float] = 15.0
     device: int = 0
     model: Optional[Path] = None
     peers: Tuple[str, ...] = ()

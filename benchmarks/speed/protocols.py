@@ -144,7 +144,7 @@ def _rates(subject: Subject, median_ms: float) -> Dict[str, float]:
 def _shortfall(done: int, wanted: int, warmed: int, warmup: int) -> Tuple[str, ...]:
     if done >= wanted and warmed >= warmup:
         return ()
-    return (f"stopped by time: {warmed} warm-up and {done} timed calls instead of {warmup} and {wanted} (--full)",)
+    return (f"stopped by time before {warmup} warm-up and {wanted} timed calls (--full makes them all)",)
 
 
 def trtexec_way(bench: Bench, subject: Subject, step: Step, seconds: float = 3.0) -> Row:

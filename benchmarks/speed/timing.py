@@ -24,7 +24,7 @@ LEAST_ROUNDS = 5
 #: A middle-80-% range of ratios wider than this share of their median cannot size a difference.
 WIDE = 0.20
 #: Seconds that one candidate runs before the next one's turn.
-TURN_SECONDS = 0.25
+TURN_SECONDS = 0.1
 
 Clock = Callable[[], float]
 

@@ -79,7 +79,9 @@ def _protocol(protocol: str, rows: List[Dict[str, Any]], document: Document) -> 
     shares = any(r["share_of_peak"] is not None for r in rows)
     paced = any(r["fps"] is not None for r in rows)
     header = ["candidate", "tracker"] + (["device"] if several else []) + ["precision", "threads", "batch"]
-    header += ["median ms", "p90", "p99", "mean"] if timed else []
+    # P1 is a throughput and P2 the distribution of the same calls: each table shows its own.
+    shown = () if protocol == "P1" else ("median", "p90", "p99", "mean")
+    header += ["calls", *(f"{k} ms" for k in shown)] if timed else []
     header += (["fps"] if paced else []) + (["of peak"] if shares else [])
     header += [f"{s} ms" for s in stages] + values
     cells = []
@@ -87,7 +89,7 @@ def _protocol(protocol: str, rows: List[Dict[str, Any]], document: Document) -> 
         subject, latency = row["subject"], row["latency"] or {}
         line = [subject["name"], subject["tracker"]] + ([device_title(row["device"])] if several else [])
         line += [subject["precision"] or "-", str(subject["threads"] or "default"), str(subject["batch"])]
-        line += [_number(latency.get(k)) for k in ("median", "p90", "p99", "mean")] if timed else []
+        line += [str(latency.get("count", "-")), *(_number(latency.get(k)) for k in shown)] if timed else []
         line += [_number(row["fps"], 1)] if paced else []
         line += [_share(row["share_of_peak"])] if shares else []
         line += [_number(row["stages"].get(s), 3) for s in stages] + [_value(row["values"].get(v)) for v in values]
@@ -109,7 +111,7 @@ def _value(value: Any) -> str:
 
 def _paper(lines: List[Dict[str, Any]]) -> Table:
     rows = [
-        [x["table"], x["what"], x["name"], _number(x["measured"], 1), _number(x["published"], 1),
+        [x["table"], x["what"], x["name"], _figure(x["measured"]), _figure(x["published"]),
          _number(x["ratio"]), x["paper_device"], "the same" if x["same_device"] else f"differs: {x['device']}"]
         for x in lines
     ]  # fmt: skip
@@ -120,6 +122,10 @@ def _paper(lines: List[Dict[str, Any]]) -> Table:
         (0, 1, 2, 6, 7),
         "Where the device differs, the ratio compares machines as much as programs.",
     )
+
+
+def _figure(value: Any) -> str:
+    return _number(value, 1 if value is not None and value >= 10 else 2)
 
 
 def _layers(entries: List[Dict[str, Any]]) -> List[Table]:

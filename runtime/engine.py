@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from time import perf_counter
-from typing import Dict, Sequence
+from typing import Any, Dict, Sequence
 
 import numpy as np
 
 from asymtrack_edge.errors import EngineError
-from asymtrack_edge.geometry import Cropper, CropWindow
+from asymtrack_edge.geometry import Cropper, CropWindow, check_frame
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
 
 
@@ -32,6 +32,14 @@ class Engine(ABC):
         self.name = name
         self.capacity = 0
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
+
+    def check_frame(self, frame: Any) -> Sequence[int]:
+        """Returns the shape of a frame that this engine can use: BGR uint8 ``(H, W, 3)``.
+
+        Raises:
+            FrameError: it is not such a frame.
+        """
+        return check_frame(frame).shape
 
     @abstractmethod
     def reserve(self, slots: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Union
 
-from asymtrack_edge.errors import EngineError, ManifestError, UsageError
+from asymtrack_edge.errors import ManifestError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
 from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.variants import VARIANTS
@@ -49,9 +49,20 @@ def open_engine(
         raise UsageError(f"threads must be at least 1, not {threads}")
     folder = model_folder(model)
     manifest = load_manifest(folder)
-    if backend == "tensorrt":
-        raise EngineError("the TensorRT backend is not part of this version: use onnxruntime")
+    if backend == "tensorrt" or (backend == "auto" and _has_fitting_engines(manifest, device)):
+        from asymtrack_edge.runtime.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(folder, manifest, device)
     return _onnxruntime(folder, manifest, backend, device, threads)
+
+
+def _has_fitting_engines(manifest: Manifest, device: int) -> bool:
+    """Whether TensorRT can run this export here; nothing is imported where it has no engines."""
+    if not manifest.engines:
+        return False
+    from asymtrack_edge.runtime.tensorrt import unfit
+
+    return unfit(manifest, device) is None
 
 
 def _onnxruntime(folder: Path, manifest: Manifest, backend: str, device: int, threads: Optional[int]) -> Engine:

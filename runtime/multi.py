@@ -9,7 +9,7 @@ from typing import Dict, List, Optional, Sequence, Union
 import numpy as np
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.geometry import check_box, check_frame, crop_window
+from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.runtime.loading import open_engine
 from asymtrack_edge.runtime.recovery import new_target
@@ -97,7 +97,7 @@ class MultiTracker:
             BoxError: the box cannot be a target in it.
         """
         manifest = self.engine.manifest
-        checked = check_box(box, check_frame(frame).shape)
+        checked = check_box(box, self.engine.check_frame(frame))
         window = crop_window(checked, manifest.template_factor)
         slot = len(self._ids)
         if slot >= self.engine.capacity:
@@ -113,7 +113,7 @@ class MultiTracker:
         """Gives a target a new look and place under its old id; errors as in ``add``, and in ``remove``."""
         slot = self._slot(target)
         manifest = self.engine.manifest
-        checked = check_box(box, check_frame(frame).shape)
+        checked = check_box(box, self.engine.check_frame(frame))
         self.engine.template(frame, crop_window(checked, manifest.template_factor), slot)
         self._targets[slot] = new_target(checked, self.settings, manifest.search_factor)
 
@@ -142,7 +142,7 @@ class MultiTracker:
         Raises:
             FrameError: not such a frame; the targets stay as they were.
         """
-        check_frame(frame)
+        self.engine.check_frame(frame)
         if not self._ids:
             return {}
         windows = [target.window(frame.shape) for target in self._targets]

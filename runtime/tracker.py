@@ -9,7 +9,7 @@ from typing import Dict, Optional, Sequence, Union
 import numpy as np
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.geometry import check_box, check_frame, crop_window
+from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.runtime.loading import open_engine
 from asymtrack_edge.runtime.recovery import new_target
@@ -79,7 +79,7 @@ class Tracker:
             FrameError: not such a frame.
             BoxError: the box cannot be a target in it.
         """
-        checked = check_box(box, check_frame(frame).shape)
+        checked = check_box(box, self.engine.check_frame(frame))
         window = crop_window(checked, self.engine.manifest.template_factor)
         self.engine.template(frame, window)
         self._target = new_target(checked, self.settings, self.engine.manifest.search_factor)
@@ -97,7 +97,7 @@ class Tracker:
         target = self._target
         if target is None:
             raise UsageError("there is no target: call init(frame, box) before update(frame)")
-        check_frame(frame)
+        self.engine.check_frame(frame)
         window = target.window(frame.shape)
         prediction = self.engine.search(frame, (window,))[0]
         began = perf_counter()

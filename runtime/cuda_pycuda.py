@@ -1,0 +1,111 @@
+"""CUDA through PyCUDA; graphs and foreign streams, which it does not have, through the driver."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Sequence
+
+import numpy as np
+import pycuda.driver as cuda
+
+from asymtrack_edge.runtime.cuda import HostBuffer
+from asymtrack_edge.runtime.cuda_driver import _NON_BLOCKING, DriverDevice
+
+
+class PycudaDevice(DriverDevice):
+    """A GPU through PyCUDA, in the primary context."""
+
+    name = "PyCUDA"
+
+    def _open_context(self) -> None:
+        cuda.init()
+        self._pycuda_context = cuda.Device(self.gpu.index).retain_primary_context()
+        self._allocations: Dict[int, Any] = {}
+        self._modules: List[Any] = []
+
+    def _close_context(self) -> None:
+        self._pycuda_context.detach()
+
+    def _make_stream(self) -> int:
+        self._pycuda_stream = cuda.Stream(_NON_BLOCKING)
+        return int(self._pycuda_stream.handle)
+
+    def enter(self) -> None:
+        """See ``CudaDevice.enter``."""
+        self._pycuda_context.push()
+
+    def leave(self) -> None:
+        """See ``CudaDevice.leave``."""
+        cuda.Context.pop()
+
+    def allocate(self, size: int) -> int:
+        """See ``CudaDevice.allocate``."""
+        allocation = cuda.mem_alloc(size)
+        address = int(allocation)
+        self._allocations[address] = allocation
+        self._zero(address, size)
+        return address
+
+    def free(self, address: int) -> None:
+        """See ``CudaDevice.free``."""
+        self._allocations.pop(address).free()
+
+    def _zero(self, address: int, size: int) -> None:
+        cuda.memset_d8_async(address, 0, size, self._pycuda_stream)
+        self.synchronise()
+
+    def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
+        """See ``CudaDevice.pinned``."""
+        flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if mapped else 0)
+        owner = cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
+        owner[...] = 0
+        device = int(owner.base.get_device_pointer()) if mapped else 0
+        self._allocations[owner.ctypes.data] = owner.base
+        return HostBuffer(owner, device, owner.ctypes.data)
+
+    def release(self, buffer: HostBuffer) -> None:
+        """See ``CudaDevice.release``."""
+        self._allocations.pop(buffer.owner).free()
+
+    def upload(self, target: int, source: np.ndarray) -> None:
+        """See ``CudaDevice.upload``."""
+        cuda.memcpy_htod_async(target, source, self._pycuda_stream)
+
+    def download(self, target: np.ndarray, source: int) -> None:
+        """See ``CudaDevice.download``."""
+        cuda.memcpy_dtoh_async(target, source, self._pycuda_stream)
+
+    def copy(self, target: int, source: int, size: int) -> None:
+        """See ``CudaDevice.copy``."""
+        cuda.memcpy_dtod_async(target, source, size, self._pycuda_stream)
+
+    def kernel(
+        self, module: bytes, name: str, types: str
+    ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
+        """See ``CudaDevice.kernel``."""
+        loaded = cuda.module_from_buffer(module)
+        function = loaded.get_function(name)
+        function.prepare(types)
+
+        def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
+            function.prepared_async_call(tuple(grid), tuple(block), self._pycuda_stream, *arguments)
+
+        self._modules.append(loaded)
+        return launch
+
+    def synchronise(self) -> None:
+        """See ``CudaDevice.synchronise``."""
+        self._pycuda_stream.synchronize()
+
+    def close(self) -> None:
+        """See ``CudaDevice.close``."""
+        with self.current():
+            self._pycuda_stream.synchronize()
+            for undo in reversed(self._undo):
+                undo()
+            for left in self._allocations.values():
+                left.free()
+            self._allocations.clear()
+            self._modules.clear()
+            del self._pycuda_stream
+        self._undo.clear()
+        self._close_context()

@@ -13,7 +13,7 @@ PACKAGES := asymtrack_edge export runtime benchmarks
 FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 
 CLIP := build/clip/carphone_pristine.mp4
-CLIP_BOX := 58,25,62,85
+CLIP_BOX := 60,14,57,88
 
 .PHONY: setup demo test lint types unit device clean
 

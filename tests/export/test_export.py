@@ -165,7 +165,7 @@ def test_a_changed_byte_is_refused(exported: Path, tmp_path: Path) -> None:
     data = bytearray((copy / "search.onnx").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "search.onnx").write_bytes(bytes(data))
-    with pytest.raises(ManifestError, match="search.onnx is not the file"):
+    with pytest.raises(ManifestError, match="is not the file"):
         Tracker.load(copy)
     (copy / "search.onnx").unlink()
     with pytest.raises(ManifestError, match="missing"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
@@ -151,7 +152,7 @@ class ColourEngine(Engine):
             assert colour is not None, "a slot without a template was searched"
             x0, y0 = max(0, left), max(0, top)
             patch = frame[y0 : max(y0, top + side), x0 : max(x0, left + side)].astype(int)
-            ys, xs = np.nonzero(np.abs(patch - colour).max(-1) < 12)
+            ys, xs = np.nonzero(np.abs(patch - colour).max(-1) < 70)
             answers[i] = (0.5, 0.5, 0.25, 0.25, 0.05)
             if len(xs) > 20:
                 box = np.array([xs.min() + x0, ys.min() + y0, xs.max() + 1 + x0, ys.max() + 1 + y0], float)
@@ -181,3 +182,27 @@ def coloured_patches(
             frame[y : y + side, x : x + side] = PATCHES[k]
             boxes.append(Box(x, y, side, side))
         yield frame, boxes
+
+
+def write_video(path: Path, frames: int = 40, count: int = 3) -> List[List[Box]]:
+    """Writes a Motion-JPEG video of coloured patches; returns their boxes."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 240))
+    boxes = []
+    for frame, truth in coloured_patches(frames, count):
+        writer.write(frame)
+        boxes.append(truth)
+    writer.release()
+    return boxes
+
+
+def count_frames(path: Path) -> int:
+    """How many frames OpenCV can decode."""
+    capture = cv2.VideoCapture(str(path))
+    count = 0
+    while capture.read()[0]:
+        count += 1
+    return count
+
+
+def as_argument(box: Box) -> str:
+    return ",".join(str(v) for v in box)

@@ -1,0 +1,35 @@
+"""``asymtrack-track`` with a stand-in for the networks: ``python -m tests.runtime.fake_command ...``.
+
+``FAKE_PAUSE`` is how many seconds a search takes; ``FAKE_FREE`` how many bytes the disk claims to have.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from types import SimpleNamespace
+from typing import Any, List, Optional
+from unittest import mock
+
+from asymtrack_edge.runtime import MultiTracker, command
+from tests.runtime.simulated import ColourEngine
+
+
+def load(*args: Any, **options: Any) -> MultiTracker:
+    engine = ColourEngine()
+    engine.pause = float(os.environ.get("FAKE_PAUSE", "0"))
+    return MultiTracker(engine, options.get("settings") or args[4])
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    with mock.patch.object(command.MultiTracker, "load", load):
+        if "FAKE_FREE" in os.environ:
+            free = SimpleNamespace(free=int(os.environ["FAKE_FREE"]))
+            with mock.patch.object(shutil, "disk_usage", lambda path: free):
+                return command.main(arguments)
+        return command.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

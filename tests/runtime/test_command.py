@@ -1,0 +1,172 @@
+"""asymtrack-track from its command line, with a stand-in for the networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+from pathlib import Path
+from typing import Any, Dict, List
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.geometry import iou
+from asymtrack_edge.runtime import command
+from tests.runtime import fake_command
+from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
+
+
+@pytest.fixture()
+def video(tmp_path: Path) -> Path:
+    write_video(tmp_path / "in.avi")
+    return tmp_path / "in.avi"
+
+
+TRUTH = [boxes for _, boxes in coloured_patches(40, 3)]
+
+
+def rows(path: Path) -> List[Dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def box_of(row: Dict[str, str]) -> List[float]:
+    return [float(row[name]) for name in "xywh"]
+
+
+def test_one_target_to_all_outputs(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, strip = tmp_path / "out.mp4", tmp_path / "strip.png"
+    arguments = [str(video), "--box", as_argument(TRUTH[0][0]), "--output", str(out), "--strip", str(strip)]
+    assert fake_command.main([*arguments, "--boxes", str(tmp_path / "b.csv"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["frames"] == 40 and summary["unreadable"] == 0 and summary["lost"] == 0
+    written = rows(tmp_path / "b.csv")
+    assert (tmp_path / "b.csv").read_text().startswith("frame,x,y,w,h,score,state\n")
+    assert [int(row["frame"]) for row in written] == list(range(40))
+    assert all(iou(box_of(row), truth[0]) > 0.7 for row, truth in zip(written, TRUTH))
+    assert count_frames(out) == 40
+    assert cv2.imread(str(strip)).shape == (240, 6 * 320, 3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.csv", "in.avi", "out.mp4", "strip.png"]
+
+
+def test_several_targets_have_a_last_column(video: Path, tmp_path: Path) -> None:
+    boxes = [argument for box in TRUTH[0] for argument in ("--box", as_argument(box))]
+    assert fake_command.main([str(video), *boxes, "--boxes", str(tmp_path / "b.csv")]) == 0
+    written = rows(tmp_path / "b.csv")
+    assert list(written[0]) == ["frame", "x", "y", "w", "h", "score", "state", "target"]
+    assert len(written) == 120
+    for row in written:
+        truth = TRUTH[int(row["frame"])][int(row["target"])]
+        assert iou(box_of(row), truth) > 0.7
+
+
+def test_json_lines_on_stdout_are_only_that(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake_command.main([str(video), "--box", as_argument(TRUTH[0][0]), "--send", "-"]) == 0
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["frame"] for line in lines] == list(range(40))
+    assert lines[5]["size"] == [320, 240] and lines[5]["age_ms"] >= 0
+    target = lines[5]["targets"][0]
+    assert target["id"] == 0 and target["state"] == "tracking" and iou(target["box"], TRUTH[5][0]) > 0.7
+    assert all(b["time"] >= a["time"] > 1e9 for a, b in zip(lines, lines[1:]))
+    assert "40 frames at" in captured.err
+
+
+def test_udp_messages_arrive(video: Path) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        where = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
+        assert fake_command.main([str(video), "--box", as_argument(TRUTH[0][0]), "--send", where]) == 0
+        frames = [json.loads(receiver.recv(65536))["frame"] for _ in range(40)]
+    assert frames == list(range(40))
+
+
+def test_udp_without_anybody_there_does_not_stop_the_run(video: Path, tmp_path: Path) -> None:
+    arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv")]
+    assert fake_command.main([str(video), *arguments, "--send", "udp://127.0.0.1:9"]) == 0
+    assert len(rows(tmp_path / "b.csv")) == 40
+
+
+def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, (frame, _) in enumerate(coloured_patches(12, 1)):
+        cv2.imwrite(str(folder / f"{i}.png"), frame)
+    box = as_argument(next(coloured_patches(1, 1))[1][0])
+    (folder / "4.png").write_bytes(b"")
+    (folder / "6.png").write_bytes((folder / "5.png").read_bytes()[:99])
+    arguments = [str(folder), "--box", box, "--boxes", str(tmp_path / "b.csv"), "--max-frames", "10"]
+    assert fake_command.main([*arguments, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["frames"] == 10 and summary["unreadable"] == 2
+    assert [int(row["frame"]) for row in rows(tmp_path / "b.csv")] == [0, 1, 2, 3, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "mark a target"),
+        (["--box", "1,2,3"], "--box takes x,y,w,h"),
+        (["--box", "1,2,3,4", "--select"], "exclude each other"),
+        (["--box", "900,900,5,5"], "outside the frame"),
+        (["--box", "5,5,9,9", "--max-frames", "1"], "--max-frames"),
+        (["--box", "5,5,9,9", "--send", "tcp://x"], "--send takes"),
+        (["--box", "5,5,9,9", "--send", "udp://x"], "needs a host and a port"),
+        (["--box", "5,5,9,9", "--boxes", "/no/such/folder/b.csv"], "there is no folder"),
+        (["--box", "5,5,9,9", "--output", "x.gif"], ".mp4, .avi or .mkv"),
+        (["--box", "5,5,9,9", "--web", "99999"], "--web takes a port"),
+        (["--box", "5,5,9,9", "--patience", "-1"], "--patience"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: List[str], message: str, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fake_command.main([str(video), *arguments]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_failed_output_is_completed_and_the_others_go_on(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk fills up: the csv holds whole rows, the video all frames."""
+    from asymtrack_edge.runtime import outputs
+
+    def full(descriptor: int, data: bytes) -> int:
+        if b"20," in data[:4]:
+            return real(descriptor, data[:7])  # the beginning of a row still fits
+        return real(descriptor, data)
+
+    real = outputs.os.write
+    monkeypatch.setattr(outputs.os, "write", full)
+    out = tmp_path / "out.mp4"
+    arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv"), "--output", str(out)]
+    assert fake_command.main([str(video), *arguments]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert [int(row["frame"]) for row in rows(tmp_path / "b.csv")] == list(range(20))
+    assert (tmp_path / "b.csv").read_text().endswith("\n")
+    assert count_frames(out) == 40
+
+
+def test_run_ends_when_nothing_can_be_written_any_more(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FAKE_FREE", "1000")
+    out = tmp_path / "out.mp4"
+    assert fake_command.main([str(video), "--box", as_argument(TRUTH[0][0]), "--output", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert "the disk is almost full" in captured.err and "Traceback" not in captured.err
+    assert not out.exists()
+
+
+def test_model_runs_in_the_command(model: Path, video: Path, tmp_path: Path) -> None:
+    """The real thing once: engine, several targets, csv."""
+    boxes = ["--box", as_argument(TRUTH[0][0]), "--box", as_argument(TRUTH[0][1])]
+    arguments: List[Any] = [video, *boxes, "--model", model, "--boxes", tmp_path / "b.csv", "--max-frames", 4]
+    assert command.main([str(a) for a in arguments]) == 0
+    written = rows(tmp_path / "b.csv")
+    assert len(written) == 8
+    assert np.isfinite([box_of(row) for row in written]).all()

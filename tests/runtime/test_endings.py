@@ -1,0 +1,102 @@
+"""However a run ends, what was written stays readable."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from time import sleep
+from typing import List
+
+import pytest
+
+from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("long") / "in.avi"
+    write_video(path, 1500, 1)
+    return path
+
+
+BOX = as_argument(next(coloured_patches(1, 1))[1][0])
+
+
+def start(video: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
+    command: List[str] = [sys.executable, "-m", "tests.runtime.fake_command", str(video)]
+    command += ["--box", BOX, "--output", str(folder / "o.mp4")]
+    command += ["--boxes", str(folder / "o.csv"), "--send", str(folder / "o.jsonl"), *more]
+    environment = {**os.environ, "FAKE_PAUSE": "0.005"}
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    part = folder / ".o.part.csv"
+    for _ in range(600):
+        if part.exists() and part.read_text().count("\n") > 20:
+            return process
+        sleep(0.05)
+    process.kill()
+    raise AssertionError(f"the run did not start: {process.communicate()}")
+
+
+def check_whole(folder: Path, csv_name: str = "o.csv", lines_name: str = "o.jsonl") -> int:
+    with open(folder / csv_name, newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["frame", "x", "y", "w", "h", "score", "state"]
+    assert all(len(row) == 7 for row in rows)
+    frames = [int(row[0]) for row in rows[1:]]
+    assert frames == list(range(len(frames))) and len(frames) >= 20
+    lines = (folder / lines_name).read_text().splitlines()
+    assert [json.loads(line)["frame"] for line in lines] in (frames, frames[:-1])
+    return len(frames)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(video, tmp_path, "--json")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert "interrupted: completing the files" in err and "Traceback" not in err
+    frames = check_whole(tmp_path)
+    assert count_frames(tmp_path / "o.mp4") in (frames, frames - 1)
+    assert json.loads(out)["frames"] in (frames, frames + 1)
+    assert not [p for p in tmp_path.iterdir() if ".part" in p.name]
+
+
+def test_impatient_ctrl_c_does_not_spoil_the_files(video: Path, tmp_path: Path) -> None:
+    process = start(video, tmp_path)
+    for _ in range(6):
+        process.send_signal(signal.SIGINT)
+        sleep(0.01)
+    _, err = process.communicate(timeout=30)
+    frames = check_whole(tmp_path)
+    assert count_frames(tmp_path / "o.mp4") in (frames - 1, frames), err
+
+
+def test_kill_loses_no_row(video: Path, tmp_path: Path) -> None:
+    """SIGKILL, a power switch: rows already written are in the unfinished files, whole."""
+    process = start(video, tmp_path)
+    process.kill()
+    process.communicate(timeout=30)
+    check_whole(tmp_path, ".o.part.csv", ".o.part.jsonl")
+
+
+def test_reader_of_stdout_goes_away(video: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.runtime.fake_command", str(video), "--send", "-"]
+    command += ["--box", BOX, "--boxes", str(tmp_path / "o.csv")]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(30) in (0, 1)
+    assert "Traceback" not in err
+    assert (tmp_path / "o.csv").read_text().endswith("\n")

@@ -1,0 +1,286 @@
+"""The web view's server, over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import SourceError
+from asymtrack_edge.geometry import iou
+from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
+from asymtrack_edge.runtime.session import Session
+from tests.runtime.simulated import ColourEngine, coloured_patches, write_video
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+websockets = pytest.importorskip("websockets")
+connect = pytest.importorskip("websockets.sync.client").connect
+
+from asymtrack_edge.runtime.web import WebView  # noqa: E402
+
+TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
+
+
+class Running:
+    """A run with a web view on a thread of its own."""
+
+    def __init__(self, video: Path, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0) -> None:
+        engine = ColourEngine()
+        engine.pause = pause
+        self.session = Session(MultiTracker(engine), open_reader(open_source(str(video))))
+        self.session.first_frame()
+        self.view = WebView(self.session, 0, host)
+        self.session.add_sink(self.view)
+        self.session.start(TRUTH[0][:marked])
+        self.session.paused = not marked
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        parts = urlsplit(self.view.url)
+        self.address = f"127.0.0.1:{parts.port}"
+
+    def _run(self) -> None:
+        self.session.run()
+        if not self.session.ended:
+            self.session.linger()
+
+    def get(self, path: str, **headers: str) -> Tuple[int, bytes, Dict[str, str]]:
+        connection = http.client.HTTPConnection(self.address, timeout=10)
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+
+    def connect(self, path: str = "/view", **options: Any) -> Any:
+        return connect(f"ws://{self.address}{path}", max_size=None, compression=None, **options)
+
+    def close(self) -> None:
+        self.session.end()
+        self.thread.join(10)
+        self.session.close()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("web") / "in.avi"
+    write_video(path, 400)
+    return path
+
+
+@pytest.fixture()
+def run(video: Path) -> Iterator[Callable[..., Running]]:
+    made: List[Running] = []
+
+    def start(**options: Any) -> Running:
+        made.append(Running(video, **options))
+        return made[-1]
+
+    yield start
+    for running in made:
+        running.close()
+
+
+def answer_to(socket: Any, **wish: Any) -> Dict[str, Any]:
+    """Sends a wish and returns the next text message, acknowledging pictures on the way."""
+    socket.send(json.dumps(wish))
+    while True:
+        data = socket.recv(timeout=10)
+        if isinstance(data, str):
+            return json.loads(data)
+        socket.send('{"action": "ack"}')
+
+
+def next_header(socket: Any) -> Dict[str, Any]:
+    while True:
+        data = socket.recv(timeout=10)
+        if isinstance(data, bytes):
+            socket.send('{"action": "ack"}')
+            (length,) = struct.unpack(">I", data[:4])
+            return json.loads(data[4 : 4 + length])
+
+
+def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
+    running = run()
+    with running.connect() as socket:
+        header = next_header(socket)
+        assert header["frame"] == 0 and header["targets"] == [] and header["paused"]
+        socket.send(json.dumps({"action": "hold", "frame": 0}))
+        done = answer_to(socket, action="mark", frame=0, box=list(TRUTH[0][1]))
+        assert done["done"] == "mark" and done["target"] == 0
+        assert answer_to(socket, action="step")["paused"]
+        while header["frame"] < 1:
+            header = next_header(socket)
+        assert iou(header["targets"][0]["box"], TRUTH[1][1]) > 0.7
+        assert answer_to(socket, action="mark", frame=1, box=list(TRUTH[1][0]))["target"] == 1
+        assert not answer_to(socket, action="resume")["paused"]
+        while header["frame"] < 30:
+            header = next_header(socket)
+        for target, k in zip(header["targets"], (1, 0)):
+            assert iou(target["box"], TRUTH[header["frame"]][k]) > 0.7
+        assert answer_to(socket, action="remove", target=0)["done"] == "remove"
+        assert "no target 0" in answer_to(socket, action="remove", target=0)["error"]
+        assert "positive" in answer_to(socket, action="mark", frame=30, box=[1, 1, 0, 5])["error"]
+        assert "outside" in answer_to(socket, action="mark", frame=30, box=[9000, 1, 9, 5])["error"]
+    status, body, headers = running.get("/boxes.csv")
+    lines = body.decode().splitlines()
+    assert status == 200 and "attachment" in headers["content-disposition"]
+    assert lines[0] == "frame,x,y,w,h,score,state,target" and len(lines) > 30
+    assert all(line.count(",") == 7 for line in lines)
+
+
+def test_box_is_taken_from_the_frame_that_was_shown(run: Callable[..., Running]) -> None:
+    """The user draws slowly on a picture that the tracker has long left behind."""
+    running = run(marked=1, pause=0.005)
+    with running.connect() as socket:
+        header = next_header(socket)
+        socket.send(json.dumps({"action": "hold", "frame": header["frame"]}))
+        start = header["frame"]
+        while header["frame"] < start + 60:
+            header = next_header(socket)
+        done = answer_to(socket, action="mark", frame=start, box=list(TRUTH[start][2]))
+        colour = running.session.tracker.engine.colours[1]  # type: ignore[attr-defined]
+    assert done["target"] == 1
+    assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
+
+
+def test_page_and_its_parts(run: Callable[..., Running]) -> None:
+    running = run()
+    status, page, headers = running.get("/")
+    assert status == 200 and b"<canvas" in page and "default-src 'self'" in headers["content-security-policy"]
+    assert b"//" not in page.replace(b"<!doctype", b""), "the page fetches something from elsewhere"
+    assert running.get("/app.js")[0] == running.get("/style.css")[0] == 200
+    assert json.loads(running.get("/health")[1])["status"] == "ok"
+    assert running.get("/../setup.cfg")[0] == 404
+    assert running.get("/", Host="evil.example")[0] == 403
+
+
+def test_token_guards_all_but_health_on_other_addresses(run: Callable[..., Running]) -> None:
+    running = run(host="0.0.0.0")
+    token = running.view.token
+    assert token is not None and len(token) >= 32 and token in running.view.url
+    for path in ("/", "/app.js", "/boxes.csv", "/?token=wrong", "/view", "/tracks"):
+        assert running.get(path)[0] == 403, path
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        running.connect("/view")
+    with pytest.raises(websockets.exceptions.InvalidStatus):
+        running.connect(f"/view?token={token}", origin="http://evil.example")
+    assert running.get("/health")[0] == 200
+    status, _, headers = running.get(f"/?token={token}")
+    assert status == 200 and "HttpOnly" in headers["set-cookie"] and "strict" in headers["set-cookie"].lower()
+    cookie = headers["set-cookie"].split(";")[0]
+    assert running.get("/app.js", Cookie=cookie)[0] == 200
+    with running.connect("/view", additional_headers={"Cookie": cookie}) as socket:
+        assert next_header(socket)["frame"] == 0
+
+
+def test_message_of_100_megabytes_is_refused(run: Callable[..., Running]) -> None:
+    running = run()
+    closed = (websockets.exceptions.ConnectionClosed, OSError)
+    with pytest.raises(closed), running.connect() as socket:
+        socket.send("x" * 100_000_000)
+        for _ in range(100):
+            socket.recv(timeout=10)
+    with running.connect() as socket:
+        assert next_header(socket)["frame"] == 0, "the server does not serve any more"
+
+
+def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> None:
+    running = run()
+    with running.connect() as socket:
+        for text in ("", "{", "[]", '{"action": "fly"}', '{"action": "mark", "frame": 0, "box": "all"}'):
+            socket.send(text)
+            data = socket.recv(timeout=10)
+            while isinstance(data, bytes):
+                data = socket.recv(timeout=10)
+            assert "error" in json.loads(data)
+    with running.connect() as socket:
+        socket.send(b"\x00\xff")  # bytes where text belongs: the connection ends, the server does not
+    with running.connect() as socket:
+        assert next_header(socket)["frame"] == 0
+
+
+def test_slow_viewer_gets_few_pictures_but_fresh_ones(run: Callable[..., Running]) -> None:
+    running = run(marked=1, pause=0.005)
+    with running.connect() as socket:
+        next_header(socket)
+        while running.session.count < 150:
+            sleep(0.02)  # shows nothing for long
+        before = running.session.count
+        socket.recv(timeout=10)  # the one that was under way
+        socket.send('{"action": "ack"}')
+        assert next_header(socket)["frame"] >= before - 5
+
+
+def test_tracks_for_programs(run: Callable[..., Running]) -> None:
+    running = run(marked=2)
+    with running.connect("/tracks") as socket:
+        got = [json.loads(socket.recv(timeout=10)) for _ in range(20)]
+    frames = [message["frame"] for message in got]
+    assert frames == list(range(frames[0], frames[0] + 20))
+    assert [target["id"] for target in got[0]["targets"]] == [0, 1]
+
+
+def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
+    """Update rate with one viewer and with four, of a tracker that takes 10 ms."""
+    running = run(marked=1, pause=0.01)
+    stop = threading.Event()
+
+    def watch() -> None:
+        with running.connect() as socket:
+            while not stop.is_set():
+                next_header(socket)
+
+    def rate(frames: int) -> float:
+        count, began = running.session.count, monotonic()
+        while running.session.count < count + frames:
+            sleep(0.005)
+        return frames / (monotonic() - began)
+
+    threads = [threading.Thread(target=watch) for _ in range(4)]
+    try:
+        threads[0].start()
+        sleep(0.3)
+        one = rate(100)
+        for thread in threads[1:]:
+            thread.start()
+        sleep(0.3)
+        four = rate(100)
+    finally:
+        stop.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join(10)
+    print(f"{one:.1f} frames per second with one viewer, {four:.1f} with four")
+    assert four > 0.6 * one  # a machine shared with others is noisy; docs/web.md has the quiet figure
+
+
+def test_port_in_use_is_a_clear_error(run: Callable[..., Running]) -> None:
+    running = run()
+    with pytest.raises(SourceError, match="cannot serve the web view"):
+        WebView(running.session, int(running.address.split(":")[1]))
+
+
+def test_viewer_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:
+    running = run(marked=1)
+    for _ in range(5):
+        with running.connect() as socket:
+            next_header(socket)
+    deadline = monotonic() + 5
+    while running.view._wakers and monotonic() < deadline:
+        sleep(0.02)
+    assert not running.view._wakers
+
+
+def test_module_imports_nothing_of_the_web_by_itself() -> None:
+    code = "import sys, asymtrack_edge.runtime, asymtrack_edge.runtime.command as c\n"
+    code += "assert not {'starlette', 'uvicorn', 'websockets', 'asyncio', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

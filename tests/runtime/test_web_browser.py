@@ -1,0 +1,185 @@
+"""The page in a real browser: draw a box, see it move. Needs Chromium and Playwright.
+
+``WEB_SCREENSHOTS=DIR`` keeps the screenshots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from time import monotonic
+from typing import Any, Callable, Iterator, List, Tuple
+
+import pytest
+
+from asymtrack_edge.geometry import iou
+from tests.runtime.simulated import write_video
+
+pytest.importorskip("uvicorn")
+playwright = pytest.importorskip("playwright.sync_api")
+
+from tests.runtime.test_web import TRUTH, Running  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+_PLACE = """([x, y]) => {
+  const shown = canvas.getBoundingClientRect();
+  const fit = Math.min(shown.width / canvas.width, shown.height / canvas.height);
+  const scale = canvas.width / header.size[0] * fit;
+  return [shown.left + (shown.width - canvas.width * fit) / 2 + x * scale,
+          shown.top + (shown.height - canvas.height * fit) / 2 + y * scale];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture()
+def run(tmp_path: Path) -> Iterator[Running]:
+    write_video(tmp_path / "in.avi", 400)
+    running = Running(tmp_path / "in.avi", pause=0.02)
+    yield running
+    running.close()
+
+
+@pytest.fixture()
+def open_page(browser: Any, run: Running) -> Iterator[Callable[..., Any]]:
+    problems: List[str] = []
+    contexts = []
+
+    def opened(**options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+        page.goto(run.view.url)
+        until(page, "header !== null")
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not problems
+
+
+def until(page: Any, condition: str) -> None:
+    """Waits for an expression to hold. (The page's security policy forbids Playwright's own way.)"""
+    deadline = monotonic() + 20
+    while not page.evaluate(condition):
+        assert monotonic() < deadline, f"never came true: {condition}"
+        page.wait_for_timeout(30)
+
+
+def corners(page: Any, box: Any) -> Tuple[List[float], List[float]]:
+    x, y, w, h = box
+    return page.evaluate(_PLACE, [x, y]), page.evaluate(_PLACE, [x + w, y + h])
+
+
+def drag(page: Any, box: Any) -> None:
+    start, end = corners(page, box)
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
+    page.mouse.move(*end)
+    page.mouse.up()
+
+
+def keep(page: Any, name: str) -> None:
+    folder = os.environ.get("WEB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=str(Path(folder) / name), full_page=True)
+
+
+def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Running) -> None:
+    page = open_page(viewport={"width": 1200, "height": 800})
+    drag(page, TRUTH[0][0])
+    page.wait_for_selector("li[data-id='0']")
+    drag(page, TRUTH[0][1])
+    page.wait_for_selector("li[data-id='1']")
+    page.click("#step")
+    until(page, "header.frame === 1")
+    page.click("#pause")
+    until(page, "header.frame > 25")
+    keep(page, "web.png")
+    page.click("#pause")
+    until(page, "document.querySelector('#pause').dataset.paused === 'true'")
+    header = page.evaluate("header")
+    for target in header["targets"]:
+        assert iou(target["box"], TRUTH[header["frame"]][target["id"]]) > 0.7
+        assert iou(target["box"], TRUTH[0][target["id"]]) < 0.7, "the box did not move"
+    # What is painted, not only what is known: the frame of box 0 has its colour (230, 159, 0).
+    x, y, w, h = header["targets"][0]["box"]
+    pixel = "([x, y]) => [...context.getImageData(x, y, 1, 1).data]"
+    red, green, blue, _ = page.evaluate(pixel, [x + w / 2, y + h])
+    assert red > 150 and 90 < green < 210 and blue < 110
+    page.click("button[aria-label='Remove target 0']")
+    page.wait_for_selector("li[data-id='0']", state="detached")
+    assert run.session.tracker.ids == [1]
+    with page.expect_download() as download:
+        page.click("#download")
+    assert Path(download.value.path()).read_text().startswith("frame,x,y,w,h,score,state,target\n1,")
+
+
+def test_keyboard_alone(open_page: Callable[..., Any], run: Running) -> None:
+    page = open_page(viewport={"width": 1000, "height": 700})
+    page.focus("#picture")
+    page.keyboard.press("Enter")
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Shift+ArrowDown")
+    box = page.evaluate("drawn()")
+    assert box[0] == pytest.approx(0.44 * 320 - 4 * 3.2, abs=0.5) and box[3] > 0.16 * 240
+    page.keyboard.press("Escape")
+    assert page.evaluate("drawing") is None
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li[data-id='0']")
+    order = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
+    for name in ("pause", "step", "download", "end", "Move target 0", "Remove target 0"):
+        assert name in order
+    page.focus("button[aria-label='Move target 0']")
+    page.keyboard.press("Enter")
+    assert page.evaluate("moving") == 0 and page.evaluate("document.activeElement.id") == "picture"
+
+
+def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
+    phone = {"width": 390, "height": 844}
+    page = open_page(viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=3)
+    start, end = corners(page, TRUTH[0][2])
+    session = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *points: List[float]) -> None:
+        where = [{"x": x, "y": y} for x, y in points]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": where})
+
+    touch("touchStart", start)
+    touch("touchMove", end)
+    touch("touchEnd")
+    page.wait_for_selector("li[data-id='0']")
+    page.tap("#pause")
+    until(page, "header.frame > 15")
+    keep(page, "web-phone.png")
+    page.tap("#pause")
+    until(page, "document.querySelector('#pause').dataset.paused === 'true'")
+    header = page.evaluate("header")
+    assert iou(header["targets"][0]["box"], TRUTH[header["frame"]][2]) > 0.7
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide"
+
+
+def test_end_button_and_lost_connection(open_page: Callable[..., Any], run: Running) -> None:
+    page = open_page()
+    page.click("#end")
+    run.thread.join(10)
+    assert not run.thread.is_alive() and run.session.ended
+    run.session.close()
+    until(page, "document.querySelector('#connection').dataset.state === 'lost'")

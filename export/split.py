@@ -55,7 +55,7 @@ class TemplateNetwork(nn.Module):
     def __init__(self, model: AsymTrack, input_format: str) -> None:
         super().__init__()
         self.model = model
-        self.image = ImageInput(input_format, model.bottleneck.weight.dtype)
+        self.image = ImageInput(input_format, model.backbone.patch_embed.proj.weight.dtype)
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
         """See ``ImageInput`` for the shape of ``image``."""
@@ -68,7 +68,7 @@ class SearchNetwork(nn.Module):
     def __init__(self, model: AsymTrack, input_format: str) -> None:
         super().__init__()
         self.model = model
-        self.image = ImageInput(input_format, model.bottleneck.weight.dtype)
+        self.image = ImageInput(input_format, model.backbone.patch_embed.proj.weight.dtype)
 
     def forward(self, image: Tensor, *state: Tensor) -> Tensor:
         """See ``ImageInput`` for the shape of ``image``; the state as the template network gave it."""

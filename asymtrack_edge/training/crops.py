@@ -72,6 +72,10 @@ def cut(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: 
         return _cut_each(canvases, index, sizes, windows, size)
     height, width = canvases.shape[1:3]
     xs, ys = _positions(windows, size)
+    # Resizing a crop never looks beyond the crop's own pixels.
+    last = windows.side[:, None] - 0.5
+    xs = torch.minimum(torch.maximum(xs, windows.corner[:, :1] + 0.5), windows.corner[:, :1] + last)
+    ys = torch.minimum(torch.maximum(ys, windows.corner[:, 1:] + 0.5), windows.corner[:, 1:] + last)
     grid = torch.stack(
         [
             (2 * xs / width - 1)[:, None, :].expand(-1, size, -1),

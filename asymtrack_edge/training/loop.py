@@ -102,10 +102,10 @@ class Trainer:
         """
         state, options = self.state, self.options
         state.model.train()
-        began = saved = time.monotonic()
-        spent_before = state.seconds
         if state.step == 0:
             self.save()
+        began = saved = time.monotonic()
+        spent_before = state.seconds
         with Log(options.folder if self.world.is_main else None, options.log_every, state.pairs) as log:
             with StopSignals() as signals:
                 while state.pairs < self.total:

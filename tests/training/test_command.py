@@ -1,0 +1,173 @@
+"""``asymtrack-train`` as it is typed, and labelling of video."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, List, Sequence
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asymtrack_edge.training.collection import load_collection
+from asymtrack_edge.training.command import main
+from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_videos
+from asymtrack_edge.training.pool import CLIP
+from asymtrack_edge.training.recipes import PAPER, Recipe
+from tests.training.conftest import moving, picture
+
+QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--search-size", "64", "--time-budget", "0.1"]
+
+
+class Follower:
+    """Finds the moving square by its texture."""
+
+    def init(self, frame: np.ndarray, box: Sequence[float]) -> None:
+        x, y, w, h = (round(v) for v in box)
+        self.size = box[2:]
+        self.patch = frame[max(0, y) : y + h, max(0, x) : x + w].copy()
+
+    def update(self, frame: np.ndarray) -> Any:
+        found = cv2.minMaxLoc(cv2.matchTemplate(frame, self.patch, cv2.TM_SQDIFF))[2]
+        return SimpleNamespace(box=(*found, *self.size), score=1.0)
+
+
+class Drifter(Follower):
+    """Moves on to the right, whatever it sees."""
+
+    def init(self, frame: np.ndarray, box: Sequence[float]) -> None:
+        self.box = list(box)
+
+    def update(self, frame: np.ndarray) -> Any:
+        self.box[0] += 40
+        return SimpleNamespace(box=tuple(self.box), score=1.0)
+
+
+def write_video(path: Path, frames: List[np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames[0].shape[:2]
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (width, height))
+    assert video.isOpened()
+    for frame in frames:
+        video.write(frame)
+    video.release()
+
+
+@pytest.mark.parametrize("name", ["lasot", "got10k", "coco", "trackingnet"])
+def test_paper_preset_starts_on_each_published_layout(name: str, request: Any, tmp_path: Path) -> None:
+    root = request.getfixturevalue(name)
+    assert main(["--preset", "paper", f"--{name}", str(root), "--output", str(tmp_path / "r"), *QUICK]) == 0
+    state = json.loads((tmp_path / "r" / "state.json").read_text())
+    assert state["step"] >= 1 and state["pairs"] == 2 * state["step"]
+    stored = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert stored["datasets"] == {name: str(root)}
+    recipe = Recipe.from_dict(stored["recipe"])
+    assert (recipe.lr, recipe.epochs, recipe.augmentation) == (PAPER.lr, 500, PAPER.augmentation)
+    weights = load_file(str(tmp_path / "r" / "weights.safetensors"))
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_run_goes_on_with_its_own_recipe(collection: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = str(tmp_path / "t")
+    first = ["--preset", "small", "--data", str(collection), "--canvas", "128", "--lr", "2e-4", "--output", folder]
+    assert main([*first, *QUICK]) == 0
+    before = json.loads((tmp_path / "t" / "state.json").read_text())["step"]
+    assert f"--resume {folder}" in capsys.readouterr().err
+    assert main(["--resume", folder, "--time-budget", "0.1", "--device", "cpu"]) == 0
+    stored = json.loads((tmp_path / "t" / "run.json").read_text())
+    assert stored["recipe"]["lr"] == 2e-4 and stored["search_size"] == 64 and stored["canvas"] == 128
+    assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
+    assert (tmp_path / "t" / "plot.png").is_file()
+    # The same folder is not trained over by accident.
+    assert main([*first, *QUICK]) == 2
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_state_without_a_stored_recipe_goes_on_with_the_preset(collection: Path, tmp_path: Path) -> None:
+    first = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "t"), *QUICK]
+    assert main(first) == 0
+    (tmp_path / "t" / "run.json").unlink()
+    again = ["--resume", str(tmp_path / "t"), "--preset", "small", "--data", str(collection), *QUICK]
+    before = json.loads((tmp_path / "t" / "state.json").read_text())["step"]
+    assert main(again) == 0
+    assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
+
+
+def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> None:
+    data = ["--preset", "small", "--data", str(collection), *QUICK]
+    assert main([*data, "--output", str(tmp_path / "a")]) == 0
+    start = tmp_path / "a" / "weights.safetensors"
+    assert main([*data, "--init", str(start), "--seed", "9", "--lr", "1e-9", "--output", str(tmp_path / "b")]) == 0
+    a, b = load_file(str(start)), load_file(str(tmp_path / "b" / "weights.safetensors"))
+    torch.testing.assert_close(a["bottleneck.weight"], b["bottleneck.weight"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--preset", "small"], "--data"),
+        (["--preset", "small", "--data", "nowhere"], "nowhere"),
+        (["--got10k", "nowhere"], "nowhere"),
+        (["--variant", "X", "--data", "."], "choose one of"),
+        (["--search-size", "100", "--data", "."], "multiples of 32"),
+        (["--resume", "nowhere"], "nowhere"),
+        (["plot", "nowhere"], "nowhere"),
+        (["--data", ".", "--device", "tpu9"], "device"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_code_2(
+    arguments: List[str], says: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--lr", "-1"), ("--batch", "0"), ("--time-budget", "soon")])
+def test_numbers_out_of_range_are_refused(flag: str, value: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([flag, value])
+    assert stop.value.code == 2
+    assert flag in capsys.readouterr().err
+
+
+def test_both_directions_must_agree() -> None:
+    frames = moving(0, 6)
+    box = [20.0, 30.0, 24.0, 24.0]
+    boxes, agreement = forward_backward(Follower(), frames, box)
+    assert boxes[-1][:2] == [35, 35] and min(agreement) == 1.0
+    _, agreement = forward_backward(Drifter(), frames, box)
+    assert agreement[-1] == 1.0 and agreement[0] == 0.0
+
+
+def test_any_folder_of_videos_becomes_a_collection(tmp_path: Path) -> None:
+    for n in range(2):
+        frames = [cv2.resize(f, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST) for f in moving(n, 12)]
+        write_video(tmp_path / "videos" / "deep" / f"{n}.avi", frames)
+    options = LabelOptions(frames=4, stride=2, tracks=2, side=240)
+    count = label_videos(tmp_path / "videos", Follower(), tmp_path / "out", options)
+    assert count > 0
+    pool = load_collection(tmp_path / "out", 256)
+    assert set(pool.kind.tolist()) == {CLIP} and len(pool) == count
+    assert pool.length.max() == 4 and pool.sizes.max() == 240
+    # What is done already is not done again.
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
+    assert label_videos(tmp_path / "videos", Drifter(), tmp_path / "out", options) == count
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == stamps
+    assert label_videos(tmp_path / "videos", Drifter(), tmp_path / "none", options) == 0
+
+
+def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    frames = [cv2.resize(f, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for f in moving(1, 24)]
+    write_video(tmp_path / "videos" / "a.avi", frames + frames[::-1])
+    cv2.imwrite(str(tmp_path / "videos" / "still.png"), picture(0))
+    monkeypatch.setattr("asymtrack_edge.training.runs._load_tracker", lambda model: Follower())
+    run = ["--preset", "small", "--data", str(tmp_path / "videos"), "--output", str(tmp_path / "r"), *QUICK]
+    assert main(run) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "r" / "labels" / "0" / "clips.json").read_text())
+    assert json.loads((tmp_path / "r" / "state.json").read_text())["step"] > 0

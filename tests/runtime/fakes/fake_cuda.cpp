@@ -29,6 +29,17 @@ static bool is_device(uint64_t at, size_t size) {
     --next;
     return at + size <= next->first + next->second;
 }
+static void run_kernel(int gx, int gy, int gz, int bx, int by, const Window* windows, float* images, int size,
+                       const float* n) {
+    blockDim = {bx, by, 1};
+    for (int b = 0; b < gx * gy * gz; ++b) {
+        blockIdx = {b % gx, b / gx % gy, b / (gx * gy)};
+        for (int t = 0; t < bx * by; ++t) {
+            threadIdx = {t % bx, t / bx, 0};
+            asymtrack_crop(windows, images, size, n[0], n[1], n[2], n[3], n[4], n[5]);
+        }
+    }
+}
 static const int OK = 0, INVALID = 1, NO_CONTEXT = 201, UNSUPPORTED = 801;
 #define NEEDS_CONTEXT if (contexts < 1) return NO_CONTEXT
 
@@ -40,6 +51,9 @@ long fake_allocated() { return (long)device_memory.size(); }
 void fake_reset() { calls.clear(); bytes_up = 0; }
 void fake_refuse_capture(long yes) { refuse_capture = yes; }
 void fake_integrated(long yes) { integrated = yes; }
+void fake_crop(const int* g, const Window* windows, float* images, int size, const float* n) {
+    run_kernel(g[0], g[1], g[2], g[3], g[4], windows, images, size, n);
+}
 int fake_host_function(void (*function)(long), long argument) {
     count("enqueue");
     return queue([=] { function(argument); });
@@ -124,14 +138,7 @@ int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
     if (!is_device(windows, gz * sizeof(Window)) || !is_device(images, gz * 12ul * size * size)) return INVALID;
     return queue([=] {
         count("kernel");
-        blockDim = {(int)bx, (int)by, (int)bz};
-        for (int b = 0; b < (int)(gx * gy * gz); ++b) {
-            blockIdx = {b % (int)gx, b / (int)gx % (int)gy, b / (int)(gx * gy)};
-            for (int t = 0; t < (int)(bx * by); ++t) {
-                threadIdx = {t % (int)bx, t / (int)bx, 0};
-                asymtrack_crop((Window*)windows, (float*)images, size, n[0], n[1], n[2], n[3], n[4], n[5]);
-            }
-        }
+        run_kernel(gx, gy, gz, bx, by, (Window*)windows, (float*)images, size, n);
     });
 }
 int cuStreamBeginCapture_v2(void*, int) {

@@ -1,0 +1,298 @@
+"""Building engines: with the real TensorRT-RTX where it is installed, its decisions everywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, List, Tuple
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from asymtrack_edge.engine_key import difference, engine_key
+from asymtrack_edge.errors import EngineError, ExportError
+from asymtrack_edge.export import builder, engine
+from asymtrack_edge.export.builder import EngineOptions
+from asymtrack_edge.export.pipeline import ExportOptions, write_models
+from asymtrack_edge.export.turing import spell_out_fp32_products
+from asymtrack_edge.gpu import Gpu
+from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.trt import TENSORRT, NoTensorRTError, TensorRT
+from asymtrack_edge.variants import VARIANTS
+from tests.helpers import SMALL, filled_model
+
+has_rtx = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
+needs_rtx = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed"),
+]
+XAVIER = Gpu(0, "Xavier", (7, 2), True)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "asymtrack-edge"
+
+
+def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batch: int = 1) -> Path:
+    folder.mkdir()
+    options = ExportOptions(precision, target, max_batch=batch)
+    write_models(filled_model(SMALL), options, folder).save(folder)
+    return folder
+
+
+class TestRtx:
+    """With the real TensorRT-RTX, which builds without a GPU."""
+
+    pytestmark = needs_rtx
+
+    @pytest.mark.parametrize("batch", [1, 8])
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    @pytest.mark.parametrize(
+        "variant", [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS] + ["small"]
+    )
+    def test_builds_every_model(self, variant: str, precision: str, batch: int, tmp_path: Path) -> None:
+        model = filled_model(VARIANTS.get(variant, SMALL))
+        manifest = write_models(model, ExportOptions(precision, "rtx", max_batch=batch), tmp_path)
+        manifest = engine.build_engines(tmp_path, manifest)
+        manifest.save(tmp_path)
+        expected = {"template.engine", "search.engine"}
+        if precision == "fp16":
+            expected |= {"template-sm75.engine", "search-sm75.engine"}
+        loaded = load_manifest(tmp_path, verify=True)
+        assert set(loaded.engines) == expected and expected <= set(loaded.files)
+        assert loaded.engines["search.engine"]["batch"] == ("1-8-8" if batch == 8 else "1-1-1")
+        assert all(loaded.files[name].bytes > 100_000 for name in expected)
+
+    def test_rebuilding_keeps_what_fits(self, tmp_path: Path) -> None:
+        folder = exported(tmp_path / "export", "rtx", "fp32")
+        lines: List[str] = []
+        engine.build_in_place(folder, report=lines.append)
+        first = (folder / "search.engine").stat().st_mtime_ns
+        engine.build_in_place(folder, report=lines.append)
+        assert (folder / "search.engine").stat().st_mtime_ns == first
+        assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
+        # A damaged engine is made anew.
+        (folder / "search.engine").write_bytes(b"damaged")
+        engine.build_in_place(folder, report=lines.append)
+        load_manifest(folder, verify=True)
+        assert "rebuilding" in lines[5] and "altered" in lines[5]
+
+    def test_a_new_export_takes_engines_over(self, tmp_path: Path) -> None:
+        old, new = exported(tmp_path / "old", "rtx", "fp32"), tmp_path / "new"
+        engine.build_in_place(old)
+        new.mkdir()
+        for name in ("template.onnx", "search.onnx"):
+            shutil.copy(old / name, new / name)
+        manifest = replace(load_manifest(old), engines={})
+        lines: List[str] = []
+        manifest = engine.build_engines(new, manifest, previous=old, report=lines.append)
+        assert all("previous export" in line for line in lines) and len(lines) == 2
+        assert (new / "search.engine").read_bytes() == (old / "search.engine").read_bytes()
+
+    def test_what_cannot_be_parsed_is_named(self, tmp_path: Path) -> None:
+        import onnx
+        from onnx import helper
+
+        values = [helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("x", "y")]
+        node = helper.make_node("NotAnOperator", ["x"], ["y"], "culprit")
+        model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
+        onnx.save(model, str(tmp_path / "model.onnx"))
+        with pytest.raises(ExportError, match="NotAnOperator"):
+            builder.build_engine(
+                engine.load_tensorrt("tensorrt-rtx"),
+                tmp_path / "model.onnx",
+                False,
+                (1, 1, 1),
+                EngineOptions(),
+            )
+
+
+def test_spelled_out_products_are_the_same_numbers(tmp_path: Path) -> None:
+    plain = exported(tmp_path / "plain", "orin", "fp16", 3) / "search.onnx"
+    spelled = tmp_path / "spelled.onnx"
+    shutil.copy(plain, spelled)
+    assert spell_out_fp32_products(spelled) == 6
+    assert spell_out_fp32_products(spelled) == 0
+    random = np.random.RandomState(0)
+    manifest = load_manifest(plain.parent)
+    feed = {
+        spec.name: random.normal(0, 1, (2, *spec.shape)).astype(spec.dtype)
+        for spec in (manifest.search, *manifest.state)
+    }
+    answers = [ort.InferenceSession(str(path)).run(None, feed)[0] for path in (plain, spelled)]
+    # fp16 rounds what follows; the limits of an fp16 export are the measure.
+    np.testing.assert_allclose(answers[0], answers[1], atol=2e-3)
+
+
+def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
+    """A TensorRT that notes what the builder is told; its network has an fp32, an fp16 and a shape layer."""
+    seen = SimpleNamespace(
+        flags=set(), pinned={}, network=None, profile={}, cache=None, workspace=0, parsed=b""
+    )
+
+    def tensor(dtype: str, shape_tensor: bool = False) -> Any:
+        return SimpleNamespace(dtype=dtype, is_shape_tensor=shape_tensor)
+
+    class Layer:
+        def __init__(self, name: str, kind: str, *outputs: Any) -> None:
+            self.name, self.type, self.outputs, self.num_outputs = name, kind, outputs, len(outputs)
+
+        def get_output(self, i: int) -> Any:
+            return self.outputs[i]
+
+        def set_output_type(self, i: int, dtype: Any) -> None:
+            assert seen.pinned[self.name] == dtype
+
+        precision = property(fset=lambda self, dtype: seen.pinned.__setitem__(self.name, dtype))
+
+    layers = [
+        Layer("norm", "NORMALIZATION", tensor("FLOAT")),
+        Layer("conv", "CONVOLUTION", tensor("HALF")),
+        Layer("weights", "CONSTANT", tensor("FLOAT")),
+        Layer("size", "SHAPE", tensor("INT32", True)),
+    ]
+    inputs = [
+        SimpleNamespace(name="image", shape=(-1, 3, 8, 8)),
+        SimpleNamespace(name="keys", shape=(-1, 8, 4, 32)),
+    ]
+    network = SimpleNamespace(
+        num_layers=4, get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__
+    )
+
+    class Config:
+        def set_memory_pool_limit(self, pool: str, size: int) -> None:
+            seen.workspace = size
+
+        def set_flag(self, flag: str) -> None:
+            seen.flags.add(flag)
+
+        def clear_flag(self, flag: str) -> None:
+            seen.flags.add(f"not {flag}")
+
+        def add_optimization_profile(self, profile: Any) -> None:
+            seen.added = profile
+
+        def create_timing_cache(self, content: bytes) -> Any:
+            return SimpleNamespace(content=content, serialize=lambda: b"measured")
+
+        def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+            assert not ignore_mismatch
+            seen.cache = cache.content
+            return cache.content != b"foreign"
+
+    class Builder:
+        def __init__(self, logger: Any) -> None:
+            pass
+
+        def create_network(self, flags: int) -> Any:
+            seen.network = flags
+            return network
+
+        def create_builder_config(self) -> Any:
+            return Config()
+
+        def create_optimization_profile(self) -> Any:
+            return SimpleNamespace(set_shape=lambda name, *shapes: seen.profile.__setitem__(name, shapes))
+
+        def build_serialized_network(self, network: Any, config: Any) -> bytes:
+            return b"engine"
+
+    kinds = {"EXPLICIT_BATCH": 0, **({"STRONGLY_TYPED": 1} if strongly_typed else {})}
+    module = SimpleNamespace(
+        Builder=Builder,
+        ILogger=type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(**kinds),
+        BuilderFlag=SimpleNamespace(FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY", TF32="TF32"),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
+        LayerType=SimpleNamespace(CONSTANT="CONSTANT", SHAPE="SHAPE"),
+        OnnxParser=lambda *_: SimpleNamespace(parse=lambda content: setattr(seen, "parsed", content) or True),
+        float32="FLOAT",
+    )
+    return TensorRT(module, TENSORRT, version), seen
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_types_of_the_model_are_the_contract(typed: bool, tmp_path: Path) -> None:
+    tensorrt, seen = fake_tensorrt("10.3.0" if typed else "8.5.2.2", typed)
+    (tmp_path / "search.onnx").write_bytes(b"model")
+    options = EngineOptions(workspace_mb=256)
+    content, cache = builder.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
+    assert (content, cache, seen.parsed) == (b"engine", b"measured", b"model")
+    assert seen.workspace == 256 << 20
+    assert seen.profile == {
+        "image": ((1, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8)),
+        "keys": ((1, 8, 4, 32), (8, 8, 4, 32), (8, 8, 4, 32)),
+    }
+    if typed:
+        assert seen.network == 2 and seen.flags == {"not TF32"} and not seen.pinned
+    else:
+        assert seen.network == 1 and seen.flags == {"not TF32", "FP16", "OBEY"}
+        assert seen.pinned == {"norm": "FLOAT"}
+
+
+def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> None:
+    tensorrt, seen = fake_tensorrt("8.5.2.2", False)
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    builder.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions(), None, b"foreign")
+    assert seen.flags == {"not TF32"} and not seen.pinned
+    assert seen.cache == b""
+
+
+def test_on_a_device_engines_are_built_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported(tmp_path / "export")
+    tensorrt, seen = fake_tensorrt("8.5.2.2", False)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+    lines: List[str] = []
+    manifest = engine.build_in_place(folder, report=lines.append)
+    assert load_manifest(folder, verify=True) == manifest
+    assert manifest.engines["search.engine"]["gpu"] == "Xavier"
+    assert "compute capability 7.2" in lines[1]
+    (cached,) = cache.iterdir()
+    assert cached.read_bytes() == b"measured" and "Xavier" in cached.name
+    engine.build_in_place(folder, report=lines.append)
+    assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
+    # Another TensorRT: rebuilt, with the reason, from its own measurements.
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: replace(tensorrt, version="8.6.1"))
+    engine.build_in_place(folder, report=lines.append)
+    assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[4]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
+    manifest = load_manifest(exported(tmp_path / "export"))
+    tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
+    key = engine_key(manifest, "search", tensorrt, XAVIER)
+    assert difference(key.to_json(), key) is None
+    for field in key.to_json():
+        reason = difference({**key.to_json(), field: "else"}, key)
+        assert reason is not None and "else" in reason
+        assert difference({k: v for k, v in key.to_json().items() if k != field}, key) is not None
+
+
+def test_without_tensorrt_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = exported(tmp_path / "export")
+    manifest = load_manifest(folder)
+
+    def none(flavour: str) -> Any:
+        raise NoTensorRTError("there is no TensorRT for Python here")
+
+    monkeypatch.setattr(engine, "load_tensorrt", none)
+    lines: List[str] = []
+    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
+    assert len(lines) == 1 and f"asymtrack-build {folder}" in lines[0]
+    with pytest.raises(EngineError):
+        engine.build_in_place(folder)
+
+
+def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--target xavier"):
+        engine.build_in_place(exported(tmp_path / "export", "onnx", "fp32"))

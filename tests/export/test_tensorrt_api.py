@@ -1,0 +1,108 @@
+"""Every name of TensorRT's Python interface that the code uses exists in every version it claims.
+
+``tests/data/tensorrt`` holds the interfaces of four versions, as their bindings list them.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any, Dict, Iterator, Set, Tuple
+
+import pytest
+
+import asymtrack_edge.trt
+from asymtrack_edge.export import builder
+from asymtrack_edge.runtime import tensorrt
+
+SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
+
+#: Variables by the class of TensorRT that they hold, per module.
+HOLDS: Dict[Any, Dict[str, str]] = {
+    builder: {
+        "builder": "Builder",
+        "config": "IBuilderConfig",
+        "network": "INetworkDefinition",
+        "parser": "OnnxParser",
+        "layer": "ILayer",
+        "profile": "IOptimizationProfile",
+        "cache": "ITimingCache",
+    },
+    tensorrt: {
+        "engine": "ICudaEngine",
+        "context": "IExecutionContext",
+        "_template_context": "IExecutionContext",
+        "_runtime": "Runtime",
+    },
+    asymtrack_edge.trt: {},
+}
+
+#: Used only where they exist, or only with the flavour or version named.
+ONLY_8 = {"BuilderFlag.FP16", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS", "ILayer.precision"}
+ONLY_8 |= {"ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
+ONLY_RTX = {
+    "ComputeCapability",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+}
+
+
+def names_used() -> Iterator[str]:
+    """``Class.attribute`` for attributes, ``Name`` for names of the module itself."""
+    for module, holds in HOLDS.items():
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
+            if not isinstance(node, ast.Attribute):
+                continue
+            owner = node.value
+            last = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
+            if last in ("trt", "module") and not (isinstance(owner, ast.Attribute) and last == "trt"):
+                yield node.attr
+            elif last in holds:
+                yield f"{holds[last]}.{node.attr}"
+            elif last in ("BuilderFlag", "MemoryPoolType", "LayerType", "TensorIOMode"):
+                yield f"{last}.{node.attr}"
+
+
+def surface(path: Path) -> Tuple[str, Set[str]]:
+    content = json.loads(path.read_text())
+    names = set(content["top"]) | {"float32", "__version__"}
+    for owner, attributes in content.items():
+        if isinstance(attributes, list) and owner != "top":
+            names |= {f"{owner}.{attribute}" for attribute in attributes}
+    return content["version"], names
+
+
+def test_the_scan_sees_the_calls() -> None:
+    used = set(names_used())
+    assert {
+        "Builder.build_serialized_network",
+        "IBuilderConfig.set_memory_pool_limit",
+        "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_tensor_address",
+        "ICudaEngine.get_tensor_mode",
+        "Runtime.deserialize_cuda_engine",
+        "OnnxParser",
+        "BuilderFlag.FP16",
+    } <= used
+
+
+@pytest.mark.parametrize("path", SURFACES, ids=lambda path: path.stem)
+def test_every_name_exists(path: Path) -> None:
+    version, there = surface(path)
+    used = set(names_used()) - ONLY_RTX - (set() if version.startswith("8") else ONLY_8)
+    assert used - there == set()
+
+
+def test_the_four_versions_are_there() -> None:
+    assert [surface(path)[0].split(".")[0] for path in SURFACES] == ["10", "10", "11", "8"]
+
+
+@pytest.mark.tensorrt
+def test_every_name_exists_in_rtx() -> None:
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    for name in set(names_used()) - ONLY_8:
+        owner: Any = trt
+        for part in name.split("."):
+            assert hasattr(owner, part), name
+            owner = getattr(owner, part)

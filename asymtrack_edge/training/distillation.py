@@ -195,5 +195,6 @@ def distill(
 
 
 def _show(state: RunState, seconds: float, average: float) -> None:
-    line = f"distilling {100 * state.seconds / seconds:5.1f} %  {state.pairs:>9,} views  loss {average:.3f}"
+    share = min(1.0, state.seconds / seconds)
+    line = f"distilling {100 * share:5.1f} %  {state.pairs:>9,} views  loss {average:.3f}"
     print(line, end="\r" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)

@@ -221,7 +221,7 @@ def show_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
         from tqdm import tqdm
     except ImportError:
         return items
-    return tqdm(items, desc=title, leave=False, file=sys.stderr)
+    return tqdm(items, desc=title, leave=False, file=sys.stderr, disable=None)  # a terminal only
 
 
 def make_model(config: RunConfig, device: torch.device) -> AsymTrack:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -111,7 +111,7 @@ class Network:
                     f"{spec.shape}: build it again"
                 )
 
-    def context(self, shapes: Dict[str, Sequence[int]], addresses: Dict[str, int]) -> Any:
+    def context(self, shapes: Mapping[str, Sequence[int]], addresses: Dict[str, int]) -> Any:
         """An execution context with shapes and addresses set.
 
         Args:
@@ -126,7 +126,7 @@ class Network:
             context.set_tensor_address(name, address)
         return context
 
-    def set_shapes(self, context: Any, shapes: Dict[str, Sequence[int]]) -> None:
+    def set_shapes(self, context: Any, shapes: Mapping[str, Sequence[int]]) -> None:
         """Sets the inputs' shapes where the engine leaves the batch free."""
         if not self.dynamic:
             return

@@ -248,7 +248,7 @@ def test_on_a_device_engines_are_built_once(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = exported(tmp_path / "export")
-    tensorrt, seen = fake_tensorrt("8.5.2.2", False)
+    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
     monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
     lines: List[str] = []

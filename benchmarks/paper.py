@@ -234,7 +234,9 @@ def column_for(cpu: Optional[str], gpu: Optional[str], board: Optional[str], on_
     """Which of the paper's columns a measurement is to be read beside.
 
     Args:
-        cpu, gpu, board: names that the system reports; None where there is none.
+        cpu: name that the system reports.
+        gpu: the same; None where there is none.
+        board: the same of an embedded device.
         on_gpu: whether the network ran on the GPU.
 
     Returns:

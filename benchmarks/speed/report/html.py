@@ -18,7 +18,7 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 
 .scroll { overflow-x: auto; } table { border-collapse: collapse;
 font-variant-numeric: tabular-nums; font-size: 13.5px; }
 th, td { padding: .3rem .65rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { font-weight: 600; background: var(--soft); } .t { text-align: left; }
+th { font-weight: 600; background: var(--soft); white-space: normal; vertical-align: bottom; } .t { text-align: left; }
 .note { font-size: 13px; opacity: .75; margin: .35rem 0 0; max-width: 75em; }
 .warn { background: var(--warn); border-left: 4px solid #e69f00; padding: .5rem .9rem; margin: .5rem 0; }
 figure { margin: 2rem 0; } figure img { max-width: 100%; background: #fff; border: 1px solid var(--line);

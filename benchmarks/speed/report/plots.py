@@ -57,6 +57,11 @@ def _label(row: Row) -> str:
     return name if subject["tracker"] in name else f"{subject['tracker']}, {name}"
 
 
+def _stage_order(stage: str) -> int:
+    known = ("decode", "crop", "copy", "copy in", "infer", "copy out", "decode box", "other")
+    return known.index(stage) if stage in known else len(known) - 1
+
+
 def _speed_accuracy(axes: Any, rows: List[Row]) -> bool:
     """The paper's Fig. 1 (d, e): LaSOT AUC over speed; the paper's points grey, measured ones coloured."""
     published = {t.tracker: t for t in TABLE_2}
@@ -115,7 +120,7 @@ def _stages(axes: Any, rows: List[Row]) -> bool:
     chosen = [r for r in _named(rows, "P6", "P5") if r["stages"]][:8]
     if not chosen:
         return False
-    names = list(dict.fromkeys(s for r in chosen for s in r["stages"]))
+    names = sorted(dict.fromkeys(s for r in chosen for s in r["stages"]), key=_stage_order)
     left = np.zeros(len(chosen))
     places = np.arange(len(chosen))
     for i, name in enumerate(names):

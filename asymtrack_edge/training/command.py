@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = folder or arguments.output or Path("runs") / f"{config.variant.lower()}-{arguments.preset or 'paper'}"
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    finished = run_session(
+    run_session(
         config,
         folder,
         resume=arguments.resume is not None,
@@ -136,8 +136,6 @@ def _run(arguments: argparse.Namespace) -> int:
         time_budget=arguments.time_budget,
         compile_network=arguments.compile,
     )
-    if not finished:
-        print(f"continue with: asymtrack-train --resume {folder}", file=sys.stderr)
     return 0
 
 

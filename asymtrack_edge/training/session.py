@@ -87,6 +87,8 @@ def _train(
     finished = Trainer(state, data.draw, recipe, options, world).run()
     if world.is_main:
         _conclude(state, data, folder)
+        if not finished:
+            print(f"continue with: asymtrack-train --resume {folder}", file=sys.stderr)
     world.wait()
     return finished
 

@@ -85,7 +85,7 @@ class Rates:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._since = monotonic()
+        self._since = self._last = monotonic()
         self._frames = 0
         self._latency = 0.0
         self._seconds: Dict[str, float] = {}
@@ -96,6 +96,10 @@ class Rates:
         self._frames += 1
         self._latency += result.latency
         now = monotonic()
+        if now - self._last > 1:  # the run was paused: begin anew
+            self._since, self._frames, self._latency = now, 0, 0.0
+            self._seconds = self._session.tracker.seconds
+        self._last = now
         if now - self._since < 1:
             return
         seconds = self._session.tracker.seconds

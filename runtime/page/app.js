@@ -2,6 +2,7 @@
 
 // Colours of targets: the same as in written videos, told apart with colour-blindness too.
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+const LEAST_WIDTH = 960; // of the canvas, in its own pixels
 const LEAST_SIDE = 4; // a drag shorter than this, in frame pixels, is a slip of the finger
 
 const $ = (id) => document.getElementById(id);
@@ -60,9 +61,11 @@ async function picture(data) {
       if (bitmap) bitmap.close();
       bitmap = fresh;
       header = news;
-      if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
-        canvas.width = bitmap.width;
-        canvas.height = bitmap.height;
+      // Small pictures are painted larger, so that lines and labels are not.
+      const times = Math.max(1, Math.round(LEAST_WIDTH / bitmap.width));
+      if (canvas.width !== times * bitmap.width || canvas.height !== times * bitmap.height) {
+        canvas.width = times * bitmap.width;
+        canvas.height = times * bitmap.height;
       }
       paint();
     }
@@ -76,7 +79,7 @@ async function picture(data) {
 function paint() {
   if (!bitmap) return;
   const scale = canvas.width / header.size[0];
-  context.drawImage(bitmap, 0, 0);
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const shown = canvas.getBoundingClientRect();
   const unit = Math.max(1, canvas.width / Math.max(1, shown.width)); // canvas pixels per screen pixel
   context.font = `${Math.round(15 * unit)}px system-ui, sans-serif`;
@@ -101,6 +104,7 @@ function paint() {
 }
 
 function label(text, x, y, colour, unit) {
+  x = Math.max(0, Math.min(x, canvas.width - context.measureText(text).width));
   context.setLineDash([]);
   context.lineWidth = 3 * unit;
   context.strokeStyle = "#000000";

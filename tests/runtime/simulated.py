@@ -151,14 +151,16 @@ class ColourEngine(Engine):
             colour = self.colours[i]
             assert colour is not None, "a slot without a template was searched"
             x0, y0 = max(0, left), max(0, top)
-            patch = frame[y0 : max(y0, top + side), x0 : max(x0, left + side)].astype(int)
-            ys, xs = np.nonzero(np.abs(patch - colour).max(-1) < 70)
+            patch = frame[y0 : max(y0, top + side), x0 : max(x0, left + side)]
             answers[i] = (0.5, 0.5, 0.25, 0.25, 0.05)
-            if len(xs) > 20:
-                box = np.array([xs.min() + x0, ys.min() + y0, xs.max() + 1 + x0, ys.max() + 1 + y0], float)
-                origin = np.array(centre) - side / 2
-                middle = ((box[:2] + box[2:]) / 2 - origin) / side
-                answers[i] = (*middle, *((box[2:] - box[:2]) / side), 0.95)
+            if not patch.size:
+                continue
+            mask = cv2.inRange(patch, tuple(colour - 70.0), tuple(colour + 70.0))
+            if cv2.countNonZero(mask) > 20:
+                x, y, w, h = cv2.boundingRect(mask)
+                origin_x, origin_y = centre[0] - side / 2, centre[1] - side / 2
+                middle = (x0 + x + w / 2 - origin_x) / side, (y0 + y + h / 2 - origin_y) / side
+                answers[i] = (*middle, w / side, h / side, 0.95)
         return answers
 
     def move(self, source: int, target: int) -> None:

@@ -117,7 +117,8 @@ def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Ru
     # What is painted, not only what is known: the frame of box 0 has its colour (230, 159, 0).
     x, y, w, h = header["targets"][0]["box"]
     pixel = "([x, y]) => [...context.getImageData(x, y, 1, 1).data]"
-    red, green, blue, _ = page.evaluate(pixel, [x + w / 2, y + h])
+    scale = page.evaluate("canvas.width / header.size[0]")
+    red, green, blue, _ = page.evaluate(pixel, [scale * (x + w / 2), scale * (y + h)])
     assert red > 150 and 90 < green < 210 and blue < 110
     page.click("button[aria-label='Remove target 0']")
     page.wait_for_selector("li[data-id='0']", state="detached")

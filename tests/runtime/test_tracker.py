@@ -141,15 +141,18 @@ def test_settings_are_checked(low: float, high: float, smoothing: float) -> None
 def test_update_allocates_next_to_nothing() -> None:
     frames = [frame for frame, _ in synthetic_clip(frames=12)]
     tracker = Tracker.load("T", threads=1)
-    tracker.init(frames[0], (150, 110, 50, 45))
+    box = (150, 110, 50, 45)
+    tracker.init(frames[0], box)
     for frame in frames[1:]:
         tracker.update(frame)
+    # The same windows once more: scratch memory for larger ones would rightly grow.
+    tracker.init(frames[0], box)
     tracemalloc.start()
     try:
         tracker.update(frames[1])
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        for frame in frames[1:]:
+        for frame in frames[2:]:
             tracker.update(frame)
         peak = tracemalloc.get_traced_memory()[1] - before
     finally:

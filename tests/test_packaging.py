@@ -1,0 +1,81 @@
+"""The package as it is shipped."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("asymtrack_edge", "export", "runtime", "benchmarks")
+
+
+def _setup() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def test_every_package_is_listed() -> None:
+    listed = set(_setup()["options"]["packages"].split())
+    found = set()
+    for folder in FOLDERS:
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT).parts
+            found.add(".".join(parts if parts[0] == "asymtrack_edge" else ("asymtrack_edge", *parts)))
+    assert listed == found
+
+
+def test_commands_exist() -> None:
+    import importlib
+
+    for line in _setup()["options.entry_points"]["console_scripts"].strip().splitlines():
+        module, function = line.split("=")[1].strip().split(":")
+        assert callable(getattr(importlib.import_module(module), function)), line
+
+
+def test_runtime_never_imports_torch() -> None:
+    for path in (ROOT / "runtime").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not any(name.split(".")[0] == "torch" for name in names), path
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if not link.startswith(("http:", "https:")):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+@pytest.mark.slow
+def test_wheel_made_from_the_sdist_is_whole(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, timeout=300)
+    (sdist,), (wheel,) = tmp_path.glob("*.tar.gz"), tmp_path.glob("*.whl")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"export/fold.py", "runtime/tracker.py", "setup.cfg", "LICENSE"} <= names
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    for wanted in (
+        "asymtrack_edge/export/fold.py",
+        "asymtrack_edge/runtime/tracker.py",
+        "asymtrack_edge/benchmarks/paper.py",
+        "asymtrack_edge/weights/T.safetensors",
+        "asymtrack_edge/weights/T/search.onnx",
+        "asymtrack_edge/weights/T/manifest.json",
+        "asymtrack_edge/py.typed",
+    ):
+        assert wanted in packed, wanted
+    assert not any(name.split("/")[0] in ("export", "runtime", "benchmarks", "tests") for name in packed)

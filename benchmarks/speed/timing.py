@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -183,11 +183,13 @@ class Rounds:
     Attributes:
         samples: name -> round -> seconds of each call.
         warmup: name -> calls made before anything was recorded.
+        processor: name -> round -> processor seconds of this process per call, all threads together.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.samples: Dict[str, List[List[float]]] = {name: [] for name in names}
         self.warmup: Dict[str, int] = dict.fromkeys(names, 0)
+        self.processor: Dict[str, List[float]] = {name: [] for name in names}
 
     def all(self, name: str) -> List[float]:
         """Every recorded call of a candidate, in order."""
@@ -245,7 +247,9 @@ def interleave(
         for name in order:
             step = steps[name]
             step.sample()
+            used = process_time()
             rounds.samples[name].append([step.sample() for _ in range(per_turn[name])])
+            rounds.processor[name].append((process_time() - used) / per_turn[name])
             tick(name)
         done += 1
         if all(done * per_turn[n] >= calls for n in names):

@@ -103,7 +103,7 @@ def _figure(caption: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = escape(caption)
     return (
-        f"<figure><img alt='{text.replace(chr(39), '&#39;')}' src='data:image/svg+xml;base64,{data}'>"
+        f"<figure><img alt='{text}' src='data:image/svg+xml;base64,{data}'>"
         f"<figcaption>{text}.</figcaption></figure>"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import process_time, sleep
 from typing import Callable, Dict, List
 
 import numpy as np
@@ -153,6 +154,18 @@ def test_timed_loop_warms_up_by_the_clock_and_makes_the_least_number_of_calls() 
     samples, wall = timed_loop(world.step(0.1), seconds=0.25, least_calls=10, warmup_seconds=0.2, clock=world.clock)
     assert len(samples) == 10 and wall == pytest.approx(1.0)
     assert world.now == pytest.approx(1.2)
+
+
+def test_processor_time_is_that_of_work_not_of_waiting() -> None:
+    def work() -> None:
+        end = process_time() + 0.01
+        while process_time() < end:
+            pass
+
+    rounds = interleave({"wait": CallStep(lambda: sleep(0.01)), "work": CallStep(work)}, 0.5, 20, warmup=1)
+    wait, busy = np.median(rounds.processor["wait"]), np.median(rounds.processor["work"])
+    assert wait < 0.005 and busy >= 0.01
+    assert np.median(rounds.all("wait")) >= 0.01
 
 
 def test_rounds_keep_every_call_in_order() -> None:

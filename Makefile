@@ -45,10 +45,10 @@ lint: setup
 	$(BIN)/ruff check .
 
 types: setup
-	$(BIN)/mypy -p asymtrack_edge
+	cd $(VENV) && bin/mypy --config-file $(CURDIR)/setup.cfg -p asymtrack_edge  # not the folder asymtrack_edge/
 
 unit: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 device: $(if $(PYTHON38),$(VENV38)/.installed)
 ifeq ($(PYTHON38),)

@@ -170,15 +170,13 @@ def _main(arguments: argparse.Namespace) -> int:
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"there is no folder {json_file.parent} to write {json_file.name} into")
     document = arguments.handler(arguments)
-    if arguments.json == "-":
-        print(json.dumps(document, indent=1))
-    else:
-        print(as_text(document))
+    # Files first: a reader of our output may go away before its end.
     if json_file is not None:
         save_document(document, json_file)
     if arguments.output is not None:
         for path in write_report(document, arguments.output):
             print(f"wrote {path}", file=sys.stderr)
+    print(json.dumps(document, indent=1) if arguments.json == "-" else as_text(document))
     return 0
 
 

@@ -60,7 +60,8 @@ def measure(
         candidates: List[Tuple[Subject, Step]] = []
         for name, folder in (("one by one", alone), ("one batch", together)):
             engine = open_engine(folder, backend, device, cpu_threads)
-            subject = engine_subject(engine, backend, device, cpu_threads, f"{name} ({count} targets)")
+            title = f"{name} ({count} target{'s' * (count > 1)})"
+            subject = engine_subject(engine, backend, device, cpu_threads, title)
             candidates.append((replace(subject, batch=count), EngineStep(engine, count)))
         part = protocols.network(share, candidates, protocols=("P2",), calls=300)
         for row in part.rows:

@@ -54,7 +54,7 @@ def tables(document: Document) -> List[Table]:
 def _ratios(document: Document) -> Table:
     rows = [
         [r["name"], r["base"], r["protocol"], f"{r['speedup']:.2f}", f"{r['low']:.2f} to {r['high']:.2f}",
-         str(r["rounds"]), r["verdict"] + (" (wide spread)" if r["warning"] else "")]
+         str(r["rounds"]), r["verdict"] + (" (see the warning)" if r["warning"] else "")]
         for r in document["ratios"]
     ]  # fmt: skip
     return Table(

@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -150,19 +150,26 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _completed(session: Session) -> Iterator[None]:
-    """Completes the outputs whatever happens; a second Ctrl-C does not cut that short."""
+    """Completes the outputs whatever happens; a second Ctrl-C or SIGTERM does not cut that short."""
+
+    def once(*_: Any) -> NoReturn:
+        # Here and not later: the next signal may come before any other line of ours runs.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before: Dict[signal.Signals, Any] = {}
+    with suppress(ValueError):  # not in the main thread: the caller handles signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, once)
     try:
         yield
     finally:
-        with suppress(ValueError):  # not in the main thread: the caller handles signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_IGN)
         try:
             session.close()
         finally:
-            with suppress(ValueError):
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _sinks(arguments: argparse.Namespace, reader: Reader, session: Session, count: int) -> Iterator[Sink]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, RecoverySettings, TrackerSettings, open_reader, open_source
-from asymtrack_edge.runtime.messages import FileSender
+from asymtrack_edge.runtime.messages import FileSender, Result
 from asymtrack_edge.runtime.outputs import BoxWriter, Sink, VideoWriter
 from asymtrack_edge.runtime.session import Session
 from asymtrack_edge.runtime.sources import Source
@@ -58,7 +58,7 @@ class Coming(Sink):
         self.samples: List[List[float]] = []
         self.began = perf_counter()
 
-    def write(self, result) -> None:
+    def write(self, result: Result) -> None:
         count, tracker = self.session.count, self.session.tracker
         if count % 50 == 0:
             if len(tracker) > 3:

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument("--fp16", action="store_true", help="half precision, fp32 in the delicate places")
-    precision.add_argument("--int8", action="store_true", help="8-bit integers (not available yet)")
+    precision.add_argument("--int8", action="store_true", help="8-bit integers where it pays, for CPUs")
     parser.add_argument(
         "--target",
         default="onnx",
@@ -67,8 +67,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     variant = get_variant(arguments.variant)
-    if arguments.int8:
-        raise UsageError("--int8 is not available yet: use --fp16")
     if (arguments.clip is None) != (arguments.box is None):
         raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
     if arguments.checkpoint is not None and arguments.random_weights is not None:
@@ -79,7 +77,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from asymtrack_edge.export.pipeline import ExportOptions, export
 
     options = ExportOptions(
-        precision="fp16" if arguments.fp16 else "fp32",
+        precision="fp16" if arguments.fp16 else "int8" if arguments.int8 else "fp32",
         target=arguments.target,
         opset=arguments.opset,
         max_batch=arguments.batch,

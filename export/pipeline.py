@@ -22,6 +22,7 @@ from asymtrack_edge.export.directory import replaced_directory
 from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
 from asymtrack_edge.export.graph import write_onnx
 from asymtrack_edge.export.lint import LINTED_TARGETS, require_readable
+from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
 from asymtrack_edge.export.storage import store_weights_as_half
 from asymtrack_edge.export.turing import spell_out_fp32_products
@@ -60,7 +61,7 @@ class ExportOptions:
     """How to export.
 
     Attributes:
-        precision: ``"fp32"`` or ``"fp16"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``quantise``; only for the target ``onnx``).
         target: key of ``TARGETS``.
         opset: None for the target's.
         max_batch: 1 for a static batch of one; more leaves the batch axis free from 1 to this.
@@ -76,10 +77,12 @@ class ExportOptions:
     half_storage: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16"):
-            raise UsageError(f"precision {self.precision!r} is not supported: use fp32 or fp16")
+        if self.precision not in ("fp32", "fp16", "int8"):
+            raise UsageError(f"precision {self.precision!r} is not supported: use fp32, fp16 or int8")
         if self.target not in TARGETS:
             raise UsageError(f"unknown target {self.target!r}: choose one of {', '.join(TARGETS)}")
+        if self.precision == "int8" and (self.target != "onnx" or self.input_format not in (None, UINT8_BGR)):
+            raise UsageError(f"int8 is for CPUs and crops of {UINT8_BGR}: leave out --target and --input")
         if not 1 <= self.max_batch <= 64:
             raise UsageError(f"--batch must lie in 1..64, not {self.max_batch}")
         if self.opset is not None and not 13 <= self.opset <= 20:
@@ -99,6 +102,8 @@ def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Mani
         options: how to export.
         folder: an existing directory.
 
+    An int8 export is written in fp32: quantising it takes a clip as well (``export``).
+
     Returns:
         The manifest, not yet written, with the files' hashes and the models' sizes in ``provenance``.
     """
@@ -109,7 +114,7 @@ def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Mani
     folded = fold(model)
     if options.precision == "fp16":
         folded = to_half(folded)
-    elif target.cpu:
+    elif options.precision == "fp32" and target.cpu:
         folded = for_cpu(folded)
     fold_input(folded, input_format)
     template, search = TemplateNetwork(folded, input_format), SearchNetwork(folded, input_format)
@@ -170,7 +175,8 @@ def export(
         options: how to export.
         output: directory to make or replace.
         provenance: where the weights come from, for the manifest.
-        clip: BGR frames and the first box to verify on; None for a synthetic clip.
+        clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a
+            synthetic clip.
         finish: called with the new directory and its manifest after verification (to build engines);
             returns the manifest to write.
 
@@ -182,6 +188,10 @@ def export(
         clip = [frame for frame, _ in pairs], pairs[0][1]
     with replaced_directory(output) as folder:
         manifest = write_models(model, options, folder)
+        if options.precision == "int8":
+            quantise(folder, manifest, *clip)
+            files = {**manifest.files, "search.onnx": file_entry(folder / "search.onnx")}
+            manifest = replace(manifest, files=files)
         manifest = replace(
             manifest,
             provenance={**manifest.provenance, **versions(), **(provenance or {})},

@@ -1,0 +1,110 @@
+"""8-bit integers for the search network's costly 3x3 convolutions, for CPUs with integer dot products.
+
+Weights are quantised channel by channel, activations tensor by tensor, their ranges taken from crops
+of a clip. All else stays in fp32: a linear layer gains nothing on a CPU once its input has been
+quantised and its output turned back, and the rest (stem, LayerNorm, softmax, ETM, the last layers of
+the head) is cheap and delicate. The template network runs once per target and stays in fp32 as well.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Sequence
+
+import numpy as np
+
+from asymtrack_edge.errors import ExportError, MissingDependencyError
+from asymtrack_edge.geometry import Box, Cropper, box_from_crop, clip_box, crop_window
+from asymtrack_edge.manifest import UINT8_BGR, Manifest
+from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+
+#: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
+MIN_MULTIPLY_ADDS = 10_000_000
+
+#: Crops taken from a clip, evenly spread over it.
+MAX_CROPS = 32
+
+
+def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box) -> None:
+    """Replaces ``search.onnx`` in ``folder`` by its int8 form.
+
+    Args:
+        folder: holds the fp32 models.
+        manifest: describes them; their input is bytes.
+        frames: BGR uint8 frames of a clip to calibrate on.
+        box: the target in the first of them.
+
+    Raises:
+        MissingDependencyError: onnxruntime's quantisation tools cannot be imported.
+        ExportError: nothing could be quantised.
+    """
+    try:
+        import onnx
+        from onnxruntime import quantization
+    except ImportError:
+        raise MissingDependencyError("onnx", "export", "quantising") from None
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.feeds = calibration_feeds(folder, manifest, frames, box)
+
+        def get_next(self) -> Any:
+            return next(self.feeds, None)
+
+    path = folder / "search.onnx"
+    chosen = costly_convolutions(onnx.load(str(path)))
+    if not chosen:
+        raise ExportError(f"{path} has no convolution worth quantising: export without --int8")
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # the tools advise a pre-processing that simplification has done
+    try:
+        quantization.quantize_static(
+            str(path),
+            str(path),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            nodes_to_quantize=chosen,
+            op_types_to_quantize=["Conv"],
+        )
+    finally:
+        root.setLevel(level)
+
+
+def costly_convolutions(model: Any) -> List[str]:
+    """Names of the ungrouped 3x3 convolutions with at least ``MIN_MULTIPLY_ADDS`` per crop."""
+    import onnx
+
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
+    weights = {i.name: list(i.dims) for i in inferred.initializer}
+    chosen = []
+    for node in inferred.node:
+        if node.op_type == "Conv" and weights.get(node.input[1], [])[2:] == [3, 3]:
+            multiply_adds = np.prod(weights[node.input[1]]) * np.prod(shapes[node.output[0]][2:])
+            if multiply_adds >= MIN_MULTIPLY_ADDS:
+                chosen.append(node.name)
+    return chosen
+
+
+def calibration_feeds(
+    folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box
+) -> Iterator[Dict[str, np.ndarray]]:
+    """Inputs of the search network as they occur when the fp32 models follow the target."""
+    if manifest.input_format != UINT8_BGR:
+        raise ExportError(f"int8 exports take {UINT8_BGR} crops: leave out --input and --target")
+    engine = OnnxRuntimeEngine(folder, manifest)
+    engine.template(frames[0], crop_window(box, manifest.template_factor))
+    cropper = Cropper()
+    step = max(1, (len(frames) - 1) // MAX_CROPS)
+    for i, frame in enumerate(frames[1:]):
+        window = crop_window(box, manifest.search_factor)
+        if i % step == 0:
+            crop = np.zeros((1, *manifest.search.shape), np.uint8)
+            cropper.crop(frame, window, crop[0])
+            yield {manifest.search.name: crop, **{name: v[:1].copy() for name, v in engine.state.items()}}
+        box = clip_box(box_from_crop(engine.search(frame, (window,))[0], window), frame.shape)

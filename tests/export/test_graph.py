@@ -1,0 +1,110 @@
+"""The ONNX files: what they are written in, their tensors, and the answers they give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.export.graph import IR_VERSION, operators
+from asymtrack_edge.export.pipeline import ExportOptions, write_models
+from asymtrack_edge.export.quantise import costly_convolutions, quantise
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest
+from asymtrack_edge.variants import VARIANTS, Variant
+from tests.helpers import SMALL, filled_model
+
+
+def session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def predict(folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray) -> np.ndarray:
+    names = [spec.name for spec in manifest.state]
+    state = session(folder / "template.onnx").run(names, {"image": template})
+    feed: Dict[str, np.ndarray] = {"image": search, **dict(zip(names, state))}
+    return np.asarray(session(folder / "search.onnx").run(None, feed)[0])
+
+
+def crops(manifest: Manifest, batch: int) -> Dict[str, np.ndarray]:
+    r = np.random.RandomState(0)
+    shapes = {"template": manifest.template.shape, "search": manifest.search.shape}
+    return {k: r.randint(0, 256, (batch, *shape)).astype(np.uint8) for k, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("target", ["onnx", "xavier", "orin"])
+def test_versions_and_operators(target: str, tmp_path: Path) -> None:
+    manifest = write_models(filled_model(SMALL), ExportOptions(target=target), tmp_path)
+    for name in ("template.onnx", "search.onnx"):
+        model = onnx.load(str(tmp_path / name))
+        assert model.ir_version == IR_VERSION == 8
+        assert [(e.domain, e.version) for e in model.opset_import] == [("", manifest.opset)]
+        used = {operator for operator, _ in operators(tmp_path / name)}
+        if target == "xavier":
+            assert manifest.opset == 16
+            assert not used & {"LayerNormalization", "Gelu", "GroupNormalization"}
+            assert all(len(n.input) == 1 for n in model.graph.node if n.op_type == "ReduceMean")
+        else:
+            assert manifest.opset == 17 and "LayerNormalization" in used
+    kernels = [list(i.dims) for i in onnx.load(str(tmp_path / "search.onnx")).graph.initializer]
+    # the convolution of OPE in stage 3: by Winograd's method on CPUs only
+    assert ([128, 128, 3, 3] in kernels) == (target != "onnx")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [VARIANTS["T"], VARIANTS["B"], SMALL.with_(etm_interaction="mhca"), SMALL.with_(etm_stages=(2,))],
+)
+def test_tensors_are_the_manifests(variant: Variant, tmp_path: Path) -> None:
+    manifest = write_models(filled_model(variant), ExportOptions(), tmp_path)
+    assert {spec.name: spec.shape for spec in manifest.state} == variant.state_shapes
+    template, search = session(tmp_path / "template.onnx"), session(tmp_path / "search.onnx")
+    state = [(spec.name, [1, *spec.shape]) for spec in manifest.state]
+    assert [(v.name, v.shape) for v in template.get_outputs()] == state
+    wanted = [("image", [1, *manifest.search.shape]), *state]
+    assert [(v.name, v.shape) for v in search.get_inputs()] == wanted
+
+
+@pytest.mark.parametrize("target", ["onnx", "orin"])
+def test_a_batch_answers_item_by_item(target: str, tmp_path: Path) -> None:
+    options = ExportOptions(target=target, max_batch=8, input_format="uint8-bgr-hwc")
+    manifest = write_models(filled_model(SMALL), options, tmp_path)
+    made = crops(manifest, 3)
+    together = predict(tmp_path, manifest, made["template"], made["search"])
+    for i in range(3):
+        alone = predict(tmp_path, manifest, made["template"][i : i + 1], made["search"][i : i + 1])
+        np.testing.assert_allclose(together[i : i + 1], alone, rtol=0, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
+    manifest = write_models(filled_model(VARIANTS["T"]), ExportOptions("int8"), tmp_path)
+    plain = onnx.load(str(tmp_path / "search.onnx"))
+    chosen = costly_convolutions(plain)
+    # OPE and downsampling of every stage, and the first two layers of each tower
+    assert len(chosen) == 3 + 3 + 4
+    made = crops(manifest, 1)
+    wanted = predict(tmp_path, manifest, made["template"], made["search"])
+    frames = list(synthetic_clip())[:6]
+    quantise(tmp_path, manifest, [frame for frame, _ in frames], frames[0][1])
+    got = predict(tmp_path, manifest, made["template"], made["search"])
+    assert 0 < np.abs(got - wanted).max() < 0.1
+    quantised = onnx.load(str(tmp_path / "search.onnx"))
+    assert quantised.ir_version == IR_VERSION and quantised.opset_import[0].version == manifest.opset
+    int8 = onnx.TensorProto.INT8
+    kernels = [i for i in quantised.graph.initializer if i.data_type == int8 and len(i.dims) == 4]
+    assert len(kernels) == 10
+
+
+@pytest.mark.parametrize("options", [{"target": "orin"}, {"input_format": FLOAT_RGB}])
+def test_int8_is_for_cpus(options: Dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="int8"):
+        ExportOptions("int8", **options)  # type: ignore[arg-type]

@@ -124,6 +124,8 @@ def _main(arguments: argparse.Namespace) -> int:
                 _say("the source has ended; the page stays until Ctrl-C or its End button")
                 session.linger()
         except KeyboardInterrupt:
+            session.interrupted = True
+        if session.interrupted:
             _say("interrupted: completing the files")
     _print_summary(arguments, session)
     return 2 if session.failures else 0
@@ -156,6 +158,8 @@ def _completed(session: Session) -> Iterator[None]:
         # Here and not later: the next signal may come before any other line of ours runs.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
+        session.interrupted = True
+        session.end()  # an exception alone can be lost, for example in a destructor
         raise KeyboardInterrupt
 
     before: Dict[signal.Signals, Any] = {}

@@ -39,6 +39,7 @@ class Session:
         lost: decisions with state LOST.
         failures: sinks that failed, as lines for people.
         paused: whether the run waits.
+        interrupted: whether a signal ended it.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Session:
         self.count = self.unreadable = self.lost = self.updates = 0
         self.read_seconds = 0.0
         self.failures: List[str] = []
-        self.paused = False
+        self.paused = self.interrupted = False
         self.latest: Optional[Result] = None
         self.began = perf_counter()
         self._sinks: List[Sink] = list(sinks)

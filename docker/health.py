@@ -11,7 +11,7 @@ MEMORY = os.path.join(tempfile.gettempdir(), "asymtrack-health")
 
 def main():
     """Exit code 0 if healthy, 1 if not."""
-    url = "http://127.0.0.1:%s/health" % os.environ.get("ASYMTRACK_PORT", "8080")
+    url = "http://127.0.0.1:{}/health".format(os.environ.get("ASYMTRACK_PORT", "8080"))
     with urllib.request.urlopen(url, timeout=4) as answer:
         frames = json.load(answer)["frames"]
     try:
@@ -22,7 +22,7 @@ def main():
     with open(MEMORY, "w") as file:
         file.write(str(frames))
     if frames == before and not os.environ.get("ASYMTRACK_FILE"):
-        print("no frame since the last check: %d" % frames)
+        print(f"no frame since the last check: {frames}")
         return 1
     return 0
 
@@ -31,5 +31,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError, KeyError) as problem:
-        print("no answer: %s" % problem)
+        print(f"no answer: {problem}")
         sys.exit(1)

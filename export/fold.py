@@ -87,13 +87,15 @@ def fold(model: AsymTrack) -> AsymTrack:
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in folded.backbone.layers:
-        for i, block in enumerate(layer.blocks):  # type: ignore[arg-type]
+        blocks = layer.blocks
+        assert isinstance(blocks, nn.ModuleList)
+        for i, block in enumerate(blocks):
             if isinstance(block, EncoderBlock):
-                layer.blocks[i] = FoldedEncoderBlock(block)  # type: ignore[index,operator]
+                blocks[i] = FoldedEncoderBlock(block)
             elif isinstance(block, PerceptionEnhancement):
-                layer.blocks[i] = FoldedEnhancement(block)  # type: ignore[index,operator]
+                blocks[i] = FoldedEnhancement(block)
             elif isinstance(block, AttentionBlock):
-                layer.blocks[i] = FoldedAttentionBlock(block)  # type: ignore[index,operator]
+                blocks[i] = FoldedAttentionBlock(block)
     _fold_head(folded.box_head)
     return folded.requires_grad_(False)
 

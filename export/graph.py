@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Sequence, Tuple
 
@@ -85,6 +86,5 @@ def simplify(model: Any) -> Any:
 def operators(path: Path) -> List[Tuple[str, int]]:
     """Operator types of a model and how often each occurs, most frequent first."""
     import onnx
-    from collections import Counter
 
     return Counter(node.op_type for node in onnx.load(str(path)).graph.node).most_common()

@@ -27,6 +27,8 @@ class ImageInput(nn.Module):
     convolution (``fold_input``). The mean cannot be: the stem pads the normalised image with zeros.
     """
 
+    mean: Tensor
+
     def __init__(self, input_format: str, dtype: torch.dtype) -> None:
         super().__init__()
         self.uint8 = input_format == UINT8_BGR

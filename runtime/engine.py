@@ -62,7 +62,7 @@ class Engine(ABC):
     def move(self, source: int, target: int) -> None:
         """Copies the state in one slot over that in another."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most engines hold nothing that Python does not give back
         """Gives back what the engine holds; it cannot be used afterwards."""
 
 

@@ -84,6 +84,9 @@ def _bind(bind: Any, name: str, array: np.ndarray) -> None:
     bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
 
 
+_GPU_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
 class OnnxRuntimeDeviceEngine(HostEngine):
     """ONNX Runtime on a CUDA device (provider ``cuda`` or ``tensorrt``).
 
@@ -97,11 +100,9 @@ class OnnxRuntimeDeviceEngine(HostEngine):
         device: CUDA device index.
     """
 
-    _PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-
     def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
         super().__init__(manifest, f"onnxruntime {provider} {device}")
-        wanted = self._PROVIDERS[provider]
+        wanted = _GPU_PROVIDERS[provider]
         if wanted not in ort.get_available_providers():
             raise EngineError(
                 f"onnxruntime {ort.__version__} here has no {wanted}: install onnxruntime-gpu, "

@@ -187,8 +187,8 @@ def _networks(
         peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
         found = protocols.network(bench, candidates, None, peak, tuple(wanted))
     if "P4" in plan.protocols:
-        for subject, step, folder in engines:
-            found.rows.append(protocols.trtexec_way(bench, subject, step))
+        for subject, engine_step, folder in engines:
+            found.rows.append(protocols.trtexec_way(bench, subject, engine_step))
             if subject.backend == "tensorrt":
                 found.add(_trtexec(bench, subject, folder))
     for _, step in candidates:

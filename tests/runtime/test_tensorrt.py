@@ -144,7 +144,8 @@ def test_targets_come_and_go(imitated: Imitated) -> None:
         for number, single in singles.items():
             expected = single.update(frame)
             # One run of a batch rounds differently from several of one.
-            np.testing.assert_allclose(tracks[number].box, expected.box, atol=0.3 if "16" in manifest.precision else 1e-2)
+            tolerance = 0.3 if "16" in manifest.precision else 1e-2
+            np.testing.assert_allclose(tracks[number].box, expected.box, atol=tolerance)
     many.engine.close()
 
 

@@ -31,7 +31,7 @@ if [ ! -e $binfmt/qemu-aarch64 ]; then
     registered=1
 fi
 finish() {
-    umount "$root/proc" 2>/dev/null || true
+    umount "$root/sys" "$root/proc" 2>/dev/null || true
     if [ -n "$registered" ]; then echo -1 > $binfmt/qemu-aarch64; fi
 }
 trap finish EXIT INT TERM
@@ -45,12 +45,10 @@ if [ ! -e "$root/.complete" ]; then
     touch "$root/.complete"
 fi
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
+mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys" # onnxruntime asks it for the processors
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-if [ -n "${PIP_CERT:-}" ]; then
-    cp "$PIP_CERT" "$root/etc/ssl/certs/check.crt"
-    PIP_CERT=/etc/ssl/certs/check.crt
-    export PIP_CERT
-fi
+# Whom this machine trusts (a company's proxy, say), the root must trust too.
+cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 unset PIP_FIND_LINKS
 
 say "installing the package as the images do"

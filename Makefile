@@ -48,7 +48,7 @@ types: setup
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/setup.cfg -p asymtrack_edge  # not the folder asymtrack_edge/
 
 unit: setup
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 device: $(if $(PYTHON38),$(VENV38)/.installed)
 ifeq ($(PYTHON38),)

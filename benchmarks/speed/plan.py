@@ -191,8 +191,8 @@ def _networks(
             found.rows.append(protocols.trtexec_way(bench, subject, engine_step))
             if subject.backend == "tensorrt":
                 found.add(_trtexec(bench, subject, folder))
-    for _, step in candidates:
-        step.close()
+    for _, candidate in candidates:
+        candidate.close()
     return found
 
 

@@ -69,8 +69,8 @@ class TrackerSettings:
         recovery: what to do about a lost target. None: nothing, the boxes are the reference's.
     """
 
-    lost_below: float = 0.25
-    found_above: float = 0.4
+    lost_below: float = 0.4
+    found_above: float = 0.6
     smoothing: float = 0.3
     recovery: Optional[RecoverySettings] = None
 

@@ -159,6 +159,8 @@ canvas.addEventListener("pointerdown", (event) => {
   const [x, y] = place(event);
   begin(x, y, x, y);
 });
+// A drag on the picture is ours alone: the browser shall not take it for a fling and swallow the next tap.
+canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 canvas.addEventListener("pointermove", (event) => {
   if (!drawing || keyboard) return;
   [drawing.x1, drawing.y1] = place(event);

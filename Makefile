@@ -5,7 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # 3.8 is what JetPack 5 has: everything that runs on a device is tried there.
-PYTHON38 ?= $(firstword $(shell command -v python3.8) $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python))
+# (A name on the PATH may be a stand-in that does not run: ask it.)
+PYTHON38 ?= $(shell for p in python3.8 $(HOME)/.pyenv/versions/3.8.*/bin/python; do \
+    $$p -c "" 2>/dev/null && { echo $$p; break; }; done)
 VENV38 ?= .venv38
 
 PACKAGES := asymtrack_edge export runtime benchmarks

@@ -162,7 +162,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
     try:
         manifest = _parse(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
         for name, entry in manifest.files.items():

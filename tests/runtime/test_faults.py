@@ -136,9 +136,6 @@ def test_altered_file_is_not_loaded(batch_model: Path, tmp_path: Path) -> None:
         Tracker.load(folder)
 
 
-@pytest.mark.xfail(
-    raises=(AttributeError, OverflowError), reason="load_manifest does not catch these two on wrong types yet"
-)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Path, tmp_path: Path) -> None:

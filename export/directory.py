@@ -24,10 +24,13 @@ def replaced_directory(target: Path) -> Iterator[Path]:
     Raises:
         ExportError: ``target`` is something that an export must not replace, or cannot be written.
     """
-    if target.exists() and not (target.is_dir() and ((target / FILE_NAME).exists() or not any(target.iterdir()))):
-        raise ExportError(f"{target} exists and is no export directory: choose another --output")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Under the lock: while another process exchanges the directory, it is neither here nor there.
+        with _lock(target):
+            replaceable = _replaceable(target)
+        if not replaceable:
+            raise ExportError(f"{target} exists and is no export directory: choose another --output")
         beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise ExportError(f"cannot write {target}: {error.strerror}") from None
@@ -40,6 +43,13 @@ def replaced_directory(target: Path) -> Iterator[Path]:
         raise ExportError(f"cannot write {target}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether ``target`` is free, empty, or an export."""
+    if not target.exists():
+        return True
+    return target.is_dir() and ((target / FILE_NAME).exists() or not any(target.iterdir()))
 
 
 def _exchange(new: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, Tuple
 
@@ -58,13 +59,13 @@ class _TorchFile(TensorFile):
         self._tensors = tensors
         self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
 
+    @abstractmethod
     def _describe(self) -> Any:
         """Reads the pickle."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _storages(self, wanted: List[Storage]) -> Iterator[Tuple[Storage, bytes]]:
         """Yields each wanted storage with at least as many bytes as it claims."""
-        raise NotImplementedError
 
     def read(self, names: Iterable[str]) -> Iterator[Tuple[str, Any]]:
         """See ``TensorFile``."""

@@ -142,6 +142,8 @@ class Trainer:
         state, recipe = self.state, self.recipe
         for group in state.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
+        if recipe.shallow_every > 1 and self.world.size == 1:
+            self._choose_depth(state.step % recipe.shallow_every == 0)
         pairs = self.draw(recipe.batch, state.step)
         with self._autocast():
             prediction = self.network(pairs.template, pairs.search)
@@ -164,6 +166,12 @@ class Trainer:
         if recipe.ema:
             state.update_ema(recipe.ema)
         return {"lr": rate, **dict(zip(names, values))}
+
+    def _choose_depth(self, shallow: bool) -> None:
+        """Sets whether stem and first stage learn in this step (see ``Recipe.shallow_every``)."""
+        backbone = self.state.model.backbone
+        for module in (backbone.patch_embed, backbone.layers[0]):
+            module.requires_grad_(shallow)
 
     def save(self) -> None:
         """Writes the state and the weights to be deployed (main process only)."""

@@ -28,6 +28,9 @@ class Recipe:
         budget_is_length: a time budget stands for the whole schedule, so that the rate has fallen
             when it ends. Otherwise it only interrupts the run.
         bf16: compute in bfloat16 where it is safe and the processor has it.
+        shallow_every: stem and first stage learn in every n-th step only (one process only: several
+            always train all). They hold the largest feature maps: on a CPU their gradients take a
+            third of a step.
         ema: decay per step of the averaged weights that are evaluated and bundled; 0 for none.
         loss: weights of the objective's terms.
         augmentation: how pairs are drawn.
@@ -45,6 +48,7 @@ class Recipe:
     cooldown: float = 0.0
     budget_is_length: bool = False
     bf16: bool = False
+    shallow_every: int = 1
     ema: float = 0.0
     loss: LossWeights = field(default_factory=LossWeights)
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -92,6 +96,7 @@ SMALL = Recipe(
     cooldown=0.25,
     budget_is_length=True,
     bf16=True,
+    shallow_every=4,
     ema=0.999,
     loss=LossWeights(giou=2.0, l1=5.0, corner=0.5),
     augmentation=Augmentation(
@@ -108,7 +113,7 @@ SMALL = Recipe(
         stills=0.38,
         cutouts=0.1,
         patches=0.07,
-        negatives=0.05,
+        negatives=0.12,
     ),
 )
 

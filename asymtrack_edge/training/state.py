@@ -71,6 +71,8 @@ class RunState:
                 files[name] = f"{name}-{self.step}.safetensors"
                 save_tensors(folder / files[name], tensors)
         index = {"files": files, "step": self.step, "pairs": self.pairs, "seconds": self.seconds, **(extra or {})}
+        # Not every parameter takes part in every step (see Recipe.shallow_every).
+        index["updates"] = {name: int(value) for name, value in self._moments("step").items()}
         save_json(folder / INDEX, index)
         for path in folder.glob("*-*.safetensors"):
             if path.name not in files.values():
@@ -96,7 +98,8 @@ class RunState:
         for name, parameter in self.model.named_parameters():
             if name in pieces.get(MOMENTS[0], {}):
                 moments = {moment: pieces[moment][name].to(device) for moment in MOMENTS}
-                self.optimiser.state[parameter] = {"step": torch.tensor(float(self.step)), **moments}
+                updates = float(index.get("updates", {}).get(name, self.step))
+                self.optimiser.state[parameter] = {"step": torch.tensor(updates), **moments}
         return index
 
     def _moments(self, moment: str) -> Dict[str, Tensor]:

@@ -1,10 +1,11 @@
 """Interleaved timing of search networks: which of several forms is faster, and by how much.
 
-A machine is rarely quiet for long, so the contenders take turns, in random order, for a few runs at
-a time. What is compared are the ratios within a round, which see the same disturbance, and the
-fastest runs, which see the least. A large matrix product takes its turn as well: it shows what
-multiply-add rate the machine gave at the time. On a machine that others keep busy, ``--clock cpu``
-counts only the time that the one thread was running.
+A machine is rarely quiet for long, so the contenders take turns of a tenth of a second, in the
+opposite order every other round (``speed.timing.interleave``). What is compared are the ratios
+within a round, which see the same disturbance, and the fastest runs, which see the least. A large
+matrix product takes its turn as well: it shows what multiply-add rate the machine gave at the time.
+On a machine that others keep busy, ``--clock cpu`` counts only the time that the one thread was
+running.
 
     python -m asymtrack_edge.benchmarks.ab exports/plain exports/merged --reference T --threads 1
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
 import tempfile
 from collections import defaultdict
@@ -25,6 +25,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from asymtrack_edge import cli
+from asymtrack_edge.benchmarks.speed.timing import CallStep, interleave, speedup
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -64,38 +65,21 @@ class Contender:
         return float("nan") if self.multiply_adds is None else self.multiply_adds / self.best
 
 
-def race(
-    contenders: Sequence[Contender], seconds: float, runs: int = 5, clock: Callable[[], float] = perf_counter
-) -> None:
-    """Times all contenders in turn, for about ``seconds`` in all; fills their ``rounds``.
+def race(contenders: Sequence[Contender], seconds: float, clock: Callable[[], float] = perf_counter) -> None:
+    """Times all contenders in turns, for about ``seconds`` in all; fills their ``rounds``.
 
     Args:
         contenders: at least one.
-        seconds: no round begins after this long (there is always one).
-        runs: timed runs of a contender in a round; one more before them is not timed.
+        seconds: no round begins after this long (there is always one); where fewer than
+            ``speed.timing.LEAST_ROUNDS`` were made by then, half as long again.
         clock: ``time.thread_time`` leaves out the time in which the thread did not run; right only for
             contenders that work in the calling thread alone.
     """
-    for contender in contenders:
-        contender.step()
-    end = perf_counter() + seconds
-    while True:
-        for contender in random.sample(list(contenders), len(contenders)):
-            contender.step()
-            times = []
-            for _ in range(runs):
-                began = clock()
-                contender.step()
-                times.append(clock() - began)
-            contender.rounds.append(times)
-        if perf_counter() >= end:
-            return
-
-
-def speedup(first: Contender, other: Contender) -> Tuple[float, float, float]:
-    """How many times faster ``other`` is: median over the rounds, and their 10th and 90th percentile."""
-    ratios = [np.median(a) / np.median(b) for a, b in zip(first.rounds, other.rounds)]
-    return float(np.median(ratios)), float(np.percentile(ratios, 10)), float(np.percentile(ratios, 90))
+    # Numbered, because the same model may run against itself.
+    steps = {str(i): CallStep(contender.step, clock) for i, contender in enumerate(contenders)}
+    measured = interleave(steps, seconds, calls=sys.maxsize)
+    for i, contender in enumerate(contenders):
+        contender.rounds = measured.samples[str(i)]
 
 
 def session(model: Any, threads: int, **options: Any) -> Any:
@@ -131,9 +115,7 @@ def random_feed(opened: Any, batch: int = 1, seed: int = 0) -> Dict[str, np.ndar
     return feed
 
 
-def onnx_contender(
-    path: Path, threads: int, name: Optional[str] = None, batch: int = 1, **options: Any
-) -> Contender:
+def onnx_contender(path: Path, threads: int, name: Optional[str] = None, batch: int = 1, **options: Any) -> Contender:
     """The search network of an export directory, or any ONNX model, on made-up inputs bound once.
 
     Args:
@@ -239,7 +221,7 @@ def report(contenders: Sequence[Contender], peak: Optional[Contender]) -> List[D
     """The figures of a race, the ratios over the first contender."""
     rows = []
     for contender in contenders:
-        ratio, low, high = speedup(contenders[0], contender)
+        ratio, low, high = speedup(contenders[0].rounds, contender.rounds)
         row: Dict[str, Any] = {
             "name": contender.name,
             "best_ms": contender.best * 1e3,

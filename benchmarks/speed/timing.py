@@ -4,6 +4,8 @@ Other programs, clocks and temperature change the speed of a machine from one se
 Measured one after the other, two candidates are compared under different conditions. Here they take
 turns in short bursts, in the opposite order every other round, and each round gives one ratio: what
 slows the machine down slows both. The spread of these ratios says how far the answer can be trusted.
+(Of a steady drift a fixed order would favour one side; in the opposite order the next round favours
+the other, and the median over the rounds neither.)
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from time import perf_counter, process_time
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.ab import Contender, speedup
 from asymtrack_edge.errors import UsageError
 
 #: Fewest rounds a comparison is drawn from.
@@ -118,6 +119,21 @@ def summarise(seconds: Sequence[float]) -> Summary:
     )
 
 
+def speedup(base: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Tuple[float, float, float]:
+    """How many times faster one candidate is than another, from rounds in which both took a turn.
+
+    Args:
+        base: what is compared with: of each round the seconds of its calls.
+        other: the candidate, in the same rounds.
+
+    Returns:
+        Median over the rounds of (median time of ``base``) / (median time of ``other``), and the 10th
+        and 90th percentile.
+    """
+    ratios = [np.median(a) / np.median(b) for a, b in zip(base, other)]
+    return float(np.median(ratios)), float(np.percentile(ratios, 10)), float(np.percentile(ratios, 90))
+
+
 @dataclass(frozen=True)
 class Ratio:
     """How much faster one candidate is than another.
@@ -201,12 +217,12 @@ class Rounds:
 
     def compare(self, name: str, base: str) -> Ratio:
         """How much faster ``name`` is than ``base``, from the rounds' medians."""
-        sides = [Contender(n, lambda: None, rounds=self.samples[n]) for n in (base, name)]
-        return judge(name, base, speedup(*sides), len(self.samples[name]))
+        times = speedup(self.samples[base], self.samples[name])
+        return judge(name, base, times, len(self.samples[name]))
 
 
 def interleave(
-    steps: Dict[str, Step],
+    steps: Mapping[str, Step],
     seconds: Optional[float],
     calls: int = 1000,
     warmup: int = 100,

@@ -16,6 +16,7 @@ from asymtrack_edge.benchmarks.speed.timing import (
     interleave,
     judge,
     percentile,
+    speedup,
     summarise,
     timed_loop,
 )
@@ -135,9 +136,7 @@ def test_all_calls_are_made_without_a_time_limit_and_the_first_of_a_turn_is_not_
 def test_turns_change_their_order_every_round() -> None:
     order: List[str] = []
     world = World()
-    interleave(
-        {"a": world.step(0.05), "b": world.step(0.05)}, 2, 10**6, warmup=0, tick=order.append, clock=world.clock
-    )
+    interleave({"a": world.step(0.05), "b": world.step(0.05)}, 2, 10**6, warmup=0, tick=order.append, clock=world.clock)
     turns = [note for note in order if not note.startswith("warm-up")]
     assert turns[:4] == ["a", "b", "b", "a"]
 
@@ -173,3 +172,10 @@ def test_rounds_keep_every_call_in_order() -> None:
     rounds.samples["a"] = [[1.0, 3.0, 2.0], [5.0]]
     assert rounds.all("a") == [1, 3, 2, 5]
     assert rounds.medians("a") == [2, 5]
+
+
+def test_speedup_compares_the_medians_of_each_round() -> None:
+    base, other = [[2.0, 9.0, 1.0], [4.0], [6.0]], [[1.0], [1.0], [1.0, 2.0, 9.0]]
+    ratio, low, high = speedup(base, other)
+    assert ratio == pytest.approx(3) and low == pytest.approx(2.2) and high == pytest.approx(3.8)
+    assert speedup(base, base) == (1, 1, 1)

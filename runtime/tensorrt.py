@@ -4,8 +4,9 @@ Per frame, one pinned copy of the part of the frame that the windows show, and o
 windows up (32 bytes per target), crop kernel, search engine, predictions down (20 bytes per target).
 The template engine writes into the memory that the search engine reads. Nothing is allocated.
 
-Targets live in groups of up to ``max_batch``; a group is one batch of the search engine, with its
-own memory at fixed addresses, its own execution context and its own graph.
+Targets live in groups of up to ``max_batch``; a group is one batch of the search engine
+(``tensorrt_group``). The engines themselves are loaded by ``tensorrt_network``, frames brought up by
+``cuda_frame``.
 """
 
 from __future__ import annotations
@@ -13,28 +14,23 @@ from __future__ import annotations
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 
-from asymtrack_edge.engine_key import difference, engine_file, engine_key
 from asymtrack_edge.errors import EngineError
 from asymtrack_edge.geometry import CropWindow, check_frame
 from asymtrack_edge.gpu import Gpu, find_gpu
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest
 from asymtrack_edge.runtime import cuda_crop
-from asymtrack_edge.runtime.cuda import CudaDevice, Graph, HostBuffer, open_cuda
+from asymtrack_edge.runtime.cuda import CudaDevice, open_cuda
 from asymtrack_edge.runtime.cuda_compile import compile_kernel
+from asymtrack_edge.runtime.cuda_frame import FrameBuffer
 from asymtrack_edge.runtime.device_frame import device_frame, is_device_frame
 from asymtrack_edge.runtime.engine import Engine
-from asymtrack_edge.trt import (
-    TensorRT,
-    collecting_logger,
-    dtype_name,
-    flavour_of,
-    last_words,
-    load_tensorrt,
-)
+from asymtrack_edge.runtime.tensorrt_group import TargetGroup
+from asymtrack_edge.runtime.tensorrt_network import Network, fitting_engine, nbytes
+from asymtrack_edge.trt import TensorRT, flavour_of, load_tensorrt
 
 #: TensorRT wants the addresses of tensors aligned to this.
 ALIGNMENT = 256
@@ -48,163 +44,10 @@ def unfit(manifest: Manifest, device: int = 0) -> Optional[str]:
         gpu = find_gpu(device)
         tensorrt = load_tensorrt(flavour_of(manifest.target))
         for network in ("template", "search"):
-            _engine_name(manifest, network, tensorrt, gpu)
+            fitting_engine(manifest, network, tensorrt, gpu)
     except EngineError as error:
         return str(error)
     return None
-
-
-def _engine_name(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> str:
-    """Name of the engine to load.
-
-    Raises:
-        EngineError: there is none, or not one for this TensorRT and GPU.
-    """
-    key = engine_key(manifest, network, tensorrt, gpu)
-    name = engine_file(network, key)
-    if name not in manifest.engines or name not in manifest.files:
-        raise EngineError(f"the export has no {name}: build it here with asymtrack-build")
-    reason = difference(manifest.engines[name], key)
-    if reason is not None:
-        raise EngineError(f"{name} does not fit, {reason}: build it here with asymtrack-build")
-    return name
-
-
-class Network:
-    """An engine of the export, checked and deserialised."""
-
-    def __init__(self, folder: Path, manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> None:
-        trt = tensorrt.module
-        name = _engine_name(manifest, network, tensorrt, gpu)
-        # Deserialising runs code from the file: not before its hash has been checked.
-        content = check_file(folder, name, manifest.files[name]).read_bytes()
-        self.logger = collecting_logger(trt)
-        self._runtime = trt.Runtime(self.logger)
-        self.engine = self._runtime.deserialize_cuda_engine(content)
-        if self.engine is None:
-            raise EngineError(
-                f"{tensorrt.name} cannot load {name}: {last_words(self.logger.errors)}; build it here "
-                "with asymtrack-build --rebuild"
-            )
-        self._name = name
-        image = manifest.template if network == "template" else manifest.search
-        inputs = [image] if network == "template" else [image, *manifest.state]
-        outputs = list(manifest.state) if network == "template" else [manifest.output]
-        self.inputs = [spec.name for spec in inputs]
-        self._check(trt, inputs, trt.TensorIOMode.INPUT)
-        self._check(trt, outputs, trt.TensorIOMode.OUTPUT)
-        self.dynamic = self.engine.get_tensor_shape(self.inputs[0])[0] < 0
-
-    def _check(self, trt: Any, specs: Sequence[TensorSpec], mode: Any) -> None:
-        """Compares the engine's tensors with the manifest's: buffers are sized by the latter."""
-        engine = self.engine
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        names = [name for name in names if engine.get_tensor_mode(name) == mode]
-        if sorted(names) != sorted(spec.name for spec in specs):
-            raise EngineError(f"{self._name} has the tensors {names}, the manifest others: build it again")
-        for spec in specs:
-            dtype = dtype_name(trt, engine.get_tensor_dtype(spec.name))
-            shape = tuple(engine.get_tensor_shape(spec.name))[1:]
-            if (dtype, shape) != (spec.dtype, spec.shape):
-                raise EngineError(
-                    f"{self._name}: {spec.name} is {dtype} {shape}, the manifest says {spec.dtype} "
-                    f"{spec.shape}: build it again"
-                )
-
-    def context(self, shapes: Mapping[str, Sequence[int]], addresses: Dict[str, int]) -> Any:
-        """An execution context with shapes and addresses set.
-
-        Args:
-            shapes: of the inputs, batch included.
-            addresses: of all tensors.
-        """
-        context = self.engine.create_execution_context()
-        if context is None:
-            raise EngineError(f"{self._name} got no memory to run in: {last_words(self.logger.errors)}")
-        self.set_shapes(context, shapes)
-        for name, address in addresses.items():
-            context.set_tensor_address(name, address)
-        return context
-
-    def set_shapes(self, context: Any, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Sets the inputs' shapes where the engine leaves the batch free."""
-        if not self.dynamic:
-            return
-        for name in self.inputs:
-            if not context.set_input_shape(name, tuple(shapes[name])):
-                raise EngineError(f"{self._name} does not take {name} of shape {tuple(shapes[name])}")
-
-    def enqueue(self, context: Any, stream: int) -> None:
-        """Queues one run on a stream."""
-        if not context.execute_async_v3(stream):
-            raise EngineError(f"{self._name} failed to run: {last_words(self.logger.errors)}")
-
-
-class _Group:
-    """Up to ``max_batch`` targets that run as one batch: memory, context, graph."""
-
-    def __init__(self, owner: TensorRTEngine, mapped: bool) -> None:
-        manifest, cuda = owner.manifest, owner.cuda
-        self._owner = owner
-        size = manifest.max_batch
-        self.state = {spec.name: cuda.allocate(size * nbytes(spec)) for spec in manifest.state}
-        self._image = cuda.allocate(size * nbytes(manifest.search))
-        self._output = cuda.allocate(size * nbytes(manifest.output))
-        # The windows are read by the kernel where they are written, if the GPU shares our memory.
-        self._host = cuda.pinned(size * cuda_crop.WINDOW.itemsize, mapped)
-        self._device = self._host.device_address or cuda.allocate(self._host.array.nbytes)
-        self.windows = self._host.array.view(cuda_crop.WINDOW)
-        self._answers = cuda.pinned(size * nbytes(manifest.output)).array.view(np.float32).reshape(size, -1)
-        self._addresses = {
-            **self.state,
-            manifest.search.name: self._image,
-            manifest.output.name: self._output,
-        }
-        self._count = 0
-        self._context: Any = None
-        self._graph: Optional[Graph] = None
-
-    def run(self, count: int) -> np.ndarray:
-        """Queues the step for the first ``count`` targets; returns where the answers will be."""
-        if count != self._count:
-            self._prepare(count)
-        if self._graph is not None:
-            self._graph.launch()
-        else:
-            self._step()
-        return self._answers[:count]
-
-    def _prepare(self, count: int) -> None:
-        """Sets the batch and captures the step: once, and again only when the number of targets changes."""
-        owner = self._owner
-        shapes = {s.name: (count, *s.shape) for s in (owner.manifest.search, *owner.manifest.state)}
-        self.close_graph()
-        self._count = 0
-        if self._context is None:
-            self._context = owner.search_network.context(shapes, self._addresses)
-        else:
-            owner.search_network.set_shapes(self._context, shapes)
-        self._count = count
-        if owner.use_graph:
-            # TensorRT has to run once with these shapes before it can be captured.
-            self._step()
-            owner.cuda.synchronise()
-            self._graph = owner.cuda.capture(self._step)
-            owner.graphs = owner.graphs and self._graph is not None
-
-    def close_graph(self) -> None:
-        """Gives the graph back."""
-        if self._graph is not None:
-            self._graph.close()
-            self._graph = None
-
-    def _step(self) -> None:
-        owner, count = self._owner, self._count
-        if not self._host.device_address:
-            owner.cuda.upload(self._device, self._host.array[: count * cuda_crop.WINDOW.itemsize])
-        owner.launch_crop(self._device, self._image, owner.manifest.search_size, count)
-        owner.search_network.enqueue(self._context, owner.cuda.stream)
-        owner.cuda.download(self._answers[:count], self._output)
 
 
 class TensorRTEngine(Engine):
@@ -222,8 +65,7 @@ class TensorRTEngine(Engine):
     Attributes:
         cuda: the GPU.
         search_network: the search engine.
-        use_graph: as given.
-        graphs: whether the last capture worked.
+        use_graph: as ``graph`` was given.
 
     Raises:
         EngineError: no GPU, no TensorRT, or no engine that fits them; says which.
@@ -239,10 +81,9 @@ class TensorRTEngine(Engine):
         tensorrt = load_tensorrt(flavour_of(manifest.target))
         super().__init__(manifest, f"{tensorrt.name} on {gpu.name}")
         self.use_graph = graph
-        self.graphs = graph
         self.cuda: CudaDevice = open_cuda(device)
-        self._groups: List[_Group] = []
-        self._frame = _FrameBuffer(self.cuda)
+        self._groups: List[TargetGroup] = []
+        self._frame = FrameBuffer(self.cuda)
         self._predictions = np.zeros((0, 5), np.float32)
         try:
             with self.cuda.current():
@@ -251,6 +92,11 @@ class TensorRTEngine(Engine):
         except BaseException:
             self.cuda.close()
             raise
+
+    @property
+    def graphs(self) -> bool:
+        """Whether the step runs as a graph: one is asked for and no capture failed."""
+        return self.use_graph and all(group.captured for group in self._groups)
 
     def _open(self, folder: Path, tensorrt: TensorRT, gpu: Gpu) -> None:
         manifest, cuda = self.manifest, self.cuda
@@ -279,7 +125,9 @@ class TensorRTEngine(Engine):
         batch = self.manifest.max_batch
         with self.cuda.current():
             while self.capacity < slots:
-                self._groups.append(_Group(self, self.cuda.gpu.integrated))
+                self._groups.append(
+                    TargetGroup(self.manifest, self.cuda, self.search_network, self.launch_crop, self.use_graph)
+                )
                 self.capacity += batch
         if len(self._predictions) < self.capacity:
             self._predictions = np.zeros((self.capacity, 5), np.float32)
@@ -333,9 +181,7 @@ class TensorRTEngine(Engine):
         with self.cuda.current():
             for spec in self.manifest.state:
                 size = nbytes(spec)
-                to, of = (
-                    self._groups[s // batch].state[spec.name] + s % batch * size for s in (target, source)
-                )
+                to, of = (self._groups[s // batch].state[spec.name] + s % batch * size for s in (target, source))
                 self.cuda.copy(to, of, size)
             self.cuda.synchronise()
 
@@ -357,71 +203,3 @@ class TensorRTEngine(Engine):
                     delattr(self, name)
         self.cuda.close()
         self.capacity = 0
-
-
-class _FrameBuffer:
-    """Brings the part of a frame that windows show to where the GPU can read it."""
-
-    def __init__(self, cuda: CudaDevice) -> None:
-        self._cuda = cuda
-        self._mapped = cuda.gpu.integrated
-        self._host: Optional[HostBuffer] = None
-        self._device = 0
-        self._kept: Any = None
-
-    def write(
-        self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1
-    ) -> None:
-        """Queues the upload of a frame and writes the records of its windows.
-
-        Args:
-            frame: on the host or on the device.
-            windows: of all targets.
-            records: where to write them, ``step`` to each array.
-            step: see ``records``.
-        """
-        if is_device_frame(frame):
-            there = device_frame(frame, self._cuda.stream)
-            if there.stream is not None:
-                self._cuda.wait_for(there.stream)
-            pixels, pitch, shape = there.address, there.pitch, there.shape
-            self._kept = there.owner
-        else:
-            pixels, pitch = self._upload(frame, windows)
-            shape = frame.shape
-        for i in range(0, len(windows), step):
-            cuda_crop.write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape)
-
-    def _upload(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> Any:
-        """Stages and uploads what the windows show; returns address of the frame's origin, and pitch."""
-        left, top, right, bottom = cuda_crop.covered(windows, frame.shape)
-        width, height = right - left, bottom - top
-        if not width:
-            return 0, 0
-        self._grow(frame.nbytes)
-        assert self._host is not None
-        staged = self._host.array[: width * height * 3]
-        np.copyto(staged.reshape(height, width, 3), frame[top:bottom, left:right])
-        address = self._host.device_address
-        if not address:
-            self._cuda.upload(self._device, staged)
-            address = self._device
-        # Only pixels inside the staged part are read; the origin may lie before the buffer.
-        return (address - top * width * 3 - left * 3) % 2**64, width * 3
-
-    def _grow(self, size: int) -> None:
-        """Makes room for a whole frame, so that frames of one size never allocate again."""
-        if self._host is not None and self._host.array.nbytes >= size:
-            return
-        if self._host is not None:
-            self._cuda.release(self._host)
-            if not self._mapped:
-                self._cuda.free(self._device)
-        self._host = self._cuda.pinned(size, self._mapped)
-        if not self._mapped:
-            self._device = self._cuda.allocate(size)
-
-
-def nbytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor for one target."""
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize

@@ -14,7 +14,7 @@ import pytest
 
 import asymtrack_edge.trt
 from asymtrack_edge.export import builder
-from asymtrack_edge.runtime import tensorrt
+from asymtrack_edge.runtime import tensorrt, tensorrt_group, tensorrt_network
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
@@ -29,10 +29,11 @@ HOLDS: Dict[Any, Dict[str, str]] = {
         "profile": "IOptimizationProfile",
         "cache": "ITimingCache",
     },
-    tensorrt: {
+    tensorrt: {"_template_context": "IExecutionContext"},
+    tensorrt_group: {"_context": "IExecutionContext"},
+    tensorrt_network: {
         "engine": "ICudaEngine",
         "context": "IExecutionContext",
-        "_template_context": "IExecutionContext",
         "_runtime": "Runtime",
     },
     asymtrack_edge.trt: {},

@@ -36,11 +36,10 @@ class TorchEngine(HostEngine):
         for name, value in state.items():
             self.state[name][slot] = value[0].float().cpu().numpy()
 
-    def _run_search(self, start: int, count: int) -> None:
-        rows = slice(start, start + count)
-        state: Dict[str, Tensor] = {n: torch.from_numpy(v[rows]).to(self._device) for n, v in self.state.items()}
+    def _run_searches(self, count: int) -> None:
+        state: Dict[str, Tensor] = {n: torch.from_numpy(v[:count]).to(self._device) for n, v in self.state.items()}
         with torch.inference_mode():
-            answer = self.model.search(torch.from_numpy(self._search_images[rows]).to(self._device), state)
+            answer = self.model.search(torch.from_numpy(self._search_images[:count]).to(self._device), state)
             score = localisation_score(answer.score_tl, answer.score_br)
             prediction = torch.cat([answer.box.float(), score], 1)
-        self._predictions[rows] = prediction.cpu().numpy()
+        self._predictions[:count] = prediction.cpu().numpy()

@@ -121,9 +121,7 @@ class HostEngine(Engine):
                 self._cropper.crop(frame, window, self._search_crop)
                 self._normalise(self._search_crop, self._search_images[i])
         cropped = perf_counter()
-        step = self.manifest.max_batch
-        for start in range(0, len(windows), step):
-            self._run_search(start, min(step, len(windows) - start))
+        self._run_searches(len(windows))
         self.seconds["crop"] += cropped - began
         self.seconds["infer"] += perf_counter() - cropped
         return self._predictions[: len(windows)]
@@ -143,5 +141,5 @@ class HostEngine(Engine):
         """Runs the template network on ``_template_image`` and writes ``state[...][slot]``."""
 
     @abstractmethod
-    def _run_search(self, start: int, count: int) -> None:
-        """Runs the search network on slots ``start`` to ``start + count`` and writes ``_predictions``."""
+    def _run_searches(self, count: int) -> None:
+        """Runs the search network on slots 0 to ``count`` - 1 and writes their rows of ``_predictions``."""

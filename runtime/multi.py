@@ -1,4 +1,4 @@
-"""Following several targets at once, in one run of the search network per frame."""
+"""Following several targets at once, in one call of the engine per frame."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from asymtrack_edge.runtime.target import Target, Track, TrackerSettings
 class MultiTracker:
     """Follows any number of targets, which may come and go between any two frames.
 
-    The frame is cropped once per target and all crops go through the search network together, in
-    batches as large as the export allows (``asymtrack-export --batch``). Each target has its own
-    state; its track does not depend on the others'.
+    The frame is cropped once per target and the engine gets all crops in one call: on a CPU it spreads
+    them over the threads, a TensorRT engine takes them in batches as large as the export allows
+    (``asymtrack-export --batch``). Each target has its own state; its track does not depend on the
+    others'.
 
     Example::
 

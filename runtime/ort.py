@@ -7,6 +7,8 @@ five numbers per target come out.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -16,6 +18,8 @@ import onnxruntime as ort
 from asymtrack_edge.errors import EngineError
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.engine import HostEngine
+
+_CPU = ["CPUExecutionProvider"]
 
 
 def _session(path: Path, threads: Optional[int], providers: List[Any]) -> ort.InferenceSession:
@@ -33,28 +37,44 @@ def _session(path: Path, threads: Optional[int], providers: List[Any]) -> ort.In
 class OnnxRuntimeEngine(HostEngine):
     """ONNX Runtime on the CPU.
 
+    One target uses all threads inside each operator. Several are spread over the threads instead, one
+    whole network each: nothing waits at the end of an operator, and the features of one target stay in
+    the cache, which those of a batch do not (docs/performance.md has the figures of all three ways).
+
     Args:
         folder: an export directory.
         manifest: its manifest, already verified.
-        threads: for one operator; None lets ONNX Runtime choose (one per core).
+        threads: how many to use; None for one per processor that this process may use.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
         super().__init__(manifest, "onnxruntime CPU")
-        providers = ["CPUExecutionProvider"]
-        self._template = _session(folder / "template.onnx", threads, providers)
-        self._search = _session(folder / "search.onnx", threads, providers)
+        self.threads = threads or _processors()
+        self._search_path = folder / "search.onnx"
+        self._template = _session(folder / "template.onnx", threads, _CPU)
+        self._search = _session(self._search_path, threads, _CPU)
+        #: The same network on one thread. A session may run in several threads at once.
+        self._lane: Optional[ort.InferenceSession] = None
+        self._helpers: Optional[ThreadPoolExecutor] = None
         self._template_bindings: Dict[int, Any] = {}
-        self._search_bindings: Dict[Tuple[int, int], Any] = {}
+        self._search_bindings: Dict[Tuple[bool, int], Any] = {}
         self.reserve(1)
 
     def reserve(self, slots: int) -> None:
-        """See ``Engine.reserve``."""
+        """See ``Engine.reserve``. Room for a second target opens a second session."""
         if slots > self.capacity:
             # The bindings hold addresses of the arrays that are about to be replaced.
             self._template_bindings.clear()
             self._search_bindings.clear()
         super().reserve(slots)
+        if slots > 1 and self.threads > 1 and self._lane is None:
+            self._lane = _session(self._search_path, 1, _CPU)
+            self._helpers = ThreadPoolExecutor(self.threads - 1, "asymtrack-lane")
+
+    def close(self) -> None:
+        """See ``Engine.close``."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
 
     def _run_template(self, slot: int) -> None:
         binding = self._template_bindings.get(slot)
@@ -66,17 +86,65 @@ class OnnxRuntimeEngine(HostEngine):
             self._template_bindings[slot] = binding
         self._template.run_with_iobinding(binding)
 
-    def _run_search(self, start: int, count: int) -> None:
-        binding = self._search_bindings.get((start, count))
+    def _run_searches(self, count: int) -> None:
+        spread = self._spread(count)
+        if spread:
+            self._run_lanes(spread)
+        for slot in range(spread, count):
+            self._search.run_with_iobinding(self._binding(self._search, slot))
+
+    def _spread(self, count: int) -> int:
+        """How many of ``count`` targets run side by side, one thread each; the rest use all threads.
+
+        Whole rounds of one target per thread, and a last one if it keeps most of the threads busy:
+        an operator on many threads is about half as efficient as on one.
+        """
+        if self._lane is None or count == 1:
+            return 0
+        rest = count % self.threads
+        return count if 2 * rest > self.threads else count - rest
+
+    def _run_lanes(self, count: int) -> None:
+        lane, helpers = self._lane, self._helpers
+        assert lane is not None and helpers is not None
+        bindings = [self._binding(lane, slot) for slot in range(count)]
+        # Each thread takes the next target when it is done with one: next() on it is atomic.
+        waiting = iter(bindings)
+
+        def work() -> None:
+            for binding in waiting:
+                lane.run_with_iobinding(binding)
+
+        others = [helpers.submit(work) for _ in range(min(count, self.threads) - 1)]
+        try:
+            work()
+        finally:
+            # Nobody may still write the predictions when this returns, whatever happened.
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _binding(self, session: ort.InferenceSession, slot: int) -> Any:
+        """The tensors of one slot, bound to a session once."""
+        key = (session is self._search, slot)
+        binding = self._search_bindings.get(key)
         if binding is None:
-            rows = slice(start, start + count)
-            binding = self._search.io_binding()
-            _bind(binding.bind_input, self.manifest.search.name, self._search_images[rows])
+            row = slice(slot, slot + 1)
+            binding = session.io_binding()
+            _bind(binding.bind_input, self.manifest.search.name, self._search_images[row])
             for name, values in self.state.items():
-                _bind(binding.bind_input, name, values[rows])
-            _bind(binding.bind_output, self.manifest.output.name, self._predictions[rows])
-            self._search_bindings[start, count] = binding
-        self._search.run_with_iobinding(binding)
+                _bind(binding.bind_input, name, values[row])
+            _bind(binding.bind_output, self.manifest.output.name, self._predictions[row])
+            self._search_bindings[key] = binding
+        return binding
+
+
+def _processors() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1
 
 
 def _bind(bind: Any, name: str, array: np.ndarray) -> None:
@@ -116,7 +184,7 @@ class OnnxRuntimeDeviceEngine(HostEngine):
             raise EngineError(f"onnxruntime fell back from {wanted} to the CPU: check the CUDA installation")
         self._state_values: List[Dict[str, Any]] = []
         self._image_values: Dict[int, Any] = {}
-        self._bindings: Dict[Tuple[int, int], Any] = {}
+        self._bindings: Dict[int, Any] = {}
         self.reserve(1)
 
     def reserve(self, slots: int) -> None:
@@ -126,9 +194,7 @@ class OnnxRuntimeDeviceEngine(HostEngine):
         self._bindings.clear()
         self._image_values.clear()
         while len(self._state_values) < slots:
-            self._state_values.append(
-                {s.name: self._zeros((1, *s.shape), s.dtype) for s in self.manifest.state}
-            )
+            self._state_values.append({s.name: self._zeros((1, *s.shape), s.dtype) for s in self.manifest.state})
         super().reserve(slots)
 
     def move(self, source: int, target: int) -> None:
@@ -147,21 +213,23 @@ class OnnxRuntimeDeviceEngine(HostEngine):
             binding.bind_ortvalue_output(name, value)
         self._template.run_with_iobinding(binding)
 
-    def _run_search(self, start: int, count: int) -> None:
+    def _run_searches(self, count: int) -> None:
         # One target per run: slots are separate tensors here. Batching on a GPU is the TensorRT engine's job.
-        for slot in range(start, start + count):
+        for slot in range(count):
             image = self._image_values.get(slot)
-            binding = self._bindings.get((slot, 1))
+            binding = self._bindings.get(slot)
             if image is None or binding is None:
-                image = self._image_values[slot] = self._zeros(
-                    (1, *self.manifest.search.shape), self.manifest.search.dtype
-                )
-                binding = self._search.io_binding()
-                binding.bind_ortvalue_input(self.manifest.search.name, image)
-                for name, value in self._state_values[slot].items():
-                    binding.bind_ortvalue_input(name, value)
-                output = self._predictions[slot : slot + 1]
-                _bind(binding.bind_output, self.manifest.output.name, output)
-                self._bindings[slot, 1] = binding
+                image, binding = self._bind_slot(slot)
             image.update_inplace(self._search_images[slot : slot + 1])
             self._search.run_with_iobinding(binding)
+
+    def _bind_slot(self, slot: int) -> Tuple[Any, Any]:
+        """Device memory for the slot's crop, and everything bound to it."""
+        image = self._zeros((1, *self.manifest.search.shape), self.manifest.search.dtype)
+        binding = self._search.io_binding()
+        binding.bind_ortvalue_input(self.manifest.search.name, image)
+        for name, value in self._state_values[slot].items():
+            binding.bind_ortvalue_input(name, value)
+        _bind(binding.bind_output, self.manifest.output.name, self._predictions[slot : slot + 1])
+        self._image_values[slot], self._bindings[slot] = image, binding
+        return image, binding

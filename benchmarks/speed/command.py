@@ -78,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     ab.add_argument("--reference", action="store_true", help="put the published form in PyTorch first")
     _time_options(ab, 30.0, "in all")
 
-    targets = _add(commands, "targets", _targets, "several targets: one batch against one by one")
+    targets = _add(commands, "targets", _targets, "several targets: one call for all against one each")
     _model_options(targets)
     targets.add_argument("--counts", default="1,2,4,8", metavar="N,M", help="default: 1,2,4,8")
     _one_backend(targets)

@@ -1,4 +1,4 @@
-"""Several targets in one frame: one batch against one run per target, as rivals do it."""
+"""Several targets in one frame: one call for all against one call each, as with a tracker per target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Callable, List, Optional, Sequence, Tuple
 
 from asymtrack_edge.benchmarks.speed import models, protocols
 from asymtrack_edge.benchmarks.speed.protocols import Bench
-from asymtrack_edge.benchmarks.speed.rows import Findings
+from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine_subject
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.errors import UsageError
@@ -58,16 +58,22 @@ def measure(
     cpu_threads = threads if backend == "onnxruntime" else None
     for count in counts:
         candidates: List[Tuple[Subject, Step]] = []
-        for name, folder in (("one by one", alone), ("one batch", together)):
+        for name, folder in (("one by one", alone), ("together", together)):
             engine = open_engine(folder, backend, device, cpu_threads)
             title = f"{name} ({count} target{'s' * (count > 1)})"
             subject = engine_subject(engine, backend, device, cpu_threads, title)
-            candidates.append((replace(subject, batch=count), EngineStep(engine, count)))
+            candidates.append((replace(subject, batch=count), EngineStep(engine, count, name == "together")))
         part = protocols.network(share, candidates, protocols=("P2",), calls=300)
+        single = min(_median(row) for row in part.rows if row.subject.name.startswith("one by one")) / count
         for row in part.rows:
-            assert row.latency is not None
-            row.values["ms per target"] = row.latency.median / count
+            row.values["ms per target"] = _median(row) / count
+            row.values["cost in single targets"] = _median(row) / single
         found.add(part)
         for _, step in candidates:
             step.close()
     return found
+
+
+def _median(row: Row) -> float:
+    assert row.latency is not None
+    return row.latency.median

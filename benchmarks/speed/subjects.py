@@ -89,10 +89,11 @@ class EngineStep(Step):
 
     Args:
         engine: open.
-        targets: crops in one call.
+        targets: crops in one sample.
+        together: whether one call takes all of them, or one call each.
     """
 
-    def __init__(self, engine: Engine, targets: int = 1) -> None:
+    def __init__(self, engine: Engine, targets: int = 1, together: bool = True) -> None:
         self.engine = engine
         engine.reserve(targets)
         side = engine.manifest.search_size
@@ -103,12 +104,14 @@ class EngineStep(Step):
         z = engine.manifest.template_size
         for slot in range(targets):
             engine.template(self._frame, CropWindow(0, 0, z, centre), slot)
-        self._windows = [CropWindow(0, 0, side, centre)] * targets
+        window = CropWindow(0, 0, side, centre)
+        self._calls = [[window] * targets] if together else [[window]] * targets
 
     def sample(self) -> float:
         """See ``Step.sample``."""
         before = self.engine.seconds["infer"]
-        self.engine.search(self._frame, self._windows)
+        for windows in self._calls:
+            self.engine.search(self._frame, windows)
         return self.engine.seconds["infer"] - before
 
     def close(self) -> None:

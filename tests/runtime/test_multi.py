@@ -1,9 +1,9 @@
-"""Several targets: each as if alone, coming and going at any time, in one batch."""
+"""Several targets: each as if alone, coming and going at any time, in one call."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict, List
 
 import numpy as np
 import pytest
@@ -93,11 +93,12 @@ def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
         assert many.update(frame)[number] == one.update(frame)
 
 
-def test_batched_targets_agree_with_single_trackers(batch_model: Path) -> None:
-    """Six targets in batches of four: each track as from a tracker of its own, also after removals."""
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int) -> None:
+    """Each track as from a tracker of its own, also after removals, however they share the threads."""
     frames = [frame for frame, _ in moving_square(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
-    many = MultiTracker(open_engine(batch_model, threads=1), capacity=2)
+    many = MultiTracker(open_engine(batch_model, threads=threads), capacity=2)
     singles, ids = [], []
     for box in boxes:
         tracker = Tracker.load(batch_model, threads=1)
@@ -114,3 +115,42 @@ def test_batched_targets_agree_with_single_trackers(batch_model: Path) -> None:
             alone = singles[k].update(frame)
             assert np.allclose(tracks[ids[k]].box, alone.box, atol=0.05)
             assert tracks[ids[k]].score == pytest.approx(alone.score, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("threads", "targets", "spread"),
+    [(1, 5, 0), (2, 1, 0), (2, 2, 2), (2, 3, 2), (4, 2, 0), (4, 3, 3), (4, 6, 4), (4, 7, 7), (4, 8, 8)],
+)
+def test_targets_are_spread_over_the_threads(batch_model: Path, threads: int, targets: int, spread: int) -> None:
+    engine = open_engine(batch_model, threads=threads)
+    engine.reserve(targets)
+    assert engine._spread(targets) == spread  # type: ignore[attr-defined]
+    engine.close()
+
+
+def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path) -> None:
+    engine = open_engine(batch_model, threads=2)
+    many = MultiTracker(engine, capacity=4)
+    frame, box = FRAMES[0][0], (10, 20, 30, 40)
+    numbers = [many.add(frame, box) for _ in range(4)]
+    lane = engine._lane  # type: ignore[attr-defined]
+    running: List[bool] = []
+
+    class Breaking:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(lane, name)
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            running.append(True)
+            if len(running) == 2:
+                raise RuntimeError("out of memory")
+            lane.run_with_iobinding(binding)
+            running.append(False)
+
+    engine._lane = Breaking()  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        many.update(frame)
+    assert running.count(True) == running.count(False) + 1
+    engine._lane = lane  # type: ignore[attr-defined]
+    assert list(many.update(frame)) == numbers
+    many.close()

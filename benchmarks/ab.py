@@ -8,6 +8,11 @@ On a machine that others keep busy, ``--clock cpu`` counts only the time that th
 running.
 
     python -m asymtrack_edge.benchmarks.ab exports/plain exports/merged --reference T --threads 1
+
+A model can also race itself, opened with different session options of ONNX Runtime (``ab_options``):
+
+    python -m asymtrack_edge.benchmarks.ab exports/plain --option enable_cpu_mem_arena=false
+    python -m asymtrack_edge.benchmarks.ab exports/plain --compare-options --threads 2
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from asymtrack_edge import cli
+from asymtrack_edge.benchmarks.ab_options import compared, in_one_thread, parse_options, session
 from asymtrack_edge.benchmarks.speed.timing import CallStep, interleave, speedup
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
@@ -82,27 +88,6 @@ def race(contenders: Sequence[Contender], seconds: float, clock: Callable[[], fl
         contender.rounds = measured.samples[str(i)]
 
 
-def session(model: Any, threads: int, **options: Any) -> Any:
-    """An ONNX Runtime session on the CPU.
-
-    Args:
-        model: path or bytes.
-        threads: for one operator.
-        options: further attributes of ``onnxruntime.SessionOptions``; ``config`` is a dictionary of
-            its configuration entries.
-    """
-    import onnxruntime as ort
-
-    chosen = ort.SessionOptions()
-    chosen.intra_op_num_threads = threads
-    chosen.log_severity_level = 3
-    for key, value in options.pop("config", {}).items():
-        chosen.add_session_config_entry(key, value)
-    for key, value in options.items():
-        setattr(chosen, key, value)
-    return ort.InferenceSession(model, chosen, providers=["CPUExecutionProvider"])
-
-
 def random_feed(opened: Any, batch: int = 1, seed: int = 0) -> Dict[str, np.ndarray]:
     """Made-up inputs for a session, a free batch axis set to ``batch``."""
     generator = np.random.RandomState(seed)
@@ -120,13 +105,13 @@ def onnx_contender(path: Path, threads: int, name: Optional[str] = None, batch: 
 
     Args:
         path: export directory (its manifest tells the multiply-adds) or ONNX file.
-        threads: see ``session``, as for ``options``.
+        threads: for one operator.
         name: None for the path.
         batch: size of a free batch axis.
-        options: see ``session``.
+        options: see ``ab_options.session``.
 
     Raises:
-        UsageError: there is no model.
+        UsageError: there is no model, or ONNX Runtime cannot open it.
     """
     multiply_adds = None
     model = path
@@ -251,6 +236,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: running time only, with one thread"
     )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="time each model once more with this session option of ONNX Runtime, such as "
+        "graph_optimization_level=basic or session.disable_prepacking=1; several with commas between hold "
+        "together; may be given more than once",
+    )
+    parser.add_argument(
+        "--compare-options",
+        action="store_true",
+        help="as --option for each that can matter: " + "; ".join(compared(2)) + " (the last two with several threads)",
+    )
     parser.add_argument("--nodes", action="store_true", help="print the time of each kind of node")
     parser.add_argument("--json", action="store_true", help="print the figures for a machine")
     return parser
@@ -264,13 +263,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     if arguments.clock == "cpu" and arguments.threads != 1:
         raise UsageError("--clock cpu adds up all threads: use it with --threads 1")
+    texts = [*arguments.option, *(compared(arguments.threads) if arguments.compare_options else ())]
+    options = {text: parse_options(text) for text in texts}
+    if arguments.clock == "cpu" and not all(map(in_one_thread, options.values())):
+        raise UsageError("--clock cpu counts one thread: leave out options that start more")
+    if not arguments.models and (options or arguments.reference is None):
+        raise UsageError("nothing to time: name export directories, ONNX files or --reference T")
     contenders = []
     if arguments.reference is not None:
         contenders.append(reference_contender(arguments.reference, arguments.threads))
     for path in arguments.models:
         contenders.append(onnx_contender(path, arguments.threads, batch=arguments.batch))
-    if not contenders:
-        raise UsageError("nothing to time: name export directories, ONNX files or --reference T")
+        for text, chosen in options.items():
+            name = f"{path}, {text}"
+            contenders.append(onnx_contender(path, arguments.threads, name, arguments.batch, **chosen))
     peak = peak_contender(arguments.threads)
     clock = perf_counter if arguments.clock == "wall" else thread_time
     race([*contenders, peak], arguments.seconds, clock=clock)

@@ -22,7 +22,7 @@ def test_a_race_finds_the_faster() -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model.onnx"
-    _write_matmul(model)
+    write_matmul(model)
     assert main([str(model), str(model), "--seconds", "0.1", "--clock", "cpu", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["peak_gmac_s"] > 0.1
@@ -50,7 +50,7 @@ def test_peak_rate_is_plausible() -> None:
     assert 1e8 < peak.rate < 1e13
 
 
-def _write_matmul(path: Path) -> None:
+def write_matmul(path: Path) -> None:
     from onnx import TensorProto, helper
 
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [16, 16]) for n in ("x", "w", "y")]

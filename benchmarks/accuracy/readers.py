@@ -49,7 +49,7 @@ class Dataset:
     size: Optional[int] = None
 
 
-def _require(found: Items[object], root: Path, looked_for: str) -> None:
+def _require(found: object, root: Path, looked_for: str) -> None:
     if not found:
         reason = "" if root.is_dir() else " (there is no such folder)"
         raise DatasetError(f"{root} is not laid out as published{reason}: looked for {looked_for}")
@@ -65,6 +65,11 @@ def _trimmed(name: str, frames: List[Path], truth: np.ndarray, slack: int) -> Tu
         raise DatasetError(f"sequence {name}: {len(frames)} frames but {len(truth)} boxes of ground truth")
     count = min(len(frames), len(truth))
     return frames[:count], truth[:count]
+
+
+def _with_unknown(truth: np.ndarray, frames: List[Path]) -> np.ndarray:
+    """Adds a row of nan for each further frame where only the start box is published."""
+    return np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)]) if len(truth) == 1 < len(frames) else truth
 
 
 def read_otb(root: Path) -> List[Sequence]:
@@ -131,32 +136,24 @@ def read_lasot_extension(root: Path) -> List[Sequence]:
 
 
 def _got10k_size(folder: Path) -> Optional[Tuple[int, int]]:
-    """The resolution stated in ``meta_info.ini``, as (width, height)."""
-    meta = _got10k_meta(folder)
-    try:
-        width, height = ast.literal_eval(meta["resolution"])
-        return int(width), int(height)
-    except (KeyError, ValueError, SyntaxError, TypeError):
-        return None
-
-
-def _got10k_meta(folder: Path) -> Dict[str, str]:
+    """The resolution in ``meta_info.ini``, as (width, height); None where it is not stated."""
     path = folder / "meta_info.ini"
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        if not parser.read(path, encoding="utf-8") or "METAINFO" not in parser:
-            return {}
+        parser.read(path, encoding="utf-8")
+        width, height = ast.literal_eval(parser.get("METAINFO", "resolution"))
+        return int(width), int(height)
+    except (configparser.NoSectionError, configparser.NoOptionError, ValueError, SyntaxError, TypeError):
+        return None
     except configparser.Error as error:
         raise DatasetError(f"{path} cannot be read: {error}") from None
-    return dict(parser["METAINFO"])
 
 
 def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
     """One folder of GOT-10k: images, ``groundtruth.txt``, ``*.label`` and ``meta_info.ini`` where there."""
     frames = list_frames(folder)
     truth = read_boxes(folder / "groundtruth.txt")
-    if start_only or (len(truth) == 1 and len(frames) > 1):
-        truth = np.vstack([truth[:1], np.full((len(frames) - 1, 4), np.nan)])
+    truth = _with_unknown(truth[:1] if start_only else truth, frames)
     labels: Dict[str, np.ndarray] = {}
     for name in ("cover", "absence", "cut_by_image"):
         if (folder / f"{name}.label").is_file():
@@ -176,11 +173,7 @@ def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
 def _read_got10k(root: Path, subset: str, start_only: bool) -> List[Sequence]:
     folder = root / subset if (root / subset).is_dir() else root
     listing = folder / "list.txt"
-    _require(
-        [listing] if listing.is_file() else [],
-        root,
-        f"{subset}/list.txt and {subset}/<sequence>/groundtruth.txt",
-    )
+    _require(listing.is_file(), root, f"{subset}/list.txt and {subset}/<sequence>/groundtruth.txt")
     return [_got10k_sequence(folder / name, start_only) for name in listing.read_text().split()]
 
 
@@ -210,10 +203,7 @@ def read_trackingnet(root: Path) -> List[Sequence]:
     sequences = []
     for path in files:
         frames = list_frames(base / "frames" / path.stem)
-        truth = read_boxes(path)
-        if len(truth) == 1 and len(frames) > 1:
-            truth = np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)])
-        sequences.append(Sequence(path.stem, tuple(frames), truth))
+        sequences.append(Sequence(path.stem, tuple(frames), _with_unknown(read_boxes(path), frames)))
     return sequences
 
 

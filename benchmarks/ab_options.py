@@ -21,7 +21,7 @@ _COMPARED = (
 )
 #: Without effect on a session of one thread, or (parallel execution) with threads of its own beside it.
 _COMPARED_WITH_THREADS = ("session.intra_op.allow_spinning=0", "execution_mode=parallel")
-#: ONNX Runtime takes it from the first session of a process, for all that follow.
+#: For the thread that runs a session ONNX Runtime takes it from the first session of the process.
 _OF_THE_PROCESS = "session.set_denormal_as_zero"
 _TRUTH = {"0": False, "false": False, "1": True, "true": True}
 
@@ -55,7 +55,7 @@ def parse_options(text: str) -> Dict[str, Any]:
         if not key or not value:
             raise UsageError(f"--option takes KEY=VALUE, or several with commas between, not {text!r}")
         if key == _OF_THE_PROCESS:
-            raise UsageError(f"{key} is set once for the whole process: it cannot be compared in one")
+            raise UsageError(f"{key} holds for the whole process once it is set: it cannot be compared in one")
         if "." in key:
             config[key] = value
         else:

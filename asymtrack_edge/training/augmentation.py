@@ -150,9 +150,7 @@ def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
     return search
 
 
-def paste(
-    scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Tensor, flip: Tensor
-) -> Tensor:
+def paste(scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Tensor, flip: Tensor) -> Tensor:
     """Lays cut-outs over scenes.
 
     Args:

@@ -107,7 +107,10 @@ def _stepper(model: AsymTrack, pairs: Pairs, bf16: bool) -> Callable[[], None]:
 
 
 def compare_steps(
-    variant: Variant, batch: int = 16, rounds: int = 5, device: torch.device = torch.device("cpu")  # noqa: B008
+    variant: Variant,
+    batch: int = 16,
+    rounds: int = 5,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
 ) -> Dict[str, float]:
     """Pairs per second of the training step in the reference form and in this package's.
 

@@ -88,9 +88,7 @@ def _records(folder: Path, name: str, limit: Optional[int]) -> List[Dict[str, An
     return records[:limit]
 
 
-def load_collection(
-    folder: Path, side: int = 320, limit: Optional[int] = None, progress: Progress = _silent
-) -> Pool:
+def load_collection(folder: Path, side: int = 320, limit: Optional[int] = None, progress: Progress = _silent) -> Pool:
     """Loads a collection (see the module's docstring) into memory.
 
     Args:
@@ -151,9 +149,7 @@ def _add_clip(builder: PoolBuilder, record: Dict[str, Any], shards: _Shards) -> 
             builder.add_target(CLIP, source, [k[0] for k in known], [k[1] for k in known])
 
 
-def load_images(
-    folder: Path, side: int = 320, limit: Optional[int] = None, progress: Progress = _silent
-) -> Pool:
+def load_images(folder: Path, side: int = 320, limit: Optional[int] = None, progress: Progress = _silent) -> Pool:
     """Loads any folder of images; targets are arbitrary regions and cut-outs.
 
     Images with transparent parts become cut-outs; where there are none, ellipses are cut from the

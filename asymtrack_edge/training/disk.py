@@ -125,9 +125,7 @@ class DiskPairs:
             return (dataset.frame(index, one), dataset.frame(index, two)), boxes[[one, two]]
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 
-    def _cut(
-        self, files: Tuple[Path, Path], plan: Plan, i: int
-    ) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:
+    def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:
         cropper = Cropper()
         first = read_frame(files[0])
         template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)

@@ -113,9 +113,7 @@ class PairSampler:
         seed, rank: with the step they decide what is drawn.
     """
 
-    def __init__(
-        self, pool: Pool, variant: Variant, augmentation: Augmentation, seed: int = 0, rank: int = 0
-    ) -> None:
+    def __init__(self, pool: Pool, variant: Variant, augmentation: Augmentation, seed: int = 0, rank: int = 0) -> None:
         self.pool = pool
         self.variant = variant
         self.augmentation = augmentation

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from asymtrack_edge.checkpoints import bundled_weights, load_weights
-from asymtrack_edge.errors import CheckpointError, DatasetError, UsageError
+from asymtrack_edge.checkpoints import bundled_weights
+from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.augmentation import Augmentation
 from asymtrack_edge.training.collection import (
@@ -27,6 +27,7 @@ from asymtrack_edge.training.collection import (
 from asymtrack_edge.training.datasets import Coco, Dataset, Got10k, Lasot, TrackingNet
 from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.distributed import World
+from asymtrack_edge.training.initial import load_initial
 from asymtrack_edge.training.labels import BoxTracker, label_videos
 from asymtrack_edge.training.losses import iou_and_giou
 from asymtrack_edge.training.pairs import DrawPairs, Pairs, PairSampler
@@ -46,9 +47,7 @@ READERS: Dict[str, Callable[[Path], Dataset]] = {
 }
 
 #: How held-out pairs are drawn: about as far off as a tracker's crops are.
-HELD_OUT = Augmentation(
-    centre_jitter=1.5, size_jitter=0.15, greyscale=0.0, flip=0.0, brightness=0.0, stills=0.4
-)
+HELD_OUT = Augmentation(centre_jitter=1.5, size_jitter=0.15, greyscale=0.0, flip=0.0, brightness=0.0, stills=0.4)
 #: Fewer stills and clips than this are all trained on.
 FEWEST_TO_SPLIT = 200
 
@@ -152,9 +151,7 @@ def open_data(config: RunConfig, world: World, folder: Path) -> Data:
     variant, augmentation = config.training_variant(), config.recipe.augmentation
     if config.datasets:
         readers = [READERS[name](Path(path)) for name, path in config.datasets.items()]
-        pairs = DiskPairs(
-            readers, variant, augmentation, world.device, config.seed, world.rank, config.workers
-        )
+        pairs = DiskPairs(readers, variant, augmentation, world.device, config.seed, world.rank, config.workers)
         return Data(_maybe_fixed(pairs.draw, config), close=pairs.close)
     labels = folder / "labels"
     pools = [_load_folder(Path(path), config, world, labels / str(i)) for i, path in enumerate(config.data)]
@@ -234,10 +231,7 @@ def make_model(config: RunConfig, device: torch.device) -> AsymTrack:
     variant = config.training_variant()
     model = AsymTrack(variant)
     if config.init is not None:
-        path = bundled_weights(variant) if config.init == "bundled" else Path(config.init)
-        if path.is_dir():
-            raise CheckpointError(f"{path} is a folder: name a file, such as {path / 'weights.safetensors'}")
-        model.load_state_dict(load_weights(path, variant))
+        load_initial(model, bundled_weights(variant) if config.init == "bundled" else Path(config.init))
     return model.to(device)
 
 

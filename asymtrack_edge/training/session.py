@@ -93,9 +93,7 @@ def _train(
     return finished
 
 
-def _distill(
-    config: RunConfig, folder: Path, data: Data, state: RunState, world: World, bf16: bool
-) -> None:
+def _distill(config: RunConfig, folder: Path, data: Data, state: RunState, world: World, bf16: bool) -> None:
     """Teaches the encoder, in the main process: the others take its weights over when they join."""
     if data.pool is None:
         raise UsageError("--distill needs imagery in memory: name a folder with --data")
@@ -109,9 +107,7 @@ def _report(config: RunConfig, data: Data, world: World, bf16: bool) -> None:
     threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
     what = "pairs read from disk"
     if data.pool is not None:
-        what = (
-            f"{len(data.pool.canvases):,} images, {len(data.pool):,} targets, {len(data.pool.cutouts):,} cut-outs"
-        )
+        what = f"{len(data.pool.canvases):,} images, {len(data.pool):,} targets, {len(data.pool.cutouts):,} cut-outs"
     print(
         f"AsymTrack-{config.variant} on {world.size} x {world.device} ({numbers}{threads}): {what}",
         file=sys.stderr,

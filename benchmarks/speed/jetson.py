@@ -113,14 +113,14 @@ class Reading:
 
 def parse_tegrastats(line: str) -> Optional[Reading]:
     """Parses one line of tegrastats of JetPack 4 to 6; None if it is no such line."""
-    ram = re.search(r"\bRAM (\d+)/(\d+)MB", line)
+    ram = re.search(r"\bRAM (\d{1,9})/(\d{1,9})MB", line)
     cpu = re.search(r"\bCPU \[([^\]]*)\]", line)
     if not ram or not cpu:
         return None
-    gpu = re.search(r"\bGR3D_FREQ (\d+)%(?:@\[?([\d,]+)\]?)?", line)
+    gpu = re.search(r"\bGR3D_FREQ (\d{1,9})%(?:@\[?(\d{1,9}(?:,\d{1,9})*)\]?)?", line)
     temperatures = {
         name: float(value)
-        for name, value in re.findall(r"(?<!\S)([A-Za-z][\w.]*)@(-?[\d.]+)C\b", line)
+        for name, value in re.findall(r"(?<!\S)([A-Za-z][\w.]*)@(-?\d+(?:\.\d+)?)C\b", line)
         if float(value) != _OFF
     }
     milliwatts = {

@@ -45,6 +45,7 @@ test: lint types unit device
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: setup
 	cd $(VENV) && bin/mypy --config-file $(CURDIR)/setup.cfg -p asymtrack_edge  # not the folder asymtrack_edge/

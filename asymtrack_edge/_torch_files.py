@@ -75,9 +75,7 @@ class _TorchFile(TensorFile):
         for name in names:
             tensor = self._tensors[name]
             if not tensor.fits():
-                raise CheckpointError(
-                    f"{self.path} is damaged: tensor {name[-80:]!a} reaches outside its storage"
-                )
+                raise CheckpointError(f"{self.path} is damaged: tensor {name[-80:]!a} reaches outside its storage")
             users.setdefault(tensor.storage, []).append(name)
         with Described(self.path):
             for storage, data in self._storages(list(users)):

@@ -39,6 +39,7 @@ _UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.")
 _ROOT = re.compile(r"(?:^|\.)((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\..*)$", re.DOTALL)
 _COUNTER = "num_batches_tracked"
 
+
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened file of weights, before any of its numbers are read.
@@ -196,9 +197,7 @@ def load_weights(path: PathLike, variant: Optional[Variant] = None) -> Dict[str,
     return checkpoint.tensors(variant)
 
 
-def load_model(
-    path: Optional[PathLike], variant: Variant, device: Union[str, torch.device] = "cpu"
-) -> AsymTrack:
+def load_model(path: Optional[PathLike], variant: Variant, device: Union[str, torch.device] = "cpu") -> AsymTrack:
     """Makes the network of a variant with its weights, in evaluation mode.
 
     Args:
@@ -234,9 +233,7 @@ def bundled_weights(variant: Variant) -> Path:
     return path
 
 
-def save_weights(
-    path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool = True
-) -> None:
+def save_weights(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool = True) -> None:
     """Writes a safetensors file, whole or not at all: beside ``path`` first, then renamed.
 
     Args:

@@ -15,9 +15,7 @@ class MissingDependencyError(AsymTrackError, ImportError):
     """An optional package is needed and absent; names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'"
-        )
+        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'")
 
 
 class CheckpointError(AsymTrackError):

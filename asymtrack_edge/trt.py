@@ -24,8 +24,7 @@ _FLAVOURS: Dict[str, Tuple[Tuple[str, ...], str]] = {
     ),
     RTX: (
         ("tensorrt_rtx_bindings", "tensorrt_rtx"),
-        "there is no TensorRT-RTX here; "
-        "pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+        "there is no TensorRT-RTX here; pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
     ),
 }
 

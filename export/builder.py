@@ -90,17 +90,13 @@ def build_engine(
     cache = _use_timing_cache(tensorrt, config, timing_cache)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(
-            f"{tensorrt.name} cannot build an engine from {model.name}: {last_words(logger.errors)}"
-        )
+        raise ExportError(f"{tensorrt.name} cannot build an engine from {model.name}: {last_words(logger.errors)}")
     return bytes(serialized), b"" if cache is None else bytes(cache.serialize())
 
 
 def _strongly_typed(tensorrt: TensorRT) -> bool:
     trt = tensorrt.module
-    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(
-        trt.BuilderFlag, "FP16"
-    )
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
 
 
 def _network_flags(tensorrt: TensorRT) -> int:

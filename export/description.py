@@ -7,9 +7,7 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
 
-def describe(
-    variant: Variant, precision: str, target: str, opset: int, max_batch: int, input_format: str
-) -> Manifest:
+def describe(variant: Variant, precision: str, target: str, opset: int, max_batch: int, input_format: str) -> Manifest:
     """Describes the tensors of an export; files, provenance and verification are left empty.
 
     In an fp16 export the kernels of ETM stay fp32: they are computed and used there.

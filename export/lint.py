@@ -33,11 +33,7 @@ class Finding(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.node} ({self.operator}): {self.reason}"
-            if self.operator
-            else f"{self.node}: {self.reason}"
-        )
+        return f"{self.node} ({self.operator}): {self.reason}" if self.operator else f"{self.node}: {self.reason}"
 
 
 def lint(model: Union[Path, Any]) -> List[Finding]:
@@ -114,9 +110,7 @@ def _node_findings(node: Any) -> Iterator[Finding]:
     # The exporter leaves some nodes nameless: their first output identifies them as well.
     name = node.name or f"-> {node.output[0]}"
     if node.domain not in ("", "ai.onnx"):
-        yield Finding(
-            name, node.op_type, f"is of the domain {node.domain!r}, which TensorRT 8.5 does not know"
-        )
+        yield Finding(name, node.op_type, f"is of the domain {node.domain!r}, which TensorRT 8.5 does not know")
     elif node.op_type not in TENSORRT_8_5:
         advice = ": use --opset 16, which spells it out" if node.op_type in _SPELLED_OUT else ""
         yield Finding(name, node.op_type, f"TensorRT 8.5 has no such operator{advice}")
@@ -142,9 +136,7 @@ def _inputs_given(node: Any) -> int:
 
 def _axes_as_input(node: Any) -> Optional[str]:
     if _inputs_given(node) > 1:
-        return (
-            "its axes are an input; TensorRT 8.5 reads them as an attribute only and would reduce everything"
-        )
+        return "its axes are an input; TensorRT 8.5 reads them as an attribute only and would reduce everything"
     return None
 
 

@@ -155,9 +155,7 @@ def model_size(model: AsymTrack) -> Dict[str, Any]:
 def _example(manifest: Manifest, batch: int) -> Dict[str, Tensor]:
     """Tensors of the right shapes and types: ``template``, ``search`` and the state."""
     specs = {"template": manifest.template, "search": manifest.search, **{s.name: s for s in manifest.state}}
-    return {
-        key: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for key, spec in specs.items()
-    }
+    return {key: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for key, spec in specs.items()}
 
 
 def export(

@@ -99,9 +99,7 @@ def _compare_predictions(
     return {"box_difference": max(boxes), "score_difference": max(scores)}
 
 
-def _compare_tracks(
-    reference: Engine, exported: Engine, frames: Sequence[np.ndarray], box: Box
-) -> Sequence[float]:
+def _compare_tracks(reference: Engine, exported: Engine, frames: Sequence[np.ndarray], box: Box) -> Sequence[float]:
     """IoU per frame of two trackers that each follow their own boxes.
 
     Every ``SEGMENT`` frames both start afresh from the reference's box: where a tracker loses its

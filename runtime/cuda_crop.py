@@ -137,8 +137,7 @@ def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, i
     """The part of a frame that any of the windows shows: left, top, right, bottom; empty as zeros."""
     rows, columns = shape[0] - 1, shape[1] - 1  # the last row and column are border
     boxes: Any = [
-        (max(w.left, 0), max(w.top, 0), min(w.left + w.side, columns), min(w.top + w.side, rows))
-        for w in windows
+        (max(w.left, 0), max(w.top, 0), min(w.left + w.side, columns), min(w.top + w.side, rows)) for w in windows
     ]
     boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
     if not boxes:

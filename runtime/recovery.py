@@ -81,9 +81,7 @@ class RecoveringTarget(Target):
         return 1 / self.recovery.size_change <= change <= self.recovery.size_change
 
 
-def search_grid(
-    box: Box, frame_shape: Sequence[int], factor: float, settings: RecoverySettings
-) -> List[CropWindow]:
+def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: RecoverySettings) -> List[CropWindow]:
     """Windows that cover a frame, those nearest to ``box`` first.
 
     They are as large as the search window of ``box``; larger if there would be too many.

@@ -67,9 +67,7 @@ class TrackerNode(Node):  # type: ignore[misc]
         )
         self._waiting: List[Sequence[float]] = [box_argument(text) for text in value["boxes"] if text]
         # One image deep and best effort: the newest image, not a queue of old ones.
-        newest = QoSProfile(
-            depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT
-        )
+        newest = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
         self._publisher = self.create_publisher(vision_msgs.msg.Detection2DArray, "~/detections", 10)
         self.create_subscription(sensor_msgs.msg.Image, "image", self._on_image, newest)
         self.create_subscription(sensor_msgs.msg.RegionOfInterest, "~/target", self._on_target, 10)

@@ -388,9 +388,7 @@ def test_random_pickles(content: bytes) -> None:
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_flipped_byte_of_a_whole_model(
-    data: st.DataObject, tiny: Dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_flipped_byte_of_a_whole_model(data: st.DataObject, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
     """A damaged byte anywhere in PyTorch's zip format is noticed, or it does not touch the weights."""
     path = tmp_path / "w.pt"
     torch.save({"net": tiny}, path)

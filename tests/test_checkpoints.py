@@ -31,6 +31,7 @@ from tests.helpers import fill_all, golden_answers, golden_inputs, official_shap
 
 T, S, B = (VARIANTS[name] for name in "TSB")
 
+
 @pytest.fixture(scope="module")
 def official() -> Dict[str, Tensor]:
     return official_weights()
@@ -101,9 +102,7 @@ def authors_checkpoint(net: Any, foreign: types.SimpleNamespace) -> Dict[str, An
     }
 
 
-@pytest.mark.parametrize(
-    ("zipped", "protocol"), [(True, 2), (True, 4), (False, 2), (False, 5)], ids=str
-)
+@pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (True, 4), (False, 2), (False, 5)], ids=str)
 def test_authors_checkpoint_with_foreign_classes(
     zipped: bool, protocol: int, official: Dict[str, Tensor], foreign: types.SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -331,9 +330,7 @@ def test_views_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(read["b"].float(), flat[2:].view(2, 3).t())
 
 
-def test_bundled_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, official: Dict[str, Tensor]
-) -> None:
+def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, official: Dict[str, Tensor]) -> None:
     monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
     with pytest.raises(CheckpointError, match=r"no weights of variant T come with this package: .*-train"):
         load_model(None, T)

@@ -18,9 +18,7 @@ class PerceptionEnhancement(nn.Module):
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(1))
         self.ibe_scale = nn.Parameter(torch.full((width,), 0.5))
-        self.rbr_conv = nn.ModuleList(
-            [nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(branches)]
-        )
+        self.rbr_conv = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(branches)])
         self.ln = nn.LayerNorm(width)
 
     def folded_kernel(self) -> Tensor:

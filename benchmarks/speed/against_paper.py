@@ -34,9 +34,7 @@ FORMS = ("reference", "graph")
 def component_variant(component: Component) -> Variant:
     """AsymTrack-S with the modules that a row of Table 4 has."""
     s = VARIANTS["S"]
-    return s.with_(
-        etm_stages=s.etm_stages if component.etm else (), ope_stages=s.ope_stages if component.ope else ()
-    )
+    return s.with_(etm_stages=s.etm_stages if component.etm else (), ope_stages=s.ope_stages if component.ope else ())
 
 
 def measure_table_4(

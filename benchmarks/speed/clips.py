@@ -106,9 +106,7 @@ def sequences(dataset: Optional[str]) -> Tuple[str, Iterator[Tuple[Iterable[np.n
     from asymtrack_edge.benchmarks.accuracy.readers import read_dataset
 
     found = read_dataset(name, Path(root))
-    return f"{name}, {len(found)} sequences", (
-        ((s.read(i) for i in range(len(s))), Box(*s.start)) for s in found
-    )
+    return f"{name}, {len(found)} sequences", (((s.read(i) for i in range(len(s))), Box(*s.start)) for s in found)
 
 
 def _synthetic_sequences() -> Iterator[Tuple[Iterable[np.ndarray], Box]]:

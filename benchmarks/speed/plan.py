@@ -204,9 +204,7 @@ def _suffix(plan: Plan, variant: Variant, threads: Optional[int], batch: int) ->
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _folder(
-    plan: Plan, variant: Variant, precision: str, batch: int, backend: str, say: Callable[[str], None]
-) -> Path:
+def _folder(plan: Plan, variant: Variant, precision: str, batch: int, backend: str, say: Callable[[str], None]) -> Path:
     if plan.model is not None:
         return model_folder(plan.model)
     return models.export_folder(variant, precision, max(batch, 1), backend, say)

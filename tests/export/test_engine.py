@@ -53,9 +53,7 @@ class TestRtx:
 
     @pytest.mark.parametrize("batch", [1, 8])
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-    @pytest.mark.parametrize(
-        "variant", [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS] + ["small"]
-    )
+    @pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS] + ["small"])
     def test_builds_every_model(self, variant: str, precision: str, batch: int, tmp_path: Path) -> None:
         model = filled_model(VARIANTS.get(variant, SMALL))
         manifest = write_models(model, ExportOptions(precision, "rtx", max_batch=batch), tmp_path)
@@ -132,9 +130,7 @@ def test_spelled_out_products_are_the_same_numbers(tmp_path: Path) -> None:
 
 def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
     """A TensorRT that notes what the builder is told; its network has an fp32, an fp16 and a shape layer."""
-    seen = SimpleNamespace(
-        flags=set(), pinned={}, network=None, profile={}, cache=None, workspace=0, parsed=b""
-    )
+    seen = SimpleNamespace(flags=set(), pinned={}, network=None, profile={}, cache=None, workspace=0, parsed=b"")
 
     def tensor(dtype: str, shape_tensor: bool = False) -> Any:
         return SimpleNamespace(dtype=dtype, is_shape_tensor=shape_tensor)
@@ -161,9 +157,7 @@ def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
         SimpleNamespace(name="image", shape=(-1, 3, 8, 8)),
         SimpleNamespace(name="keys", shape=(-1, 8, 4, 32)),
     ]
-    network = SimpleNamespace(
-        num_layers=4, get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__
-    )
+    network = SimpleNamespace(num_layers=4, get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__)
 
     class Config:
         def set_memory_pool_limit(self, pool: str, size: int) -> None:
@@ -244,9 +238,7 @@ def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> N
     assert seen.cache == b""
 
 
-def test_on_a_device_engines_are_built_once(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_device_engines_are_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = exported(tmp_path / "export")
     tensorrt, _ = fake_tensorrt("8.5.2.2", False)
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)

@@ -73,10 +73,9 @@ def test_onnx_answers_as_published(name: str, tmp_path: Path) -> None:
     assert 0 <= prediction[0, 4] <= 1
 
 
-def _use_without_this_package(
-    folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray
-) -> np.ndarray:
+def _use_without_this_package(folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray) -> np.ndarray:
     """Only what the manifest says, and onnxruntime."""
+
     def session(name: str) -> onnxruntime.InferenceSession:
         return onnxruntime.InferenceSession(str(folder / name), providers=["CPUExecutionProvider"])
 

@@ -15,9 +15,7 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.runtime.engine import Engine
 
 
-def moving_square(
-    frames: int, size: Tuple[int, int] = (160, 120), seed: int = 0
-) -> Iterator[Tuple[np.ndarray, Box]]:
+def moving_square(frames: int, size: Tuple[int, int] = (160, 120), seed: int = 0) -> Iterator[Tuple[np.ndarray, Box]]:
     """Yields BGR frames of noise and the box of a bright textured square that crosses them."""
     random = np.random.RandomState(seed)
     width, height = size

@@ -40,9 +40,7 @@ def by_kernel(driver: ctypes.CDLL, frame: np.ndarray, window: CropWindow, size: 
     cuda_crop.write_windows(record, (window,), frame.ctypes.data, frame.strides[0], frame.shape)
     grid = (ctypes.c_int * 6)(*cuda_crop.grid(size, 1), *cuda_crop.BLOCK)
     numbers = (ctypes.c_float * 6)(*SCALE, *OFFSET)
-    driver.fake_crop(
-        grid, ctypes.c_void_p(record.ctypes.data), ctypes.c_void_p(out.ctypes.data), size, numbers
-    )
+    driver.fake_crop(grid, ctypes.c_void_p(record.ctypes.data), ctypes.c_void_p(out.ctypes.data), size, numbers)
     return out
 
 

@@ -95,9 +95,7 @@ def test_default_is_off() -> None:
     assert type(many._targets[0]) is Target
 
 
-@given(
-    st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600), st.integers(1, 100)
-)
+@given(st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600), st.integers(1, 100))
 def test_grid_covers_the_frame_with_few_windows(width, height, w, h, most) -> None:
     settings = RecoverySettings(most_windows=most)
     grid = search_grid(Box(width / 3, height / 4, w, h), (height, width), 4.0, settings)

@@ -34,9 +34,7 @@ HUMBLE = space(
 )
 FOXY = space(
     Detection2DArray=lambda: space(header=None, detections=[]),
-    Detection2D=lambda: space(
-        header=None, results=[], bbox=space(center=space(x=0.0, y=0.0), size_x=0.0, size_y=0.0)
-    ),
+    Detection2D=lambda: space(header=None, results=[], bbox=space(center=space(x=0.0, y=0.0), size_x=0.0, size_y=0.0)),
     ObjectHypothesisWithPose=lambda: space(id="", score=0.0),
 )
 TRACKS = {4: Track(Box(10, 20, 30, 40), 0.9, State.TRACKING), 7: Track(Box(1, 2, 3, 5), 0.1, State.LOST)}

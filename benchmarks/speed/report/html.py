@@ -102,10 +102,7 @@ def _figure(caption: str, path: Path) -> str:
     # As images, not inline: the names inside one SVG cannot clash with those of another.
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     text = escape(caption)
-    return (
-        f"<figure><img alt='{text}' src='data:image/svg+xml;base64,{data}'>"
-        f"<figcaption>{text}.</figcaption></figure>"
-    )
+    return f"<figure><img alt='{text}' src='data:image/svg+xml;base64,{data}'><figcaption>{text}.</figcaption></figure>"
 
 
 def _distinct(items: List[Dict[str, Any]]) -> List[Dict[str, Any]]:

@@ -59,9 +59,7 @@ _LATENCY = {
         _object(
             {
                 "count": {"type": "integer", "minimum": 1},
-                **dict.fromkeys(
-                    ("mean", "median", "trimmed_mean", "std", "min", "max", "p90", "p95", "p99"), _NUMBER
-                ),
+                **dict.fromkeys(("mean", "median", "trimmed_mean", "std", "min", "max", "p90", "p95", "p99"), _NUMBER),
             }
         ),
     ]

@@ -80,9 +80,7 @@ def sequence(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_small_speed_run(
-    exported: Path, sequence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_speed_run(exported: Path, sequence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = run(
         capsys, "speed", "--model", str(exported), "--backend", "onnxruntime", "--threads", "1", "--seconds", "0.6",
         "--video", str(sequence), "--box", "60,40,40,30", "--dataset", f"folder={sequence.parent}",

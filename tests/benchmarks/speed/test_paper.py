@@ -81,9 +81,7 @@ def test_measured_beside_table_1() -> None:
 def test_table_4_in_ratios() -> None:
     rows = [p1(f"graph {c.label}", 1.0, tracker="AsymTrack-S") for c in paper.TABLE_4]
     speeds = {1: 1.3, 2: 1.1, 3: 1.2}
-    ratios = [
-        ("P2", judge(rows[n - 1].subject.name, rows[3].subject.name, (s, s, s), 9)) for n, s in speeds.items()
-    ]
+    ratios = [("P2", judge(rows[n - 1].subject.name, rows[3].subject.name, (s, s, s), 9)) for n, s in speeds.items()]
     found = Findings(rows=rows, ratios=ratios)
     assert against_paper.speed_order(found) == [1, 3, 2, 4]
     assert "the paper's order too" in against_paper.order_sentence(found, "graph")
@@ -95,9 +93,7 @@ def test_table_4_in_ratios() -> None:
 
 
 def test_components_are_the_variants_switches() -> None:
-    stages = [
-        (v.etm_stages, v.ope_stages) for v in map(against_paper.component_variant, paper.TABLE_4)
-    ]
+    stages = [(v.etm_stages, v.ope_stages) for v in map(against_paper.component_variant, paper.TABLE_4)]
     assert stages == [((), ()), ((2, 3), ()), ((), (1, 2, 3)), ((2, 3), (1, 2, 3))]
 
 

@@ -114,9 +114,7 @@ class _Context:
         assert batch > 0 and set(addresses) == set(self.engine.names)
 
         def run(_: int) -> None:
-            arrays = {
-                n: trt.view(addresses[n], shapes[n], self.engine.get_tensor_dtype(n)) for n in addresses
-            }
+            arrays = {n: trt.view(addresses[n], shapes[n], self.engine.get_tensor_dtype(n)) for n in addresses}
             feed = {n: array for n, array in arrays.items() if n in self.engine.inputs}
             outputs = [n for n in self.engine.names if n not in self.engine.inputs]
             for name, value in zip(outputs, self.engine.session.run(outputs, feed)):
@@ -169,9 +167,7 @@ def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
     for network in NETWORKS:
         shutil.copy(target / f"{network}.onnx", target / f"{network}.engine")
     manifest = load_manifest(target, verify=False)
-    files = {
-        name: file_entry(target / name) for name in (f"{n}.{e}" for n in NETWORKS for e in ("onnx", "engine"))
-    }
+    files = {name: file_entry(target / name) for name in (f"{n}.{e}" for n in NETWORKS for e in ("onnx", "engine"))}
     manifest = replace(manifest, files=files, target="orin")
     engines = {f"{n}.engine": engine_key(manifest, n, tensorrt, GPU).to_json() for n in NETWORKS}
     replace(manifest, engines=engines).save(target)

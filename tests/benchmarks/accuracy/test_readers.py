@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asymtrack_edge.benchmarks.accuracy import DATASETS, read_dataset
+from asymtrack_edge.benchmarks.accuracy.sequences import read_boxes, read_labels
 from asymtrack_edge.benchmarks.accuracy.splits import LASOT_TEST, UAV123_PARTS
 from asymtrack_edge.errors import DatasetError, UsageError
 from tests.benchmarks.accuracy.miniature import drift, rows, write_frames
@@ -186,3 +189,17 @@ def test_broken_files_are_named(folder_set):
     sequence = read_dataset("folder", folder_set)[0]
     with pytest.raises(DatasetError, match="cannot read the frame"):
         sequence.read(2)
+
+
+@given(st.one_of(st.binary(max_size=200), st.text("0123456789.,-+ \t\n\rnaife", max_size=200).map(str.encode)))
+@settings(max_examples=300, deadline=None)
+def test_any_ground_truth_file_is_a_table_or_refused(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "groundtruth.txt"
+    path.write_bytes(data)
+    for read in (read_boxes, read_labels):
+        try:
+            table = read(path)
+        except DatasetError as error:
+            assert str(path) in str(error)
+        else:
+            assert table.dtype == np.float64 and table.shape[1:] in ((4,), ())

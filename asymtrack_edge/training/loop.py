@@ -169,9 +169,8 @@ class Trainer:
 
     def _choose_depth(self, shallow: bool) -> None:
         """Sets whether stem and first stage learn in this step (see ``Recipe.shallow_every``)."""
-        backbone = self.state.model.backbone
-        for module in (backbone.patch_embed, backbone.layers[0]):
-            module.requires_grad_(shallow)
+        for name in ("backbone.patch_embed", "backbone.layers.0"):
+            self.state.model.get_submodule(name).requires_grad_(shallow)
 
     def save(self) -> None:
         """Writes the state and the weights to be deployed (main process only)."""

@@ -14,6 +14,8 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
+#: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
+TURN, STRETCH = 0.2, 0.12
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Augmentation:
         flip: both crops are mirrored.
         brightness: half width of the brightness factor, per crop.
         contrast, saturation, tint: the same for further colour changes, per crop.
+        deformation: the search crop is turned by ``TURN`` and stretched by ``STRETCH``.
         blur: the search crop is blurred along a random direction.
         occlusion: a patch of another picture covers part of the search crop.
         fill: what lies outside the picture in the search crop shows another picture, not black.
@@ -46,6 +49,7 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     tint: float = 0.0
+    deformation: float = 0.0
     blur: float = 0.0
     occlusion: float = 0.0
     fill: float = 0.0
@@ -53,6 +57,47 @@ class Augmentation:
     cutouts: float = 0.0
     patches: float = 0.0
     negatives: float = 0.0
+
+
+def deform(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tuple[Tensor, Tensor]:
+    """Turns and stretches some of the crops about their middle: one still shows a target in one pose only.
+
+    Args:
+        search: uint8 ``(B, 3, S, S)``.
+        corners: ``(B, 4)`` of the target, in crop units.
+        probability: per crop.
+        random: source of randomness.
+
+    Returns:
+        The crops, mirrored at their edges where the turn leaves them, and the corners of the box around
+        the turned ellipse that filled the target's box.
+    """
+    if probability <= 0:
+        return search, corners
+    batch, size = len(search), search.shape[-1]
+    chosen = (random.uniform(batch) < probability).nonzero()[:, 0]
+    angle, stretch = TURN * random.normal(batch)[chosen], torch.exp(STRETCH * random.normal(batch)[chosen])
+    if len(chosen) == 0:
+        return search, corners
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    scale = torch.stack([stretch, 1 / stretch], 1)
+    # From a place in the crop before to its place after, about the middle; the grid asks for the reverse.
+    forward = turn * scale[:, None, :]
+    backward = turn.transpose(1, 2) / scale[:, :, None]
+    grid = F.affine_grid(F.pad(backward, (0, 1)), [len(chosen), 3, size, size], align_corners=False)
+    turned = F.grid_sample(search[chosen].float(), grid, padding_mode="reflection", align_corners=False)
+    box = corners[chosen]
+    # The published convention puts the crop's middle at (S - 1) / 2 pixels.
+    middle = (size - 1) / (2 * size)
+    centre = (box[:, :2] + box[:, 2:]) / 2 - middle
+    half = (box[:, 2:] - box[:, :2]) / 2
+    centre = (forward @ centre[:, :, None])[:, :, 0] + middle
+    half = (forward**2 @ (half**2)[:, :, None])[:, :, 0].sqrt()
+    search, corners = search.clone(), corners.clone()
+    search[chosen] = turned.round().to(torch.uint8)
+    corners[chosen] = torch.cat([centre - half, centre + half], 1)
+    return search, corners
 
 
 def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:

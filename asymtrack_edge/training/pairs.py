@@ -7,7 +7,7 @@ from typing import Callable, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from asymtrack_edge.training.augmentation import Augmentation, colour, motion_blur, occlude, paste
+from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
 from asymtrack_edge.training.crops import Windows, cut, inside, windows_around
 from asymtrack_edge.training.pool import CLIP, STILL, Pool
 from asymtrack_edge.training.randomness import Random
@@ -81,7 +81,7 @@ def plan_windows(
 def finish_pairs(
     template: Tensor, search: Tensor, corners: Tensor, augmentation: Augmentation, random: Random
 ) -> Pairs:
-    """Occlusion, colour, blur and negatives, for crops from any source.
+    """Deformation, occlusion, colour, blur and negatives, for crops from any source.
 
     Args:
         template: uint8 RGB ``(B, 3, Z, Z)``.
@@ -91,6 +91,7 @@ def finish_pairs(
         random: source of randomness.
     """
     batch = len(template)
+    search, corners = deform(search, corners, augmentation.deformation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
     template = colour(template, grey, augmentation, random)

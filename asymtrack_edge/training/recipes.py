@@ -107,6 +107,7 @@ SMALL = Recipe(
         contrast=0.2,
         saturation=0.3,
         tint=0.1,
+        deformation=0.5,
         blur=0.15,
         occlusion=0.2,
         fill=0.5,

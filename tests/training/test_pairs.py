@@ -12,7 +12,7 @@ import torch
 
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
-from asymtrack_edge.training.augmentation import Augmentation, colour, motion_blur, occlude, paste
+from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
 from asymtrack_edge.training.collection import load_collection, load_images
 from asymtrack_edge.training.crops import LARGEST_PADDED, Windows, cut, cut_one, inside, windows_around
 from asymtrack_edge.training.pairs import PairSampler, plan_windows
@@ -243,3 +243,22 @@ def test_weighted_choice_follows_the_weights() -> None:
 def test_frames_of_the_fixture_move() -> None:
     frames = moving(0, 3)
     assert not np.array_equal(frames[0], frames[2])
+
+
+def test_a_deformed_target_lies_where_its_corners_say() -> None:
+    """An ellipse that fills its box does so after the turn as well."""
+    size, box = 128, (40, 30, 84, 70)
+    image = np.zeros((size, size, 3), np.uint8)
+    middle = ((box[0] + box[2] - 1) / 2, (box[1] + box[3] - 1) / 2)
+    cv2.ellipse(image, (middle, (box[2] - box[0], box[3] - box[1]), 0), (255, 255, 255), -1)
+    search = torch.from_numpy(image).permute(2, 0, 1)[None].repeat(16, 1, 1, 1)
+    # A pixel's index in the crop is half a pixel below its place, as in the published convention.
+    corners = ((torch.tensor([box], dtype=torch.float32) - 0.5) / size).repeat(16, 1)
+    turned, moved = deform(search, corners, 1.0, rng(4))
+    assert (moved - corners).abs().max() > 0.05
+    for shown, expected in zip(turned, moved):
+        rows, columns = np.nonzero(shown[0].numpy() > 127)
+        seen = torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) - 0.5
+        assert torch.allclose(seen, expected * size, atol=1.6)
+    same, where = deform(search, corners, 0.0, rng(4))
+    assert torch.equal(same, search) and torch.equal(where, corners)

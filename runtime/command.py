@@ -48,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    add("--recover", action="store_true", help="look for a lost target in the whole frame")
+    add("--recover", dest="recover", action="store_const", const=True, help="look for a lost target (bundled: default)")
+    add("--no-recover", dest="recover", action="store_const", const=False, help="track exactly as published")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="T", metavar="T|S|B|DIR", help="bundled weights or an export (default: T)")
     add("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
@@ -94,7 +95,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     boxes = _check(arguments)
-    settings = TrackerSettings(recovery=RecoverySettings() if arguments.recover else None)
+    settings = None
+    if arguments.recover is not None:
+        settings = TrackerSettings(recovery=RecoverySettings() if arguments.recover else None)
     with ExitStack() as stack:
         tracker = MultiTracker.load(
             arguments.model,

@@ -12,7 +12,7 @@ from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.runtime.loading import open_engine
-from asymtrack_edge.runtime.recovery import new_target
+from asymtrack_edge.runtime.recovery import default_settings, new_target
 from asymtrack_edge.runtime.target import Target, Track, TrackerSettings
 
 
@@ -66,7 +66,7 @@ class MultiTracker:
             ManifestError: the directory is incomplete or altered.
             EngineError: the backend is not available here.
         """
-        return cls(open_engine(model, backend, device, threads), settings, capacity)
+        return cls(open_engine(model, backend, device, threads), settings or default_settings(model), capacity)
 
     def __len__(self) -> int:
         """How many targets are followed."""

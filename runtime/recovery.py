@@ -10,10 +10,12 @@ than one crop searched per frame, so recovery costs no time.
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Sequence
+from pathlib import Path
+from typing import List, Optional, Sequence, Union
 
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, clip_box, crop_window
 from asymtrack_edge.runtime.target import RecoverySettings, State, Target, Track, TrackerSettings
+from asymtrack_edge.variants import VARIANTS
 
 
 class RecoveringTarget(Target):
@@ -105,3 +107,13 @@ def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: R
 def new_target(box: Box, settings: TrackerSettings, factor: float) -> Target:
     """The kind of target that the settings ask for."""
     return (Target if settings.recovery is None else RecoveringTarget)(box, settings, factor)
+
+
+def default_settings(model: Union[str, Path]) -> TrackerSettings:
+    """Settings of a model that is loaded without any.
+
+    Bundled weights look for lost targets: their score was seen to tell when one is lost. What another
+    export's score means nobody knows here, so it tracks as published.
+    """
+    bundled = isinstance(model, str) and model.upper() in VARIANTS
+    return TrackerSettings(recovery=RecoverySettings() if bundled else None)

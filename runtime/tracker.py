@@ -12,7 +12,7 @@ from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.runtime.loading import open_engine
-from asymtrack_edge.runtime.recovery import new_target
+from asymtrack_edge.runtime.recovery import default_settings, new_target
 from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
 
 __all__ = ["State", "Track", "Tracker", "TrackerSettings"]
@@ -55,13 +55,15 @@ class Tracker:
             backend: ``"auto"``, or one of ``asymtrack_edge.runtime.BACKENDS``.
             device: index of the GPU, for backends that use one.
             threads: CPU threads of one network; None for the runtime's default.
-            settings: when a target counts as lost.
+            settings: when a target counts as lost, and what is done about it. By default bundled
+                weights look for a lost target; an export directory tracks exactly as published, as
+                does ``TrackerSettings()``.
 
         Raises:
             ManifestError: the directory is incomplete or altered.
             EngineError: the backend is not available here.
         """
-        return cls(open_engine(model, backend, device, threads), settings)
+        return cls(open_engine(model, backend, device, threads), settings or default_settings(model))
 
     @property
     def seconds(self) -> Dict[str, float]:

@@ -2,7 +2,7 @@
 
 Made-up clips: a textured ellipse wanders over a textured scene. In half of them it is gone for a
 while and comes back elsewhere; in the others it stays. Each is tracked with recovery off and on.
-For real sequences: ``asymtrack-eval --tracker python:tests.runtime.measure_recovery:with_recovery``.
+For real sequences: ``asymtrack-eval --tracker T --tracker python:tests.runtime.measure_recovery:as_published``.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ SIZE = (480, 360)
 OUT, BACK, END = 30, 60, 130
 
 
-def with_recovery() -> Tracker:
-    """The bundled T with recovery, for asymtrack-eval."""
-    return Tracker.load("T", settings=TrackerSettings(recovery=RecoverySettings()))
+def as_published() -> Tracker:
+    """The bundled T without recovery, for asymtrack-eval."""
+    return Tracker.load("T", settings=TrackerSettings())
 
 
 def _texture(random: np.random.RandomState, height: int, width: int, contrast: float) -> np.ndarray:

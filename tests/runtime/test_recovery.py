@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import List
 
 import numpy as np
@@ -110,3 +111,10 @@ def test_grid_covers_the_frame_with_few_windows(width, height, w, h, most) -> No
 def test_settings_that_cannot_be(wrong) -> None:
     with pytest.raises(UsageError):
         RecoverySettings(**wrong)
+
+
+def test_only_bundled_weights_look_for_lost_targets_by_default(batch_model: Path) -> None:
+    assert Tracker.load("T", threads=1).settings.recovery is not None
+    assert MultiTracker.load("t", threads=1).settings.recovery is not None
+    assert Tracker.load(batch_model, threads=1).settings.recovery is None
+    assert Tracker.load("T", threads=1, settings=TrackerSettings()).settings.recovery is None

@@ -22,7 +22,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import overlaps, success_curve
 from asymtrack_edge.benchmarks.accuracy.readers import read_folder
 from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
-from asymtrack_edge.runtime import Tracker
+from asymtrack_edge.runtime import Tracker, TrackerSettings
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -73,7 +73,8 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     sequences = read_folder(arguments.sequences)
-    tracker = Tracker.load(arguments.tracker, threads=arguments.threads)
+    # As published: it is the weights that are compared, not what is done about lost targets.
+    tracker = Tracker.load(arguments.tracker, threads=arguments.threads, settings=TrackerSettings())
     means, tracks = {}, 0
     for sequence in sequences:
         aucs = track_aucs(tracker, sequence)

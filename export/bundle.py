@@ -47,7 +47,7 @@ def _main(arguments: argparse.Namespace) -> int:
     file = arguments.output / f"{variant.name}.safetensors"
     save_weights(file, load_weights(arguments.checkpoint, variant), {"variant": variant.name, "card": card})
     provenance = {"weights": file.name, "weights_sha256": sha256(file)}
-    # A free batch axis, so that several targets run as one batch out of the box.
+    # A free batch axis, for programs of others that take several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
     manifest = export(load_model(file, variant), options, arguments.output / variant.name, provenance)
     (arguments.output / f"{variant.name}.md").write_text(render(variant.name, card, manifest), encoding="utf-8")

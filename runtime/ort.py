@@ -39,7 +39,7 @@ class OnnxRuntimeEngine(HostEngine):
 
     One target uses all threads inside each operator. Several are spread over the threads instead, one
     whole network each: nothing waits at the end of an operator, and the features of one target stay in
-    the cache, which those of a batch do not (docs/performance.md has the figures of all three ways).
+    the cache, which those of a batch do not (docs/field.md has the figures).
 
     Args:
         folder: an export directory.

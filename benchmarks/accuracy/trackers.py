@@ -137,10 +137,12 @@ class TrackerSpec:
         else:
             from asymtrack_edge.manifest import FILE_NAME
             from asymtrack_edge.runtime.loading import model_folder
+            from asymtrack_edge.runtime.recovery import default_settings
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
             identity["sha256"] = [_sha256(model_folder(self.name) / FILE_NAME)]
-            identity.update(backend=self.backend, device=self.device, version=__version__)
+            recovers = default_settings(self.name).recovery is not None
+            identity.update(backend=self.backend, device=self.device, version=__version__, recovers=recovers)
         return identity
 
 

@@ -16,6 +16,10 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 LUMA = (0.299, 0.587, 0.114)
 #: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
 TURN, STRETCH = 0.2, 0.12
+#: Part of the centre jitter that steady pairs have.
+STEADY = 0.2
+#: A template keeps its own surroundings up to this many half sides of the box, and fades over the rest.
+KEPT, FADED = 1.05, 1.3
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,16 @@ class Augmentation:
 
     Attributes:
         centre_jitter: the search crop's centre moves by up to half of this times ``sqrt(w * h)``.
+        steady: in this share of pairs by ``STEADY`` of that only. A target is seldom far from where it
+            was: among alike objects the network should prefer the one in the middle.
         size_jitter: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis.
         max_gap: most frames between template and search frame of one clip.
         greyscale: both crops lose their colour.
         flip: both crops are mirrored.
         brightness: half width of the brightness factor, per crop.
         contrast, saturation, tint: the same for further colour changes, per crop.
+        backdrop: the target's surroundings in the template show another picture: what is to be found
+            is the target, not what it stood before.
         deformation: the search crop is turned by ``TURN`` and stretched by ``STRETCH``.
         blur: the search crop is blurred along a random direction.
         occlusion: a patch of another picture covers part of the search crop.
@@ -41,6 +49,7 @@ class Augmentation:
     """
 
     centre_jitter: float = 3.5
+    steady: float = 0.0
     size_jitter: float = 0.5
     max_gap: int = 200
     greyscale: float = 0.05
@@ -49,6 +58,7 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     tint: float = 0.0
+    backdrop: float = 0.0
     deformation: float = 0.0
     blur: float = 0.0
     occlusion: float = 0.0
@@ -98,6 +108,32 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
     search[chosen] = turned.round().to(torch.uint8)
     corners[chosen] = torch.cat([centre - half, centre + half], 1)
     return search, corners
+
+
+def change_backdrop(template: Tensor, search: Tensor, extent: Tensor, probability: float, random: Random) -> Tensor:
+    """Sets the targets of some templates before a piece of the next pair's search crop.
+
+    Args:
+        template: uint8 ``(B, 3, Z, Z)``, each target in the middle.
+        search: uint8 ``(B, 3, X, X)``, X at least Z.
+        extent: ``(B, 2)`` width and height of the targets, in template crop units.
+        probability: per template.
+        random: source of randomness.
+    """
+    if probability <= 0:
+        return template
+    size = template.shape[-1]
+    chosen = (random.uniform(len(template)) < probability).nonzero()[:, 0]
+    left, top = random.integers(2, search.shape[-1] - size + 1).tolist()
+    if len(chosen) == 0:
+        return template
+    axis = ((torch.arange(size, device=template.device) + 0.5) / size - 0.5).abs()
+    across, down = (axis / (extent[chosen, i, None] / 2) for i in (0, 1))
+    distance = torch.maximum(down[:, None, :, None], across[:, None, None, :])
+    own = ((FADED - distance) / (FADED - KEPT)).clamp(0, 1)
+    behind = search[(chosen + 1) % len(search), :, top : top + size, left : left + size]
+    mixed = (own * template[chosen] + (1 - own) * behind).round().to(torch.uint8)
+    return template.index_put((chosen,), mixed)
 
 
 def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:

@@ -98,7 +98,8 @@ class DiskPairs:
         self.finishing.start(*self.key, step, 1)
         plan = job.plan
         search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
-        return finish_pairs(template, search, plan.corners.to(self.device), self.augmentation, self.finishing)
+        extent, corners = plan.extent.to(self.device), plan.corners.to(self.device)
+        return finish_pairs(template, search, extent, corners, self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""

@@ -7,7 +7,16 @@ from typing import Callable, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
+from asymtrack_edge.training.augmentation import (
+    STEADY,
+    Augmentation,
+    change_backdrop,
+    colour,
+    deform,
+    motion_blur,
+    occlude,
+    paste,
+)
 from asymtrack_edge.training.crops import Windows, cut, inside, windows_around
 from asymtrack_edge.training.pool import CLIP, STILL, Pool
 from asymtrack_edge.training.randomness import Random
@@ -39,11 +48,13 @@ class Plan(NamedTuple):
 
     Attributes:
         template, search: windows of either crop.
+        extent: ``(B, 2)`` width and height of the target, in template crop units.
         corners: as in ``Pairs``.
     """
 
     template: Windows
     search: Windows
+    extent: Tensor
     corners: Tensor
 
 
@@ -65,8 +76,10 @@ def plan_windows(
     extent = search_box[:, 2:] * torch.exp(augmentation.size_jitter * random.normal(batch, 2))
     scale = extent.prod(1).sqrt()
     # At a smaller search factor the jitter shrinks, so that the target stays inside the crop.
-    reach = augmentation.centre_jitter * (variant.search_factor / 4.0)
-    centre = _centre(search_box) + reach * scale[:, None] * (random.uniform(batch, 2) - 0.5)
+    reach = augmentation.centre_jitter * (variant.search_factor / 4.0) * scale
+    if augmentation.steady > 0:
+        reach = torch.where(random.uniform(batch) < augmentation.steady, STEADY * reach, reach)
+    centre = _centre(search_box) + reach[:, None] * (random.uniform(batch, 2) - 0.5)
     search = windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
     # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.
     mirror = torch.where(flip, -1.0, 1.0)[:, None] * torch.tensor([1.0, 0.0], device=flip.device)
@@ -75,22 +88,25 @@ def plan_windows(
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
     half = search_box[:, 2:] / search.side[:, None] / 2
     corners = torch.cat([middle - half, middle + half], 1)
-    return Plan(windows_around(_centre(template_box), template_side, flip), search, corners)
+    template = windows_around(_centre(template_box), template_side, flip)
+    return Plan(template, search, template_box[:, 2:] / template.side[:, None], corners)
 
 
 def finish_pairs(
-    template: Tensor, search: Tensor, corners: Tensor, augmentation: Augmentation, random: Random
+    template: Tensor, search: Tensor, extent: Tensor, corners: Tensor, augmentation: Augmentation, random: Random
 ) -> Pairs:
-    """Deformation, occlusion, colour, blur and negatives, for crops from any source.
+    """Backdrop, deformation, occlusion, colour, blur and negatives, for crops from any source.
 
     Args:
         template: uint8 RGB ``(B, 3, Z, Z)``.
         search: uint8 RGB ``(B, 3, X, X)``.
+        extent: as in ``Plan``.
         corners: as in ``Pairs``.
         augmentation: strengths.
         random: source of randomness.
     """
     batch = len(template)
+    template = change_backdrop(template, search, extent, augmentation.backdrop, random)
     search, corners = deform(search, corners, augmentation.deformation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
@@ -139,11 +155,11 @@ class PairSampler:
         plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], plan.template, variant.template_size)
         search = self._fill(self._cut(image[:, 1], plan.search, variant.search_size), image[:, 1], plan.search)
-        corners = plan.corners
+        extent, corners = plan.extent, plan.corners
         count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
         if count:
-            template[:count], search[:count], corners[:count] = self._cutouts(count)
-        return finish_pairs(template, search, corners, self.augmentation, random)
+            template[:count], search[:count], extent[:count], corners[:count] = self._cutouts(count)
+        return finish_pairs(template, search, extent, corners, self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
@@ -196,7 +212,7 @@ class PairSampler:
         centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
         return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
 
-    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor]:
+    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pairs that show one cut-out on two backgrounds, beside two distractors in the search crop."""
         aug, pool, random = self.augmentation, self.pool, self.random
         chosen = random.integers(count, len(pool.cutouts))
@@ -209,7 +225,8 @@ class PairSampler:
 
         template = self._background(count, self.variant.template_size)
         middle = torch.full((count, 2), 0.5, device=random.device)
-        template = lay(template, chosen, middle, shape / self.variant.template_factor, flip)
+        own = shape / self.variant.template_factor
+        template = lay(template, chosen, middle, own, flip)
         search = self._background(count, self.variant.search_size)
         factor = self.variant.search_factor
         for _ in range(2):
@@ -218,11 +235,14 @@ class PairSampler:
             search = lay(search, other, random.uniform(count, 2), extent, random.uniform(count) < 0.5)
         extent = shape / factor * torch.exp(aug.size_jitter * random.normal(count, 1))
         extent = extent * torch.exp(0.1 * random.normal(count, 2))
-        at = 0.5 + (random.uniform(count, 2) - 0.5) * aug.centre_jitter / 4.0
+        reach = torch.full((count, 1), aug.centre_jitter / 4.0, device=random.device)
+        if aug.steady > 0:
+            reach = torch.where(random.uniform(count, 1) < aug.steady, STEADY * reach, reach)
+        at = 0.5 + (random.uniform(count, 2) - 0.5) * reach
         search = lay(search, chosen, at, extent, flip)
         # The corners follow the published convention, in which the crop's centre is (S - 1) / 2.
         at = at - 0.5 / self.variant.search_size
-        return template, search, torch.cat([at - extent / 2, at + extent / 2], 1)
+        return template, search, own, torch.cat([at - extent / 2, at + extent / 2], 1)
 
 
 def _centre(box: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -134,23 +135,26 @@ def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path)
     frame, box = FRAMES[0][0], (10, 20, 30, 40)
     numbers = [many.add(frame, box) for _ in range(4)]
     lane = engine._lane  # type: ignore[attr-defined]
-    running: List[bool] = []
+    call = itertools.count()  # next() on it is atomic: exactly one call is the second, whoever makes it
+    begun: List[int] = []
+    ended: List[int] = []
 
     class Breaking:
         def __getattr__(self, name: str) -> Any:
             return getattr(lane, name)
 
         def run_with_iobinding(self, binding: Any) -> None:
-            running.append(True)
-            if len(running) == 2:
+            number = next(call)
+            begun.append(number)
+            if number == 1:
                 raise RuntimeError("out of memory")
             lane.run_with_iobinding(binding)
-            running.append(False)
+            ended.append(number)
 
     engine._lane = Breaking()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="out of memory"):
         many.update(frame)
-    assert running.count(True) == running.count(False) + 1
+    assert sorted(begun) == sorted([*ended, 1])
     engine._lane = lane  # type: ignore[attr-defined]
     assert list(many.update(frame)) == numbers
     many.close()

@@ -12,7 +12,18 @@ import torch
 
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
-from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
+from asymtrack_edge.training.augmentation import (
+    FADED,
+    KEPT,
+    STEADY,
+    Augmentation,
+    change_backdrop,
+    colour,
+    deform,
+    motion_blur,
+    occlude,
+    paste,
+)
 from asymtrack_edge.training.collection import load_collection, load_images
 from asymtrack_edge.training.crops import LARGEST_PADDED, Windows, cut, cut_one, inside, windows_around
 from asymtrack_edge.training.pairs import PairSampler, plan_windows
@@ -110,6 +121,17 @@ def test_jitter_stays_within_the_published_range() -> None:
     assert (plan.template.side == 80).all()
 
 
+def test_steady_pairs_keep_near_the_middle() -> None:
+    variant, box = VARIANTS["T"], torch.tensor([[50.0, 40.0, 30.0, 30.0]]).expand(400, -1)
+    moving_about = replace(PLAIN, centre_jitter=2.0, steady=0.5)
+    plan = plan_windows(box, box, variant, moving_about, rng(3))
+    away = ((plan.corners[:, :2] + plan.corners[:, 2:]) / 2 - 0.5).abs().amax(1) * variant.search_factor
+    near = (away < STEADY + 0.1).float().mean()
+    assert 0.45 < near < 0.6
+    assert away.max() > 0.9
+    assert torch.allclose(plan.extent, torch.full((400, 2), 0.5))
+
+
 def test_pairs_show_the_object_where_the_target_says(collection: Path, tiny: Variant) -> None:
     pool = load_collection(collection, 128)
     pairs = PairSampler(pool, tiny, replace(PLAIN, centre_jitter=2.0, flip=0.5)).draw(32, 3)
@@ -141,7 +163,7 @@ def test_small_preset_draws_all_kinds_and_negatives(collection: Path, tiny: Vari
     pairs = PairSampler(pool, tiny, SMALL.augmentation).draw(200, 0)
     assert torch.isfinite(pairs.search).all() and torch.isfinite(pairs.template).all()
     share = 1 - pairs.present.float().mean().item()
-    assert 0.01 < share < 0.12
+    assert abs(share - SMALL.augmentation.negatives) < 0.08
     image = pixels(pairs.search)
     assert image.min() > -0.01 and image.max() < 255.01
 
@@ -200,6 +222,22 @@ def test_colour_contrast_keeps_the_mean_and_brightness_its_range() -> None:
     out = pixels(colour(image, torch.zeros(400, dtype=torch.bool), aug, rng(0)))
     # A uniform picture has no contrast to change.
     assert out.min() >= 79.9 and out.max() <= 120.1 and out.max() > 115
+
+
+def test_a_changed_backdrop_leaves_the_target() -> None:
+    template = torch.full((4, 3, 64, 64), 200, dtype=torch.uint8)
+    search = torch.full((4, 3, 128, 128), 10, dtype=torch.uint8)
+    extent = torch.tensor([[0.5, 0.25]]).expand(4, -1)
+    changed = change_backdrop(template, search, extent, 1.0, rng(1))
+    kept_x, kept_y = int(32 * 0.5 * KEPT), int(32 * 0.25 * KEPT)
+    gone_x, gone_y = round(32 * 0.5 * FADED) + 1, round(32 * 0.25 * FADED) + 1
+    assert (changed[:, :, 32 - kept_y : 32 + kept_y, 32 - kept_x : 32 + kept_x] == 200).all()
+    changed[:, :, 32 - gone_y : 32 + gone_y, 32 - gone_x : 32 + gone_x] = 10
+    assert (changed == 10).all()
+    assert (template == 200).all()
+    some = change_backdrop(template, search, extent, 0.5, rng(2))
+    assert 0 < (some[:, 0, 0, 0] == 10).sum() < 4
+    assert change_backdrop(template, search, extent, 0.0, rng(1)) is template
 
 
 def test_occlusion_changes_only_the_target() -> None:

@@ -20,6 +20,8 @@ from asymtrack_edge.errors import ManifestError
 FORMAT = "asymtrack-edge-export"
 VERSION = 1
 FILE_NAME = "manifest.json"
+#: Name of a free batch axis in the ONNX models.
+BATCH_AXIS = "batch"
 
 #: The two formats of crops, by name: what the network's ``image`` input expects.
 UINT8_BGR = "uint8-bgr-hwc"

@@ -123,7 +123,7 @@ def onnx_contender(path: Path, threads: int, name: Optional[str] = None, batch: 
             multiply_adds = provenance.get("search_multiply_adds")
     if not model.is_file():
         raise UsageError(f"there is no model {model}: name an export directory or an ONNX file")
-    opened = session(str(model), threads, **options)
+    opened = session(str(model), threads, batch, **options)
     binding = opened.io_binding()
     for key, values in random_feed(opened, batch).items():
         binding.bind_cpu_input(key, values)

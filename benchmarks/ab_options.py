@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Dict, Mapping, Tuple
 
 from asymtrack_edge.errors import UsageError
+from asymtrack_edge.manifest import BATCH_AXIS
 
 _COMPARED = (
     "graph_optimization_level=extended",
@@ -90,12 +91,13 @@ def in_one_thread(options: Mapping[str, Any]) -> bool:
     return options.get("intra_op_num_threads", 1) == 1 and (mode is None or not mode.name.endswith("PARALLEL"))
 
 
-def session(model: str, threads: int, **options: Any) -> Any:
-    """An ONNX Runtime session on the CPU.
+def session(model: str, threads: int, batch: int = 1, **options: Any) -> Any:
+    """An ONNX Runtime session on the CPU, as ``runtime.ort.open_session`` opens it but for the options.
 
     Args:
         model: path of an ONNX file.
         threads: for one operator.
+        batch: of a free batch axis.
         options: further attributes of ``onnxruntime.SessionOptions``; ``config`` is a dictionary of
             its configuration entries.
 
@@ -107,6 +109,7 @@ def session(model: str, threads: int, **options: Any) -> Any:
     chosen = ort.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.log_severity_level = 3
+    chosen.add_free_dimension_override_by_name(BATCH_AXIS, batch)
     try:
         for key, value in options.pop("config", {}).items():
             chosen.add_session_config_entry(key, value)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import ExportError, MissingDependencyError
+from asymtrack_edge.manifest import BATCH_AXIS
 
 #: Old runtimes (onnxruntime 1.14 to 1.16, TensorRT 8.5's parser) read this IR version.
 IR_VERSION = 8
@@ -32,7 +33,7 @@ def write_onnx(
         import onnx
     except ImportError:
         raise MissingDependencyError("onnx", "export", "writing ONNX models") from None
-    axes = {name: {0: "batch"} for name in [*inputs, *outputs]} if dynamic_batch else None
+    axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings():
         # The exporter announces its successor and the constants it traced: neither is news here.
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -147,23 +148,10 @@ def onnx_step(
     Raises:
         EngineError: ONNX Runtime cannot load it, or a provider is absent.
     """
-    import onnxruntime as ort
+    from asymtrack_edge.runtime.ort import open_session
 
-    from asymtrack_edge.errors import EngineError
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if first not in ort.get_available_providers():
-        raise EngineError(f"onnxruntime {ort.__version__} here has no {first}: install onnxruntime-gpu")
-    try:
-        session = ort.InferenceSession(path, options, providers=list(providers))
-    except Exception as error:  # onnxruntime raises many unrelated types here
-        raise EngineError(f"onnxruntime {ort.__version__} cannot load {path}: {str(error).splitlines()[0]}") from None
-    if session.get_providers()[0] != first:
-        raise EngineError(f"onnxruntime fell back from {first} to the CPU: check the CUDA installation")
+    batch = 1 if feeds is None else len(next(iter(feeds.values())))
+    session = open_session(Path(path), threads, providers, batch)
     if feeds is None:
         feeds = {i.name: _random_for(i, seed) for seed, i in enumerate(session.get_inputs())}
     inputs = feeds

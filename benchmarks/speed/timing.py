@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from time import perf_counter, process_time
+from time import perf_counter, process_time, sleep
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -26,6 +26,8 @@ LEAST_ROUNDS = 5
 WIDE = 0.20
 #: Seconds that one candidate runs before the next one's turn.
 TURN_SECONDS = 0.1
+#: Longest wait for the other candidates' threads before a turn, in seconds.
+SETTLE_SECONDS = 0.1
 
 Clock = Callable[[], float]
 
@@ -221,6 +223,21 @@ class Rounds:
         return judge(name, base, times, len(self.samples[name]))
 
 
+def settle(longest: float = SETTLE_SECONDS) -> None:
+    """Waits until no thread of this process works any more.
+
+    The threads of a pool go on looking for work after a call: those of ONNX Runtime for some 20 ms,
+    those of OpenMP for a few. On as many processors as one candidate has threads, the next one's first
+    calls would share them with threads that do nothing.
+    """
+    end = perf_counter() + longest
+    while perf_counter() < end:
+        began, used = perf_counter(), process_time()
+        sleep(0.004)
+        if process_time() - used < 0.1 * (perf_counter() - began):
+            return
+
+
 def interleave(
     steps: Mapping[str, Step],
     seconds: Optional[float],
@@ -232,8 +249,8 @@ def interleave(
     """Times candidates in turns until each has made ``calls`` calls or the time is up.
 
     Warm-up comes first, of each candidate by itself, for at most a tenth of the time. A turn is as
-    many calls as fit into ``TURN_SECONDS``; the first call of a turn pays for the
-    caches the others have filled and is not recorded.
+    many calls as fit into ``TURN_SECONDS``. Before it the threads of the others come to rest; its first
+    call wakes its own threads, pays for the caches that the others have filled and is not recorded.
 
     Args:
         steps: by name, two or more for a comparison, one is allowed.
@@ -262,6 +279,7 @@ def interleave(
         order = names if done % 2 == 0 else names[::-1]
         for name in order:
             step = steps[name]
+            settle()
             step.sample()
             used = process_time()
             rounds.samples[name].append([step.sample() for _ in range(per_turn[name])])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from time import process_time, sleep
+from threading import Event, Thread
+from time import perf_counter, process_time, sleep
 from typing import Callable, Dict, List
 
 import numpy as np
@@ -16,6 +17,7 @@ from asymtrack_edge.benchmarks.speed.timing import (
     interleave,
     judge,
     percentile,
+    settle,
     speedup,
     summarise,
     timed_loop,
@@ -153,6 +155,39 @@ def test_timed_loop_warms_up_by_the_clock_and_makes_the_least_number_of_calls() 
     samples, wall = timed_loop(world.step(0.1), seconds=0.25, least_calls=10, warmup_seconds=0.2, clock=world.clock)
     assert len(samples) == 10 and wall == pytest.approx(1.0)
     assert world.now == pytest.approx(1.2)
+
+
+def test_a_turn_begins_when_the_threads_of_the_other_have_come_to_rest() -> None:
+    spinning_until = [0.0]
+    late: List[float] = []
+
+    def spin() -> None:
+        while perf_counter() < spinning_until[0]:
+            pass
+
+    def with_a_pool() -> None:
+        spinning_until[0] = perf_counter() + 0.03
+        Thread(target=spin).start()
+
+    def alone() -> None:
+        late.append(spinning_until[0] - perf_counter())
+
+    interleave({"pool": CallStep(with_a_pool), "alone": CallStep(alone)}, 2, calls=5, warmup=1)
+    first_of_turns = late[2::2]
+    assert first_of_turns and np.median(first_of_turns) < 0
+
+
+def test_waiting_for_rest_ends_though_a_thread_never_rests() -> None:
+    stop = Event()
+    thread = Thread(target=lambda: [None for _ in iter(stop.is_set, True)])
+    thread.start()
+    try:
+        began = perf_counter()
+        settle(0.05)
+        assert 0.05 <= perf_counter() - began < 5
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_processor_time_is_that_of_work_not_of_waiting() -> None:

@@ -22,9 +22,9 @@ from asymtrack_edge.runtime.messages import Result, open_sender
 from asymtrack_edge.runtime.multi import MultiTracker
 from asymtrack_edge.runtime.outputs import BoxWriter, Sink, StripWriter, VideoWriter, Window
 from asymtrack_edge.runtime.progress import Progress
+from asymtrack_edge.runtime.recovery import default_settings
 from asymtrack_edge.runtime.session import Session
 from asymtrack_edge.runtime.sources import Source, open_source
-from asymtrack_edge.runtime.target import RecoverySettings, TrackerSettings
 
 EXAMPLES = """
 asymtrack-track video.mp4 --box 120,80,40,60 --output tracked.mp4 --boxes boxes.csv
@@ -95,16 +95,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     boxes = _check(arguments)
-    settings = None
-    if arguments.recover is not None:
-        settings = TrackerSettings(recovery=RecoverySettings() if arguments.recover else None)
     with ExitStack() as stack:
         tracker = MultiTracker.load(
             arguments.model,
             arguments.backend,
             arguments.device,
             arguments.threads,
-            settings,
+            default_settings(arguments.model, arguments.recover),
             capacity=max(1, len(boxes)),
         )
         stack.callback(tracker.close)

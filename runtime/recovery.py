@@ -109,11 +109,16 @@ def new_target(box: Box, settings: TrackerSettings, factor: float) -> Target:
     return (Target if settings.recovery is None else RecoveringTarget)(box, settings, factor)
 
 
-def default_settings(model: Union[str, Path]) -> TrackerSettings:
+def default_settings(model: Union[str, Path], recover: Optional[bool] = None) -> TrackerSettings:
     """Settings of a model that is loaded without any.
 
     Bundled weights look for lost targets: their score was seen to tell when one is lost. What another
     export's score means nobody knows here, so it tracks as published.
+
+    Args:
+        model: a bundled variant or an export directory.
+        recover: whether to look for lost targets; None for the above.
     """
-    bundled = isinstance(model, str) and model.upper() in VARIANTS
-    return TrackerSettings(recovery=RecoverySettings() if bundled else None)
+    if recover is None:
+        recover = isinstance(model, str) and model.upper() in VARIANTS
+    return TrackerSettings(recovery=RecoverySettings() if recover else None)

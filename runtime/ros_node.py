@@ -6,8 +6,9 @@ Topics: ``image`` (``sensor_msgs/Image``) in; ``~/detections`` (``vision_msgs/De
 stamped as the image; ``~/target`` (``sensor_msgs/RegionOfInterest``) starts to follow what is in it
 in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
 
-Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as cores), ``recover``, and
-``boxes``, a list of ``"x,y,w,h"`` to follow from the first image on.
+Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as cores), ``recover`` (look for
+lost targets: ``always``, ``never`` or ``auto``, which means with bundled weights), and ``boxes``, a list
+of ``"x,y,w,h"`` to follow from the first image on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import sys
 from typing import Any, List, Optional, Sequence
 
 from asymtrack_edge.cli import box_argument
-from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
+from asymtrack_edge.errors import AsymTrackError, MissingDependencyError, UsageError
 from asymtrack_edge.runtime.multi import MultiTracker
+from asymtrack_edge.runtime.recovery import default_settings
 from asymtrack_edge.runtime.ros_messages import detections, image_to_bgr
-from asymtrack_edge.runtime.target import RecoverySettings, TrackerSettings
 
 
 class RosMissingError(MissingDependencyError):
@@ -45,6 +46,9 @@ except ImportError as error:
     raise RosMissingError(error.name or "rclpy") from None
 
 
+_RECOVER = {"auto": None, "always": True, "never": False}
+
+
 class TrackerNode(Node):  # type: ignore[misc]
     """Follows targets in an image topic; see the module for topics and parameters."""
 
@@ -57,11 +61,14 @@ class TrackerNode(Node):  # type: ignore[misc]
                 ("backend", "auto"),
                 ("device", 0),
                 ("threads", 0),
-                ("recover", False),
+                ("recover", "auto"),
                 ("boxes", [""]),
             )
         }
-        settings = TrackerSettings(recovery=RecoverySettings() if value["recover"] else None)
+        # Not "on" and "off": ROS reads those as truth values, and a parameter keeps its type.
+        if value["recover"] not in _RECOVER:
+            raise UsageError(f"the parameter recover takes {', '.join(_RECOVER)}, not {value['recover']!r}")
+        settings = default_settings(value["model"], _RECOVER[value["recover"]])
         self._tracker = MultiTracker.load(
             value["model"], value["backend"], value["device"], value["threads"] or None, settings
         )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Dict, List
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import FrameError, MissingDependencyError
+from asymtrack_edge.errors import FrameError, MissingDependencyError, UsageError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, State, Track
 from asymtrack_edge.runtime.ros_messages import detections, image_to_bgr
@@ -132,7 +132,13 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     module("rclpy.qos", HistoryPolicy=policy, ReliabilityPolicy=policy, QoSProfile=lambda **_: None)
     monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.ros_node", raising=False)
     ros_node = importlib.import_module("asymtrack_edge.runtime.ros_node")
-    monkeypatch.setattr(ros_node.MultiTracker, "load", lambda *_: MultiTracker(ColourEngine()))
+    opened: List[Any] = []
+
+    def load(*arguments: Any) -> MultiTracker:
+        opened.append(arguments)
+        return MultiTracker(ColourEngine())
+
+    monkeypatch.setattr(ros_node.MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
     monkeypatch.setattr(FakeNode, "parameters", {"boxes": [",".join(map(str, frames[0][1][0]))]})
     node = ros_node.TrackerNode()
@@ -151,4 +157,10 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
         centre = detection.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
     assert any("16UC1" in line for line in node.lines)
+    monkeypatch.setattr(FakeNode, "parameters", {"recover": "never"})
+    ros_node.TrackerNode()
+    assert [(settings.recovery is None) for *_, settings in opened] == [False, True]
+    monkeypatch.setattr(FakeNode, "parameters", {"recover": "perhaps"})
+    with pytest.raises(UsageError, match="auto, always, never, not 'perhaps'"):
+        ros_node.TrackerNode()
     sys.modules.pop("asymtrack_edge.runtime.ros_node")

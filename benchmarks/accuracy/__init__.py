@@ -4,7 +4,8 @@ The command is ``asymtrack-eval`` (``command.py``); ``docs/accuracy.md`` states 
 metric is used on which data set.
 """
 
-from asymtrack_edge.benchmarks.accuracy.metrics import PROTOCOLS, Protocol, Summary, summarise
+from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS, Protocol
+from asymtrack_edge.benchmarks.accuracy.metrics import Summary, summarise
 from asymtrack_edge.benchmarks.accuracy.readers import DATASETS, Dataset, read_dataset
 from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
 

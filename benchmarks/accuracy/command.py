@@ -11,8 +11,8 @@ from typing import Callable, Dict, Iterator, List, Optional, Tuple
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
+from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS
 from asymtrack_edge.benchmarks.accuracy.metrics import (
-    PROTOCOLS,
     SequenceScore,
     by_attribute,
     score_sequence,

@@ -33,7 +33,7 @@ class Dataset:
     Attributes:
         title: its name as the field writes it.
         read: from a root folder to the sequences.
-        protocol: key of ``metrics.PROTOCOLS``.
+        protocol: key of ``definitions.PROTOCOLS``.
         layout: result files: ``"plain"``, ``"got10k"`` or ``"trackingnet"`` (see ``results.py``).
         attributes: what the 0/1 columns of its authors' attribute files mean.
         attribute_folder: where those files lie under the root, where they are part of the data set.

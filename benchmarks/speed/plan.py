@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Set, Tuple
 
-from asymtrack_edge.benchmarks.speed import clips, models, protocols
+from asymtrack_edge.benchmarks.speed import clips, models, protocols, tracking
 from asymtrack_edge.benchmarks.speed.facts import collect, run_command
 from asymtrack_edge.benchmarks.speed.peers import Peer, build_peer, parse_peer, peer_subject
 from asymtrack_edge.benchmarks.speed.protocols import Bench, Tick
@@ -305,15 +305,15 @@ def _trackers(
                 step = UpdateStep(build_peer(peer), clip.frames, clip.box)
                 steps.append((_on(peer_subject(peer, threads), clip.name), step))
         if steps:
-            found.add(protocols.update(bench, steps))
+            found.add(tracking.update(bench, steps))
     if "P6" in plan.protocols and clip is not None:
         for subject, tracker in made:
-            row = protocols.end_to_end(bench, _on(subject, clip.name), tracker, clip.open, clip.box, 300)
+            row = tracking.end_to_end(bench, _on(subject, clip.name), tracker, clip.open, clip.box, 300)
             found.rows.append(row)
     if "P7" in plan.protocols:
         for subject, tracker in made:
             title, items = clips.sequences(plan.dataset)
-            found.rows.append(protocols.data_set(bench, _on(subject, title), tracker, items))
+            found.rows.append(tracking.data_set(bench, _on(subject, title), tracker, items))
     for _, tracker in made:
         tracker.close()
     return found

@@ -9,11 +9,12 @@ from typing import Any, List, Sequence
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.speed import clips, models, peers, protocols, subjects
+from asymtrack_edge.benchmarks.speed import clips, models, peers, protocols, subjects, tracking
 from asymtrack_edge.benchmarks.speed.facts import Conditions, collect
-from asymtrack_edge.benchmarks.speed.protocols import Bench, Peak, dropped_frames
+from asymtrack_edge.benchmarks.speed.protocols import Bench, Peak
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, UpdateStep, ping_pong
 from asymtrack_edge.benchmarks.speed.timing import Step
+from asymtrack_edge.benchmarks.speed.tracking import dropped_frames
 from asymtrack_edge.errors import EngineError, SourceError, UsageError
 from asymtrack_edge.runtime.loading import open_engine
 from asymtrack_edge.runtime.tracker import Tracker
@@ -111,13 +112,13 @@ class Recorder:
 def test_data_set_times_the_init_too_and_reads_lazily(bench: Bench) -> None:
     tracker = Recorder()
     sequences = [((np.zeros((4, 4, 3), np.uint8) for _ in range(n)), (0, 0, 2, 2)) for n in (3, 2)]
-    row = protocols.data_set(bench, subject("x"), tracker, sequences)
+    row = tracking.data_set(bench, subject("x"), tracker, sequences)
     assert tracker.calls == ["init", "update", "update", "init", "update"]
     assert row.latency is not None and row.latency.count == 5 and row.values["sequences"] == 2
     # A mean of speeds is never below the speed of the whole (Jensen).
     assert row.values["GOT-10k mean(1/t) (fps)"] >= row.values["frames / total time (fps)"]
     with pytest.raises(SourceError):
-        protocols.data_set(bench, subject("x"), tracker, [])
+        tracking.data_set(bench, subject("x"), tracker, [])
 
 
 def test_engine_step_books_the_inference_only(exported: Path) -> None:
@@ -137,7 +138,7 @@ def test_update_step_and_p5_stages(exported: Path, bench: Bench) -> None:
     bench.seconds = 0.3
     frames = [f for f, _ in __import__("asymtrack_edge.export.clip", fromlist=["x"]).synthetic_clip(4)]
     tracker = Tracker.load(exported, "onnxruntime", threads=1)
-    rows = protocols.update(bench, [(subject("x"), UpdateStep(tracker, frames, (150, 110, 50, 40)))]).rows
+    rows = tracking.update(bench, [(subject("x"), UpdateStep(tracker, frames, (150, 110, 50, 40)))]).rows
     stages = rows[0].stages
     assert set(stages) == {"crop", "infer", "decode box"}
     assert sum(stages.values()) == pytest.approx(rows[0].latency.mean, rel=0.5)  # type: ignore[union-attr]
@@ -151,7 +152,7 @@ def test_end_to_end_from_an_encoded_video(
     monkeypatch.setattr(clips, "HD", (320, 240))
     clip = clips.synthetic(tmp_path, 6)
     tracker = Tracker.load(exported, "onnxruntime", threads=1)
-    row = protocols.end_to_end(bench, subject("x"), tracker, clip.open, clip.box, 8)
+    row = tracking.end_to_end(bench, subject("x"), tracker, clip.open, clip.box, 8)
     assert row.values["frames"] == 8
     assert next(iter(row.stages)) == "decode" and row.stages["decode"] > 0
     assert sum(row.stages.values()) == pytest.approx(row.latency.mean, rel=0.05)  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from time import monotonic
-from typing import Optional
+from typing import Any, Callable, Optional
 
 
 class Progress:
@@ -45,3 +45,26 @@ class Progress:
         if self._tty:
             sys.stderr.write("\r\x1b[2K")
             sys.stderr.flush()
+
+
+class TimeBar:
+    """Shows how far something is that takes a known time.
+
+    Args:
+        seconds: how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._progress = Progress(max(1, round(seconds)), "s")
+        self._began = monotonic()
+
+    def tick(self, note: str) -> None:
+        """Moves the bar to now."""
+        while self._progress.done < min(monotonic() - self._began, self._progress.total or 0):
+            self._progress.step(note)
+
+    def __enter__(self) -> Callable[[str], None]:
+        return self.tick
+
+    def __exit__(self, *_: Any) -> None:
+        self._progress.close()

@@ -8,7 +8,6 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from time import monotonic
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
@@ -32,7 +31,7 @@ from asymtrack_edge.benchmarks.speed.subjects import engine_subject
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.loading import model_folder, open_engine
-from asymtrack_edge.runtime.progress import Progress
+from asymtrack_edge.runtime.progress import TimeBar
 from asymtrack_edge.variants import get_variant
 
 Handler = Callable[[argparse.Namespace], Document]
@@ -70,25 +69,6 @@ def _main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _TimeBar:
-    """Progress of something that takes a known time, in seconds."""
-
-    def __init__(self, seconds: float) -> None:
-        self._progress = Progress(max(1, round(seconds)), "s")
-        self._began = monotonic()
-
-    def tick(self, note: str) -> None:
-        """Moves the bar to now."""
-        while self._progress.done < min(monotonic() - self._began, self._progress.total or 0):
-            self._progress.step(note)
-
-    def __enter__(self) -> Callable[[str], None]:
-        return self.tick
-
-    def __exit__(self, *_: Any) -> None:
-        self._progress.close()
-
-
 def _names(text: str) -> Tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
@@ -123,7 +103,7 @@ def _speed(arguments: argparse.Namespace) -> Document:
         dataset=arguments.dataset,
     )
     plan.resolved()
-    with _TimeBar(planning.estimate(plan)) as tick:
+    with TimeBar(planning.estimate(plan)) as tick:
         found = planning.run_plan(plan, tick)
     return _with_paper(found, arguments.line)
 
@@ -137,7 +117,7 @@ def _with_paper(found: Findings, line: str) -> Document:
 def _ab(arguments: argparse.Namespace) -> Document:
     from asymtrack_edge.benchmarks.speed import comparison
 
-    with _TimeBar(arguments.seconds) as tick:
+    with TimeBar(arguments.seconds) as tick:
         bench = Bench(collect(), arguments.seconds, tick)
         found = comparison.measure(
             bench, arguments.models, arguments.backend, arguments.threads, arguments.device, arguments.reference
@@ -149,7 +129,7 @@ def _targets(arguments: argparse.Namespace) -> Document:
     from asymtrack_edge.benchmarks.speed import scaling
 
     counts = _whole_numbers("--counts", arguments.counts)
-    with _TimeBar(arguments.seconds * 1.2) as tick:
+    with TimeBar(arguments.seconds * 1.2) as tick:
         found = scaling.measure(
             Bench(collect(), arguments.seconds, tick),
             get_variant(arguments.variant),
@@ -219,7 +199,7 @@ def _paper(arguments: argparse.Namespace) -> Document:
         return {**document, "paper": against_paper.beside_saved_rows(document["rows"]), "command": arguments.line}
     forms = 1 + (planning.default_backends() != ("onnxruntime",))
     groups = len(_names(arguments.variant)) * bool({"1", "2"} & set(tables)) + forms * ("4" in tables)
-    with _TimeBar(groups * arguments.seconds * 1.1) as tick:
+    with TimeBar(groups * arguments.seconds * 1.1) as tick:
         if {"1", "2"} & set(tables):
             plan = planning.Plan(
                 variants=_names(arguments.variant),

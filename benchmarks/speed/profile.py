@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Tuple
 
-from asymtrack_edge.benchmarks.ab import node_times
+from asymtrack_edge.benchmarks.contenders import node_times
 from asymtrack_edge.errors import UsageError
 
 

@@ -6,7 +6,7 @@ from typing import Optional
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.ab import peak_contender
+from asymtrack_edge.benchmarks.contenders import peak_contender
 from asymtrack_edge.benchmarks.speed.facts import Facts
 from asymtrack_edge.benchmarks.speed.protocols import Peak
 from asymtrack_edge.benchmarks.speed.timing import CallStep

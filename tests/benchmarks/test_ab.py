@@ -8,7 +8,8 @@ from time import sleep
 
 import pytest
 
-from asymtrack_edge.benchmarks.ab import Contender, main, node_times, peak_contender, race, report
+from asymtrack_edge.benchmarks.ab import main, race, report
+from asymtrack_edge.benchmarks.contenders import Contender, node_times, peak_contender
 
 
 def test_a_race_finds_the_faster() -> None:

@@ -122,21 +122,19 @@ def load_collection(folder: Path, side: int = 320, limit: Optional[int] = None, 
     return builder.build()
 
 
-def _add_image(builder: PoolBuilder, shards: _Shards, shard: Any, name: str) -> Any:
-    return builder.add_image(np.ascontiguousarray(decode_image(shards.read(shard, name), name)[..., :3]))
+def _add_image(builder: PoolBuilder, shards: _Shards, shard: Any, name: str, same_clip: bool = False) -> Any:
+    return builder.add_image(np.ascontiguousarray(decode_image(shards.read(shard, name), name)[..., :3]), same_clip)
 
 
 def _add_still(builder: PoolBuilder, record: Dict[str, Any], shards: _Shards) -> None:
     index, scale = _add_image(builder, shards, record["shard"], record["file"])
-    builder.new_group()
     for box in record["boxes"]:
-        if min(box[2:]) >= 10:
+        if min(box[2:]) >= 10 and min(box[2:]) * scale >= SMALLEST_BOX:
             builder.add_target(STILL, record.get("source", ""), [index], [[v * scale for v in box]])
 
 
 def _add_clip(builder: PoolBuilder, record: Dict[str, Any], shards: _Shards) -> None:
-    frames = [_add_image(builder, shards, record["shard"], name) for name in record["frames"]]
-    builder.new_group()
+    frames = [_add_image(builder, shards, record["shard"], name, i > 0) for i, name in enumerate(record["frames"])]
     for track in record["tracks"]:
         known = [
             (frames[i][0], [v * frames[i][1] for v in box])

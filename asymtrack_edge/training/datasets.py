@@ -24,6 +24,7 @@ from typing import Dict, List, NamedTuple, Optional, Protocol
 import numpy as np
 
 from asymtrack_edge.errors import DatasetError
+from asymtrack_edge.lasot import LASOT_TEST
 
 #: Smallest side of a box that is learnt from, in frame pixels.
 SMALLEST_BOX = 4.0
@@ -97,7 +98,7 @@ def _folder(root: Path, name: str) -> Path:
 
 
 class Lasot:
-    """LaSOT (Fan et al. 2019), training split."""
+    """LaSOT (Fan et al. 2019), training split: ``training_set.txt``, or what is not of the test split."""
 
     name = "LaSOT"
 
@@ -109,8 +110,10 @@ class Lasot:
         if split.is_file():
             wanted = set(split.read_text().split())
             folders = [folder for folder in folders if folder.name in wanted]
+        else:
+            folders = [folder for folder in folders if folder.name not in LASOT_TEST]
         if not folders:
-            raise DatasetError(f"{root} holds no LaSOT sequences (airplane/airplane-1/groundtruth.txt)")
+            raise DatasetError(f"{root} holds no training sequences of LaSOT (airplane/airplane-2/groundtruth.txt)")
         self.folders = folders
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._read)
 

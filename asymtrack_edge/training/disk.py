@@ -36,10 +36,12 @@ class _Job(NamedTuple):
 
     Attributes:
         plan: its windows.
+        identity: int64 ``(B,)``, which target each pair shows.
         crops: each gives a pair's template, search crop and the search frame's width and height.
     """
 
     plan: Plan
+    identity: Tensor
     crops: List[Future[Tuple[np.ndarray, np.ndarray, Tuple[int, int]]]]
 
 
@@ -99,23 +101,26 @@ class DiskPairs:
         plan = job.plan
         search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
         extent, corners = plan.extent.to(self.device), plan.corners.to(self.device)
-        return finish_pairs(template, search, extent, corners, self.augmentation, self.finishing)
+        identity = job.identity.to(self.device)
+        return finish_pairs(template, search, extent, corners, identity, self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""
         random = self.planning
         random.start(*self.key, step, 0)
         chosen = [self._choose(random) for _ in range(batch)]
-        boxes = torch.from_numpy(np.array([boxes for _, boxes in chosen], np.float32))
+        boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
+        identity = torch.tensor([which for *_, which in chosen], dtype=torch.int64)
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
-        crops = [self.threads.submit(self._cut, files, plan, i) for i, (files, _) in enumerate(chosen)]
-        return _Job(plan, crops)
+        crops = [self.threads.submit(self._cut, files, plan, i) for i, (files, *_) in enumerate(chosen)]
+        return _Job(plan, identity, crops)
 
-    def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray]:
-        """Files and boxes ``(2, 4)`` of a pair: a data set, a target of it, two frames not too far apart."""
+    def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
+        """Files, boxes ``(2, 4)`` and target of a pair: a data set, a target of it, two frames not too far apart."""
         for _ in range(TRIES):
             which, target, first, second = random.uniform(4).tolist()
-            dataset = self.datasets[int(which * len(self.datasets))]
+            number = int(which * len(self.datasets))
+            dataset = self.datasets[number]
             index = int(target * len(dataset))
             boxes, usable = dataset.annotation(index)
             if not len(usable):
@@ -123,7 +128,8 @@ class DiskPairs:
             one = int(usable[int(first * len(usable))])
             near = usable[np.abs(usable - one) <= self.augmentation.max_gap]
             two = int(near[int(second * len(near))])
-            return (dataset.frame(index, one), dataset.frame(index, two)), boxes[[one, two]]
+            files = dataset.frame(index, one), dataset.frame(index, two)
+            return files, boxes[[one, two]], index * len(self.datasets) + number
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 
     def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:

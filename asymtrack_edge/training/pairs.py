@@ -22,6 +22,9 @@ from asymtrack_edge.training.pool import CLIP, STILL, Pool
 from asymtrack_edge.training.randomness import Random
 from asymtrack_edge.variants import Variant
 
+#: So many places on in the batch stands the pair that a negative takes its template from.
+STRANGER = 2
+
 
 class Pairs(NamedTuple):
     """One batch.
@@ -93,7 +96,13 @@ def plan_windows(
 
 
 def finish_pairs(
-    template: Tensor, search: Tensor, extent: Tensor, corners: Tensor, augmentation: Augmentation, random: Random
+    template: Tensor,
+    search: Tensor,
+    extent: Tensor,
+    corners: Tensor,
+    identity: Tensor,
+    augmentation: Augmentation,
+    random: Random,
 ) -> Pairs:
     """Backdrop, deformation, occlusion, colour, blur and negatives, for crops from any source.
 
@@ -102,6 +111,7 @@ def finish_pairs(
         search: uint8 RGB ``(B, 3, X, X)``.
         extent: as in ``Plan``.
         corners: as in ``Pairs``.
+        identity: int64 ``(B,)``, the same for pairs whose pictures may show the same target.
         augmentation: strengths.
         random: source of randomness.
     """
@@ -113,10 +123,12 @@ def finish_pairs(
     template = colour(template, grey, augmentation, random)
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
     present = torch.ones(batch, dtype=torch.bool, device=template.device)
-    if augmentation.negatives > 0 and batch > 1:
-        present = random.uniform(batch) >= augmentation.negatives
+    if augmentation.negatives > 0:
+        # Neighbours lend each other backdrops, occluders and borders: those of a template must not tell
+        # whether its target is there, so it comes from a pair that shares no picture with this one.
+        present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
         absent = (~present).nonzero()[:, 0]
-        template[absent] = template[absent - 1]
+        template[absent] = template[(absent + STRANGER) % batch]
     return Pairs(template, search, corners, present)
 
 
@@ -155,11 +167,12 @@ class PairSampler:
         plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], plan.template, variant.template_size)
         search = self._fill(self._cut(image[:, 1], plan.search, variant.search_size), image[:, 1], plan.search)
-        extent, corners = plan.extent, plan.corners
+        extent, corners, identity = plan.extent, plan.corners, pool.still[image[:, 1]]
         count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
         if count:
-            template[:count], search[:count], extent[:count], corners[:count] = self._cutouts(count)
-        return finish_pairs(template, search, extent, corners, self.augmentation, random)
+            template[:count], search[:count], extent[:count], corners[:count], chosen = self._cutouts(count)
+            identity[:count] = -1 - chosen
+        return finish_pairs(template, search, extent, corners, identity, self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
@@ -184,7 +197,7 @@ class PairSampler:
     def _regions(self, batch: int) -> Tuple[Tensor, Tensor]:
         """Arbitrary regions of arbitrary pictures, as targets (both frames show the same one)."""
         random = self.random
-        picture = random.integers(batch, len(self.pool.canvases))
+        picture = self._scenery(batch)
         sizes = self.pool.sizes[picture]
         extent = sizes.amin(1, keepdim=True) * (0.15 + 0.35 * random.uniform(batch, 1))
         aspect = torch.tensor([1.0, -1.0], device=random.device)
@@ -204,16 +217,20 @@ class PairSampler:
             search[chosen] = torch.where(seen, search[chosen], behind)
         return search
 
+    def _scenery(self, count: int) -> Tensor:
+        """int64 ``(count,)``, arbitrary pictures of those that may be used."""
+        return self.pool.scenery[self.random.integers(count, len(self.pool.scenery))]
+
     def _background(self, count: int, size: int) -> Tensor:
         random = self.random
-        picture = random.integers(count, len(self.pool.canvases))
+        picture = self._scenery(count)
         sizes = self.pool.sizes[picture]
         side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
         centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
         return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
 
-    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pairs that show one cut-out on two backgrounds, beside two distractors in the search crop."""
+    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Pairs that show one cut-out on two backgrounds, beside two others in the search crop; and which one."""
         aug, pool, random = self.augmentation, self.pool, self.random
         chosen = random.integers(count, len(pool.cutouts))
         shape = pool.cutout_sizes[chosen]
@@ -229,8 +246,9 @@ class PairSampler:
         template = lay(template, chosen, middle, own, flip)
         search = self._background(count, self.variant.search_size)
         factor = self.variant.search_factor
-        for _ in range(2):
-            other = random.integers(count, len(pool.cutouts))
+        others = len(pool.cutouts) - 1
+        for _ in range(2 if others else 0):
+            other = (chosen + 1 + random.integers(count, others)) % len(pool.cutouts)
             extent = shape / factor * torch.exp(0.4 * random.normal(count, 2))
             search = lay(search, other, random.uniform(count, 2), extent, random.uniform(count) < 0.5)
         extent = shape / factor * torch.exp(aug.size_jitter * random.normal(count, 1))
@@ -242,7 +260,7 @@ class PairSampler:
         search = lay(search, chosen, at, extent, flip)
         # The corners follow the published convention, in which the crop's centre is (S - 1) / 2.
         at = at - 0.5 / self.variant.search_size
-        return template, search, own, torch.cat([at - extent / 2, at + extent / 2], 1)
+        return template, search, own, torch.cat([at - extent / 2, at + extent / 2], 1), chosen
 
 
 def _centre(box: Tensor) -> Tensor:

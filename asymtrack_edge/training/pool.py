@@ -30,8 +30,9 @@ class Pool:
     Attributes:
         canvases: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere.
         sizes: float32 ``(N, 2)`` width and height of each image.
+        still: int64 ``(N,)``; the frames of a clip share a number, every other image has its own.
+        scenery: int64 ``(K,)``, the images that may serve as background.
         start, length, kind: int64 ``(T,)``.
-        group: int64 ``(T,)``; targets of the same still or clip share a number.
         weight: float32 ``(T,)``, how often a target is drawn relative to others of its kind.
         image: int64 ``(E,)`` index into ``canvases``.
         box: float32 ``(E, 4)`` x, y, w, h in pixels.
@@ -41,10 +42,11 @@ class Pool:
 
     canvases: Tensor
     sizes: Tensor
+    still: Tensor
+    scenery: Tensor
     start: Tensor
     length: Tensor
     kind: Tensor
-    group: Tensor
     weight: Tensor
     image: Tensor
     box: Tensor
@@ -58,15 +60,21 @@ class Pool:
     def __len__(self) -> int:
         return len(self.start)
 
-    def only(self, chosen: Tensor) -> Pool:
-        """A pool of the targets where ``chosen`` (bool ``(T,)``) is true; the imagery is shared."""
-        parts = {name: getattr(self, name)[chosen] for name in ("start", "length", "kind", "group", "weight")}
-        return Pool(**{**vars(self), **parts})
+    def groups(self) -> Tensor:
+        """int64 ``(T,)``: which still or clip each target is of, as numbered in ``still``."""
+        return self.still[self.image[self.start]]
 
     def split(self, every: int = 50) -> Tuple[Pool, Pool]:
-        """All targets but those of every ``every``-th still or clip, and those, for validation."""
-        held = self.group % every == every - 1
-        return self.only(~held), self.only(held)
+        """All but every ``every``-th still or clip, and those, for validation: targets and scenery.
+
+        The imagery itself is shared.
+        """
+        held, held_scenery = (g % every == every - 1 for g in (self.groups(), self.still[self.scenery]))
+        return self._only(~held, ~held_scenery), self._only(held, held_scenery)
+
+    def _only(self, targets: Tensor, scenery: Tensor) -> Pool:
+        parts = {name: getattr(self, name)[targets] for name in ("start", "length", "kind", "weight")}
+        return Pool(**{**vars(self), **parts, "scenery": self.scenery[scenery]})
 
 
 class PoolBuilder:
@@ -82,12 +90,17 @@ class PoolBuilder:
         # Untouched pages of zeros cost nothing, so memory follows what the images cover.
         self.canvases = np.zeros((max(1, capacity), side, side, 3), np.uint8)
         self.sizes: List[Tuple[int, int]] = []
-        self.targets: List[Tuple[int, str, int, List[int], List[Sequence[float]]]] = []
+        self.stills: List[int] = []
+        self.targets: List[Tuple[int, str, List[int], List[Sequence[float]]]] = []
         self.cutouts: List[np.ndarray] = []
-        self.groups = 0
 
-    def add_image(self, image: np.ndarray) -> Tuple[int, float]:
-        """Stores an RGB image, shrunk where it exceeds the canvas; returns its index and scale."""
+    def add_image(self, image: np.ndarray, same_clip: bool = False) -> Tuple[int, float]:
+        """Stores an RGB image, shrunk where it exceeds the canvas; returns its index and scale.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            same_clip: it is of the same clip as the one before.
+        """
         scale = min(1.0, self.side / max(image.shape[:2]))
         if scale < 1:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -95,15 +108,13 @@ class PoolBuilder:
         height, width = image.shape[:2]
         self.canvases[len(self.sizes), :height, :width] = image
         self.sizes.append((width, height))
+        before = self.stills[-1] if self.stills else -1
+        self.stills.append(before if same_clip else before + 1)
         return len(self.sizes) - 1, scale
-
-    def new_group(self) -> None:
-        """What follows belongs to another still or clip than what went before."""
-        self.groups += 1
 
     def add_target(self, kind: int, source: str, images: List[int], boxes: List[Sequence[float]]) -> None:
         """Stores a target: for each of ``images`` its box x, y, w, h in canvas pixels."""
-        self.targets.append((kind, source, self.groups, images, boxes))
+        self.targets.append((kind, source, images, boxes))
 
     def add_cutout(self, image: np.ndarray) -> None:
         """Stores what is not transparent of an RGBA image, no larger than half a canvas."""
@@ -139,17 +150,18 @@ class PoolBuilder:
         if not self.sizes:
             raise DatasetError("there is no image to train on")
         cutouts, cutout_sizes = _stack(self.cutouts)
-        lengths = np.array([len(t[3]) for t in self.targets], np.int64)
+        lengths = np.array([len(t[2]) for t in self.targets], np.int64)
         return Pool(
             canvases=torch.from_numpy(self.canvases[: len(self.sizes)]),
             sizes=torch.tensor(self.sizes, dtype=torch.float32),
+            still=torch.tensor(self.stills, dtype=torch.int64),
+            scenery=torch.arange(len(self.sizes)),
             start=torch.from_numpy(np.cumsum(lengths) - lengths),
             length=torch.from_numpy(lengths),
             kind=torch.tensor([t[0] for t in self.targets], dtype=torch.int64),
-            group=torch.tensor([t[2] for t in self.targets], dtype=torch.int64),
             weight=torch.tensor(self._weights(), dtype=torch.float32),
-            image=torch.tensor([i for t in self.targets for i in t[3]], dtype=torch.int64),
-            box=torch.tensor([b for t in self.targets for b in t[4]], dtype=torch.float32).reshape(-1, 4),
+            image=torch.tensor([i for t in self.targets for i in t[2]], dtype=torch.int64),
+            box=torch.tensor([b for t in self.targets for b in t[3]], dtype=torch.float32).reshape(-1, 4),
             cutouts=torch.from_numpy(cutouts),
             cutout_sizes=torch.from_numpy(cutout_sizes),
         )
@@ -195,7 +207,7 @@ def merge_pools(pools: Sequence[Pool]) -> Pool:
         return pools[0]
     images = np.cumsum([0] + [len(p.canvases) for p in pools]).tolist()
     entries = np.cumsum([0] + [len(p.image) for p in pools]).tolist()
-    groups = np.cumsum([0] + [int(p.group.max()) + 1 if len(p) else 0 for p in pools]).tolist()
+    stills = np.cumsum([0] + [int(p.still.max()) + 1 for p in pools]).tolist()
     side = max(p.cutouts.shape[1] for p in pools)
 
     def padded(cutouts: Tensor) -> Tensor:
@@ -207,5 +219,6 @@ def merge_pools(pools: Sequence[Pool]) -> Pool:
     merged["cutouts"] = torch.cat([padded(p.cutouts) for p in pools])
     merged["image"] = torch.cat([p.image + first for p, first in zip(pools, images)])
     merged["start"] = torch.cat([p.start + first for p, first in zip(pools, entries)])
-    merged["group"] = torch.cat([p.group + first for p, first in zip(pools, groups)])
+    merged["scenery"] = torch.cat([p.scenery + first for p, first in zip(pools, images)])
+    merged["still"] = torch.cat([p.still + first for p, first in zip(pools, stills)])
     return Pool(**merged)

@@ -158,7 +158,7 @@ def open_data(config: RunConfig, world: World, folder: Path) -> Data:
     pool = merge_pools(pools).to(world.device)
     held_out = None
     learnt = pool
-    if len(pool) and int(pool.group.max()) >= FEWEST_TO_SPLIT:
+    if len(pool.groups().unique()) > FEWEST_TO_SPLIT:
         learnt, held = pool.split()
         held_out = PairSampler(held, variant, HELD_OUT, config.seed).draw
     draw = PairSampler(learnt, variant, augmentation, config.seed, world.rank).draw

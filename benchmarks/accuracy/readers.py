@@ -24,6 +24,7 @@ from asymtrack_edge.benchmarks.accuracy.sequences import (
     read_table,
 )
 from asymtrack_edge.errors import DatasetError, UsageError
+from asymtrack_edge.lasot import LASOT_TEST
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def read_lasot(root: Path) -> List[Sequence]:
     the list is ``testing_set.txt`` in the root where that exists, else the published one.
     """
     listed = root / "testing_set.txt"
-    wanted = set(listed.read_text().split()) if listed.is_file() else set(splits.LASOT_TEST)
+    wanted = set(listed.read_text().split()) if listed.is_file() else set(LASOT_TEST)
     folders = [folder for folder in _lasot_folders(root) if folder.name in wanted]
     _require(folders, root, "sequences of the test split, such as airplane/airplane-1")
     return [_lasot_sequence(folder) for folder in folders]

@@ -31,9 +31,13 @@ def test_lasot_leaves_out_hidden_frames_and_other_splits(lasot: Path) -> None:
     assert read_frame(data.frame(0, 5)).shape == (90, 120, 3)
 
 
-def test_lasot_without_class_folders(lasot: Path, tmp_path: Path) -> None:
+def test_lasot_without_class_folders_or_list_leaves_out_the_test_split(lasot: Path, tmp_path: Path) -> None:
     shutil.copytree(lasot / "airplane", tmp_path / "flat")
-    assert len(Lasot(tmp_path / "flat")) == 2
+    # airplane-1 is of the test split, airplane-2 is not.
+    assert [folder.name for folder in Lasot(tmp_path / "flat").folders] == ["airplane-2"]
+    shutil.rmtree(tmp_path / "flat" / "airplane-2")
+    with pytest.raises(DatasetError, match="no training sequences"):
+        Lasot(tmp_path / "flat")
 
 
 def test_got10k_leaves_out_absent_and_covered_frames(got10k: Path) -> None:
@@ -123,7 +127,7 @@ def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, trackingne
     roots = [got10k, coco, trackingnet]
     count = [0, 0, 0]
     for _ in range(900):
-        files, boxes = disk._choose(random)
+        files, boxes, _ = disk._choose(random)
         assert boxes.shape == (2, 4)
         count[[root in files[0].parents for root in roots].index(True)] += 1
     assert all(abs(c - 300) < 60 for c in count)
@@ -138,7 +142,7 @@ def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
     random.start(1)
     gaps = set()
     for _ in range(60):
-        (a, b), _ = disk._choose(random)
+        (a, b), *_ = disk._choose(random)
         gaps.add(int(b.stem) - int(a.stem))
     assert gaps == {-1, 0, 1}
     disk.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from asymtrack_edge.training.augmentation import (
 )
 from asymtrack_edge.training.collection import load_collection, load_images
 from asymtrack_edge.training.crops import LARGEST_PADDED, Windows, cut, cut_one, inside, windows_around
-from asymtrack_edge.training.pairs import PairSampler, plan_windows
+from asymtrack_edge.training.pairs import STRANGER, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.pool import CLIP, STILL, merge_pools
 from asymtrack_edge.training.randomness import Random
 from asymtrack_edge.training.recipes import SMALL
@@ -177,7 +179,17 @@ def test_pool_holds_what_the_collection_says(collection: Path) -> None:
     assert pool.box[pool.start[4] + 3].tolist() == pytest.approx([32 * scale, 34 * scale, 24 * scale, 24 * scale])
     assert pool.cutouts.shape == (1, 41, 41, 4)
     learnt, held = pool.split(3)
-    assert len(learnt) + len(held) == len(pool) and set(learnt.group.tolist()).isdisjoint(held.group.tolist())
+    assert len(learnt) + len(held) == len(pool) and set(learnt.groups().tolist()).isdisjoint(held.groups().tolist())
+
+
+def test_boxes_too_small_on_the_canvas_are_left_out(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((600, 800, 3), 90, np.uint8))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "large.png", "large.png")
+    record = {"file": "large.png", "shard": "a.tar", "boxes": [[0, 0, 12, 12], [0, 0, 80, 40]]}
+    (tmp_path / "stills.json").write_text(json.dumps([record]))
+    # At an eighth 12 pixels are 1.5: nothing can be learnt from them.
+    assert load_collection(tmp_path, 100).box.tolist() == [[0, 0, 10, 5]]
 
 
 def test_merged_pools_keep_their_targets(collection: Path) -> None:
@@ -187,7 +199,7 @@ def test_merged_pools_keep_their_targets(collection: Path) -> None:
     entry = both.start[t] + 2
     assert both.image[entry] == len(pool.canvases) + pool.image[pool.start[5] + 2]
     assert torch.equal(both.box[entry], pool.box[pool.start[5] + 2])
-    assert len(set(both.group.tolist())) == 2 * len(set(pool.group.tolist()))
+    assert len(set(both.groups().tolist())) == 2 * len(set(pool.groups().tolist()))
 
 
 def test_any_folder_of_images_gives_pairs(tmp_path: Path, tiny: Variant) -> None:
@@ -238,6 +250,53 @@ def test_a_changed_backdrop_leaves_the_target() -> None:
     some = change_backdrop(template, search, extent, 0.5, rng(2))
     assert 0 < (some[:, 0, 0, 0] == 10).sum() < 4
     assert change_backdrop(template, search, extent, 0.0, rng(1)) is template
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_negative_shares_no_picture_with_its_pair_and_is_of_another_target(known: bool) -> None:
+    batch = 12
+    # Each pair has its own grey level: template 10 i, search crop 10 i + 5.
+    level = (10 * torch.arange(batch)).to(torch.uint8).view(-1, 1, 1, 1)
+    template, search = level.expand(-1, 3, 32, 32), (level + 5).expand(-1, 3, 64, 64)
+    extent = torch.full((batch, 2), 0.5)
+    corners = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(batch, -1).clone()
+    identity = torch.arange(batch) if known else torch.zeros(batch, dtype=torch.int64)
+    lively = replace(PLAIN, backdrop=1.0, occlusion=1.0, negatives=0.5)
+    pairs = finish_pairs(template, search, extent, corners, identity, lively, rng(4))
+    assert known == bool((~pairs.present).any())
+    numbers = (pixels(pairs.template).round() // 10).int(), (pixels(pairs.search).round() // 10).int()
+    for i, (template_numbers, search_numbers) in enumerate(zip(*numbers)):
+        # Of which pair is what one sees: target and backdrop of the template, anything in the search crop?
+        own = i if pairs.present[i] else (i + STRANGER) % batch
+        target, backdrop = template_numbers[0, 16, 16].item(), template_numbers[0, 0, 0].item()
+        assert (target, backdrop) == (own, (own + 1) % batch)
+        seen = set(search_numbers.unique().tolist())
+        assert i in seen and (pairs.present[i] or not seen & {target, backdrop})
+
+
+def test_the_only_cutout_is_not_its_own_distractor(collection: Path, tiny: Variant) -> None:
+    pool = load_collection(collection, 100)
+    assert len(pool.cutouts) == 1
+    pool.canvases = torch.zeros_like(pool.canvases)
+    pairs = PairSampler(pool, tiny, replace(PLAIN, cutouts=1.0)).draw(8, 0)
+    shown = (pixels(pairs.search).round() > 0).any(1).nonzero()
+    corners = (pairs.corners * tiny.search_size).tolist()
+    for i, y, x in shown.tolist():
+        left, top, right, bottom = corners[i]
+        assert left - 2 <= x <= right + 2 and top - 2 <= y <= bottom + 2
+    assert len(shown)
+
+
+def test_held_out_pictures_are_no_scenery(collection: Path, tiny: Variant) -> None:
+    learnt, held = load_collection(collection, 100).split(3)
+    seen = set(learnt.still[learnt.scenery].tolist())
+    assert seen.isdisjoint(held.groups().tolist()) and seen.isdisjoint(held.still[held.scenery].tolist())
+    learnt.canvases = learnt.canvases.clone()
+    learnt.canvases[held.scenery] = 255
+    learnt.canvases[learnt.scenery] = 0
+    lively = replace(PLAIN, patches=0.5, fill=1.0, cutouts=0.0)
+    pairs = PairSampler(learnt, tiny, lively).draw(64, 0)
+    assert pixels(pairs.search).max() < 1 and pixels(pairs.template).max() < 1
 
 
 def test_occlusion_changes_only_the_target() -> None:

@@ -14,8 +14,8 @@ class Protocol:
         definition: one sentence for reports.
         first_frame: ``"perfect"`` (the result of frame 0 is replaced by the ground truth and counts) or
             ``"left out"``.
-        box_rule: which rows of the ground truth are boxes: ``"positive"`` (x, y, w, h > 0),
-            ``"non-negative"`` (x, y, w, h >= 0) or ``"sized"`` (w, h > 0). Rows with nan never are.
+        box_rule: which rows of the ground truth are boxes: ``"positive"`` (x, y, w, h > 0)
+            or ``"sized"`` (w, h > 0). Rows with nan never are.
         boxless: frames without such a box: ``"left out"``, or ``"failed"``: they never count as
             success but, their error being set to -1, always as precise.
         absent: frames whose target is declared absent: ``"ignored"`` (the label is not used),
@@ -52,7 +52,7 @@ PROTOCOLS: Dict[str, Protocol] = {
     "lasot": Protocol(
         "LaSOT toolkit: success AUC over 21 thresholds, precision at 20 px, normalised precision at 0.2; "
         "frame 0 counts as perfect, frames with the target absent as failures (AUC vis leaves them out)",
-        box_rule="non-negative",
+        box_rule="positive",
         boxless="failed",
         absent="failed",
     ),

@@ -138,12 +138,8 @@ class _Frames:
 def _is_box(truth: np.ndarray, rule: str) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         if rule == "positive":
-            boxes = (truth > 0).all(1)
-        elif rule == "non-negative":
-            boxes = (truth >= 0).all(1)
-        else:
-            boxes = (truth[:, 2:] > 0).all(1) & np.isfinite(truth).all(1)
-    return np.asarray(boxes)
+            return np.asarray((truth > 0).all(1))
+        return np.asarray((truth[:, 2:] > 0).all(1) & np.isfinite(truth).all(1))
 
 
 def _repaired(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:

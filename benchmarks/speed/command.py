@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed import plan as planning
 from asymtrack_edge.benchmarks.speed.arguments import make_parser
-from asymtrack_edge.benchmarks.speed.facts import collect, conditions
+from asymtrack_edge.benchmarks.speed.facts import collect, gpu_facts, probe
 from asymtrack_edge.benchmarks.speed.models import export_folder, say_on_stderr
 from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.report.document import (
@@ -118,7 +118,7 @@ def _ab(arguments: argparse.Namespace) -> Document:
     from asymtrack_edge.benchmarks.speed import comparison
 
     with TimeBar(arguments.seconds) as tick:
-        bench = Bench(collect(), arguments.seconds, tick)
+        bench = Bench.here(arguments.seconds, tick, arguments.device)
         found = comparison.measure(
             bench, arguments.models, arguments.backend, arguments.threads, arguments.device, arguments.reference
         )
@@ -131,7 +131,7 @@ def _targets(arguments: argparse.Namespace) -> Document:
     counts = _whole_numbers("--counts", arguments.counts)
     with TimeBar(arguments.seconds * 1.2) as tick:
         found = scaling.measure(
-            Bench(collect(), arguments.seconds, tick),
+            Bench.here(arguments.seconds, tick, arguments.device),
             get_variant(arguments.variant),
             counts,
             arguments.backend,
@@ -166,7 +166,8 @@ def _startup(arguments: argparse.Namespace) -> Document:
     if arguments.runs < 1:
         raise UsageError(f"--runs must be at least 1, not {arguments.runs}")
     folder = _model(arguments, arguments.backend)
-    before = conditions()
+    now = probe(arguments.device)
+    before = now()
     seen = startup.measure(folder, arguments.backend, arguments.device, arguments.threads, arguments.runs)
     engine = open_engine(folder, arguments.backend, arguments.device, arguments.threads)
     subject = engine_subject(engine, arguments.backend, arguments.device, arguments.threads)
@@ -182,7 +183,8 @@ def _startup(arguments: argparse.Namespace) -> Document:
     values.update({name: value for name, value in memory.items() if value is not None})
     notes = [f"medians of {seen.runs} processes, memory their greatest"]
     notes.append(f"imported without need: {', '.join(seen.heavy)}" if seen.heavy else "torch was not imported")
-    row = Row("startup", subject, collect(), before, conditions(), None, None, values=values, notes=tuple(notes))
+    facts = collect(device=arguments.device)
+    row = Row("startup", subject, facts, before, now(), None, None, values=values, notes=tuple(notes))
     return make_document(Findings(rows=[row]), arguments.line)
 
 
@@ -211,7 +213,7 @@ def _paper(arguments: argparse.Namespace) -> Document:
             found.add(planning.run_plan(plan, tick))
             lines += against_paper.beside_tables_1_and_2(found.rows)
         if "4" in tables:
-            bench = Bench(collect(), arguments.seconds, tick)
+            bench = Bench.here(arguments.seconds, tick)
             for form in against_paper.FORMS[2 - forms :]:
                 part = against_paper.measure_table_4(bench, form, arguments.threads, say_on_stderr)
                 lines += against_paper.beside_table_4(part)
@@ -227,17 +229,18 @@ def _energy(arguments: argparse.Namespace) -> Document:
     from asymtrack_edge.benchmarks.speed.subjects import UpdateStep
     from asymtrack_edge.runtime.tracker import Tracker
 
+    facts, now = collect(device=arguments.device), probe(arguments.device)
+    gpu = gpu_facts(device=arguments.device).get("pci")
     energy.find_meter_or_fail()
     folder = _model(arguments, arguments.backend)
-    facts = collect()
     tracker = Tracker.load(folder, arguments.backend, arguments.device, arguments.threads)
     found = Findings()
     with tempfile.TemporaryDirectory() as scratch:
         clip = clips.synthetic(Path(scratch))
     step = UpdateStep(tracker, clip.frames, clip.box)
     for paced in (arguments.fps, None):
-        before = conditions()
-        seen = energy.measure(step.sample, energy.find_meter(), arguments.seconds, paced)
+        before = now()
+        seen = energy.measure(step.sample, energy.find_meter(gpu), arguments.seconds, paced)
         way = "flat out" if paced is None else f"{paced:g} fps"
         subject = engine_subject(tracker.engine, arguments.backend, arguments.device, arguments.threads)
         found.rows.append(
@@ -246,7 +249,7 @@ def _energy(arguments: argparse.Namespace) -> Document:
                 replace(subject, name=f"{subject.name}, {way}"),
                 facts,
                 before,
-                conditions(),
+                now(),
                 None,
                 seen.frames / seen.seconds,
                 values=energy.values(seen),

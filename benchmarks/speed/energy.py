@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
-from asymtrack_edge.benchmarks.speed.facts import run_command
+from asymtrack_edge.benchmarks.speed.facts import ask_nvidia_smi, run_command
 from asymtrack_edge.benchmarks.speed.jetson import parse_jtop_power, parse_tegrastats
 from asymtrack_edge.errors import EngineError, UsageError
 
@@ -155,8 +155,11 @@ class RaplCounters:
         return found
 
 
-def find_meter() -> PowerMeter:
-    """The best power sensor of this machine.
+def find_meter(gpu: Optional[str] = None) -> PowerMeter:
+    """The best power sensor of this machine; on a PC those of processor and graphics card together.
+
+    Args:
+        gpu: PCI address of the graphics card; None for the first.
 
     Raises:
         EngineError: it has none that can be read.
@@ -178,10 +181,11 @@ def find_meter() -> PowerMeter:
     if run_command(["which", "tegrastats"]):
         return TegrastatsMeter()
     counters = RaplCounters()
-    if counters.available:
-        return PollingMeter("RAPL", counters.read)
-    if _nvidia_smi():
-        return PollingMeter("nvidia-smi", _nvidia_smi)
+    sensors = {"RAPL": counters.read} if counters.available else {}
+    if _graphics_card(gpu):
+        sensors["nvidia-smi"] = lambda: _graphics_card(gpu)
+    if sensors:
+        return PollingMeter(", ".join(sensors), lambda: {k: v for read in sensors.values() for k, v in read().items()})
     raise EngineError(
         "this machine has no power sensor that can be read: energy needs tegrastats or jetson-stats (Jetson), "
         "readable RAPL counters (/sys/class/powercap, usually root) or nvidia-smi"
@@ -212,9 +216,8 @@ def values(energy: Energy) -> Dict[str, float]:
     return found
 
 
-def _nvidia_smi() -> Dict[str, float]:
-    text = run_command(["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]) or ""
-    match = re.match(r"\s*([\d.]+)", text)
+def _graphics_card(gpu: Optional[str]) -> Dict[str, float]:
+    match = re.match(r"\s*([\d.]+)", ask_nvidia_smi("power.draw", gpu) or "")
     return {"GPU board (nvidia-smi)": 1000 * float(match.group(1))} if match else {}
 
 
@@ -228,7 +231,8 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
     if len(inside) < 2:
         raise EngineError("the power sensor gave fewer than two readings: measure for longer")
     found = {}
-    for rail in inside[0][1]:
+    # Sensors that count energy have nothing to say in their first reading.
+    for rail in dict.fromkeys(rail for _, reading in inside for rail in reading):
         points = [(t, p[rail]) for t, p in inside if rail in p]
         points = [(start, points[0][1]), *points, (end, points[-1][1])]
         area = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in zip(points, points[1:]))

@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -111,12 +112,13 @@ class Conditions:
         return asdict(self)
 
 
-def collect(root: Path = Path("/"), run: Runner = run_command) -> Facts:
+def collect(root: Path = Path("/"), run: Runner = run_command, device: int = 0) -> Facts:
     """Asks the system for ``Facts``.
 
     Args:
         root: of the file system (tests use another).
         run: runs a command.
+        device: CUDA device that is used, if any.
     """
     cpuinfo = _read(root / "proc/cpuinfo") or ""
     board = _read(root / "proc/device-tree/model")
@@ -124,7 +126,7 @@ def collect(root: Path = Path("/"), run: Runner = run_command) -> Facts:
     release = parse_release(_read(root / "etc/nv_tegra_release") or "")
     memory = re.search(r"MemTotal:\s+(\d+) kB", _read(root / "proc/meminfo") or "")
     flags = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
-    gpu = gpu_facts(run)
+    gpu = gpu_facts(run, device=device)
     return Facts(
         cpu=_cpu_name(cpuinfo, board),
         cores=_usable_cores(),
@@ -146,8 +148,14 @@ def collect(root: Path = Path("/"), run: Runner = run_command) -> Facts:
     )
 
 
-def conditions(root: Path = Path("/"), run: Runner = run_command) -> Conditions:
-    """Asks the system for ``Conditions``; takes a few milliseconds."""
+def conditions(root: Path = Path("/"), run: Runner = run_command, gpu: Optional[str] = None) -> Conditions:
+    """Asks the system for ``Conditions``; takes a few milliseconds.
+
+    Args:
+        root: of the file system.
+        run: runs a command.
+        gpu: PCI address of the graphics card; None for the first.
+    """
     temperatures = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         kind, value = _read(zone / "type"), _read(zone / "temp")
@@ -175,22 +183,39 @@ def conditions(root: Path = Path("/"), run: Runner = run_command) -> Conditions:
         for path in sorted(root.glob(pattern)):
             text = (_read(path) or "").strip()
             gpu_mhz = int(text) / 1e6 if text.isdigit() else gpu_mhz
-    answer = run(["nvidia-smi", "--query-gpu=temperature.gpu,clocks.sm", "--format=csv,noheader,nounits"])
-    match = re.match(r"\s*(\d+)\s*,\s*(\d+)", answer or "")
+    match = re.match(r"\s*(\d+)\s*,\s*(\d+)", ask_nvidia_smi("temperature.gpu,clocks.sm", gpu, run) or "")
     if match:
         temperatures["GPU"] = float(match.group(1))
         gpu_mhz = float(match.group(2))
     return Conditions(temperatures, mhz, gpu_mhz, float(loads[0]) if loads else None)
 
 
-def gpu_facts(run: Runner = run_command, library: Any = None) -> Dict[str, str]:
-    """Name, compute capability and driver of the first CUDA device; empty if there is none.
+def probe(device: int = 0) -> Callable[[], Conditions]:
+    """A function that reads the conditions of this machine and of one of its CUDA devices."""
+    return partial(conditions, gpu=gpu_facts(device=device).get("pci"))
+
+
+def ask_nvidia_smi(fields: str, gpu: Optional[str] = None, run: Runner = run_command) -> Optional[str]:
+    """What nvidia-smi knows of a graphics card, as one line of comma-separated values; None without it.
+
+    Args:
+        fields: as ``--query-gpu`` takes them.
+        gpu: PCI address, because CUDA numbers the cards in another order; None for the first.
+        run: runs a command.
+    """
+    which = ["-i", gpu] if gpu else []
+    return run(["nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+
+
+def gpu_facts(run: Runner = run_command, library: Any = None, device: int = 0) -> Dict[str, str]:
+    """Name, compute capability, driver and PCI address of a CUDA device; empty if there is none.
 
     Asks the CUDA driver itself, which exists on PCs and Jetsons alike.
 
     Args:
         run: for ``nvidia-smi``, which knows the driver's version.
         library: stands in for libcuda in tests.
+        device: CUDA's number of it.
     """
     if library is None:
         try:
@@ -198,22 +223,25 @@ def gpu_facts(run: Runner = run_command, library: Any = None) -> Dict[str, str]:
         except OSError:
             return {}
     count = ctypes.c_int()
-    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+    if library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)) or count.value <= device:
         return {}
-    device = ctypes.c_int()
+    handle = ctypes.c_int()
     name = ctypes.create_string_buffer(256)
-    if library.cuDeviceGet(ctypes.byref(device), 0) or library.cuDeviceGetName(name, 256, device):
+    if library.cuDeviceGet(ctypes.byref(handle), device) or library.cuDeviceGetName(name, 256, handle):
         return {}
     facts = {"name": name.value.decode("utf-8", "replace")}
     # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h).
     numbers: List[int] = []
     for attribute in (75, 76):
         value = ctypes.c_int()
-        if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0:
+        if library.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle) == 0:
             numbers.append(value.value)
     if len(numbers) == 2:
         facts["compute_capability"] = f"{numbers[0]}.{numbers[1]}"
-    driver = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    address = ctypes.create_string_buffer(32)
+    if library.cuDeviceGetPCIBusId(address, 32, handle) == 0:
+        facts["pci"] = address.value.decode("ascii", "replace")
+    driver = ask_nvidia_smi("driver_version", facts.get("pci"), run)
     if driver and driver.strip():
         facts["driver"] = driver.split()[0]
     return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional
 
@@ -25,7 +26,7 @@ class Peer(NamedTuple):
     models: List[Path]
 
 
-def parse_peer(text: str, threads: Optional[int] = None) -> Peer:
+def parse_peer(text: str) -> Peer:
     """Reads ``--peer``.
 
     ``opencv:MIL`` (KCF, CSRT), ``name=DIR`` or ``name=FILE.onnx``. A folder with a manifest is an export of
@@ -36,7 +37,7 @@ def parse_peer(text: str, threads: Optional[int] = None) -> Peer:
         UsageError: no such form, no such folder, or no ONNX model in it.
     """
     if text.startswith("opencv:"):
-        return Peer(text[7:].partition("=")[0].upper(), TrackerSpec(text, threads=threads), [])
+        return Peer(text[7:].partition("=")[0].upper(), TrackerSpec(text), [])
     name, separator, place = text.partition("=")
     path = Path(place)
     if not separator or not name or not place:
@@ -46,28 +47,28 @@ def parse_peer(text: str, threads: Optional[int] = None) -> Peer:
     if not path.is_dir():
         raise UsageError(f"--peer {name}: there is no folder or ONNX file {path}")
     if (path / FILE_NAME).is_file():
-        return Peer(name, TrackerSpec(str(path), "onnxruntime", threads=threads), [path / "search.onnx"])
+        return Peer(name, TrackerSpec(str(path), "onnxruntime"), [path / "search.onnx"])
     models = sorted(path.glob("*.onnx"))
     if not models:
         raise UsageError(f"--peer {name}: there is no ONNX model in {path}")
     heads = [m for m in models if "head" in m.stem.lower()]
     bodies = [m for m in models if "backbone" in m.stem.lower()]
     if len(models) == 2 and len(heads) == 1 and len(bodies) == 1:
-        spec = TrackerSpec(f"opencv:nano={bodies[0]},{heads[0]}", threads=threads)
+        spec = TrackerSpec(f"opencv:nano={bodies[0]},{heads[0]}")
         return Peer(name, spec, [bodies[0], heads[0]])
     if len(models) == 1:
-        return Peer(name, TrackerSpec(f"opencv:vit={models[0]}", threads=threads), models)
+        return Peer(name, TrackerSpec(f"opencv:vit={models[0]}"), models)
     return Peer(name, None, models)
 
 
-def build_peer(peer: Peer) -> Any:
-    """Makes the tracker of a peer that has one.
+def build_peer(peer: Peer, threads: Optional[int]) -> Any:
+    """Makes the tracker of a peer that has one, to use so many threads.
 
     Raises:
         AsymTrackError: what it needs is missing.
     """
     assert peer.spec is not None
-    return peer.spec.build()
+    return replace(peer.spec, threads=threads).build()
 
 
 def peer_subject(peer: Peer, threads: Optional[int], model: Optional[Path] = None) -> Subject:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Set, Tuple
 
 from asymtrack_edge.benchmarks.speed import clips, models, protocols, tracking
-from asymtrack_edge.benchmarks.speed.facts import collect, run_command
+from asymtrack_edge.benchmarks.speed.facts import run_command
 from asymtrack_edge.benchmarks.speed.peers import Peer, build_peer, parse_peer, peer_subject
 from asymtrack_edge.benchmarks.speed.protocols import Bench, Tick
 from asymtrack_edge.benchmarks.speed.rows import Findings
@@ -124,9 +124,8 @@ def run_plan(plan: Plan, tick: Tick = lambda note: None, say: Callable[[str], No
     Raises:
         AsymTrackError: something asked for is not available; nothing is skipped in silence.
     """
-    facts = collect()
-    bench = Bench(facts, plan.seconds, tick)
-    peers = [parse_peer(text, plan.threads[0]) for text in plan.peers]
+    bench = Bench.here(plan.seconds, tick, plan.device)
+    peers = [parse_peer(text) for text in plan.peers]
     found = Findings()
     with ExitStack() as stack:
         clip = None
@@ -199,9 +198,13 @@ def _networks(
 def _suffix(plan: Plan, variant: Variant, threads: Optional[int], batch: int) -> str:
     """Keeps names apart where a run has several of something."""
     parts = [f"AsymTrack-{variant.name}"] if len(plan.variants) > 1 and plan.model is None else []
-    parts += [f"{threads} thread{'s' * (threads != 1)}"] if len(plan.threads) > 1 and threads else []
+    parts += [_threads(threads)] if len(plan.threads) > 1 and threads else []
     parts += [f"batch {batch}"] if len(plan.batches) > 1 else []
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _threads(threads: Optional[int]) -> str:
+    return f"{threads} thread{'s' * (threads != 1)}"
 
 
 def _folder(plan: Plan, variant: Variant, precision: str, batch: int, backend: str, say: Callable[[str], None]) -> Path:
@@ -302,8 +305,10 @@ def _trackers(
         steps = [(_on(s, clip.name), UpdateStep(t, clip.frames, clip.box)) for s, t in made]
         for peer in peers:
             if peer.spec is not None:
-                step = UpdateStep(build_peer(peer), clip.frames, clip.box)
-                steps.append((_on(peer_subject(peer, threads), clip.name), step))
+                described = peer_subject(peer, threads)
+                if len(plan.threads) > 1:
+                    described = replace(described, name=f"{described.name} ({_threads(threads)})")
+                steps.append((_on(described, clip.name), UpdateStep(build_peer(peer, threads), clip.frames, clip.box)))
         if steps:
             found.add(tracking.update(bench, steps))
     if "P6" in plan.protocols and clip is not None:

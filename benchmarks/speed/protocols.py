@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts, conditions
+from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts, collect, conditions, probe
 from asymtrack_edge.benchmarks.speed.rows import Findings, Row, kept_samples
 from asymtrack_edge.benchmarks.speed.subjects import Subject
 from asymtrack_edge.benchmarks.speed.timing import Rounds, Step, interleave, summarise, timed_loop
@@ -32,6 +32,11 @@ class Bench:
     seconds: Optional[float]
     tick: Tick = lambda note: None
     probe: Callable[[], Conditions] = conditions
+
+    @classmethod
+    def here(cls, seconds: Optional[float], tick: Tick, device: int = 0) -> Bench:
+        """A run on this machine, and on this CUDA device where one is used."""
+        return cls(collect(device=device), seconds, tick, probe(device))
 
     def row(self, protocol: str, subject: Subject, before: Conditions, **figures: Any) -> Row:
         """Makes a row that ends now."""
@@ -68,9 +73,9 @@ def network(
 ) -> Findings:
     """P1 and P2 (and P3, which differs in what a step does): candidates take turns.
 
-    P1 takes calls back to back and waits once at the end of a burst where the device works on its
-    own (PyTorch on CUDA); everything else answers synchronously, so that P1 and P2 are two readings
-    of the same calls.
+    Where the device works on its own (PyTorch on CUDA), P1 is one burst after the turns, as many calls
+    back to back, waited for once; everything else answers synchronously, so that P1 and P2 are two
+    readings of the same calls.
 
     Args:
         bench: shared settings.
@@ -92,12 +97,15 @@ def network(
         latency = summarise(samples)
         share = _share_of_peak(rounds, subject, peak)
         notes = _shortfall(len(samples), calls, rounds.warmup[subject.name], warmup)
-        common = {"latency": latency, "share_of_peak": share, "notes": notes}
         for protocol in ("P3",) if subject.form == "host arrays" else protocols:
-            seconds = sum(samples) / len(samples)
-            if protocol == "P1" and subject.on_gpu:
-                burst = min(len(samples), 50)
-                seconds = step.burst(burst) / burst
+            seconds, more = sum(samples) / len(samples), notes
+            if protocol == "P1" and step.queues:
+                step.burst(min(10, len(samples)))
+                seconds = step.burst(len(samples)) / len(samples)
+                more = (
+                    *notes,
+                    f"one burst of {len(samples)} calls after the turns",
+                )
             values = _rates(subject, latency.median)
             if not subject.on_gpu:
                 # What other programs take away lengthens the calls, hardly their processor time.
@@ -110,7 +118,9 @@ def network(
                     fps=subject.batch / seconds,
                     values=values,
                     samples=kept_samples(samples),
-                    **common,
+                    notes=more,
+                    latency=latency,
+                    share_of_peak=share,
                 )
             )
     base = base or candidates[0][0].name

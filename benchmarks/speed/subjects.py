@@ -67,6 +67,9 @@ def engine_subject(engine: Engine, backend: str, device: int, threads: Optional[
     backend = "onnxruntime" if backend == "auto" and engine.name.startswith("onnxruntime CPU") else backend
     on_cpu = backend == "onnxruntime"
     weights = str(manifest.provenance.get("weights", "not stated"))
+    notes = ["untrained weights (speed does not depend on them)"] if weights.startswith("random") else []
+    if backend == "tensorrt" or engine.name.startswith("TensorRT"):
+        notes.append("with the crop, which the GPU cuts in the same launch")
     return Subject(
         name=name or backend,
         tracker=f"AsymTrack-{manifest.variant}",
@@ -78,15 +81,16 @@ def engine_subject(engine: Engine, backend: str, device: int, threads: Optional[
         weights=weights,
         model_sha256=manifest.files["search.onnx"].sha256,
         multiply_adds=manifest.provenance.get("search_multiply_adds"),
-        notes=("untrained weights (speed does not depend on them)",) if weights.startswith("random") else (),
+        notes=tuple(notes),
     )
 
 
 class EngineStep(Step):
     """The search network of an engine on random crops, the template cached: no cropping, no decoding.
 
-    The time is what the engine itself books as ``infer``: on a device this includes copying the crop
-    there and the answer back, because the engine's interface is one call.
+    The time is what the engine itself books as ``infer``, because the engine's interface is one call:
+    with ONNX Runtime on a device it includes copying the crop there and the answer back; TensorRT's
+    engine cuts the crop and decodes on the device, in the same launch, and these are included.
 
     Args:
         engine: open.

@@ -33,7 +33,13 @@ Clock = Callable[[], float]
 
 
 class Step(ABC):
-    """Something that is timed call by call."""
+    """Something that is timed call by call.
+
+    Attributes:
+        queues: whether ``burst`` is more than its calls one by one.
+    """
+
+    queues = False
 
     @abstractmethod
     def sample(self) -> float:

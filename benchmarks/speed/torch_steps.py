@@ -30,6 +30,7 @@ class TorchStep(Step):
     def __init__(self, call: Callable[[], Any], device: str, threads: Optional[int]) -> None:
         self._call = call
         self._device = device
+        self.queues = device != "cpu"
         self._threads = threads or torch.get_num_threads()
 
     def _prepare(self) -> None:

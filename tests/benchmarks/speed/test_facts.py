@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional, Sequence
 
 import pytest
@@ -98,6 +100,11 @@ class FakeCuda:
         return 0
 
     def cuDeviceGet(self, device: Any, index: int) -> int:
+        device._obj.value = index
+        return 0
+
+    def cuDeviceGetPCIBusId(self, address: Any, size: int, device: Any) -> int:
+        ctypes.memmove(address, b"0000:%02d:00.0\0" % (10 - device.value), 13)
         return 0
 
     def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:
@@ -110,9 +117,17 @@ class FakeCuda:
 
 
 def test_gpu_facts_come_from_the_driver() -> None:
-    seen = facts.gpu_facts(commands({"nvidia-smi": "535.104.05\n"}), FakeCuda(1))
-    assert seen == {"name": "Orin", "compute_capability": "8.7", "driver": "535.104.05"}
-    assert facts.gpu_facts(commands({"nvidia-smi": "535.104.05\n"}), FakeCuda(0)) == {}
+    asked: List[Any] = []
+
+    def run(command: Any) -> str:
+        asked.append(command)
+        return "535.104.05\n"
+
+    seen = facts.gpu_facts(run, FakeCuda(2), device=1)
+    assert seen == {"name": "Orin", "compute_capability": "8.7", "driver": "535.104.05", "pci": "0000:09:00.0"}
+    # nvidia-smi and CUDA number the cards differently: the address tells which one is meant.
+    assert asked[0][:3] == ["nvidia-smi", "-i", "0000:09:00.0"]
+    assert facts.gpu_facts(run, FakeCuda(0)) == facts.gpu_facts(run, FakeCuda(1), device=1) == {}
 
 
 def test_run_command_survives_what_is_not_there() -> None:
@@ -127,6 +142,32 @@ def test_memory() -> None:
     assert 10 < own["rss"] <= own["peak_rss"] * 1.01
     assert memory.parse_compute_apps("123, 400\n77, 512\n", 77) == pytest.approx(536.870912)
     assert memory.parse_compute_apps("", 77) is None
+
+
+def test_the_graphics_card_that_is_used_is_asked(tmp_path: Path) -> None:
+    asked: List[Any] = []
+
+    def run(command: Any) -> Any:
+        asked.append(list(command))
+        return "61, 1200\n" if command[0] == "nvidia-smi" else None
+
+    assert facts.conditions(tmp_path, run, "0000:09:00.0").temperatures == {"GPU": 61}
+    assert [c[1:3] for c in asked if c[0] == "nvidia-smi"] == [["-i", "0000:09:00.0"]]
+
+
+def test_processor_and_graphics_card_are_metered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "run_command", lambda command: None)
+    monkeypatch.setattr(energy, "ask_nvidia_smi", lambda fields, gpu: "70.5\n" if gpu == "0000:09:00.0" else None)
+    readings = iter([{}, {"package-0 (RAPL)": 9000.0}, {"package-0 (RAPL)": 9000.0}])
+    counters = SimpleNamespace(available=True, read=lambda: next(readings, {}))
+    monkeypatch.setattr(energy, "RaplCounters", lambda: counters)
+    meter = energy.find_meter("0000:09:00.0")
+    assert meter.name == "RAPL, nvidia-smi"
+    meter.start()
+    sleep(0.35)
+    samples = meter.stop()
+    used = energy.joules(samples, samples[0][0], samples[2][0])
+    assert set(used) == {"GPU board (nvidia-smi)", "package-0 (RAPL)"}
 
 
 def test_joules_by_the_trapezium_rule() -> None:

@@ -24,8 +24,9 @@ from asymtrack_edge.variants import VARIANTS
 class Fixed(Step):
     """Claims the same time for every call."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, queues: bool = False) -> None:
         self.seconds = seconds
+        self.queues = queues
         self.bursts: List[int] = []
 
     def sample(self) -> float:
@@ -65,10 +66,13 @@ def test_network_makes_p1_and_p2_of_the_same_calls(bench: Bench) -> None:
     assert not slow.bursts
 
 
-def test_on_a_gpu_p1_is_a_burst_that_waits_once(bench: Bench) -> None:
-    step = Fixed(0.01)
-    rows = protocols.network(bench, [(subject("gpu", device="cuda:0"), step)]).rows
-    assert step.bursts == [50]
+def test_where_calls_queue_p1_is_a_burst_of_as_many_that_waits_once(bench: Bench) -> None:
+    step, answering = Fixed(0.01, queues=True), Fixed(0.01)
+    pair = [(subject(name, device="cuda:0"), s) for name, s in (("gpu", step), ("answering", answering))]
+    rows = protocols.network(bench, pair).rows
+    assert step.bursts == [10, rows[0].latency.count] and rows[0].latency.count >= protocols.CALLS  # type: ignore[union-attr]
+    assert any("one burst of" in note for note in rows[0].notes) and not rows[1].notes
+    assert not answering.bursts and rows[2].fps == pytest.approx(100)
     assert rows[0].fps == pytest.approx(200) and rows[1].latency.median == pytest.approx(10)  # type: ignore[union-attr]
 
 
@@ -166,6 +170,13 @@ def test_onnx_step_makes_inputs_up(exported: Path) -> None:
         subjects.onnx_step(str(exported / "manifest.json"), None, 1, ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match="has no CUDAExecutionProvider"):
         subjects.onnx_step(str(exported / "search.onnx"), None, 1, [("CUDAExecutionProvider", {})])
+
+
+def test_a_peer_runs_with_the_threads_its_row_says(exported: Path) -> None:
+    spec = peers.parse_peer(f"mine={exported}")
+    for threads in (1, 2):
+        tracker = peers.build_peer(spec, threads)
+        assert tracker.tracker.engine.threads == peers.peer_subject(spec, threads).threads == threads
 
 
 def test_peers_are_recognised_by_their_files(exported: Path, tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class CropWindow(NamedTuple):
     centre: Tuple[float, float]
 
 
+#: Windows with a longer side are sampled where they are: padded, they would take 50 MB and more.
+LARGEST_PADDED = 4096
+
+
 def check_frame(frame: np.ndarray) -> np.ndarray:
     """Returns ``frame`` if it is a BGR uint8 ``(H, W, 3)`` image.
 
@@ -134,6 +138,14 @@ class Cropper:
             out[...] = 0
             return
         patch = frame[y0:y1, x0:x1]
+        if side > LARGEST_PADDED:
+            # The same samples, without the border: that of a box larger than the frame could fill the memory.
+            step = np.array([side / out.shape[1], side / out.shape[0]])
+            shift = step / 2 - 0.5 - (x0 - left, y0 - top)
+            matrix = np.hstack([np.diag(step), shift[:, None]])
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            cv2.warpAffine(patch, matrix, out.shape[1::-1], dst=out, flags=flags)
+            return
         if patch.shape[0] != side or patch.shape[1] != side:
             patch = self._pad(patch, y0 - top, x0 - left, side)
         cv2.resize(patch, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)

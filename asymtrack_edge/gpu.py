@@ -14,6 +14,10 @@ LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18  # CUdevice_attribute
 
 
+class NoGpuError(EngineError):
+    """No GPU at all can be used here."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """One GPU.
@@ -35,7 +39,7 @@ def load_driver() -> Any:
     """Returns the CUDA driver's library, initialised.
 
     Raises:
-        EngineError: there is no driver, or it cannot start.
+        NoGpuError: there is no driver, or it cannot start.
     """
     for name in LIBRARIES:
         try:
@@ -44,22 +48,25 @@ def load_driver() -> Any:
             continue
         code = driver.cuInit(0)
         if code:
-            raise EngineError(f"the CUDA driver cannot start (error {code}): there is no GPU that it can see")
+            raise NoGpuError(f"the CUDA driver cannot start (error {code}): there is no GPU that it can see")
         return driver
-    raise EngineError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
+    raise NoGpuError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
 
 
 def find_gpu(index: int = 0) -> Gpu:
     """Describes the GPU with this index.
 
     Raises:
-        EngineError: there is no driver or no such GPU.
+        NoGpuError: there is no driver, or no GPU.
+        EngineError: there is no such GPU.
     """
     driver = load_driver()
     count = ctypes.c_int()
     _check(driver.cuDeviceGetCount(ctypes.byref(count)))
     if not 0 <= index < count.value:
-        there = "none" if not count.value else ", ".join(str(i) for i in range(count.value))
+        if not count.value:
+            raise NoGpuError("the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?")
+        there = ", ".join(str(i) for i in range(count.value))
         raise EngineError(f"there is no GPU {index}: the driver knows {there}; choose another --device")
     device = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(device), index))

@@ -139,6 +139,15 @@ def file_entry(path: Path) -> FileEntry:
     return FileEntry(size, digest.hexdigest())
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder was written by this package, in whatever state it is now."""
+    try:
+        content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
 def load_manifest(folder: Path, verify: bool = True) -> Manifest:
     """Reads and checks an export directory.
 
@@ -179,11 +188,12 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
         ManifestError: it is missing or altered.
     """
     path = folder / name
+    again = f"asymtrack-build {folder}" if name.endswith(".engine") else "export again"
     if not path.is_file():
-        raise ManifestError(f"{path} is missing: export again")
+        raise ManifestError(f"{path} is missing: {again}")
     # Compare the size first: an altered manifest must not make us hash an endless file.
     if path.stat().st_size != entry.bytes or file_entry(path) != entry:
-        raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): export again")
+        raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): {again}")
     return path
 
 

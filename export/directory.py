@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Iterator
 
 from asymtrack_edge.errors import ExportError
-from asymtrack_edge.manifest import FILE_NAME
+from asymtrack_edge.manifest import is_export
 
 
 @contextmanager
@@ -40,7 +40,10 @@ def replaced_directory(target: Path) -> Iterator[Path]:
         with _lock(target):
             _exchange(beside, target)
     except OSError as error:
-        raise ExportError(f"cannot write {target}: {error.strerror or error}") from None
+        # What the caller did elsewhere is not this directory's fault.
+        elsewhere = error.filename is not None and beside not in (Path(error.filename), *Path(error.filename).parents)
+        place = error.filename if elsewhere else target
+        raise ExportError(f"cannot write {place}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -49,7 +52,8 @@ def _replaceable(target: Path) -> bool:
     """Whether ``target`` is free, empty, or an export."""
     if not target.exists():
         return True
-    return target.is_dir() and ((target / FILE_NAME).exists() or not any(target.iterdir()))
+    # Others have files of that name too: web pages, browser extensions.
+    return target.is_dir() and (is_export(target) or not any(target.iterdir()))
 
 
 def _exchange(new: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -26,7 +27,7 @@ from asymtrack_edge.engine_key import (
 )
 from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export.builder import EngineOptions, build_engine
-from asymtrack_edge.gpu import Gpu, find_gpu
+from asymtrack_edge.gpu import Gpu, NoGpuError, find_gpu
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, check_file, file_entry, load_manifest
 from asymtrack_edge.trt import RTX, NoTensorRTError, TensorRT, flavour_of, load_tensorrt
 
@@ -44,6 +45,7 @@ def build_engines(
     device: int = 0,
     previous: Optional[Path] = None,
     report: Report = _silent,
+    in_use: bool = False,
 ) -> Manifest:
     """Builds the engines that an export directory needs and does not have.
 
@@ -59,9 +61,10 @@ def build_engines(
         previous: another export directory whose engines may be taken over where their keys fit (the
             one that this export is about to replace).
         report: called with a line on each engine.
+        in_use: the directory can be loaded meanwhile: its manifest is written with every engine.
 
     Returns:
-        The manifest with the engines' hashes and keys, not written.
+        The manifest with the engines' hashes and keys; not written, unless ``in_use``.
 
     Raises:
         NoTensorRTError: the TensorRT of the manifest's target is not installed.
@@ -77,7 +80,7 @@ def build_engines(
     tensorrt = load_tensorrt(flavour_of(manifest.target))
     for network, key in _wanted(manifest, tensorrt, device):
         name = engine_file(network, key)
-        manifest = _make(folder, manifest, network, name, key, tensorrt, options, previous, report)
+        manifest = _make(folder, manifest, network, name, key, tensorrt, options, previous, report, in_use)
     return manifest
 
 
@@ -95,9 +98,7 @@ def build_in_place(
         check_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place of your own")
-    manifest = build_engines(folder, manifest, options, device, report=report)
-    _save(folder, manifest)
-    return manifest
+    return build_engines(folder, manifest, options, device, report=report, in_use=True)
 
 
 def how_to_build(folder: Path) -> str:
@@ -113,7 +114,7 @@ def engines_or_note(
     device: int = 0,
     report: Report = _silent,
 ) -> Manifest:
-    """``build_engines`` for the exporter: without a TensorRT, one line that says so.
+    """``build_engines`` for the exporter: without a TensorRT or a GPU, one line that says so.
 
     Args:
         folder: the new directory.
@@ -128,7 +129,7 @@ def engines_or_note(
             load_tensorrt(flavour_of(manifest.target))
             find_gpu(device)
         return build_engines(folder, manifest, options, device, output, report)
-    except NoTensorRTError as error:
+    except (NoTensorRTError, NoGpuError) as error:
         report(f"no engines built: {error}; {how_to_build(output)}")
         return manifest
 
@@ -155,8 +156,9 @@ def _make(
     options: EngineOptions,
     previous: Optional[Path],
     report: Report,
+    in_use: bool,
 ) -> Manifest:
-    """Keeps or builds one engine; returns the manifest with it."""
+    """Keeps or builds one engine; returns the manifest with it, written if the directory is in use."""
     if not options.rebuild:
         reason = _keep(folder, manifest, name, key)
         if reason is None:
@@ -169,7 +171,9 @@ def _make(
             report(f"{name}: rebuilding, {reason}")
     began = time.perf_counter()
     cache_file = _timing_cache_file(key)
-    cache = cache_file.read_bytes() if cache_file.is_file() else b""
+    cache = b""
+    with suppress(OSError):
+        cache = cache_file.read_bytes()
     engine, cache = build_engine(
         tensorrt,
         folder / f"{network}.onnx",
@@ -179,16 +183,24 @@ def _make(
         capability="SM75" if key.flavour == RTX and key.compute_capability == RTX_TURING else None,
         timing_cache=cache,
     )
+    if in_use and name in manifest.files:
+        # A build takes minutes and may be interrupted: at any moment the manifest names only what is there.
+        manifest = _without(manifest, name)
+        _save(folder, manifest)
     _write(folder / name, engine)
+    manifest = _record(folder, manifest, name, key)
+    if in_use:
+        _save(folder, manifest)
     if cache:
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
-        _write(cache_file, cache)
+        with suppress(OSError):  # it only makes the next build faster
+            cache_file.parent.mkdir(parents=True, exist_ok=True)
+            _write(cache_file, cache)
     report(
         f"{name}: {len(engine) / 1e6:.1f} MB, {key.precision}, batch {key.batch}, {tensorrt.name}, "
         f"{key.gpu} GPU, compute capability {key.compute_capability}, "
         f"built in {time.perf_counter() - began:.1f} s"
     )
-    return _record(folder, manifest, name, key)
+    return manifest
 
 
 def _keep(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Optional[str]:
@@ -219,6 +231,12 @@ def _take_over(previous: Path, folder: Path, name: str, key: EngineKey) -> bool:
 def _record(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Manifest:
     files = {**manifest.files, name: file_entry(folder / name)}
     engines: Dict[str, Dict[str, Any]] = {**manifest.engines, name: key.to_json()}
+    return replace(manifest, files=files, engines=engines)
+
+
+def _without(manifest: Manifest, name: str) -> Manifest:
+    files = {n: entry for n, entry in manifest.files.items() if n != name}
+    engines = {n: key for n, key in manifest.engines.items() if n != name}
     return replace(manifest, files=files, engines=engines)
 
 

@@ -152,7 +152,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _completed(session: Session) -> Iterator[None]:
-    """Completes the outputs whatever happens; a second Ctrl-C or SIGTERM does not cut that short."""
+    """Completes the outputs whatever happens; Ctrl-C or SIGTERM meanwhile does not cut that short."""
 
     def once(*_: Any) -> NoReturn:
         # Here and not later: the next signal may come before any other line of ours runs.
@@ -169,6 +169,8 @@ def _completed(session: Session) -> Iterator[None]:
     try:
         yield
     finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
         try:
             session.close()
         finally:

@@ -92,6 +92,10 @@ class FileSender(Sink):
         """See ``Sink``."""
         self._rows.close()
 
+    def discard(self) -> None:
+        """See ``Sink``."""
+        self._rows.discard()
+
 
 class UdpSender(Sink):
     """One datagram per frame; never waits.

@@ -143,14 +143,14 @@ class MultiTracker:
         Raises:
             FrameError: not such a frame; the targets stay as they were.
         """
-        self.engine.check_frame(frame)
+        shape = self.engine.check_frame(frame)
         if not self._ids:
             return {}
-        windows = [target.window(frame.shape) for target in self._targets]
+        windows = [target.window(shape) for target in self._targets]
         predictions = self.engine.search(frame, windows)
         began = perf_counter()
         found = {
-            number: target.advance(prediction, window, frame.shape)
+            number: target.advance(prediction, window, shape)
             for number, target, prediction, window in zip(self._ids, self._targets, predictions, windows)
         }
         tracks = {number: found[number] for number in sorted(found)}

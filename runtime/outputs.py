@@ -56,11 +56,16 @@ class Sink(ABC):
     def close(self) -> None:  # noqa: B027
         """Completes what was written."""
 
+    def discard(self) -> None:
+        """Closes without leaving anything behind: the run did not begin."""
+        self.close()
+
 
 def _beside(path: Path) -> Path:
+    """Where a file is written until it is complete; another process's is another."""
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent} to write {path.name} into")
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
 
 
 class RowFile:
@@ -96,6 +101,11 @@ class RowFile:
         os.close(self._descriptor)
         os.replace(self._part, self.path)
 
+    def discard(self) -> None:
+        """Removes it; an older file of that name stays."""
+        os.close(self._descriptor)
+        os.unlink(self._part)
+
 
 def csv_row(frame: int, track: Track, target: Optional[int] = None) -> str:
     """``frame,x,y,w,h,score,state`` and, if given, ``,target``; with the line's end."""
@@ -126,6 +136,10 @@ class BoxWriter(Sink):
     def close(self) -> None:
         """See ``Sink``."""
         self._rows.close()
+
+    def discard(self) -> None:
+        """See ``Sink``."""
+        self._rows.discard()
 
 
 class VideoWriter(Sink):

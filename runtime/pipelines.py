@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from contextlib import suppress
 from time import monotonic
 from typing import Dict, Optional, Tuple
@@ -108,6 +109,8 @@ class PipedPipeline:
             stderr=self._errors,
             start_new_session=True,  # Ctrl-C is for us: we end it in order
         )
+        # Should nobody release it, because the program ends while a read hangs: the camera must be free.
+        self._kill = weakref.finalize(self, self._process.kill)
         assert self._process.stdout is not None
         self._pipe = self._process.stdout.fileno()
         if hasattr(fcntl, "F_SETPIPE_SZ"):
@@ -120,6 +123,9 @@ class PipedPipeline:
             reason = self._complaint()
             self.release()
             raise SourceError(f"GStreamer cannot run the pipeline: {reason}") from None
+        except BaseException:
+            self.release()
+            raise
         width, height = self._size
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
 
@@ -128,7 +134,9 @@ class PipedPipeline:
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
-        """Reads one picture's bytes; false when the pipeline ended or says nothing any more."""
+        """Reads one picture's bytes; false when the pipeline ended, was released or says nothing any more."""
+        if self._pipe < 0:
+            return False
         try:
             marker = self._line(READ_TIMEOUT)
             if not marker.startswith(b"FRAME"):
@@ -143,7 +151,10 @@ class PipedPipeline:
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
-        """Ends the process."""
+        """Ends the process; safe to call twice."""
+        # The number of a closed descriptor may soon be that of somebody's connection.
+        self._pipe = -1
+        self._kill.detach()
         if self._process.poll() is None:
             self._process.terminate()
             try:

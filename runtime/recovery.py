@@ -58,6 +58,9 @@ class RecoveringTarget(Target):
                 self._begin_search()
                 return Track(self.trusted, track.score, self.state)
             return track
+        if not all(map(math.isfinite, prediction)):
+            self.candidate, self.hits = None, 0
+            return Track(self.box, 0.0, self.state)
         box = clip_box(box_from_crop(prediction, window), frame_shape)
         score = float(prediction[4])
         if score < self.settings.found_above or not self._plausible(box):

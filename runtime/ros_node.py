@@ -40,6 +40,7 @@ try:
     import sensor_msgs.msg
     import std_msgs.msg
     import vision_msgs.msg
+    from rclpy.executors import ExternalShutdownException
     from rclpy.node import Node
     from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 except ImportError as error:
@@ -112,8 +113,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except AsymTrackError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        pass
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass  # the second is SIGTERM
     finally:
         rclpy.try_shutdown()
     return 0

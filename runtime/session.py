@@ -62,7 +62,7 @@ class Session:
         self._sinks: List[Sink] = list(sinks)
         self._report = report or (lambda line: None)
         self._steps = 0
-        self._ended = False
+        self._begun = self._ended = False
         self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wish_came = threading.Condition()
 
@@ -97,6 +97,7 @@ class Session:
         """
         assert self.latest is not None and self.latest.frame.image is not None
         image, began = self.latest.frame.image, monotonic()
+        self._begun = True
         tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
         self._hand_over(self.latest.frame, tracks, began)
 
@@ -227,13 +228,14 @@ class Session:
             raise SourceError(line)
 
     def close(self) -> None:
-        """Completes the sinks and closes the reader."""
+        """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""
         self.end()
         self.reader.close()
         problems: List[Exception] = []
         while self._sinks:
             try:
-                self._sinks.pop(0).close()
+                sink = self._sinks.pop(0)
+                sink.close() if self._begun else sink.discard()
             except (OSError, SourceError) as error:  # the others are to be completed all the same
                 problems.append(error)
         if problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Optional, Sequence
 
@@ -109,8 +110,11 @@ class Target:
             window: the one that ``window()`` gave for this frame.
             frame_shape: H, W, ... of the frame.
         """
-        self.box = clip_box(box_from_crop(prediction, window), frame_shape)
-        score = float(prediction[4])
+        score = 0.0
+        # An fp16 engine may overflow: its answer then says nothing, and the box stays.
+        if all(map(math.isfinite, prediction)):
+            self.box = clip_box(box_from_crop(prediction, window), frame_shape)
+            score = float(prediction[4])
         self._weigh(score)
         return Track(self.box, score, self.state)
 

@@ -99,11 +99,11 @@ class Tracker:
         target = self._target
         if target is None:
             raise UsageError("there is no target: call init(frame, box) before update(frame)")
-        self.engine.check_frame(frame)
-        window = target.window(frame.shape)
+        shape = self.engine.check_frame(frame)
+        window = target.window(shape)
         prediction = self.engine.search(frame, (window,))[0]
         began = perf_counter()
-        track = target.advance(prediction, window, frame.shape)
+        track = target.advance(prediction, window, shape)
         self._decode_seconds += perf_counter() - began
         return track
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from asymtrack_edge import geometry
 from asymtrack_edge.errors import BoxError, FrameError
 from asymtrack_edge.geometry import (
     Box,
@@ -54,6 +55,27 @@ def test_crop_equals_the_published_one(x: float, y: float, w: float, h: float, f
     out = np.empty((64, 64, 3), np.uint8)
     Cropper().crop(FRAME, window, out)
     assert np.array_equal(out, reference_crop(FRAME, box, factor, 64))
+
+
+@pytest.mark.parametrize("left", [-3000, -60, 20])
+def test_windows_too_large_to_pad_show_the_same(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = cv2.GaussianBlur(np.random.RandomState(1).randint(0, 256, (900, 1300, 3)).astype(np.uint8), (0, 0), 15)
+    window = CropWindow(left, left + 30, 4100, (left + 2050, left + 2080))
+    sampled, padded = np.full((128, 128, 3), 9, np.uint8), np.empty((128, 128, 3), np.uint8)
+    cropper = Cropper()
+    cropper.crop(frame, window, sampled)
+    assert cropper._scratch is None
+    monkeypatch.setattr(geometry, "LARGEST_PADDED", 5000)
+    cropper.crop(frame, window, padded)
+    assert padded.max() > 50
+    assert np.abs(sampled.astype(int) - padded).max() <= 2
+
+
+def test_a_window_hundreds_of_times_the_frame_costs_no_memory() -> None:
+    window = CropWindow(-64000, -64000, 128000, (0.0, 0.0))
+    out = np.full((32, 32, 3), 7, np.uint8)
+    Cropper().crop(FRAME, window, out)
+    assert out.max() <= FRAME.max() and (out[0] == 0).all()
 
 
 def test_crop_outside_the_frame_is_black() -> None:

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 from typing import NamedTuple, Tuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from asymtrack_edge.geometry import Cropper, CropWindow
-
-#: Windows with a longer side are sampled where they are: padding them would take 50 MB and more.
-LARGEST_PADDED = 4096
 
 
 class Windows(NamedTuple):
@@ -109,11 +105,6 @@ def cut_one(picture: np.ndarray, windows: Windows, i: int, out: np.ndarray, crop
     """Cuts window ``i`` out of one picture ``(H, W, 3)`` into ``out`` ``(S, S, 3)``, both uint8."""
     left, top = (int(v) for v in windows.corner[i].tolist())
     side = int(windows.side[i].item())
-    if side <= LARGEST_PADDED:
-        cropper.crop(picture, CropWindow(left, top, side, (left + side / 2, top + side / 2)), out)
-    else:
-        step = side / len(out)
-        matrix = np.array([[step, 0, left + step / 2 - 0.5], [0, step, top + step / 2 - 0.5]])
-        cv2.warpAffine(picture, matrix, out.shape[1::-1], dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    cropper.crop(picture, CropWindow(left, top, side, (left + side / 2, top + side / 2)), out)
     if windows.flip[i]:
         out[...] = out[:, ::-1].copy()

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from asymtrack_edge import gpu
 from asymtrack_edge.engine_key import difference, engine_key
 from asymtrack_edge.errors import EngineError, ExportError
 from asymtrack_edge.export import builder, engine
@@ -257,6 +258,52 @@ def test_on_a_device_engines_are_built_once(tmp_path: Path, cache: Path, monkeyp
     engine.build_in_place(folder, report=lines.append)
     assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[4]
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.parametrize("broken", ["template", "search"])
+def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    folder = exported(tmp_path / "export")
+    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+    engine.build_in_place(folder)
+    content = iter([b"another template engine", b"another search engine"])
+
+    def build(tensorrt: Any, model: Path, **_: Any) -> Tuple[bytes, bytes]:
+        load_manifest(folder)  # somebody may start right now
+        if model.stem == broken:
+            raise KeyboardInterrupt
+        return next(content), b""
+
+    monkeypatch.setattr(engine, "build_engine", build)
+    with pytest.raises(KeyboardInterrupt):
+        engine.build_in_place(folder, EngineOptions(rebuild=True))
+    assert set(load_manifest(folder).engines) == {"template.engine", "search.engine"}
+
+
+def test_a_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    folder = exported(tmp_path / "export")
+    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+    engine.build_in_place(folder)
+    assert len(load_manifest(folder).engines) == 2
+
+
+def test_without_a_gpu_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = exported(tmp_path / "export")
+    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+    monkeypatch.setattr(gpu, "LIBRARIES", ("libcuda-of-nowhere.so",))
+    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
+    assert len(lines) == 1 and "no NVIDIA GPU" in lines[0] and f"asymtrack-build {folder}" in lines[0]
+    with pytest.raises(EngineError, match="no NVIDIA GPU"):
+        engine.build_in_place(folder)
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:

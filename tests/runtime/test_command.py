@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any, Dict, List
@@ -149,6 +151,41 @@ def test_failed_output_is_completed_and_the_others_go_on(
     assert [int(row["frame"]) for row in rows(tmp_path / "b.csv")] == list(range(20))
     assert (tmp_path / "b.csv").read_text().endswith("\n")
     assert count_frames(out) == 40
+
+
+@pytest.mark.parametrize("wrong", [["--output", "out.mov"], ["--strip", "/no/such/folder/s.png"]])
+def test_a_run_that_does_not_start_leaves_earlier_files_alone(video: Path, tmp_path: Path, wrong: List[str]) -> None:
+    earlier = {"b.csv": "earlier rows", "o.jsonl": "earlier lines"}
+    for name, text in earlier.items():
+        (tmp_path / name).write_text(text)
+    arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv")]
+    arguments += ["--send", str(tmp_path / "o.jsonl"), *wrong]
+    if "--strip" in wrong:
+        arguments += ["--output", str(tmp_path / "o.mp4")]
+    assert fake_command.main([str(video), *arguments]) == 2
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.name in earlier} == earlier
+    assert not [p for p in tmp_path.iterdir() if "part" in p.name or p.suffix == ".mp4"]
+
+
+def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source ends by itself; Ctrl-C and SIGTERM come just when the first output is completed."""
+    from asymtrack_edge.runtime import outputs
+
+    def slow_close(self: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        close(self)
+
+    close = outputs.BoxWriter.close
+    monkeypatch.setattr(outputs.BoxWriter, "close", slow_close)
+    arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv")]
+    arguments += ["--send", str(tmp_path / "o.jsonl")]
+    before = signal.getsignal(signal.SIGINT)
+    assert fake_command.main([str(video), *arguments]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(rows(tmp_path / "b.csv")) == 40 == len((tmp_path / "o.jsonl").read_text().splitlines())
 
 
 def test_run_ends_when_nothing_can_be_written_any_more(

@@ -36,7 +36,7 @@ def start(video: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "FAKE_PAUSE": "0.005"}
     pipe = subprocess.PIPE
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-    part = folder / ".o.part.csv"
+    part = folder / f".o.{process.pid}.part.csv"
     for _ in range(600):
         if part.exists() and part.read_text().count("\n") > 20:
             return process
@@ -85,7 +85,7 @@ def test_kill_loses_no_row(video: Path, tmp_path: Path) -> None:
     process = start(video, tmp_path)
     process.kill()
     process.communicate(timeout=30)
-    check_whole(tmp_path, ".o.part.csv", ".o.part.jsonl")
+    check_whole(tmp_path, f".o.{process.pid}.part.csv", f".o.{process.pid}.part.jsonl")
 
 
 def test_reader_of_stdout_goes_away(video: Path, tmp_path: Path) -> None:

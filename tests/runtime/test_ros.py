@@ -128,6 +128,7 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
         module(f"{package}.msg", **content)
     policy = space(KEEP_LAST=1, BEST_EFFORT=2)
     module("rclpy")
+    module("rclpy.executors", ExternalShutdownException=type("ExternalShutdownException", (Exception,), {}))
     module("rclpy.node", Node=FakeNode)
     module("rclpy.qos", HistoryPolicy=policy, ReliabilityPolicy=policy, QoSProfile=lambda **_: None)
     monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.ros_node", raising=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import List, Sequence
+from typing import Any, List, Optional, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from asymtrack_edge.errors import BoxError, EngineError, FrameError, ManifestErr
 from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
-from asymtrack_edge.runtime import State, Tracker, TrackerSettings
+from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.engine import Engine
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
@@ -94,6 +94,36 @@ def test_lost_and_found_with_hysteresis() -> None:
     assert states[-1] is State.TRACKING
     changes = sum(a is not b for a, b in zip(states, states[1:]))
     assert changes == 2
+
+
+@pytest.mark.parametrize("recovery", [None, RecoverySettings()])
+def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recovery: Optional[RecoverySettings]) -> None:
+    nonsense = (np.nan, 0.5, np.inf, 0.25, np.nan)
+    answers = [(0.5, 0.5, 0.25, 0.25, 0.9), nonsense, (0.5, 0.5, 0.25, 0.25, 0.9), *[nonsense] * 12]
+    tracker = Tracker(ScriptedEngine(answers), TrackerSettings(recovery=recovery))
+    tracker.init(FRAME, (100, 80, 40, 40))
+    tracks = [tracker.update(FRAME) for _ in answers]
+    assert tracks[1] == Track(tracks[0].box, 0.0, State.TRACKING)
+    assert tracks[2].score == pytest.approx(0.9)
+    assert tracks[-1].state is State.LOST and np.isfinite(tracks[-1].box).all() and tracks[-1].score == 0
+
+
+class Foreign:
+    """A frame that some library holds on a device: an engine that takes it tells its shape."""
+
+
+class TakesForeign(ScriptedEngine):
+    def check_frame(self, frame: Any) -> Sequence[int]:
+        return FRAME.shape if isinstance(frame, Foreign) else super().check_frame(frame)
+
+
+def test_frames_are_what_the_engine_takes() -> None:
+    tracker = Tracker(TakesForeign([(0.5, 0.5, 0.25, 0.25, 0.9)]))
+    tracker.init(Foreign(), (100, 80, 40, 40))  # type: ignore[arg-type]
+    assert tracker.update(Foreign()).box == (100, 80, 40, 40)  # type: ignore[arg-type]
+    many = MultiTracker(TakesForeign([(0.5, 0.5, 0.25, 0.25, 0.9)]))
+    number = many.add(Foreign(), (100, 80, 40, 40))  # type: ignore[arg-type]
+    assert many.update(Foreign())[number].box == (100, 80, 40, 40)  # type: ignore[arg-type]
 
 
 def test_unreadable_frames_leave_the_track_as_it_was() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.geometry import Cropper
+from asymtrack_edge.geometry import LARGEST_PADDED, Cropper
 from asymtrack_edge.training.augmentation import (
     FADED,
     KEPT,
@@ -27,7 +27,7 @@ from asymtrack_edge.training.augmentation import (
     paste,
 )
 from asymtrack_edge.training.collection import load_collection, load_images
-from asymtrack_edge.training.crops import LARGEST_PADDED, Windows, cut, cut_one, inside, windows_around
+from asymtrack_edge.training.crops import Windows, cut, cut_one, inside, windows_around
 from asymtrack_edge.training.pairs import STRANGER, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.pool import CLIP, STILL, merge_pools
 from asymtrack_edge.training.randomness import Random

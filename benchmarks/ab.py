@@ -117,6 +117,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
+    if arguments.threads < 1:
+        raise UsageError(f"--threads must be at least 1, not {arguments.threads}")
     if arguments.clock == "cpu" and arguments.threads != 1:
         raise UsageError("--clock cpu adds up all threads: use it with --threads 1")
     texts = [*arguments.option, *(compared(arguments.threads) if arguments.compare_options else ())]

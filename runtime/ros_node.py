@@ -44,7 +44,11 @@ try:
     from rclpy.node import Node
     from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 except ImportError as error:
-    raise RosMissingError(error.name or "rclpy") from None
+    missing = RosMissingError(error.name or "rclpy")
+    if __name__ == "__main__":
+        print(f"error: {missing}", file=sys.stderr)
+        sys.exit(2)
+    raise missing from None
 
 
 _RECOVER = {"auto": None, "always": True, "never": False}

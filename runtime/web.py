@@ -10,25 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import socket
-import tempfile
 import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any, Callable, Dict, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Set
 
 import numpy as np
 
 from asymtrack_edge.errors import EngineError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.messages import Result, as_json, as_message
-from asymtrack_edge.runtime.outputs import CSV_HEADER, Sink, csv_row
+from asymtrack_edge.runtime.outputs import Sink, csv_row
 from asymtrack_edge.runtime.session import Session
 from asymtrack_edge.runtime.target import State, Track
-from asymtrack_edge.runtime.web_pictures import Pictures, Rates
+from asymtrack_edge.runtime.web_boxes import BoxLog
+from asymtrack_edge.runtime.web_pictures import Pictures, Rates, Shown
 from asymtrack_edge.runtime.web_protocol import MAX_MESSAGE, Wish, is_loopback
+
+#: Connections at once; more are answered 503.
+MOST_CONNECTIONS = 512
+
+#: An environment variable for the token, so that a page and programs find the view again after a restart.
+TOKEN_VARIABLE = "ASYMTRACK_TOKEN"
+_SHORTEST_TOKEN = 16
 
 #: Targets that can be followed at once through the page.
 MOST_TARGETS = 32
@@ -40,7 +48,8 @@ class WebView(Sink):
     Args:
         session: the run.
         port: to listen on; 0 for any that is free.
-        host: address to listen on. Other than loopback, a token is made that requests must know.
+        host: address to listen on. Other than loopback, requests must know a token: that of the
+            environment variable ``ASYMTRACK_TOKEN``, or a new one.
 
     Attributes:
         url: what to open in a browser, token included.
@@ -49,6 +58,7 @@ class WebView(Sink):
     Raises:
         MissingDependencyError: the extra ``web`` is not installed.
         SourceError: the address cannot be listened on.
+        UsageError: the token of the environment is too short.
     """
 
     name = "web view"
@@ -56,12 +66,13 @@ class WebView(Sink):
     def __init__(self, session: Session, port: int, host: str = "127.0.0.1") -> None:
         try:
             import uvicorn
+            import websockets  # noqa: F401  (uvicorn serves no WebSocket without it, and does not say so)
 
             from asymtrack_edge.runtime.web_app import make_app
         except ImportError as error:
             raise MissingDependencyError(error.name or "starlette", "web", "the web view") from None
         self.session = session
-        self.token = None if is_loopback(host) else secrets.token_urlsafe(24)
+        self.token = None if is_loopback(host) else _token()
         self._socket = _listen(host, port)
         address, port = self._socket.getsockname()[:2]
         shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
@@ -73,15 +84,14 @@ class WebView(Sink):
         self._wakers: Set[Callable[[], None]] = set()
         self._listeners: Set[Callable[[str], None]] = set()
         self._rates = Rates(session)
-        self._rows = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
-        self._rows.write((CSV_HEADER + ",target\n").encode())
+        self._boxes = BoxLog()
         self._server = uvicorn.Server(
             uvicorn.Config(
                 make_app(self),
                 log_level="error",
                 access_log=False,
                 lifespan="off",
-                limit_concurrency=64,
+                limit_concurrency=MOST_CONNECTIONS,
                 timeout_graceful_shutdown=1,
                 ws_max_size=MAX_MESSAGE,
                 ws_per_message_deflate=False,  # JPEGs do not get smaller
@@ -108,7 +118,7 @@ class WebView(Sink):
         self._rates.count(result)
         rows = "".join(csv_row(result.frame.number, t, number) for number, t in result.tracks.items())
         with suppress(OSError):  # no room for the copy behind the download button: go on showing
-            self._rows.write(rows.encode())
+            self._boxes.append(rows.encode())
         self._publish(result)
         if self._listeners:
             text = as_json(result)
@@ -119,7 +129,7 @@ class WebView(Sink):
         self._server.should_exit = True
         self._thread.join(3)
         self._socket.close()
-        self._rows.close()
+        self._boxes.close()
 
     # What follows is for the server's thread (``web_app``).
 
@@ -143,25 +153,20 @@ class WebView(Sink):
         """Seconds until another picture may be encoded."""
         return self._pictures.due_in()
 
-    def packet(self) -> Tuple[int, bytes]:
-        """The newest picture with its header, and its version; empty before there is one."""
-        return self._pictures.packet(self._version, self._result, self._header)
+    def newest(self) -> Shown:
+        """The newest picture with its header."""
+        return self._pictures.show(self._version, self._result, self._header)
 
-    def picture(self, number: int) -> Optional[np.ndarray]:
-        """A frame shown lately; None if it has been forgotten."""
-        return self._pictures.remembered(number)
-
-    def boxes(self) -> bytes:
-        """All boxes so far as csv."""
-        size = os.fstat(self._rows.fileno()).st_size
-        return os.pread(self._rows.fileno(), size, 0)
+    def boxes(self) -> Iterator[bytes]:
+        """The boxes so far as csv, a piece at a time."""
+        return self._boxes.chunks()
 
     def obey(self, wish: Wish, held: Optional[np.ndarray]) -> Dict[str, Any]:
         """Does what a browser asks for; waits for the tracker's thread. Returns the answer to it.
 
         Args:
             wish: not an ack or hold.
-            held: the frame a box was drawn on, if it is still known.
+            held: the frame a box was drawn on, for mark; None if it is not known any more.
 
         Raises:
             AsymTrackError: it cannot be done.
@@ -183,18 +188,16 @@ class WebView(Sink):
     def _mark(self, wish: Wish, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
         tracker, latest = self.session.tracker, self.session.latest
-        image = held
-        if image is None and latest is not None:
-            image = latest.frame.image
-        if image is None or wish.box is None:
-            raise UsageError("there is no picture yet")
+        if held is None or wish.box is None:
+            # Not from another frame instead: something else may be in that place by now.
+            raise UsageError("that picture is not known any more: draw the box again")
         if wish.target is not None and wish.target in tracker:
-            tracker.reset(wish.target, image, wish.box)
+            tracker.reset(wish.target, held, wish.box)
             number = wish.target
         else:
             if len(tracker) >= MOST_TARGETS:
                 raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
-            number = tracker.add(image, wish.box)
+            number = tracker.add(held, wish.box)
         if latest is not None:
             shown = {**latest.tracks, number: Track(Box(*wish.box), 1.0, State.TRACKING)}
             self._show_tracks(latest, shown)
@@ -236,6 +239,18 @@ class WebView(Sink):
             "length": source.length,
             "backend": self.session.tracker.engine.name,
         }
+
+
+def _token() -> str:
+    given = os.environ.get(TOKEN_VARIABLE, "")
+    if not given:
+        return secrets.token_urlsafe(24)
+    if len(given) < _SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9_-]+", given):
+        raise UsageError(
+            f"{TOKEN_VARIABLE} takes at least {_SHORTEST_TOKEN} letters, digits, - or _: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+        )
+    return given
 
 
 def _listen(host: str, port: int) -> socket.socket:

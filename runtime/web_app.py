@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, Optional, Tuple
 import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asymtrack_edge.errors import AsymTrackError
-from asymtrack_edge.runtime.web_protocol import COOKIE, parse_wish, refusal
+from asymtrack_edge.runtime.web_protocol import cookie_name, parse_wish, refusal
 
 if TYPE_CHECKING:
     from asymtrack_edge.runtime.web import WebView
@@ -68,7 +68,7 @@ class _Guard:
 async def _index(view: WebView, request: Request) -> Response:
     response = FileResponse(_PAGE / "index.html", media_type="text/html", headers=_HEADERS)
     if view.token is not None:
-        response.set_cookie(COOKIE, view.token, httponly=True, samesite="strict")
+        response.set_cookie(cookie_name(view.token), view.token, httponly=True, samesite="strict")
     return response
 
 
@@ -78,7 +78,7 @@ async def _file(name: str, kind: str, request: Request) -> Response:
 
 async def _boxes(view: WebView, request: Request) -> Response:
     headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="boxes.csv"'}
-    return Response(view.boxes(), media_type="text/csv", headers=headers)
+    return StreamingResponse(view.boxes(), media_type="text/csv", headers=headers)
 
 
 async def _health(view: WebView, request: Request) -> Response:
@@ -152,6 +152,8 @@ class _Viewer:
         self._sending = asyncio.Lock()
         self._shown = asyncio.Event()
         self._changed = asyncio.Event()
+        #: The page shows one of the last two pictures that it was sent, or one that it holds.
+        self._sent: Deque[Tuple[int, Optional[np.ndarray]]] = deque(maxlen=2)
         self._held: Tuple[int, Optional[np.ndarray]] = (-1, None)
 
     async def run(self) -> None:
@@ -173,15 +175,23 @@ class _Viewer:
             wait = self._view.due_in()
             if wait > 0:
                 await asyncio.sleep(wait)
-            version, packet = await self._elsewhere(self._view.packet)
-            if not packet or version == sent:
+            newest = await self._elsewhere(self._view.newest)
+            if not newest.packet or newest.version == sent:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            sent = version
+            sent = newest.version
+            self._sent.append((newest.number, newest.image))
             self._shown.clear()
             async with self._sending:
-                await self._socket.send_bytes(packet)
+                await self._socket.send_bytes(newest.packet)
+
+    def _known(self, number: Optional[int]) -> Tuple[int, Optional[np.ndarray]]:
+        """A frame that the page may be showing, by its number."""
+        for known in (self._held, *reversed(self._sent)):
+            if known[0] == number:
+                return known
+        return -1, None
 
     async def _listen(self) -> None:
         while True:
@@ -192,14 +202,9 @@ class _Viewer:
                     self._shown.set()
                     continue
                 if wish.action == "hold":
-                    assert wish.frame is not None
-                    self._held = wish.frame, self._view.picture(wish.frame)
+                    self._held = self._known(wish.frame)
                     continue
-                held = None
-                if wish.action == "mark" and wish.frame is not None:
-                    number, held = self._held
-                    if number != wish.frame:
-                        held = self._view.picture(wish.frame)
+                held = self._known(wish.frame)[1]
                 answer = await self._elsewhere(partial(self._view.obey, wish, held))
             except AsymTrackError as error:
                 answer = {"error": str(error)}

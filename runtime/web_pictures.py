@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from time import monotonic
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -20,14 +19,27 @@ RATE = 15.0
 #: Pictures are sent no wider than this, in pixels.
 WIDTH = 960
 
-#: Pictures shown lately, kept so that a box drawn on one is taken from that very frame.
-REMEMBERED = 8
-
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75]
 
 
+class Shown(NamedTuple):
+    """A picture as viewers get it.
+
+    Attributes:
+        version: of what there was to see; -1 before there is a picture.
+        packet: header and JPEG (``web_protocol.pack_picture``).
+        number: of the frame.
+        image: the frame itself, BGR uint8.
+    """
+
+    version: int
+    packet: bytes
+    number: int
+    image: Optional[np.ndarray]
+
+
 class Pictures:
-    """Encodes the newest picture when a viewer asks, and remembers the frames that were shown.
+    """Encodes the newest picture when a viewer asks, once for all of them.
 
     Attributes:
         encode_seconds: what the last one took.
@@ -36,41 +48,26 @@ class Pictures:
     def __init__(self) -> None:
         self.encode_seconds = 0.0
         self._lock = threading.Lock()
-        self._frames: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._packet: Tuple[int, bytes] = (-1, b"")
+        self._shown = Shown(-1, b"", -1, None)
         self._began = 0.0
 
     def due_in(self) -> float:
         """Seconds until another picture may be encoded."""
         return self._began + 1 / RATE - monotonic()
 
-    def packet(
-        self, version: int, result: Optional[Result], header: Callable[[Result], Dict[str, Any]]
-    ) -> Tuple[int, bytes]:
-        """The picture of ``result`` with its header, encoded unless it is that of the last call.
-
-        Returns:
-            ``version`` and the packet; those of an earlier call where there is no picture now.
-        """
+    def show(self, version: int, result: Optional[Result], header: Callable[[Result], Dict[str, Any]]) -> Shown:
+        """The picture of ``result`` with its header; that of an earlier call where there is no picture now."""
         with self._lock:
-            if self._packet[0] == version or result is None or result.frame.image is None:
-                return self._packet
+            if self._shown.version == version or result is None or result.frame.image is None:
+                return self._shown
             began = self._began = monotonic()
             image = result.frame.image
             good, jpeg = cv2.imencode(".jpg", _shrunk(image), _JPEG)
             if not good:
-                return self._packet
-            self._frames[result.frame.number] = image
-            while len(self._frames) > REMEMBERED:
-                self._frames.popitem(last=False)
-            self._packet = version, pack_picture(header(result), jpeg.tobytes())
+                return self._shown
+            self._shown = Shown(version, pack_picture(header(result), jpeg.tobytes()), result.frame.number, image)
             self.encode_seconds = monotonic() - began
-            return self._packet
-
-    def remembered(self, number: int) -> Optional[np.ndarray]:
-        """A frame shown lately; None if it has been forgotten."""
-        with self._lock:
-            return self._frames.get(number)
+            return self._shown
 
 
 def _shrunk(image: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ Nothing here needs a web framework, so that all of it can be tested without one.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -20,7 +21,6 @@ from asymtrack_edge.errors import UsageError
 #: A browser's message cannot be larger, in bytes; the server closes the connection of who tries.
 MAX_MESSAGE = 1 << 16
 
-COOKIE = "asymtrack_token"
 
 _ACTIONS = ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end")
 
@@ -97,6 +97,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def cookie_name(token: str) -> str:
+    """Each view's own: browsers do not keep cookies of two ports of one host apart."""
+    return f"asymtrack_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
+
+
 def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
     """Why a request must not be answered; None if it may.
 
@@ -108,6 +113,13 @@ def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
         scope: of an ASGI request.
         token: what the request must know; None on loopback.
     """
+    try:
+        return _refusal(scope, token)
+    except ValueError:
+        return "the request's headers are malformed"
+
+
+def _refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
     headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
     host = headers.get(b"host", "")
     if token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
@@ -117,18 +129,18 @@ def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
         return "a page from elsewhere cannot connect"
     if token is None or scope.get("path") == "/health":
         return None
-    if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in _offers(scope, headers)):
+    if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in _offers(scope, headers, token)):
         return None
     return "the token is missing or wrong: use the address that was printed when the view started"
 
 
-def _offers(scope: Dict[str, Any], headers: Dict[bytes, str]) -> Iterable[str]:
+def _offers(scope: Dict[str, Any], headers: Dict[bytes, str], token: str) -> Iterable[str]:
     yield from parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [])
     bearer = headers.get(b"authorization", "")
     if bearer.startswith("Bearer "):
         yield bearer[len("Bearer ") :]
     try:
-        cookie = SimpleCookie(headers.get(b"cookie", "")).get(COOKIE)
+        cookie = SimpleCookie(headers.get(b"cookie", "")).get(cookie_name(token))
     except CookieError:
         cookie = None
     if cookie is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -155,6 +156,9 @@ def _sha256(path: Path) -> str:
 
 def _import_callable(path: str) -> Callable[[], Any]:
     module, _, name = path.partition(":")
+    # A command that pip installed does not look where it is called.
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

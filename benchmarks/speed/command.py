@@ -53,8 +53,10 @@ def _main(arguments: argparse.Namespace) -> int:
     seconds = getattr(arguments, "seconds", None)
     if seconds is not None and seconds <= 0:
         raise UsageError(f"--seconds must be positive, not {seconds:g}")
-    if (getattr(arguments, "threads", None) or "1") in (0, "0"):
-        raise UsageError("--threads must be at least 1")
+    threads = getattr(arguments, "threads", None)
+    for number in _whole_numbers("--threads", "" if threads is None else str(threads)):
+        if number < 1:
+            raise UsageError(f"--threads must be at least 1, not {number}")
     json_file = None if arguments.json in (None, "-") else Path(arguments.json)
     if json_file is not None and not json_file.parent.is_dir():
         raise UsageError(f"there is no folder {json_file.parent} to write {json_file.name} into")

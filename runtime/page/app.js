@@ -24,8 +24,12 @@ function connect() {
   socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/view");
   socket.binaryType = "arraybuffer";
   socket.onopen = () => connection("open", "connected");
-  socket.onclose = () => {
+  socket.onclose = async () => {
     connection("lost", "connection lost; trying again");
+    try {
+      const answered = await fetch("/", { method: "HEAD", cache: "no-store" });
+      if (answered.status === 403) connection("lost", "this run began anew: open the address that it printed");
+    } catch { /* nobody is there yet */ }
     setTimeout(connect, 1000);
   };
   socket.onmessage = (message) => {
@@ -142,6 +146,8 @@ function finish() {
   if (box[2] >= LEAST_SIDE && box[3] >= LEAST_SIDE) {
     send(wish);
     move(null);
+  } else if (keyboard || box[2] > 0 || box[3] > 0) {
+    $("notice").textContent = "the box is too small: draw a larger one";
   }
   leave();
 }
@@ -153,7 +159,8 @@ function leave() {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!header || (event.pointerType === "mouse" && event.button !== 0)) return;
+  // A second finger or a palm is not the one that draws.
+  if (!header || !event.isPrimary || (event.pointerType === "mouse" && event.button !== 0)) return;
   canvas.setPointerCapture(event.pointerId);
   keyboard = false;
   const [x, y] = place(event);
@@ -162,12 +169,12 @@ canvas.addEventListener("pointerdown", (event) => {
 // A drag on the picture is ours alone: the browser shall not take it for a fling and swallow the next tap.
 canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 canvas.addEventListener("pointermove", (event) => {
-  if (!drawing || keyboard) return;
+  if (!drawing || keyboard || !event.isPrimary) return;
   [drawing.x1, drawing.y1] = place(event);
   paint();
 });
-canvas.addEventListener("pointerup", () => { if (drawing && !keyboard) finish(); });
-canvas.addEventListener("pointercancel", () => { if (drawing && !keyboard) leave(); });
+canvas.addEventListener("pointerup", (event) => { if (drawing && !keyboard && event.isPrimary) finish(); });
+canvas.addEventListener("pointercancel", (event) => { if (drawing && !keyboard && event.isPrimary) leave(); });
 
 canvas.addEventListener("keydown", (event) => {
   if (!header) return;
@@ -184,15 +191,12 @@ canvas.addEventListener("keydown", (event) => {
   if (!way || !drawing) return;
   event.preventDefault();
   const pace = event.ctrlKey ? 1 : Math.max(2, header.size[0] / 100);
-  drawing.x1 = Math.min(header.size[0], drawing.x1 + way[0] * pace);
-  drawing.y1 = Math.min(header.size[1], drawing.y1 + way[1] * pace);
-  if (event.shiftKey) {
-    drawing.x1 = Math.max(drawing.x0 + LEAST_SIDE, drawing.x1);
-    drawing.y1 = Math.max(drawing.y0 + LEAST_SIDE, drawing.y1);
-  } else {
-    drawing.x0 += way[0] * pace;
-    drawing.y0 += way[1] * pace;
-  }
+  [["x0", "x1"], ["y0", "y1"]].forEach(([low, high], i) => {
+    const least = event.shiftKey ? drawing[low] + LEAST_SIDE - drawing[high] : -drawing[low];
+    const step = Math.min(header.size[i] - drawing[high], Math.max(least, way[i] * pace));
+    drawing[high] += step;
+    if (!event.shiftKey) drawing[low] += step;
+  });
   paint();
 });
 

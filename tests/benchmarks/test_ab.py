@@ -38,6 +38,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "nothing to time"),
         (["absent"], "no model"),
         (["x", "--clock", "cpu", "--threads", "2"], "adds up"),
+        (["--reference", "T", "--threads", "0"], "at least 1"),
     ],
 )
 def test_mistakes(arguments: list, message: str, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[type-arg]

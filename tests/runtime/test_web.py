@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import SourceError
+from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
 from asymtrack_edge.runtime.session import Session
@@ -28,6 +28,7 @@ websockets = pytest.importorskip("websockets")
 connect = pytest.importorskip("websockets.sync.client").connect
 
 from asymtrack_edge.runtime.web import WebView  # noqa: E402
+from asymtrack_edge.runtime.web_boxes import BoxLog  # noqa: E402
 
 TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
 
@@ -129,7 +130,8 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
         assert answer_to(socket, action="remove", target=0)["done"] == "remove"
         assert "no target 0" in answer_to(socket, action="remove", target=0)["error"]
         assert "positive" in answer_to(socket, action="mark", frame=30, box=[1, 1, 0, 5])["error"]
-        assert "outside" in answer_to(socket, action="mark", frame=30, box=[9000, 1, 9, 5])["error"]
+        number = next_header(socket)["frame"]
+        assert "outside" in answer_to(socket, action="mark", frame=number, box=[9000, 1, 9, 5])["error"]
     status, body, headers = running.get("/boxes.csv")
     lines = body.decode().splitlines()
     assert status == 200 and "attachment" in headers["content-disposition"]
@@ -150,6 +152,18 @@ def test_box_is_taken_from_the_frame_that_was_shown(run: Callable[..., Running])
         colour = running.session.tracker.engine.colours[1]  # type: ignore[attr-defined]
     assert done["target"] == 1
     assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
+
+
+def test_a_box_on_a_picture_long_gone_is_refused(run: Callable[..., Running]) -> None:
+    """After a lost connection nobody knows the frame any more: no other one may stand in for it."""
+    running = run(marked=1, pause=0.005)
+    with running.connect() as socket:
+        first = next_header(socket)["frame"]
+        while next_header(socket)["frame"] < first + 30:
+            pass
+        refused = answer_to(socket, action="mark", frame=first, box=list(TRUTH[first][2]))
+        assert "draw the box again" in refused["error"]
+    assert len(running.session.tracker) == 1
 
 
 def test_page_and_its_parts(run: Callable[..., Running]) -> None:
@@ -261,6 +275,32 @@ def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
                 thread.join(10)
     print(f"{one:.1f} frames per second with one viewer, {four:.1f} with four")
     assert four > 0.6 * one  # a machine shared with others is noisy; docs/web.md has the quiet figure
+
+
+def test_a_token_of_ones_own_outlives_a_restart(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYMTRACK_TOKEN", "of-my-own-0123456789")
+    for _ in range(2):
+        running = run(host="0.0.0.0")
+        assert running.view.url.endswith("?token=of-my-own-0123456789")
+        assert running.get("/", authorization="Bearer of-my-own-0123456789")[0] == 200
+    monkeypatch.setenv("ASYMTRACK_TOKEN", "short")
+    with pytest.raises(UsageError, match="at least 16"):
+        WebView(running.session, 0, "0.0.0.0")
+
+
+def test_rows_of_a_run_without_end_are_the_newest() -> None:
+    log = BoxLog(most=1000)
+    for i in range(500):
+        log.append(f"{i:09d}\n".encode())
+    reading = log.chunks()
+    header = next(reading)
+    for i in range(500, 1000):
+        log.append(f"{i:09d}\n".encode())
+    assert header == b"frame,x,y,w,h,score,state,target\n"
+    # A slow reader gets what there was when it began, whole.
+    read = [int(line) for line in b"".join(reading).split()]
+    assert read == list(range(read[0], 500)) and 100 <= len(read) <= 200
+    log.close()
 
 
 def test_port_in_use_is_a_clear_error(run: Callable[..., Running]) -> None:

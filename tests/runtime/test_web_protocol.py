@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.web_protocol import Wish, is_loopback, pack_picture, parse_wish, refusal
+from asymtrack_edge.runtime.web_protocol import Wish, cookie_name, is_loopback, pack_picture, parse_wish, refusal
 
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
 junk = st.recursive(
@@ -76,8 +76,13 @@ def scope(kind: str = "http", path: str = "/", query: str = "", **headers: str) 
         (scope(host="10.0.0.5:8080"), "secret", False),
         (scope(host="10.0.0.5:8080", query="token=wrong"), "secret", False),
         (scope(host="10.0.0.5:8080", query="token=secret"), "secret", True),
-        (scope(host="10.0.0.5:8080", cookie="a=b; asymtrack_token=secret"), "secret", True),
-        (scope(host="10.0.0.5:8080", cookie="asymtrack_token=secre"), "secret", False),
+        (scope(host="10.0.0.5:8080", cookie="a=b; " + cookie_name("secret") + "=secret"), "secret", True),
+        (scope(host="10.0.0.5:8080", cookie=cookie_name("secret") + "=secre"), "secret", False),
+        # Another view of the same host has its own cookie, which must not take this one's place.
+        (scope(host="10.0.0.5:8080", cookie=cookie_name("other") + "=secret"), "secret", False),
+        (scope(host="["), None, False),
+        (scope("websocket", host="localhost:8080", origin="http://["), None, False),
+        (scope("websocket", host="10.0.0.5:8080", query="token=secret", origin="http://["), "secret", False),
         (scope(host="10.0.0.5:8080", authorization="Bearer secret"), "secret", True),
         (scope(host="10.0.0.5:8080", authorization="secret"), "secret", False),
         (scope("websocket", host="10.0.0.5:8080"), "secret", False),

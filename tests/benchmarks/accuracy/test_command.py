@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import sys
 import zipfile
 
 import cv2
@@ -11,7 +12,7 @@ import fake_trackers
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy import Sequence, read_dataset
+from asymtrack_edge.benchmarks.accuracy import Sequence, read_dataset, trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore
 from asymtrack_edge.benchmarks.accuracy.run import run
@@ -279,3 +280,11 @@ def test_help_shows_examples(capsys):
         main(["--help"])
     assert ended.value.code == 0
     assert "asymtrack-eval lasot" in capsys.readouterr().out
+
+
+def test_a_tracker_of_the_folder_one_works_in_is_found(tmp_path, monkeypatch):
+    """A command that pip installed has its own folder in the path, not the working one."""
+    (tmp_path / "my_tracker_here.py").write_text("def make():\n    return None\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert trackers._import_callable("my_tracker_here:make")() is None

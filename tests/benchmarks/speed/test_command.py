@@ -20,6 +20,8 @@ MISTAKES = [
     (["speed", "--precision", "fp7"], "unknown precision"),
     (["speed", "--threads", "two"], "--threads takes whole numbers"),
     (["speed", "--threads", "0"], "at least 1"),
+    (["speed", "--threads", "2,0"], "at least 1"),
+    (["profile", "--threads", "0"], "at least 1"),
     (["speed", "--batch", "0"], "within 1..64"),
     (["speed", "--seconds", "-1"], "must be positive"),
     (["speed", "--video", "x.mp4"], "go together"),

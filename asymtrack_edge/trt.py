@@ -1,7 +1,7 @@
 """TensorRT in its flavours and versions: import, messages, data types.
 
 One set of calls serves TensorRT 8.5 to 11 and TensorRT-RTX: named tensors, no bindings by index.
-What some versions lack is asked for with ``getattr``, never by comparing version numbers.
+What some versions lack is asked for with ``getattr``; version numbers tell only what has no name.
 """
 
 from __future__ import annotations
@@ -54,6 +54,11 @@ class TensorRT:
     def name(self) -> str:
         """Flavour and version, for people."""
         return f"{'TensorRT-RTX' if self.flavour == RTX else 'TensorRT'} {self.version}"
+
+    @property
+    def shares_profiles(self) -> bool:
+        """Whether several contexts of one engine may use its one optimization profile (TensorRT 10)."""
+        return self.flavour == RTX or int(self.version.partition(".")[0]) >= 10
 
 
 def flavour_of(target: str) -> str:

@@ -2,7 +2,7 @@
 
 Precision policy, the same for every version: the types written in the ONNX model are the contract.
 The fp16 export holds fp16 tensors with fp32 islands (LayerNorm, softmax, sums over positions), was
-verified with exactly these types, and TensorRT has to keep to them:
+verified to hold no number that they cannot (``overflow``), and TensorRT has to keep to them:
 
 * TensorRT 10, 11 and TensorRT-RTX build *strongly typed*: types are taken from the model. (The flag
   is passed where it exists; TensorRT 11 and RTX know nothing else.)
@@ -83,6 +83,8 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         _pin_fp32(trt, network)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # what runs can be captured as a graph
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)

@@ -11,10 +11,10 @@ import re
 import shutil
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from asymtrack_edge.engine_key import (
     NETWORKS,
@@ -29,6 +29,7 @@ from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export.builder import EngineOptions, build_engine
 from asymtrack_edge.gpu import Gpu, NoGpuError, find_gpu
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, check_file, file_entry, load_manifest
+from asymtrack_edge.runtime.cuda import open_cuda
 from asymtrack_edge.trt import RTX, NoTensorRTError, TensorRT, flavour_of, load_tensorrt
 
 Report = Callable[[str], None]
@@ -80,7 +81,7 @@ def build_engines(
     tensorrt = load_tensorrt(flavour_of(manifest.target))
     for network, key in _wanted(manifest, tensorrt, device):
         name = engine_file(network, key)
-        manifest = _make(folder, manifest, network, name, key, tensorrt, options, previous, report, in_use)
+        manifest = _make(folder, manifest, network, name, key, tensorrt, device, options, previous, report, in_use)
     return manifest
 
 
@@ -153,6 +154,7 @@ def _make(
     name: str,
     key: EngineKey,
     tensorrt: TensorRT,
+    device: int,
     options: EngineOptions,
     previous: Optional[Path],
     report: Report,
@@ -174,15 +176,16 @@ def _make(
     cache = b""
     with suppress(OSError):
         cache = cache_file.read_bytes()
-    engine, cache = build_engine(
-        tensorrt,
-        folder / f"{network}.onnx",
-        fp16=manifest.precision != "fp32",
-        batch=batch_profile(manifest, network),
-        options=options,
-        capability="SM75" if key.flavour == RTX and key.compute_capability == RTX_TURING else None,
-        timing_cache=cache,
-    )
+    with _current_gpu(tensorrt, device):
+        engine, cache = build_engine(
+            tensorrt,
+            folder / f"{network}.onnx",
+            fp16=manifest.precision != "fp32",
+            batch=batch_profile(manifest, network),
+            options=options,
+            capability="SM75" if key.flavour == RTX and key.compute_capability == RTX_TURING else None,
+            timing_cache=cache,
+        )
     if in_use and name in manifest.files:
         # A build takes minutes and may be interrupted: at any moment the manifest names only what is there.
         manifest = _without(manifest, name)
@@ -201,6 +204,20 @@ def _make(
         f"built in {time.perf_counter() - began:.1f} s"
     )
     return manifest
+
+
+@contextmanager
+def _current_gpu(tensorrt: TensorRT, device: int) -> Iterator[None]:
+    """Makes a GPU the one that TensorRT builds and measures on; TensorRT-RTX builds without any."""
+    if tensorrt.flavour == RTX:
+        yield
+        return
+    cuda = open_cuda(device)
+    try:
+        with cuda.current():
+            yield
+    finally:
+        cuda.close()
 
 
 def _keep(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Optional[str]:

@@ -26,7 +26,7 @@ from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
 from asymtrack_edge.export.storage import store_weights_as_half
 from asymtrack_edge.export.turing import spell_out_fp32_products
-from asymtrack_edge.export.verify import LIMITS, require_passed, verify
+from asymtrack_edge.export.verify import LIMITS, Limits, require_passed, verify
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry
 from asymtrack_edge.network import AsymTrack
@@ -89,7 +89,7 @@ class ExportOptions:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
 
     @property
-    def limits(self) -> Tuple[float, float]:
+    def limits(self) -> Limits:
         """How far the export may differ from the trained model: see ``verify.LIMITS``."""
         return LIMITS["fp16" if self.half_storage else self.precision]
 
@@ -190,12 +190,17 @@ def export(
             quantise(folder, manifest, *clip)
             files = {**manifest.files, "search.onnx": file_entry(folder / "search.onnx")}
             manifest = replace(manifest, files=files)
-        manifest = replace(
-            manifest,
-            provenance={**manifest.provenance, **versions(), **(provenance or {})},
-            verification=verify(folder, manifest, model, *clip, limits=options.limits),
-        )
-        require_passed(manifest.verification)
+        verification = verify(folder, manifest, model, *clip, limits=options.limits)
+        require_passed(verification)
+        if options.precision == "int8":
+            # Ranges that clip values cannot show on the clip that they were measured on.
+            unseen = list(synthetic_clip(seed=1))
+            verification["unseen"] = verify(
+                folder, manifest, model, [frame for frame, _ in unseen], unseen[0][1], options.limits
+            )
+            require_passed(verification["unseen"])
+        provenance = {**manifest.provenance, **versions(), **(provenance or {})}
+        manifest = replace(manifest, provenance=provenance, verification=verification)
         if finish is not None:
             manifest = finish(folder, manifest)
         manifest.save(folder)

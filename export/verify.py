@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from asymtrack_edge.errors import ExportError
+from asymtrack_edge.export.overflow import LARGEST_HALF, largest_half_value
 from asymtrack_edge.export.torch_engine import TorchEngine
 from asymtrack_edge.geometry import Box, box_from_crop, clip_box, crop_window, iou
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.runtime.engine import Engine, HostEngine
 from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
 from asymtrack_edge.runtime.tracker import Tracker
 
-#: Largest difference of a predicted coordinate in crop units, and smallest mean IoU between the
-#: exported model's track and the trained model's, by precision.
-LIMITS: Dict[str, Tuple[float, float]] = {"fp32": (1e-4, 0.99), "fp16": (2e-3, 0.98), "int8": (3e-2, 0.90)}
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an exported model may differ from the trained one.
+
+    Attributes:
+        box_difference: largest of a predicted coordinate, in crop units.
+        score_difference: largest of a score: what is lost and what is found hangs on it.
+        track_iou_mean: smallest mean IoU of their tracks.
+        largest_half: largest magnitude of an fp16 tensor: half of what fp16 can hold.
+    """
+
+    box_difference: float
+    score_difference: float
+    track_iou_mean: float
+    largest_half: float = LARGEST_HALF / 2
+
+
+#: By precision.
+LIMITS: Dict[str, Limits] = {
+    "fp32": Limits(1e-4, 1e-3, 0.99),
+    "fp16": Limits(2e-3, 2e-2, 0.98),
+    "int8": Limits(3e-2, 0.2, 0.90),
+}
 
 #: Frames that a track is followed before it starts afresh.
 SEGMENT = 12
@@ -30,7 +53,7 @@ def verify(
     model: AsymTrack,
     frames: Sequence[np.ndarray],
     box: Box,
-    limits: Optional[Tuple[float, float]] = None,
+    limits: Optional[Limits] = None,
 ) -> Dict[str, Any]:
     """Compares the ONNX models in ``folder`` with the fp32 PyTorch model in training form.
 
@@ -53,9 +76,16 @@ def verify(
     overlaps = _compare_tracks(reference, exported, frames, box)
     report["track_iou_mean"] = float(np.mean(overlaps))
     report["track_iou_min"] = float(np.min(overlaps))
-    box_limit, track_limit = limits or LIMITS[manifest.precision]
-    report["limits"] = {"box_difference": box_limit, "track_iou_mean": track_limit}
-    report["passed"] = bool(report["box_difference"] <= box_limit and report["track_iou_mean"] >= track_limit)
+    if manifest.precision == "fp16":
+        report["largest_half"], report["largest_half_tensor"] = _largest_half(exported, folder, frames, box)
+    limits = limits or LIMITS[manifest.precision]
+    report["limits"] = asdict(limits)
+    report["passed"] = bool(
+        report["box_difference"] <= limits.box_difference
+        and report["score_difference"] <= limits.score_difference
+        and report["track_iou_mean"] >= limits.track_iou_mean
+        and report.get("largest_half", 0.0) <= limits.largest_half
+    )
     return report
 
 
@@ -63,9 +93,16 @@ def require_passed(report: Dict[str, Any]) -> None:
     """Raises ``ExportError`` with the figures if a verification failed."""
     if not report["passed"]:
         limits = report["limits"]
+        if report.get("largest_half", 0.0) > limits["largest_half"]:
+            raise ExportError(
+                f"fp16 cannot hold this model's numbers: {report['largest_half_tensor']} reaches "
+                f"{report['largest_half']:.3g} (limit {limits['largest_half']:g}); nothing was replaced. "
+                "Try without --fp16"
+            )
         raise ExportError(
             f"the exported model does not equal the trained one: boxes differ by {report['box_difference']:.2g} "
-            f"(limit {limits['box_difference']:g}), track IoU {report['track_iou_mean']:.3f} "
+            f"(limit {limits['box_difference']:g}), scores by {report['score_difference']:.2g} (limit "
+            f"{limits['score_difference']:g}), track IoU {report['track_iou_mean']:.3f} "
             f"(limit {limits['track_iou_mean']:g}); nothing was replaced. Try without --fp16 or --int8"
         )
 
@@ -97,6 +134,19 @@ def _compare_predictions(
         scores.append(float(np.nan_to_num(difference[4], nan=np.inf)))
         box = clip_box(box_from_crop(wanted, window), frame.shape)
     return {"box_difference": max(boxes), "score_difference": max(scores)}
+
+
+def _largest_half(exported: HostEngine, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
+    """See ``largest_half_value``; of both networks, over every sixth frame."""
+    tracker = Tracker(exported)
+    tracker.init(frames[0], box)
+    feeds = []
+    for i, frame in enumerate(frames[1:]):
+        tracker.update(frame)
+        if i % 6 == 0:
+            feeds.append({name: values.copy() for name, values in exported.last_inputs()["search"].items()})
+    template = largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]])
+    return max(template, largest_half_value(folder / "search.onnx", feeds))
 
 
 def _compare_tracks(reference: Engine, exported: Engine, frames: Sequence[np.ndarray], box: Box) -> Sequence[float]:

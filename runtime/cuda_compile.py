@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple
 
 from asymtrack_edge.errors import EngineError
 
@@ -29,12 +30,17 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
     Raises:
         EngineError: there is no compiler, or it refused the source.
     """
-    library = _nvrtc()
-    if library is not None:
-        return _by_nvrtc(library, source, compute_capability)
+    refusals: List[EngineError] = []
+    for library in _nvrtc():
+        try:
+            return _by_nvrtc(library, source, compute_capability)
+        except EngineError as refusal:  # perhaps it is older than the GPU, and another one is not
+            refusals.append(refusal)
     nvcc = _nvcc()
     if nvcc is not None:
         return _by_nvcc(nvcc, source, compute_capability)
+    if refusals:
+        raise refusals[-1]
     raise EngineError(
         "no CUDA compiler found for the crop kernel: install libnvrtc (on a Jetson: sudo apt install "
         "cuda-nvrtc-11-4, or the one of your CUDA; elsewhere: pip install nvidia-cuda-nvrtc-cu12), or put "
@@ -42,7 +48,8 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
     )
 
 
-def _nvrtc() -> Optional[Any]:
+def _nvrtc() -> Iterator[Any]:
+    """The NVRTC libraries there are, the system's first."""
     names: List[str] = ["libnvrtc.so"]
     found = ctypes.util.find_library("nvrtc")
     if found:
@@ -54,14 +61,13 @@ def _nvrtc() -> Optional[Any]:
         names += sorted(glob.glob(f"{folder}/nvidia/cuda_nvrtc/lib/libnvrtc.so*"))
         names += sorted(glob.glob(f"{folder}/nvidia/cu*/lib/libnvrtc.so*"))
     for name in names:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
+        with suppress(OSError):
+            yield ctypes.CDLL(name)
 
 
 def _by_nvrtc(library: Any, source: str, compute_capability: Tuple[int, int]) -> bytes:
+    if not hasattr(library, "nvrtcGetCUBIN"):
+        raise EngineError("this NVRTC is older than CUDA 11.1: install a newer one")
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"asymtrack.cu", 0, None, None)
     try:

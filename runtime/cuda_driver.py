@@ -21,6 +21,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (_HANDLE,),
+    "cuCtxGetCurrent": (_HANDLE,),
     "cuMemAlloc_v2": (POINTER(c_ulonglong), c_size_t),
     "cuMemFree_v2": (c_ulonglong,),
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
@@ -225,21 +226,21 @@ class DriverDevice(CudaDevice):
         driver = self.driver
         if not driver.has_graphs or driver.try_call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL):
             return None
-        failed = False
+        graph, runnable = c_void_p(), c_void_p()
+        whole = False
         try:
             work()
+            whole = True
         except EngineError:
-            # Something in it cannot be captured; the capture has to be ended all the same.
-            failed = True
-        graph, runnable = c_void_p(), c_void_p()
-        if driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph)) or not graph.value:
-            return None
-        if not failed:
-            failed = bool(driver.try_call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, 0))
-        driver.try_call("cuGraphDestroy", graph)
-        if failed:
-            return None
-        return _DriverGraph(driver, runnable, self.stream)
+            pass  # something in it cannot be captured
+        finally:
+            # Whatever happened, Ctrl-C included: in a stream that captures nothing can be waited for.
+            ended = not driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph)) and graph.value
+            if ended and whole:
+                whole = not driver.try_call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, 0)
+            if ended:
+                driver.try_call("cuGraphDestroy", graph)
+        return _DriverGraph(driver, runnable, self.stream) if ended and whole else None
 
     def close(self) -> None:
         """See ``CudaDevice.close``."""

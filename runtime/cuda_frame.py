@@ -42,7 +42,7 @@ class FrameBuffer:
             FrameError: a frame on the device that cannot be used.
         """
         if is_device_frame(frame):
-            there = device_frame(frame, self._cuda.stream)
+            there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
             if there.stream is not None:
                 self._cuda.wait_for(there.stream)
             pixels, pitch, shape = there.address, there.pitch, there.shape
@@ -75,10 +75,14 @@ class FrameBuffer:
         """Makes room for a whole frame, so that frames of one size never allocate again."""
         if self._host is not None and self._host.array.nbytes >= size:
             return
-        if self._host is not None:
-            self._cuda.release(self._host)
-            if not self._mapped:
-                self._cuda.free(self._device)
-        self._host = self._cuda.pinned(size, self._mapped)
+        # Forgotten before they are given back: should there be no memory for the larger ones, no later
+        # frame may be written to what is not ours any more.
+        host, device = self._host, self._device
+        self._host, self._device = None, 0
+        if host is not None:
+            self._cuda.release(host)
+        if device:
+            self._cuda.free(device)
         if not self._mapped:
             self._device = self._cuda.allocate(size)
+        self._host = self._cuda.pinned(size, self._mapped)

@@ -40,19 +40,28 @@ def is_device_frame(frame: Any) -> bool:
     return hasattr(frame, "__dlpack__") and frame.__dlpack_device__()[0] in _CUDA_KINDS
 
 
-def device_frame(frame: Any, stream: int = 0) -> DeviceFrame:
+def device_frame(frame: Any, stream: int = 0, device: int = 0) -> DeviceFrame:
     """Describes a frame in device memory.
 
     Args:
         frame: BGR uint8 ``(H, W, 3)``, pixels contiguous, rows at any distance.
         stream: CUDA stream on which it is going to be read; DLPack's owner makes it wait.
+        device: index of the GPU that is going to read it.
 
     Raises:
-        FrameError: not such a frame.
+        FrameError: not such a frame, or one on another GPU.
     """
-    if hasattr(frame, "__cuda_array_interface__"):
-        return _from_interface(frame)
-    return _from_dlpack(frame, stream)
+    dlpack = hasattr(frame, "__dlpack__")
+    if dlpack:
+        kind, index = (int(value) for value in frame.__dlpack_device__())
+        if kind != _CUDA_HOST and index != device:
+            raise FrameError(f"the frame lies on GPU {index}, the tracker runs on GPU {device}: copy it over")
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    # Before version 3 (PyTorch) the interface does not tell the stream that the frame is made on;
+    # the owner of a DLPack tensor orders its stream before ours.
+    if interface is None or (dlpack and interface.get("version", 0) < 3):
+        return _from_dlpack(frame, stream)
+    return _from_interface(frame)
 
 
 def _from_interface(frame: Any) -> DeviceFrame:
@@ -78,7 +87,8 @@ def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]
     return int(strides[0])
 
 
-_CUDA_KINDS = (2, 3, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
+_CUDA_HOST = 3
+_CUDA_KINDS = (2, _CUDA_HOST, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 _UNSIGNED = 1
 
 

@@ -126,6 +126,14 @@ class HostEngine(Engine):
         self.seconds["infer"] += perf_counter() - cropped
         return self._predictions[: len(windows)]
 
+    def last_inputs(self) -> Dict[str, Dict[str, np.ndarray]]:
+        """What the networks were given last (in slot 0), by network and input."""
+        manifest = self.manifest
+        return {
+            "template": {manifest.template.name: self._template_image},
+            "search": {manifest.search.name: self._search_images[:1], **{n: v[:1] for n, v in self.state.items()}},
+        }
+
     def move(self, source: int, target: int) -> None:
         """See ``Engine.move``."""
         for values in self.state.values():

@@ -11,7 +11,9 @@ Targets live in groups of up to ``max_batch``; a group is one batch of the searc
 
 from __future__ import annotations
 
+import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, List, Optional, Sequence
@@ -89,8 +91,11 @@ class TensorRTEngine(Engine):
             with self.cuda.current():
                 self._open(folder, tensorrt, gpu)
             self.reserve(1)
-        except BaseException:
-            self.cuda.close()
+        except BaseException as error:
+            # What a failed call still holds of engines and contexts must go before the GPU's context does.
+            traceback.clear_frames(error.__traceback__)
+            with suppress(EngineError):
+                self.close()
             raise
 
     @property
@@ -106,6 +111,9 @@ class TensorRTEngine(Engine):
         self._kernel = cuda.kernel(module, cuda_crop.KERNEL, "PPiffffff")
         self._normalisation = cuda_crop.normalisation(manifest)
         self._template_network = template
+        # Where contexts cannot share an engine's optimization profile, each group has an engine of its own.
+        self._engine_per_group = self.search_network.dynamic and not tensorrt.shares_profiles
+        self._another = partial(Network, folder, manifest, "search", tensorrt, gpu)
         self._template_image = cuda.allocate(nbytes(manifest.template))
         self._template_host = cuda.pinned(cuda_crop.WINDOW.itemsize, gpu.integrated)
         self._template_window = self._template_host.device_address or cuda.allocate(cuda_crop.WINDOW.itemsize)
@@ -117,7 +125,7 @@ class TensorRTEngine(Engine):
     def check_frame(self, frame: Any) -> Sequence[int]:
         """See ``Engine.check_frame``; frames in device memory are taken as well."""
         if is_device_frame(frame):
-            return device_frame(frame, self.cuda.stream).shape
+            return device_frame(frame, self.cuda.stream, self.cuda.gpu.index).shape
         return check_frame(frame).shape
 
     def reserve(self, slots: int) -> None:
@@ -125,9 +133,8 @@ class TensorRTEngine(Engine):
         batch = self.manifest.max_batch
         with self.cuda.current():
             while self.capacity < slots:
-                self._groups.append(
-                    TargetGroup(self.manifest, self.cuda, self.search_network, self.launch_crop, self.use_graph)
-                )
+                network = self._another() if self._engine_per_group and self._groups else self.search_network
+                self._groups.append(TargetGroup(self.manifest, self.cuda, network, self.launch_crop, self.use_graph))
                 self.capacity += batch
         if len(self._predictions) < self.capacity:
             self._predictions = np.zeros((self.capacity, 5), np.float32)
@@ -194,10 +201,9 @@ class TensorRTEngine(Engine):
         """See ``Engine.close``."""
         with self.cuda.current():
             self.cuda.synchronise()
-            # Graphs, contexts and engines before the memory they were given.
-            for group in self._groups:
-                group.close_graph()
-            self._groups.clear()
+            # Graphs, contexts and engines before the memory they were given, and before the GPU's context.
+            while self._groups:
+                self._groups.pop().close_graph()
             for name in ("_template_context", "_template_network", "search_network"):
                 with suppress(AttributeError):
                     delattr(self, name)

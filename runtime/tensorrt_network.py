@@ -66,7 +66,7 @@ class Network:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> None:
-        trt = tensorrt.module
+        trt = self._trt = tensorrt.module
         name = fitting_engine(manifest, network, tensorrt, gpu)
         # Deserialising runs code from the file: not before its hash has been checked.
         content = check_file(folder, name, manifest.files[name]).read_bytes()
@@ -113,13 +113,21 @@ class Network:
         Raises:
             EngineError: there is no memory for it, or the engine does not take a shape.
         """
-        context = self.engine.create_execution_context()
+        context = self._new_context()
         if context is None:
             raise EngineError(f"{self._name} got no memory to run in: {last_words(self._logger.errors)}")
         self.set_shapes(context, shapes)
         for name, address in addresses.items():
             context.set_tensor_address(name, address)
         return context
+
+    def _new_context(self) -> Any:
+        if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
+            return self.engine.create_execution_context()
+        # TensorRT-RTX would begin with makeshift kernels, and a captured graph would keep them for good.
+        config = self.engine.create_runtime_config()
+        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return self.engine.create_execution_context(config)
 
     def set_shapes(self, context: Any, shapes: Mapping[str, Sequence[int]]) -> None:
         """Sets the inputs' shapes where the engine leaves the batch free.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,18 @@ needs_rtx = [
     pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed"),
 ]
 XAVIER = Gpu(0, "Xavier", (7, 2), True)
+
+
+@pytest.fixture(autouse=True)
+def current(monkeypatch: pytest.MonkeyPatch) -> List[int]:
+    """GPUs that engines are built on, in a driver that does nothing."""
+    built_on: List[int] = []
+
+    def open_cuda(index: int) -> Any:
+        return SimpleNamespace(current=lambda: nullcontext(built_on.append(index)), close=lambda: None)
+
+    monkeypatch.setattr(engine, "open_cuda", open_cuda)
+    return built_on
 
 
 @pytest.fixture
@@ -237,6 +250,17 @@ def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> N
     builder.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions(), None, b"foreign")
     assert seen.flags == {"not TF32"} and not seen.pinned
     assert seen.cache == b""
+
+
+def test_engines_are_built_on_the_gpu_that_is_asked_for(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, current: List[int]
+) -> None:
+    folder = exported(tmp_path / "export")
+    tensorrt, _ = fake_tensorrt("10.3.0", True)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+    monkeypatch.setattr(engine, "find_gpu", lambda index: replace(XAVIER, index=index))
+    engine.build_in_place(folder, device=2)
+    assert current == [2, 2]
 
 
 def test_on_a_device_engines_are_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export import pipeline
 from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.export.command import main as export_command
-from asymtrack_edge.export.pipeline import ExportOptions, export
+from asymtrack_edge.export.pipeline import ExportOptions, export, write_models
 from asymtrack_edge.export.torch_engine import TorchEngine
+from asymtrack_edge.export.verify import Limits, require_passed, verify
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack
@@ -122,7 +123,35 @@ def test_half_precision_stays_close_and_small(exported: Path, tmp_path: Path) ->
     manifest = export(model, ExportOptions(precision="fp16"), tmp_path / "half")
     assert manifest.verification["box_difference"] < 2e-3
     assert manifest.verification["track_iou_mean"] > 0.98
+    assert 0 < manifest.verification["largest_half"] < 32752
     assert manifest.files["search.onnx"].bytes < 0.55 * load_manifest(exported).files["search.onnx"].bytes
+
+
+def test_numbers_that_fp16_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """A CPU computes the fp16 graph in fp32: boxes and tracks agree, on a GPU they would be nan."""
+    torch.manual_seed(0)
+    model = AsymTrack(VARIANTS["T"]).eval()
+    with torch.no_grad():
+        # The norm of the head's first layer makes its features larger, the next layer undoes that.
+        first, second = model.box_head.conv1_tl, model.box_head.conv2_tl
+        for parameter in (first[1].weight, first[1].bias):
+            parameter *= 1e5
+        second[0].weight /= 1e5
+    export(model, ExportOptions(), tmp_path / "single")
+    with pytest.raises(ExportError, match="fp16 cannot hold this model's numbers"):
+        export(model, ExportOptions(precision="fp16"), tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def test_scores_are_verified_too(tmp_path: Path) -> None:
+    manifest = write_models(filled_model(VARIANTS["T"]), ExportOptions(), tmp_path)
+    clip = list(synthetic_clip(frames=6))
+    frames, box = [frame for frame, _ in clip], clip[0][1]
+    other = filled_model(VARIANTS["T"])
+    report = verify(tmp_path, manifest, other, frames, box, Limits(1e-4, 1e-12, 0.99))
+    assert not report["passed"] and report["score_difference"] > 1e-12
+    with pytest.raises(ExportError, match="scores by"):
+        require_passed(report)
 
 
 def test_batched_export_answers_per_item(tmp_path: Path) -> None:

@@ -90,10 +90,25 @@ def test_compiles_for_the_device() -> None:
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: None)
+    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(()))
     monkeypatch.setattr(cuda_compile, "_nvcc", lambda: None)
     with pytest.raises(EngineError, match="install libnvrtc"):
         cuda_compile.compile_kernel(cuda_crop.SOURCE, (7, 2))
+
+
+def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(library: str, source: str, capability: Tuple[int, int]) -> bytes:
+        if library == "old":
+            raise EngineError("NVRTC refused the crop kernel: invalid value for --gpu-architecture")
+        return library.encode()
+
+    monkeypatch.setattr(cuda_compile, "_by_nvrtc", compile_)
+    monkeypatch.setattr(cuda_compile, "_nvcc", lambda: None)
+    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old", "new")))
+    assert cuda_compile.compile_kernel("", (12, 0)) == b"new"
+    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old",)))
+    with pytest.raises(EngineError, match="gpu-architecture"):
+        cuda_compile.compile_kernel("", (12, 0))
 
 
 def test_nvcc_serves_as_well() -> None:

@@ -60,9 +60,11 @@ def imitated(
     monkeypatch.setattr(tensorrt, "open_cuda", lambda device: cuda_driver.DriverDevice(gpu_module.find_gpu(device)))
     driver.fake_integrated(0)
     driver.fake_refuse_capture(0)
+    driver.fake_largest(-1)
     calls = imitation.Calls(driver)
     calls.reset()
     yield Imitated(imitation.add_engines(exported, tmp_path / "export", trt), calls)
+    driver.fake_largest(-1)
     assert driver.fake_contexts() == 0, "a context was left current"
     assert driver.fake_allocated() == 0, "device memory was not given back"
 
@@ -149,6 +151,66 @@ def test_targets_come_and_go(imitated: Imitated) -> None:
     many.engine.close()
 
 
+def test_nothing_of_tensorrt_outlives_the_gpus_context(imitated: Imitated) -> None:
+    trt = tensorrt.load_tensorrt("tensorrt").module
+    tracker = Tracker.load(imitated.folder, backend="tensorrt")
+    boxes(tracker)
+    tracker.close()
+    assert trt.dead == {False: 4, True: 0}, "two engines, two contexts, none after the context was released"
+
+
+def test_opening_that_fails_late_gives_everything_back_in_order(
+    imitated: Imitated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, capability: Any) -> bytes:
+        raise EngineError("no CUDA compiler found")
+
+    monkeypatch.setattr(tensorrt, "compile_kernel", refuse)
+    trt = tensorrt.load_tensorrt("tensorrt").module
+    with pytest.raises(EngineError, match="no CUDA compiler"):
+        open_engine(imitated.folder, "tensorrt")
+    assert trt.dead == {False: 2, True: 0}
+
+
+def test_before_tensorrt_10_each_group_has_an_engine_of_its_own(
+    exported: Path, driver: ctypes.CDLL, imitated: Imitated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = imitation.imitated(driver, "8.5.2.2")
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: old)
+    folder = imitation.add_engines(exported, tmp_path / "old", old)
+    many = MultiTracker(open_engine(folder, "tensorrt"))
+    numbers = [many.add(FRAMES[0], (20 + 30 * i, 30, 50, 40)) for i in range(5)]
+    assert list(many.update(FRAMES[1])) == list(many.update(FRAMES[2])) == numbers
+    many.close()
+
+
+def test_a_frame_too_large_for_the_memory_does_no_harm(imitated: Imitated) -> None:
+    engine = open_engine(imitated.folder, "tensorrt")
+    window = CropWindow(10, 10, 40, (30.0, 30.0))
+    small, large = np.zeros((60, 80, 3), np.uint8), np.zeros((600, 800, 3), np.uint8)
+    engine.template(small, window)
+    imitated.calls.driver.fake_largest(large.nbytes - 1)
+    for _ in range(2):
+        with pytest.raises(EngineError, match="cuMemAlloc"):
+            engine.template(large, window)
+        engine.template(small, window)  # the driver refuses copies to memory that is not allocated
+    engine.close()
+
+
+def test_a_capture_that_is_interrupted_is_ended(imitated: Imitated) -> None:
+    engine = open_engine(imitated.folder, "tensorrt")
+    assert isinstance(engine, tensorrt.TensorRTEngine)
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with engine.cuda.current():
+        with pytest.raises(KeyboardInterrupt):
+            engine.cuda.capture(interrupted)
+        engine.cuda.synchronise()
+    engine.close()
+
+
 class OnDevice:
     """A frame in the imitated device memory, as other packages offer theirs."""
 
@@ -179,11 +241,19 @@ class ByDlpack:
         return self.frame.__dlpack__()
 
 
-@pytest.mark.parametrize("kind", ["interface", "default stream", "padded rows", "dlpack"])
+class LikeTorch(ByDlpack):
+    """PyTorch's tensors have both, and their interface does not tell the stream that they are made on."""
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        return {**OnDevice(self.frame).__cuda_array_interface__, "version": 2}
+
+
+@pytest.mark.parametrize("kind", ["interface", "default stream", "padded rows", "dlpack", "both"])
 def test_frames_on_the_device_are_not_copied(imitated: Imitated, kind: str) -> None:
     def put(frame: np.ndarray) -> Any:
-        if kind == "dlpack":
-            return ByDlpack(frame)
+        if kind in ("dlpack", "both"):
+            return (ByDlpack if kind == "dlpack" else LikeTorch)(frame)
         if kind == "padded rows":
             wide = np.zeros((frame.shape[0], frame.shape[1] + 5, 3), np.uint8)
             wide[:, : frame.shape[1]] = frame
@@ -209,6 +279,10 @@ def test_unusable_frames_are_refused(imitated: Imitated) -> None:
             tracker.init(frame, BOX)
     with pytest.raises(FrameError):
         tracker.init(None, BOX)
+    elsewhere = ByDlpack(FRAMES[0])
+    elsewhere.__class__ = type("Elsewhere", (ByDlpack,), {"__dlpack_device__": lambda self: (2, 1)})
+    with pytest.raises(FrameError, match="lies on GPU 1, the tracker runs on GPU 0"):
+        tracker.init(elsewhere, BOX)
     tracker.close()
 
 

@@ -16,6 +16,7 @@ static std::map<std::string, long> calls;
 static std::map<uint64_t, size_t> device_memory;
 static std::vector<Work>* captured = nullptr;
 static long bytes_up = 0, contexts = 0, refuse_capture = 0, integrated = 0;
+static size_t largest = SIZE_MAX;
 
 static int count(const char* name) { ++calls[name]; return 0; }
 static int queue(Work work) {
@@ -40,7 +41,7 @@ static void run_kernel(int gx, int gy, int gz, int bx, int by, const Window* win
         }
     }
 }
-static const int OK = 0, INVALID = 1, NO_CONTEXT = 201, UNSUPPORTED = 801;
+static const int OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, UNSUPPORTED = 801;
 #define NEEDS_CONTEXT if (contexts < 1) return NO_CONTEXT
 
 extern "C" {
@@ -50,6 +51,7 @@ long fake_contexts() { return contexts; }
 long fake_allocated() { return (long)device_memory.size(); }
 void fake_reset() { calls.clear(); bytes_up = 0; }
 void fake_refuse_capture(long yes) { refuse_capture = yes; }
+void fake_largest(long bytes) { largest = bytes < 0 ? SIZE_MAX : (size_t)bytes; }
 void fake_integrated(long yes) { integrated = yes; }
 void fake_crop(const int* g, const Window* windows, float* images, int size, const float* n) {
     run_kernel(g[0], g[1], g[2], g[3], g[4], windows, images, size, n);
@@ -71,8 +73,10 @@ int cuDevicePrimaryCtxRetain(void** context, int) { *context = (void*)7; return 
 int cuDevicePrimaryCtxRelease_v2(int) { return count("cuDevicePrimaryCtxRelease"); }
 int cuCtxPushCurrent_v2(void* c) { if (c != (void*)7) return INVALID; ++contexts; return OK; }
 int cuCtxPopCurrent_v2(void** c) { if (contexts < 1) return NO_CONTEXT; --contexts; *c = (void*)7; return OK; }
+int cuCtxGetCurrent(void** c) { *c = contexts ? (void*)7 : nullptr; return OK; }
 int cuMemAlloc_v2(uint64_t* address, size_t size) {
     NEEDS_CONTEXT;
+    if (size > largest) return OUT_OF_MEMORY;
     *address = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
     device_memory[*address] = size;
     memset((void*)*address, 0xAA, size);

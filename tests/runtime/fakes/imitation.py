@@ -23,7 +23,7 @@ import onnxruntime as ort
 
 from asymtrack_edge.engine_key import NETWORKS, engine_key
 from asymtrack_edge.gpu import Gpu
-from asymtrack_edge.manifest import file_entry, load_manifest
+from asymtrack_edge.manifest import BATCH_AXIS, file_entry, load_manifest
 from asymtrack_edge.runtime.cuda_crop import SOURCE
 from asymtrack_edge.trt import TENSORRT, TensorRT
 
@@ -69,9 +69,19 @@ class _Engine:
         graph = onnx.load_from_string(content).graph
         self.values = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output)}
         self.inputs = {v.name for v in graph.input}
-        self.session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
+        self.content = content
+        self.sessions: Dict[int, ort.InferenceSession] = {}
         self.names = list(self.values)
         self.num_io_tensors = len(self.names)
+        self.contexts = 0
+
+    def session(self, batch: int) -> ort.InferenceSession:
+        """One for each batch, opened as the runtime does: the numbers are the same bit for bit."""
+        if batch not in self.sessions:
+            options = ort.SessionOptions()
+            options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
+            self.sessions[batch] = ort.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+        return self.sessions[batch]
 
     def get_tensor_name(self, i: int) -> str:
         return self.names[i]
@@ -86,18 +96,25 @@ class _Engine:
         return tuple(-1 if d.dim_param else d.dim_value for d in self.values[name].shape.dim)
 
     def create_execution_context(self) -> Any:
-        return _Context(self)
+        self.contexts += 1
+        return _Context(self, self.contexts == 1)
+
+    def __del__(self) -> None:
+        self.trt.died()
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, first: bool) -> None:
         self.engine = engine
+        self.first = first
         self.addresses: Dict[str, int] = {}
         self.shapes = {name: engine.get_tensor_shape(name) for name in engine.names}
         self.kept: List[Any] = []
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
         assert self.shapes[name][1:] == tuple(shape)[1:]
+        if not self.first and int(self.engine.trt.__version__.split(".")[0]) < 10:
+            return False  # the profile has been chosen by another context
         self.shapes[name] = tuple(shape)
         return True
 
@@ -106,18 +123,22 @@ class _Context:
         self.addresses[name] = address
         return True
 
+    def __del__(self) -> None:
+        self.engine.trt.died()
+
     def execute_async_v3(self, stream: int) -> bool:
-        trt = self.engine.trt
+        # Nothing of ``self`` in the function below: a cycle would keep the context alive.
+        engine, trt = self.engine, self.engine.trt
         addresses = dict(self.addresses)
         batch = self.shapes[next(iter(self.engine.inputs))][0]
         shapes = {name: (batch, *self.engine.get_tensor_shape(name)[1:]) for name in self.engine.names}
         assert batch > 0 and set(addresses) == set(self.engine.names)
 
         def run(_: int) -> None:
-            arrays = {n: trt.view(addresses[n], shapes[n], self.engine.get_tensor_dtype(n)) for n in addresses}
-            feed = {n: array for n, array in arrays.items() if n in self.engine.inputs}
-            outputs = [n for n in self.engine.names if n not in self.engine.inputs]
-            for name, value in zip(outputs, self.engine.session.run(outputs, feed)):
+            arrays = {n: trt.view(addresses[n], shapes[n], engine.get_tensor_dtype(n)) for n in addresses}
+            feed = {n: array for n, array in arrays.items() if n in engine.inputs}
+            outputs = [n for n in engine.names if n not in engine.inputs]
+            for name, value in zip(outputs, engine.session(batch).run(outputs, feed)):
                 arrays[name][...] = value
 
         callback = _CALLBACK(run)
@@ -140,10 +161,10 @@ class _Runtime:
         return _Engine(content, self.trt)
 
 
-def make_tensorrt(driver: ctypes.CDLL) -> Any:
-    """A module that looks like TensorRT to the runtime."""
+def make_tensorrt(driver: ctypes.CDLL, version: str = VERSION) -> Any:
+    """A module that looks like TensorRT to the runtime; ``dead`` counts what died after the GPU's context."""
     trt = SimpleNamespace(
-        __version__=VERSION,
+        __version__=version,
         Builder=object,
         ILogger=_Logger,
         DataType=enum.Enum("DataType", "FLOAT HALF INT32"),
@@ -156,7 +177,10 @@ def make_tensorrt(driver: ctypes.CDLL) -> Any:
         size = int(np.prod(shape)) * kind.itemsize
         return np.frombuffer((ctypes.c_ubyte * size).from_address(address), kind).reshape(shape)
 
-    trt.view = view
+    def died() -> None:
+        trt.dead[driver.fake_calls(b"cuDevicePrimaryCtxRelease") > 0] += 1
+
+    trt.view, trt.died, trt.dead = view, died, {False: 0, True: 0}
     trt.Runtime = type("Runtime", (_Runtime,), {"trt": trt})
     return trt
 
@@ -182,6 +206,6 @@ def edit_key(folder: Path, **changes: str) -> None:
     path.write_text(json.dumps(content))
 
 
-def imitated(driver: ctypes.CDLL) -> TensorRT:
+def imitated(driver: ctypes.CDLL, version: str = VERSION) -> TensorRT:
     """The imitation as the package imports it."""
-    return TensorRT(make_tensorrt(driver), TENSORRT, VERSION)
+    return TensorRT(make_tensorrt(driver, version), TENSORRT, version)

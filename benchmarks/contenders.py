@@ -98,28 +98,18 @@ def onnx_contender(path: Path, threads: int, name: Optional[str] = None, batch: 
 
 
 def reference_contender(variant: str, threads: int) -> Contender:
-    """The published form in eager PyTorch (``reference_form``), with made-up weights."""
+    """The published form in eager PyTorch (``reference_form``), as ``asymtrack-bench speed`` times it."""
     try:
         import torch
+
+        from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
     except ImportError:
         raise MissingDependencyError("torch", "export", "timing the reference form") from None
-    from asymtrack_edge.benchmarks.reference_form import ReferenceForm
-    from asymtrack_edge.network import AsymTrack
     from asymtrack_edge.variants import get_variant
 
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
     chosen = get_variant(variant)
-    reference = ReferenceForm(AsymTrack(chosen).eval())
-    search = torch.randn(1, 3, chosen.search_size, chosen.search_size)
-    with torch.no_grad():
-        template = reference.template(torch.randn(1, 3, chosen.template_size, chosen.template_size))
-
-    def step() -> None:
-        with torch.no_grad():
-            reference(search, template)
-
-    return Contender(f"reference form of {chosen.name}, eager PyTorch {torch.__version__}", step)
+    _, step = torch_step(chosen, "reference", "cpu", threads)
+    return Contender(f"reference form of {chosen.name}, eager PyTorch {torch.__version__}", step.sample)
 
 
 def peak_contender(threads: int) -> Contender:

@@ -46,6 +46,8 @@ ONLY_RTX = {
     "ComputeCapability",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "ICudaEngine.create_runtime_config",
 }
 
 

@@ -32,7 +32,7 @@ def open_session(
         threads: for one operator; None for ONNX Runtime's choice.
         providers: as ``onnxruntime.InferenceSession`` takes them; the first has to be at hand.
         batch: the only batch that will be run, of a model with a free batch axis. Known before, it
-            spares the operators that compute shapes: 2 % of a frame of T.
+            spares the operators that compute shapes.
 
     Raises:
         EngineError: the first provider is absent, or the model cannot be loaded.

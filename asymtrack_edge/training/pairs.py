@@ -123,9 +123,10 @@ def finish_pairs(
     template = colour(template, grey, augmentation, random)
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
     present = torch.ones(batch, dtype=torch.bool, device=template.device)
-    if augmentation.negatives > 0:
+    if augmentation.negatives > 0 and batch > 2 * STRANGER:
         # Neighbours lend each other backdrops, occluders and borders: those of a template must not tell
-        # whether its target is there, so it comes from a pair that shares no picture with this one.
+        # whether its target is there, so it comes from a pair that shares no picture with this one. In a
+        # smaller batch there is none.
         present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
         absent = (~present).nonzero()[:, 0]
         template[absent] = template[(absent + STRANGER) % batch]

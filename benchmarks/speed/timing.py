@@ -232,8 +232,8 @@ class Rounds:
 def settle(longest: float = SETTLE_SECONDS) -> None:
     """Waits until no thread of this process works any more.
 
-    The threads of a pool go on looking for work after a call: those of ONNX Runtime for some 20 ms,
-    those of OpenMP for a few. On as many processors as one candidate has threads, the next one's first
+    The threads of a pool (ONNX Runtime's, OpenMP's) go on looking for work for some milliseconds after
+    a call. On as many processors as one candidate has threads, the next one's first
     calls would share them with threads that do nothing.
     """
     end = perf_counter() + longest

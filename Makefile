@@ -24,7 +24,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(FOLDERS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,train,bench,web,dev]" --config-settings editable_mode=strict
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,train,bench,web,openvino,dev]" --config-settings editable_mode=strict
 	touch $@
 
 demo: setup $(CLIP)
@@ -63,7 +63,7 @@ endif
 $(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
 	test -x $(VENV38)/bin/python || $(PYTHON38) -m venv $(VENV38)
 	$(VENV38)/bin/python -m pip install --quiet --upgrade "pip>=23"
-	$(VENV38)/bin/python -m pip install --quiet -c constraints.txt pytest .
+	$(VENV38)/bin/python -m pip install --quiet -c constraints.txt pytest ".[openvino]"
 	touch $@
 
 clean:

@@ -1,13 +1,21 @@
-"""A short clip with a moving target, made from noise: frames to verify an export on, anywhere."""
+"""Frames to verify a model on: a clip of the user's, or one made from noise, anywhere."""
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
 
-from asymtrack_edge.geometry import Box
+from asymtrack_edge import cli
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.geometry import Box, check_box
+
+#: Most frames of a clip that are read.
+LONGEST = 48
+
+#: BGR uint8 frames and the target in the first of them.
+Clip = Tuple[List[np.ndarray], Box]
 
 
 def _texture(random: np.random.RandomState, height: int, width: int, contrast: float) -> np.ndarray:
@@ -47,3 +55,40 @@ def synthetic_clip(
         region += alpha * (cv2.resize(skin, (w, h)) - region)
         frame += random.normal(0, 3, frame.shape).astype(np.float32)
         yield np.clip(frame, 0, 255).astype(np.uint8), Box(x, y, w, h)
+
+
+def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
+    """What ``--clip`` and ``--box`` name; None where neither is given.
+
+    Args:
+        source: video or folder of images.
+        box: ``x,y,w,h``, the target in its first frame.
+
+    Raises:
+        UsageError: one without the other, a box that is no box, or fewer than two readable frames.
+        SourceError: the source cannot be opened.
+        BoxError: the box cannot be a target in the first frame.
+    """
+    from asymtrack_edge.runtime.sources import open_source
+
+    if source is None and box is None:
+        return None
+    if source is None or box is None:
+        raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
+    numbers = cli.box_argument(box)
+    frames: List[np.ndarray] = []
+    with open_source(source) as opened:
+        for frame in opened:
+            if frame is not None:
+                frames.append(frame)
+            if len(frames) == LONGEST:
+                break
+    if len(frames) < 2:
+        raise UsageError(f"{source} has fewer than two readable frames: choose another --clip")
+    return frames, check_box(numbers, frames[0].shape)
+
+
+def default_clip(frames: int = 36, seed: int = 0) -> Clip:
+    """The synthetic clip as frames and first box."""
+    pairs = list(synthetic_clip(frames, seed=seed))
+    return [frame for frame, _ in pairs], pairs[0][1]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
+from asymtrack_edge.export.clip import clip_argument
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest
 from asymtrack_edge.variants import VARIANTS, get_variant
 
@@ -67,12 +68,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     variant = get_variant(arguments.variant)
-    if (arguments.clip is None) != (arguments.box is None):
-        raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
     if arguments.checkpoint is not None and arguments.random_weights is not None:
         raise UsageError("--checkpoint and --random-weights exclude each other")
     if arguments.sizes:
         return _print_sizes()
+    clip = clip_argument(arguments.clip, arguments.box)
     # torch takes seconds to import: not before the arguments are known to be right.
     from asymtrack_edge.export.pipeline import ExportOptions, export
 
@@ -83,7 +83,6 @@ def _main(arguments: argparse.Namespace) -> int:
         max_batch=arguments.batch,
         input_format=arguments.input,
     )
-    clip = None if arguments.clip is None else _read_clip(arguments.clip, cli.box_argument(arguments.box))
     name = f"asymtrack-{variant.name.lower()}-{options.precision}"
     if options.target != "onnx":
         name += f"-{options.target}"
@@ -127,22 +126,6 @@ def _load(arguments: argparse.Namespace, name: str) -> Tuple[Any, Dict[str, Any]
     if arguments.checkpoint is None:
         return model, {"weights": f"bundled {name}"}
     return model, {"weights": arguments.checkpoint.name, "weights_sha256": sha256(arguments.checkpoint)}
-
-
-def _read_clip(source: str, box: Sequence[float]) -> Tuple[List[Any], Any]:
-    from asymtrack_edge.geometry import check_box
-    from asymtrack_edge.runtime.sources import open_source
-
-    frames = []
-    with open_source(source) as opened:
-        for frame in opened:
-            if frame is not None:
-                frames.append(frame)
-            if len(frames) == 48:
-                break
-    if len(frames) < 2:
-        raise UsageError(f"{source} has fewer than two readable frames: choose another --clip")
-    return frames, check_box(box, frames[0].shape)
 
 
 def _print_sizes() -> int:

@@ -15,9 +15,6 @@ import onnxruntime as ort
 
 from asymtrack_edge.errors import MissingDependencyError
 
-#: The largest number of fp16 (IEEE 754, binary16).
-LARGEST_HALF = 65504.0
-
 
 def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:
     """The largest magnitude that an fp16 tensor of a model takes, and the tensor's name.

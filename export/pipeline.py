@@ -15,7 +15,8 @@ from torch import Tensor
 
 import asymtrack_edge
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.export.agreement import LIMITS, Limits
+from asymtrack_edge.export.clip import default_clip
 from asymtrack_edge.export.cpu import for_cpu
 from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.directory import replaced_directory
@@ -26,7 +27,7 @@ from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
 from asymtrack_edge.export.storage import store_weights_as_half
 from asymtrack_edge.export.turing import spell_out_fp32_products
-from asymtrack_edge.export.verify import LIMITS, Limits, require_passed, verify
+from asymtrack_edge.export.verify import require_passed, verify
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry
 from asymtrack_edge.network import AsymTrack
@@ -90,7 +91,7 @@ class ExportOptions:
 
     @property
     def limits(self) -> Limits:
-        """How far the export may differ from the trained model: see ``verify.LIMITS``."""
+        """How far the export may differ from the trained model: see ``agreement.LIMITS``."""
         return LIMITS["fp16" if self.half_storage else self.precision]
 
 
@@ -181,9 +182,7 @@ def export(
     Raises:
         ExportError: the export failed, did not pass its verification, or cannot be written.
     """
-    if clip is None:
-        pairs = list(synthetic_clip())
-        clip = [frame for frame, _ in pairs], pairs[0][1]
+    clip = clip or default_clip()
     with replaced_directory(output) as folder:
         manifest = write_models(model, options, folder)
         if options.precision == "int8":
@@ -194,10 +193,7 @@ def export(
         require_passed(verification)
         if options.precision == "int8":
             # Ranges that clip values cannot show on the clip that they were measured on.
-            unseen = list(synthetic_clip(seed=1))
-            verification["unseen"] = verify(
-                folder, manifest, model, [frame for frame, _ in unseen], unseen[0][1], options.limits
-            )
+            verification["unseen"] = verify(folder, manifest, model, *default_clip(seed=1), limits=options.limits)
             require_passed(verification["unseen"])
         provenance = {**manifest.provenance, **versions(), **(provenance or {})}
         manifest = replace(manifest, provenance=provenance, verification=verification)

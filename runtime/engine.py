@@ -23,13 +23,20 @@ class Engine(ABC):
     Attributes:
         manifest: describes the networks.
         name: backend and where it runs, for people.
+        backend: its name in ``loading.BACKENDS``.
+        on_cpu: whether the networks run on the CPU.
+        precision: what most of the search network is computed in.
         capacity: slots that exist.
         seconds: time spent so far by stage: ``"crop"`` and ``"infer"``.
     """
 
+    backend = ""
+    on_cpu = False
+
     def __init__(self, manifest: Manifest, name: str) -> None:
         self.manifest = manifest
         self.name = name
+        self.precision = manifest.precision
         self.capacity = 0
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
 

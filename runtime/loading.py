@@ -11,8 +11,16 @@ from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.variants import VARIANTS
 
 #: Inference backends by name. ``auto`` takes TensorRT where the directory has an engine for this
-#: device, else ONNX Runtime on the CPU.
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+#: device, else ONNX Runtime on the CPU. The CPU's half precision (``openvino-half``) is never taken unasked.
+BACKENDS = (
+    "auto",
+    "onnxruntime",
+    "openvino",
+    "openvino-half",
+    "onnxruntime-cuda",
+    "onnxruntime-tensorrt",
+    "tensorrt",
+)
 
 
 def model_folder(model: Union[str, Path]) -> Path:
@@ -53,6 +61,10 @@ def open_engine(
         from asymtrack_edge.runtime.tensorrt import TensorRTEngine
 
         return TensorRTEngine(folder, manifest, device)
+    if backend.startswith("openvino"):
+        from asymtrack_edge.runtime.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(folder, manifest, threads, half=backend == "openvino-half")
     return _onnxruntime(folder, manifest, backend, device, threads)
 
 

@@ -7,7 +7,6 @@ five numbers per target come out.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from asymtrack_edge.errors import EngineError
 from asymtrack_edge.manifest import BATCH_AXIS, Manifest
 from asymtrack_edge.runtime.engine import HostEngine
+from asymtrack_edge.runtime.threads import processors, side_by_side
 
 _CPU = ["CPUExecutionProvider"]
 
@@ -71,9 +71,12 @@ class OnnxRuntimeEngine(HostEngine):
         threads: how many to use; None for one per processor that this process may use.
     """
 
+    backend = "onnxruntime"
+    on_cpu = True
+
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
         super().__init__(manifest, "onnxruntime CPU")
-        self.threads = threads or _processors()
+        self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
         self._template = open_session(folder / "template.onnx", threads)
         self._search = open_session(self._search_path, threads)
@@ -111,22 +114,11 @@ class OnnxRuntimeEngine(HostEngine):
         self._template.run_with_iobinding(binding)
 
     def _run_searches(self, count: int) -> None:
-        spread = self._spread(count)
+        spread = side_by_side(count, self.threads) if self._lane is not None else 0
         if spread:
             self._run_lanes(spread)
         for slot in range(spread, count):
             self._search.run_with_iobinding(self._binding(self._search, slot))
-
-    def _spread(self, count: int) -> int:
-        """How many of ``count`` targets run side by side, one thread each; the rest use all threads.
-
-        Whole rounds of one target per thread, and a last one if it keeps most of the threads busy:
-        an operator on many threads is about half as efficient as on one.
-        """
-        if self._lane is None or count == 1:
-            return 0
-        rest = count % self.threads
-        return count if 2 * rest > self.threads else count - rest
 
     def _run_lanes(self, count: int) -> None:
         lane, helpers = self._lane, self._helpers
@@ -163,14 +155,6 @@ class OnnxRuntimeEngine(HostEngine):
         return binding
 
 
-def _processors() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        return os.cpu_count() or 1
-
-
 def _bind(bind: Any, name: str, array: np.ndarray) -> None:
     """Binds a contiguous host array by address: nothing is copied, neither now nor per run."""
     bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
@@ -194,6 +178,7 @@ class OnnxRuntimeDeviceEngine(HostEngine):
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
         super().__init__(manifest, f"onnxruntime {provider} {device}")
+        self.backend = f"onnxruntime-{provider}"
         self._device = device
         providers = [(_GPU_PROVIDERS[provider], {"device_id": device}), *_CPU]
         self._template = open_session(folder / "template.onnx", None, providers)

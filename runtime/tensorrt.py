@@ -73,6 +73,8 @@ class TensorRTEngine(Engine):
         EngineError: no GPU, no TensorRT, or no engine that fits them; says which.
     """
 
+    backend = "tensorrt"
+
     def __init__(self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True) -> None:
         if manifest.input_format != FLOAT_RGB:
             raise EngineError(

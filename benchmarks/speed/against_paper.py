@@ -62,7 +62,7 @@ def measure_table_4(
             continue
         folder = models.export_folder(variant, say=say)
         engine = open_engine(folder, "onnxruntime", threads=threads)
-        made = engine_subject(engine, "onnxruntime", 0, threads, f"onnxruntime {component.label}")
+        made = engine_subject(engine, 0, threads, f"onnxruntime {component.label}")
         candidates.append((made, EngineStep(engine)))
     return protocols.network(bench, candidates, base=candidates[3][0].name)
 

@@ -16,6 +16,7 @@ asymtrack-bench speed --variant T,S,B --threads 1,2 --protocol P1,P2 --output re
 asymtrack-bench speed --backend tensorrt --precision fp16 --full
 asymtrack-bench speed --peer opencv:MIL --peer nano=models/nanotrack --protocol P5
 asymtrack-bench ab exports/plain exports/merged               which of two exports is faster
+asymtrack-bench ab T --backend onnxruntime,openvino-half      which of two backends
 asymtrack-bench targets --counts 1,2,4,8                      several targets in one frame
 asymtrack-bench profile --variant T                           where the time goes, layer by layer
 asymtrack-bench startup --variant T                           start-up time and memory of a fresh process
@@ -46,9 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--full", action="store_true", help="all calls of the protocols, however long it takes")
     _time_options(speed, 15.0, "per group of candidates")
 
-    ab = _add(commands, "ab", "which of several exports is faster, taking turns")
-    ab.add_argument("models", nargs="+", type=Path, metavar="DIR", help="export directories, the first is the base")
-    ab.add_argument("--backend", default="onnxruntime", choices=BACKENDS, help="default: onnxruntime")
+    ab = _add(commands, "ab", "which of several exports or backends is faster, taking turns")
+    ab.add_argument("models", nargs="+", metavar="MODEL", help="T, S, B or export directories; the first is the base")
+    ab.add_argument("--backend", default="onnxruntime", metavar="A,B", help=f"of {', '.join(BACKENDS)}")
     ab.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     ab.add_argument("--device", type=int, default=0, metavar="N", help="GPU index")
     ab.add_argument("--reference", action="store_true", help="put the published form in PyTorch first")

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed import plan as planning
 from asymtrack_edge.benchmarks.speed.arguments import make_parser
+from asymtrack_edge.benchmarks.speed.candidates import run_plan
 from asymtrack_edge.benchmarks.speed.facts import collect, gpu_facts, probe
 from asymtrack_edge.benchmarks.speed.models import export_folder, say_on_stderr
 from asymtrack_edge.benchmarks.speed.protocols import Bench
@@ -106,7 +107,7 @@ def _speed(arguments: argparse.Namespace) -> Document:
     )
     plan.resolved()
     with TimeBar(planning.estimate(plan)) as tick:
-        found = planning.run_plan(plan, tick)
+        found = run_plan(plan, tick)
     return _with_paper(found, arguments.line)
 
 
@@ -122,7 +123,7 @@ def _ab(arguments: argparse.Namespace) -> Document:
     with TimeBar(arguments.seconds) as tick:
         bench = Bench.here(arguments.seconds, tick, arguments.device)
         found = comparison.measure(
-            bench, arguments.models, arguments.backend, arguments.threads, arguments.device, arguments.reference
+            bench, arguments.models, _names(arguments.backend), arguments.threads, arguments.device, arguments.reference
         )
     return make_document(found, arguments.line)
 
@@ -172,7 +173,7 @@ def _startup(arguments: argparse.Namespace) -> Document:
     before = now()
     seen = startup.measure(folder, arguments.backend, arguments.device, arguments.threads, arguments.runs)
     engine = open_engine(folder, arguments.backend, arguments.device, arguments.threads)
-    subject = engine_subject(engine, arguments.backend, arguments.device, arguments.threads)
+    subject = engine_subject(engine, arguments.device, arguments.threads)
     engine.close()
     values = {
         "import (s)": seen.import_s,
@@ -201,8 +202,8 @@ def _paper(arguments: argparse.Namespace) -> Document:
     if arguments.source is not None:
         document = load_document(arguments.source)
         return {**document, "paper": against_paper.beside_saved_rows(document["rows"]), "command": arguments.line}
-    forms = 1 + (planning.default_backends() != ("onnxruntime",))
-    groups = len(_names(arguments.variant)) * bool({"1", "2"} & set(tables)) + forms * ("4" in tables)
+    forms = against_paper.FORMS if planning.has_torch() else ("graph",)
+    groups = len(_names(arguments.variant)) * bool({"1", "2"} & set(tables)) + len(forms) * ("4" in tables)
     with TimeBar(groups * arguments.seconds * 1.1) as tick:
         if {"1", "2"} & set(tables):
             plan = planning.Plan(
@@ -212,11 +213,11 @@ def _paper(arguments: argparse.Namespace) -> Document:
                 protocols=("P1", "P2"),
                 seconds=arguments.seconds,
             )
-            found.add(planning.run_plan(plan, tick))
+            found.add(run_plan(plan, tick))
             lines += against_paper.beside_tables_1_and_2(found.rows)
         if "4" in tables:
             bench = Bench.here(arguments.seconds, tick)
-            for form in against_paper.FORMS[2 - forms :]:
+            for form in forms:
                 part = against_paper.measure_table_4(bench, form, arguments.threads, say_on_stderr)
                 lines += against_paper.beside_table_4(part)
                 part.messages.append(against_paper.order_sentence(part, form))
@@ -244,7 +245,7 @@ def _energy(arguments: argparse.Namespace) -> Document:
         before = now()
         seen = energy.measure(step.sample, energy.find_meter(gpu), arguments.seconds, paced)
         way = "flat out" if paced is None else f"{paced:g} fps"
-        subject = engine_subject(tracker.engine, arguments.backend, arguments.device, arguments.threads)
+        subject = engine_subject(tracker.engine, arguments.device, arguments.threads)
         found.rows.append(
             Row(
                 "P8",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple, Union
 
 from asymtrack_edge.benchmarks.speed import protocols
 from asymtrack_edge.benchmarks.speed.protocols import Bench
@@ -19,18 +20,18 @@ from asymtrack_edge.variants import get_variant
 
 def measure(
     bench: Bench,
-    folders: Sequence[Path],
-    backend: str,
+    folders: Sequence[Union[str, Path]],
+    backends: Sequence[str],
     threads: Optional[int] = None,
     device: int = 0,
     reference: bool = False,
 ) -> Findings:
-    """P2 of each export's search network, taking turns; ratios are over the first candidate.
+    """P2 of each export's search network on each backend, taking turns; ratios are over the first candidate.
 
     Args:
         bench: shared settings.
         folders: export directories.
-        backend: of all of them.
+        backends: each export is opened with each of them.
         threads: CPU threads.
         device: GPU index.
         reference: put the published form of the first export's variant in eager PyTorch first.
@@ -39,17 +40,18 @@ def measure(
         UsageError: fewer than two candidates.
         MissingDependencyError: the published form is asked for and torch is absent.
     """
-    if len(folders) + reference < 2:
-        raise UsageError("a comparison needs two candidates: name another export directory, or --reference")
+    if len(folders) * len(backends) + reference < 2:
+        raise UsageError("a comparison needs two candidates: name another export directory or backend, or --reference")
     candidates: List[Tuple[Subject, Step]] = []
     names: List[str] = []
-    for folder in folders:
-        engine = open_engine(model_folder(folder), backend, device, threads if backend == "onnxruntime" else None)
-        name = str(folder) if str(folder) not in names else f"{folder} again"
+    for folder, backend in product(folders, backends):
+        engine = open_engine(model_folder(folder), backend, device, threads)
+        name = f"{folder}, {backend}" if len(backends) > 1 else str(folder)
+        name += " again" * (name in names)
         while name in names:
             name += "'"
         names.append(name)
-        candidates.append((engine_subject(engine, backend, device, threads, name), EngineStep(engine)))
+        candidates.append((engine_subject(engine, device, threads, name), EngineStep(engine)))
     if reference:
         try:
             from asymtrack_edge.benchmarks.speed.torch_steps import torch_step

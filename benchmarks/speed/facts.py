@@ -28,7 +28,7 @@ from asymtrack_edge.benchmarks.speed.jetson import (
 Runner = Callable[[Sequence[str]], Optional[str]]
 
 _PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-headless", "onnxruntime",
-             "onnxruntime-gpu", "onnx", "torch", "tensorrt", "tensorrt-rtx", "pycuda")  # fmt: skip
+             "onnxruntime-gpu", "openvino", "onnx", "torch", "tensorrt", "tensorrt-rtx", "pycuda")  # fmt: skip
 
 
 def run_command(command: Sequence[str], timeout: float = 10.0) -> Optional[str]:

@@ -87,18 +87,16 @@ def export_folder(
 
 def _export(variant: Variant, precision: str, max_batch: int, target: str, folder: Path) -> Path:
     try:
-        from asymtrack_edge.export.clip import synthetic_clip
+        from asymtrack_edge.export.clip import default_clip
         from asymtrack_edge.export.pipeline import ExportOptions, export
     except ImportError as error:
         raise MissingDependencyError(
             error.name or "torch", "export", "making a model to measure (or give one with --model DIR)"
         ) from None
     model, weights = torch_model(variant)
-    pairs = list(synthetic_clip(_CLIP_FRAMES))
-    clip = [frame for frame, _ in pairs], pairs[0][1]
     folder.parent.mkdir(parents=True, exist_ok=True)
     options = ExportOptions(precision=precision, target=target, max_batch=max_batch)
-    export(model, options, folder, {"weights": weights}, clip)
+    export(model, options, folder, {"weights": weights}, default_clip(_CLIP_FRAMES))
     return folder
 
 

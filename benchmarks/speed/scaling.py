@@ -55,13 +55,12 @@ def measure(
     alone = models.export_folder(variant, precision, 1, backend, say)
     found = Findings()
     share = replace(bench, seconds=None if bench.seconds is None else bench.seconds / len(counts))
-    cpu_threads = threads if backend == "onnxruntime" else None
     for count in counts:
         candidates: List[Tuple[Subject, Step]] = []
         for name, folder in (("one by one", alone), ("together", together)):
-            engine = open_engine(folder, backend, device, cpu_threads)
+            engine = open_engine(folder, backend, device, threads)
             title = f"{name} ({count} target{'s' * (count > 1)})"
-            subject = engine_subject(engine, backend, device, cpu_threads, title)
+            subject = engine_subject(engine, device, threads, title)
             candidates.append((replace(subject, batch=count), EngineStep(engine, count, name == "together")))
         part = protocols.network(share, candidates, protocols=("P2",), calls=300)
         single = min(_median(row) for row in part.rows if row.subject.name.startswith("one by one")) / count

@@ -23,11 +23,11 @@ class Subject:
     Attributes:
         name: short and unique in a run.
         tracker: ``"AsymTrack-T"`` or a peer's name.
-        backend: ``"torch"``, ``"onnxruntime"``, ``"tensorrt"``, ``"opencv"``, ...
+        backend: of ``loading.BACKENDS``, or ``"torch"``, ``"opencv"``, ...
         form: ``"reference"`` (as published), ``"folded"`` (eager PyTorch after folding), ``"graph"``
             (exported) or ``"library"`` (somebody else's).
         device: ``"cpu"`` or ``"cuda:0"``: where the network ran.
-        precision: ``"fp32"``, ``"fp16"``, ``"int8"``; empty where nobody says.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``; empty where nobody says.
         threads: CPU threads; None for the runtime's own choice.
         batch: crops in one call of the network.
         template: ``"cached"`` (run once at init) or ``"every call"``.
@@ -61,23 +61,21 @@ class Subject:
         return replace(self, **changes)
 
 
-def engine_subject(engine: Engine, backend: str, device: int, threads: Optional[int], name: str = "") -> Subject:
-    """Describes an open engine from its manifest."""
+def engine_subject(engine: Engine, device: int, threads: Optional[int], name: str = "") -> Subject:
+    """Describes an open engine."""
     manifest = engine.manifest
-    backend = "onnxruntime" if backend == "auto" and engine.name.startswith("onnxruntime CPU") else backend
-    on_cpu = backend == "onnxruntime"
     weights = str(manifest.provenance.get("weights", "not stated"))
     notes = ["untrained weights (speed does not depend on them)"] if weights.startswith("random") else []
-    if backend == "tensorrt" or engine.name.startswith("TensorRT"):
+    if engine.backend == "tensorrt":
         notes.append("with the crop, which the GPU cuts in the same launch")
     return Subject(
-        name=name or backend,
+        name=name or engine.backend,
         tracker=f"AsymTrack-{manifest.variant}",
-        backend=backend,
+        backend=engine.backend,
         form="graph",
-        device="cpu" if on_cpu else f"cuda:{device}",
-        precision=manifest.precision,
-        threads=threads if on_cpu else None,
+        device="cpu" if engine.on_cpu else f"cuda:{device}",
+        precision=engine.precision,
+        threads=threads if engine.on_cpu else None,
         weights=weights,
         model_sha256=manifest.files["search.onnx"].sha256,
         multiply_adds=manifest.provenance.get("search_multiply_adds"),

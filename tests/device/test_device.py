@@ -1,4 +1,4 @@
-"""What must hold on a device: Python 3.8, numpy, OpenCV and ONNX Runtime, nothing else.
+"""What must hold on a device: Python 3.8, numpy, OpenCV, ONNX Runtime and at most OpenVINO.
 
 These tests use the installed package and the bundled weights only, and import no torch.
 """
@@ -19,14 +19,17 @@ from asymtrack_edge.runtime.command import main as track
 
 
 def test_import_is_light() -> None:
-    code = "import asymtrack_edge.runtime, sys; print([m for m in ('torch', 'onnx', 'tensorrt') if m in sys.modules])"
+    code = "import asymtrack_edge.runtime, sys; print([m for m in ('torch', 'onnx', 'tensorrt', 'openvino') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"
 
 
-def test_bundled_weights_follow_a_moving_target() -> None:
+@pytest.mark.parametrize("backend", ["auto", "openvino"])
+def test_bundled_weights_follow_a_moving_target(backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
     clip = list(synthetic_clip(frames=30))
-    tracker = Tracker.load("T", threads=1)
+    tracker = Tracker.load("T", backend, threads=1)
     tracker.init(*clip[0])
     tracks = [tracker.update(frame) for frame, _ in clip[1:]]
     overlaps = [iou(track.box, box) for track, (_, box) in zip(tracks, clip[1:])]

@@ -16,11 +16,12 @@ import torch
 
 from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export import pipeline
+from asymtrack_edge.export.agreement import Limits
 from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.pipeline import ExportOptions, export, write_models
 from asymtrack_edge.export.torch_engine import TorchEngine
-from asymtrack_edge.export.verify import Limits, require_passed, verify
+from asymtrack_edge.export.verify import require_passed, verify
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack

@@ -132,7 +132,7 @@ def test_engine_step_books_the_inference_only(exported: Path) -> None:
     seconds = step.sample()
     assert seconds == pytest.approx(engine.seconds["infer"] - before["infer"]) and seconds > 0
     assert engine.capacity >= 3
-    described = subjects.engine_subject(engine, "onnxruntime", 0, 1)
+    described = subjects.engine_subject(engine, 0, 1)
     assert described.tracker == "AsymTrack-T" and len(described.model_sha256) == 64
     assert "untrained" in described.notes[0] and described.multiply_adds
     step.close()

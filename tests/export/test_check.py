@@ -1,0 +1,86 @@
+"""``asymtrack-check``: a backend is held against ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.export.agreement import HALF_ARITHMETIC, LIMITS
+from asymtrack_edge.export.check_command import limits_of, main
+from asymtrack_edge.export.clip import default_clip, synthetic_clip
+from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+from tests.runtime.simulated import ColourEngine
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+    return str(request.param)
+
+
+def test_agreement_is_printed(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["T", "--backend", backend, "--threads", "1"]) == 0
+    line = capsys.readouterr().out
+    assert "agrees with onnxruntime CPU over 36 frames" in line and "track IoU 1.000 (limit 0.99)" in line
+
+
+def test_a_clip_and_json(backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = list(synthetic_clip(5))
+    for i, (frame, _) in enumerate(clip):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), frame)
+    box = ",".join(map(str, clip[0][1]))
+    assert main(["T", "--backend", backend, "--clip", str(tmp_path), "--box", box, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] and report["frames"] == 5 and report["precision"] == "fp32"
+    assert report["box_difference"] <= report["limits"]["box_difference"] == LIMITS["fp32"].box_difference
+
+
+@pytest.mark.parametrize(("column", "by"), [(0, 0.001), (4, 0.01), (2, np.nan)])
+def test_what_differs_is_an_error(
+    column: int, by: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    from asymtrack_edge.runtime.openvino import OpenVinoEngine
+
+    real = OpenVinoEngine._run_searches
+
+    def off(self: Any, count: int) -> None:
+        real(self, count)
+        self._predictions[:count, column] += by
+
+    monkeypatch.setattr(OpenVinoEngine, "_run_searches", off)
+    assert main(["T", "--backend", "openvino", "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "does not compute what the model says" in error
+
+
+def test_limits_follow_the_arithmetic() -> None:
+    reference = open_engine("T", "onnxruntime")
+    assert isinstance(reference, OnnxRuntimeEngine) and limits_of(reference) == LIMITS["fp32"]
+    engine = ColourEngine()
+    engine.backend, engine.precision = "tensorrt", "fp16"
+    assert limits_of(engine) == HALF_ARITHMETIC
+    engine.precision = "fp32"
+    assert limits_of(engine) == LIMITS["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["T", "--clip", "a.mp4"], "go together"), (["/no/such"], "no export directory"), (["T", "--threads", "0"], "1")],
+)
+def test_the_mistake_is_named(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert word in error and len(error.splitlines()) == 1
+
+
+def test_the_default_clip_has_a_target() -> None:
+    frames, box = default_clip(3)
+    assert len(frames) == 3 and frames[0].dtype == np.uint8 and box.w > 20

@@ -1,0 +1,153 @@
+"""The OpenVINO backend: the same tracks as ONNX Runtime's, and half precision near enough to them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import EngineError, MissingDependencyError
+from asymtrack_edge.export.agreement import HALF_ARITHMETIC, compare, within
+from asymtrack_edge.geometry import crop_window
+from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.runtime import MultiTracker, Tracker, open_engine
+from asymtrack_edge.runtime.command import main as track
+from tests.runtime.simulated import moving_square
+
+pytest.importorskip("openvino")
+from asymtrack_edge.runtime import openvino as backend
+
+FRAMES = list(moving_square(12, (240, 200)))
+needs_half = pytest.mark.skipif(not backend.has_half_precision(), reason="this CPU has no half precision")
+
+
+@pytest.fixture(scope="session")
+def half_file_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small export whose file holds fp16 tensors."""
+    pytest.importorskip("torch")
+    from asymtrack_edge.export.pipeline import ExportOptions, write_models
+    from tests.helpers import SMALL, filled_model
+
+    folder = tmp_path_factory.mktemp("small-fp16")
+    write_models(filled_model(SMALL), ExportOptions("fp16"), folder).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_target_is_where_onnxruntime_sees_it(model: Path, threads: int) -> None:
+    trackers = [Tracker.load(model, name, threads=threads) for name in ("onnxruntime", "openvino")]
+    for tracker in trackers:
+        tracker.init(*FRAMES[0])
+    for frame, _ in FRAMES[1:]:
+        wanted, got = (tracker.update(frame) for tracker in trackers)
+        assert np.allclose(got.box, wanted.box, atol=0.05)
+        assert got.score == pytest.approx(wanted.score, abs=1e-3)
+        assert got.state is wanted.state
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int) -> None:
+    boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(5)]
+    many = MultiTracker.load(batch_model, "openvino", threads=threads, capacity=2)
+    first = FRAMES[0][0]
+    singles, ids = [], []
+    for box in boxes:
+        singles.append(Tracker.load(batch_model, threads=1))
+        singles[-1].init(first, box)
+        ids.append(many.add(first, box))
+    alive = list(range(5))
+    for i, (frame, _) in enumerate(FRAMES[1:]):
+        if i == 4:
+            many.remove(ids[alive.pop(1)])
+        tracks = many.update(frame)
+        assert list(tracks) == [ids[k] for k in alive]
+        for k in alive:
+            alone = singles[k].update(frame)
+            assert np.allclose(tracks[ids[k]].box, alone.box, atol=0.05)
+            assert tracks[ids[k]].score == pytest.approx(alone.score, abs=1e-3)
+    many.close()
+
+
+def test_a_file_in_fp16_is_read_as_onnxruntime_reads_it(half_file_model: Path) -> None:
+    reference, engine = (open_engine(half_file_model, name) for name in ("onnxruntime", "openvino"))
+    report = compare(reference, engine, [frame for frame, _ in FRAMES], FRAMES[0][1])
+    # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights make much of it.
+    assert report["box_difference"] < 0.05 and report["score_difference"] < 0.05
+
+
+@needs_half
+def test_half_precision_is_near_and_is_said(model: Path) -> None:
+    reference, whole, half = (open_engine(model, name) for name in ("onnxruntime", "openvino", "openvino-half"))
+    assert (whole.precision, half.precision) == ("fp32", half.name.split()[-1])
+    assert half.precision in ("bf16", "fp16")
+    report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
+    assert within(report, HALF_ARITHMETIC)
+    assert report["box_difference"] > 1e-6, "it was not computed in half precision"
+    # The template runs once per target: it is not worth a rounding.
+    for engine in (whole, half):
+        engine.template(FRAMES[0][0], crop_window(FRAMES[0][1], 2.0))
+    for name, values in whole.state.items():  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(half.state[name], values)  # type: ignore[attr-defined]
+
+
+def test_a_cpu_without_half_precision_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(backend, "_half_precision", lambda core: None)
+    assert not backend.has_half_precision()
+    assert track(["0", "--model", str(model), "--backend", "openvino-half", "--box", "1,2,3,4"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "no arithmetic in half precision" in error and "--backend openvino" in error
+
+
+def test_without_openvino_the_extra_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[openvino\]"):
+        Tracker.load(model, "openvino")
+
+
+def test_int8_exports_are_refused(batch_model: Path) -> None:
+    manifest = replace(load_manifest(batch_model), precision="int8")
+    with pytest.raises(EngineError, match="use --backend onnxruntime"):
+        backend.OpenVinoEngine(batch_model, manifest)
+
+
+def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "template.onnx").write_bytes(b"no model")
+    with pytest.raises(EngineError, match="OpenVINO cannot load") as caught:
+        backend.OpenVinoEngine(tmp_path, load_manifest(batch_model))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_target_that_fails_is_an_error_after_all_have_stopped(
+    batch_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = MultiTracker.load(batch_model, "openvino", threads=2, capacity=4)
+    frame, box = FRAMES[0]
+    numbers = [many.add(frame, box) for _ in range(4)]
+    engine: Any = many.engine
+    real = engine._search_request
+    waited: List[int] = []
+
+    class Watched:
+        def __init__(self, request: Any, slot: int) -> None:
+            self.request, self.slot = request, slot
+
+        def start_async(self) -> None:
+            self.request.start_async()
+
+        def wait(self) -> None:
+            self.request.wait()
+            waited.append(self.slot)
+            if self.slot == 1:
+                raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(engine, "_search_request", lambda model, slot: Watched(real(model, slot), slot))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        many.update(frame)
+    assert waited == [0, 1, 2, 3]
+    monkeypatch.undo()
+    assert list(many.update(frame)) == numbers
+    many.close()

@@ -35,7 +35,7 @@ from asymtrack_edge.benchmarks.contenders import (
     peak_contender,
     reference_contender,
 )
-from asymtrack_edge.benchmarks.speed.timing import CallStep, interleave, speedup
+from asymtrack_edge.benchmarks.speed.timing import interleave, speedup
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.progress import TimeBar
 
@@ -51,7 +51,7 @@ def race(contenders: Sequence[Contender], seconds: float, clock: Callable[[], fl
             contenders that work in the calling thread alone.
     """
     # Numbered, because the same model may run against itself.
-    steps = {str(i): CallStep(contender.step, clock) for i, contender in enumerate(contenders)}
+    steps = {str(i): contender.timed(clock) for i, contender in enumerate(contenders)}
     with TimeBar(seconds) as tick:
         measured = interleave(steps, seconds, calls=sys.maxsize, tick=tick)
     for i, contender in enumerate(contenders):

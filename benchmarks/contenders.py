@@ -6,12 +6,16 @@ import json
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from time import perf_counter
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 
 from asymtrack_edge.benchmarks.ab_options import session
+from asymtrack_edge.benchmarks.speed.own_process import ProcessStep, torch_step
+from asymtrack_edge.benchmarks.speed.timing import CallStep, Clock, Step
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
@@ -25,15 +29,21 @@ class Contender:
 
     Attributes:
         name: for people.
-        step: runs it once and waits for the answer.
+        step: runs it once and waits for the answer; or times itself.
         multiply_adds: of one step, where known.
         rounds: seconds of each run, round by round.
     """
 
     name: str
-    step: Callable[[], Any]
+    step: Union[Callable[[], Any], Step]
     multiply_adds: Optional[int] = None
     rounds: List[List[float]] = field(default_factory=list)
+
+    def timed(self, clock: Clock = perf_counter) -> Step:
+        """The step on a clock: ``perf_counter``, or ``thread_time`` for processor seconds."""
+        if isinstance(self.step, ProcessStep):
+            self.step.clock = "wall" if clock is perf_counter else "cpu"
+        return self.step if isinstance(self.step, Step) else CallStep(self.step, clock)
 
     @property
     def best(self) -> float:
@@ -99,17 +109,11 @@ def onnx_contender(path: Path, threads: int, name: Optional[str] = None, batch: 
 
 def reference_contender(variant: str, threads: int) -> Contender:
     """The published form in eager PyTorch (``reference_form``), as ``asymtrack-bench speed`` times it."""
-    try:
-        import torch
-
-        from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
-    except ImportError:
-        raise MissingDependencyError("torch", "export", "timing the reference form") from None
     from asymtrack_edge.variants import get_variant
 
     chosen = get_variant(variant)
     _, step = torch_step(chosen, "reference", "cpu", threads)
-    return Contender(f"reference form of {chosen.name}, eager PyTorch {torch.__version__}", step.sample)
+    return Contender(f"reference form of {chosen.name}, eager PyTorch {version('torch')}", step)
 
 
 def peak_contender(threads: int) -> Contender:

@@ -3,7 +3,8 @@
     python -m asymtrack_edge.export.bundle runs/t/weights.safetensors --variant T --card card.json
 
 For maintainers. The card's JSON holds what cannot be known from the weights (data, pairs seen, time,
-validation); it is kept in the safetensors header and rendered as Markdown.
+validation); it is kept in the safetensors header and rendered as Markdown. Weights that were bundled
+before bring their card along: given again without one, only their ONNX pair is made anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.checkpoints import load_model, load_weights, save_weights, sha256
+from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights, sha256
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import ExportOptions, export
 from asymtrack_edge.manifest import Manifest
@@ -33,17 +34,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--variant", required=True, metavar="{T,S,B}")
-    parser.add_argument("--card", type=Path, required=True, help="JSON: data, training, validation, limits")
+    parser.add_argument("--card", type=Path, help="JSON: data, training, validation, limits (default: the file's own)")
     parser.add_argument("--output", type=Path, default=WEIGHTS, help="the package's folder of weights")
     return cli.run(_main, parser.parse_args(argv))
 
 
 def _main(arguments: argparse.Namespace) -> int:
     variant = get_variant(arguments.variant)
-    try:
-        card: Dict[str, Any] = json.loads(arguments.card.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{arguments.card} is not valid JSON: {error}") from None
+    card = _card(arguments.card, arguments.checkpoint)
     file = arguments.output / f"{variant.name}.safetensors"
     save_weights(file, load_weights(arguments.checkpoint, variant), {"variant": variant.name, "card": card})
     provenance = {"weights": file.name, "weights_sha256": sha256(file)}
@@ -53,6 +51,17 @@ def _main(arguments: argparse.Namespace) -> int:
     (arguments.output / f"{variant.name}.md").write_text(render(variant.name, card, manifest), encoding="utf-8")
     print(f"bundled {file} and {arguments.output / variant.name}")
     return 0
+
+
+def _card(given: Optional[Path], checkpoint: Path) -> Dict[str, Any]:
+    text = open_checkpoint(checkpoint).metadata.get("card") if given is None else given.read_text(encoding="utf-8")
+    if text is None:
+        raise UsageError(f"{checkpoint} holds no card: give one with --card")
+    try:
+        card: Dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"{given or checkpoint} is not valid JSON: {error}") from None
+    return card
 
 
 def render(name: str, card: Dict[str, Any], manifest: Manifest) -> str:

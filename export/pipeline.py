@@ -17,7 +17,6 @@ import asymtrack_edge
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.agreement import LIMITS, Limits
 from asymtrack_edge.export.clip import default_clip
-from asymtrack_edge.export.cpu import for_cpu
 from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.directory import replaced_directory
 from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
@@ -40,17 +39,15 @@ class Target:
     Attributes:
         opset: the newest it reads without replacing operators.
         input_format: bytes where OpenCV makes the crop; normalised floats where a CUDA kernel does.
-        cpu: whether fp32 networks take the form for CPUs (``for_cpu``) rather than that for GPUs.
     """
 
     opset: int
     input_format: str
-    cpu: bool = False
 
 
 #: ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has no LayerNormalization, so opset 16 spells it out.
 TARGETS: Dict[str, Target] = {
-    "onnx": Target(17, UINT8_BGR, cpu=True),
+    "onnx": Target(17, UINT8_BGR),
     "xavier": Target(16, FLOAT_RGB),
     "orin": Target(17, FLOAT_RGB),
     "rtx": Target(17, FLOAT_RGB),
@@ -115,8 +112,6 @@ def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Mani
     folded = fold(model)
     if options.precision == "fp16":
         folded = to_half(folded)
-    elif options.precision == "fp32" and target.cpu:
-        folded = for_cpu(folded)
     fold_input(folded, input_format)
     template, search = TemplateNetwork(folded, input_format), SearchNetwork(folded, input_format)
     dynamic = options.max_batch > 1

@@ -22,7 +22,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import overlaps, success_curve
 from asymtrack_edge.benchmarks.accuracy.readers import read_folder
 from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
-from asymtrack_edge.runtime import Tracker, TrackerSettings
+from asymtrack_edge.runtime import BACKENDS, Tracker, TrackerSettings
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -67,6 +67,7 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
     )
     parser.add_argument("sequences", type=Path, help="a folder of sequences in GOT-10k layout")
     parser.add_argument("--tracker", default="T", metavar="T|S|B|DIR")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
     parser.add_argument("--threads", type=int, help="CPU threads")
     return cli.run(_main, parser.parse_args(argv))
 
@@ -74,7 +75,7 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     sequences = read_folder(arguments.sequences)
     # As published: it is the weights that are compared, not what is done about lost targets.
-    tracker = Tracker.load(arguments.tracker, threads=arguments.threads, settings=TrackerSettings())
+    tracker = Tracker.load(arguments.tracker, arguments.backend, threads=arguments.threads, settings=TrackerSettings())
     means, tracks = {}, 0
     for sequence in sequences:
         aucs = track_aucs(tracker, sequence)

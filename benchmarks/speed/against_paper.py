@@ -19,6 +19,7 @@ from asymtrack_edge.benchmarks.paper import (
 )
 from asymtrack_edge.benchmarks.speed import models, protocols
 from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts
+from asymtrack_edge.benchmarks.speed.own_process import torch_step
 from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine_subject
@@ -55,8 +56,6 @@ def measure_table_4(
     for component in TABLE_4:
         variant = component_variant(component)
         if form == "reference":
-            from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
-
             subject, step = torch_step(variant, "reference", device, threads)
             candidates.append((replace(subject, name=f"reference {component.label}"), step))
             continue

@@ -10,6 +10,7 @@ from typing import Callable, List, Optional, Sequence, Set, Tuple
 
 from asymtrack_edge.benchmarks.speed import clips, models, protocols, tracking
 from asymtrack_edge.benchmarks.speed.facts import run_command
+from asymtrack_edge.benchmarks.speed.own_process import torch_step
 from asymtrack_edge.benchmarks.speed.peers import Peer, build_peer, parse_peer, peer_subject
 from asymtrack_edge.benchmarks.speed.plan import TORCH_BACKENDS, Plan
 from asymtrack_edge.benchmarks.speed.protocols import Bench, Tick
@@ -135,12 +136,6 @@ def _folder(plan: Plan, variant: Variant, precision: str, batch: int, backend: s
 def _torch(
     backend: str, plan: Plan, variant: Variant, threads: Optional[int], batch: int, suffix: str
 ) -> Tuple[Subject, Step]:
-    try:
-        from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
-    except ImportError as error:
-        from asymtrack_edge.errors import MissingDependencyError
-
-        raise MissingDependencyError(error.name or "torch", "export", f"the backend {backend}") from None
     device = f"cuda:{plan.device}" if backend.endswith("-cuda") else "cpu"
     form = backend.split("-")[1]
     return torch_step(variant, form, device, threads, batch, name=backend + suffix)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
 
 from asymtrack_edge.benchmarks.speed import protocols
+from asymtrack_edge.benchmarks.speed.own_process import torch_step
 from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.rows import Findings
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine_subject
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.benchmarks.speed.yardsticks import matrix_product
-from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.loading import model_folder, open_engine
 from asymtrack_edge.variants import get_variant
 
@@ -38,7 +39,7 @@ def measure(
 
     Raises:
         UsageError: fewer than two candidates.
-        MissingDependencyError: the published form is asked for and torch is absent.
+        MissingDependencyError: the published form is asked for and PyTorch is absent.
     """
     if len(folders) * len(backends) + reference < 2:
         raise UsageError("a comparison needs two candidates: name another export directory or backend, or --reference")
@@ -53,10 +54,6 @@ def measure(
         names.append(name)
         candidates.append((engine_subject(engine, device, threads, name), EngineStep(engine)))
     if reference:
-        try:
-            from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
-        except ImportError:
-            raise MissingDependencyError("torch", "export", "timing the published form") from None
         variant = get_variant(candidates[0][0].tracker.replace("AsymTrack-", ""))
         subject, step = torch_step(variant, "reference", threads=threads)
         candidates.insert(0, (replace(subject, name="published form, PyTorch"), step))

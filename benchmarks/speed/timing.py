@@ -49,6 +49,14 @@ class Step(ABC):
         """Makes calls back to back, waiting for a device only after the last; seconds in all."""
         return sum(self.sample() for _ in range(calls))
 
+    def turn(self, calls: int) -> List[float]:
+        """Seconds of each of some calls, one after the other."""
+        return [self.sample() for _ in range(calls)]
+
+    def processor_seconds(self) -> float:
+        """Processor time that the step's process has used so far, all threads together."""
+        return process_time()
+
     def close(self) -> None:  # noqa: B027  (most steps hold nothing)
         """Gives back what the step holds."""
 
@@ -207,7 +215,7 @@ class Rounds:
     Attributes:
         samples: name -> round -> seconds of each call.
         warmup: name -> calls made before anything was recorded.
-        processor: name -> round -> processor seconds of this process per call, all threads together.
+        processor: name -> round -> processor seconds of the candidate's process per call, all threads together.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -287,9 +295,9 @@ def interleave(
             step = steps[name]
             settle()
             step.sample()
-            used = process_time()
-            rounds.samples[name].append([step.sample() for _ in range(per_turn[name])])
-            rounds.processor[name].append((process_time() - used) / per_turn[name])
+            used = step.processor_seconds()
+            rounds.samples[name].append(step.turn(per_turn[name]))
+            rounds.processor[name].append((step.processor_seconds() - used) / per_turn[name])
             tick(name)
         done += 1
         if all(done * per_turn[n] >= calls for n in names):

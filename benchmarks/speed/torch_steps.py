@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 
 from asymtrack_edge.benchmarks.reference_form import ReferenceForm
 from asymtrack_edge.benchmarks.speed.models import multiply_adds, state_sha256, torch_model
-from asymtrack_edge.benchmarks.speed.subjects import Subject
 from asymtrack_edge.benchmarks.speed.timing import Step
-from asymtrack_edge.errors import EngineError, UsageError
+from asymtrack_edge.errors import EngineError
 from asymtrack_edge.export.fold import fold, to_half
 from asymtrack_edge.variants import Variant
-
-FORMS = ("reference", "folded")
 
 
 class TorchStep(Step):
@@ -57,38 +54,25 @@ class TorchStep(Step):
             return perf_counter() - began
 
 
-def torch_step(
-    variant: Variant,
-    form: str,
-    device: str = "cpu",
-    threads: Optional[int] = None,
-    batch: int = 1,
-    precision: str = "fp32",
-    name: str = "",
-) -> Tuple[Subject, TorchStep]:
-    """Makes a step and its description.
+def build(
+    variant: Variant, form: str, device: str, threads: Optional[int], batch: int, precision: str
+) -> Tuple[Dict[str, Any], TorchStep]:
+    """Makes a step; see ``own_process.torch_step`` for the arguments.
 
-    Args:
-        variant: published or changed.
-        form: ``"reference"`` (as its authors publish and time it) or ``"folded"``.
-        device: ``"cpu"`` or ``"cuda:N"``.
-        threads: None for PyTorch's choice.
-        batch: crops in one call.
-        precision: ``"fp16"`` only for the folded form on a GPU.
-        name: of the row; None for ``"torch-" + form``.
+    Returns:
+        ``weights``, ``model_sha256`` and ``multiply_adds`` of its ``Subject``; and the step.
 
     Raises:
         EngineError: the device is not there.
-        UsageError: an unknown form, or a precision it does not have.
     """
-    if form not in FORMS:
-        raise UsageError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
     if device != "cpu" and not torch.cuda.is_available():
         raise EngineError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
-    if precision != "fp32" and (form != "folded" or device == "cpu"):
-        raise UsageError(f"PyTorch is measured in fp32 here, not {precision} (fp16: the folded form on a GPU)")
     model, weights = torch_model(variant)
-    sha256 = state_sha256(model)
+    described = {
+        "weights": weights,
+        "model_sha256": state_sha256(model),
+        "multiply_adds": multiply_adds(variant),
+    }
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float16 if precision == "fp16" else torch.float32
     z, x = (torch.randn(batch, 3, s, s, generator=generator) for s in (variant.template_size, variant.search_size))
@@ -103,19 +87,4 @@ def torch_step(
             folded = (to_half(folded) if precision == "fp16" else folded).to(device)
             state = folded.template(z)
             call = lambda: folded.search(x, state)  # noqa: E731
-    notes = ["untrained weights (speed does not depend on them)"] if weights.startswith("random") else []
-    subject = Subject(
-        name=name or f"torch-{form}",
-        tracker=f"AsymTrack-{variant.name}",
-        backend="torch",
-        form=form,
-        device=device,
-        precision=precision,
-        threads=threads,
-        batch=batch,
-        weights=weights,
-        model_sha256=sha256,
-        multiply_adds=multiply_adds(variant),
-        notes=tuple(notes),
-    )
-    return subject, TorchStep(call, device, threads)
+    return described, TorchStep(call, device, threads)

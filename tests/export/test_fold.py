@@ -1,4 +1,4 @@
-"""The folded, split networks and their form for CPUs answer as the trained model does."""
+"""The folded, split networks answer as the trained model does."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import List
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from asymtrack_edge.export.cpu import WinogradConv, for_cpu
 from asymtrack_edge.export.fold import count_parameters, fold, to_half
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR
@@ -33,11 +31,10 @@ def predict(folded: AsymTrack, input_format: str, template: Tensor, search: Tens
 
 
 @pytest.mark.parametrize("variant", CASES, ids=lambda v: f"{v.name}-{v.etm_interaction}-{v.ope_stages}")
-@pytest.mark.parametrize("cpu", [False, True], ids=["plain", "cpu"])
-def test_folded_equals_trained(variant: Variant, cpu: bool) -> None:
+def test_folded_equals_trained(variant: Variant) -> None:
     model = filled_model(variant)
     template, search = random_inputs(variant)
-    folded = for_cpu(fold(model)) if cpu else fold(model)
+    folded = fold(model)
     with torch.no_grad():
         wanted = model(template, search)
         got = folded(template, search)
@@ -50,11 +47,8 @@ def test_folded_equals_trained(variant: Variant, cpu: bool) -> None:
 def test_folding_leaves_the_trained_model_alone() -> None:
     model = filled_model(SMALL)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    folded = fold(model)
-    plain = {k: v.clone() for k, v in folded.state_dict().items()}
-    for_cpu(folded)
+    fold(model)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert all(torch.equal(v, plain[k]) for k, v in folded.state_dict().items())
 
 
 @pytest.mark.parametrize(("name", "millions"), [("T", 3.05), ("S", 3.36), ("B", 3.36)])
@@ -62,11 +56,7 @@ def test_parameters_are_the_papers(name: str, millions: float) -> None:
     assert round(count_parameters(fold(AsymTrack(VARIANTS[name]))) / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize("cpu", [False, True])
-def test_bytes_are_folded_into_the_stem(cpu: bool) -> None:
-    def folded() -> AsymTrack:
-        return for_cpu(fold(filled_model(SMALL))) if cpu else fold(filled_model(SMALL))
-
+def test_bytes_are_folded_into_the_stem() -> None:
     generator = torch.Generator().manual_seed(0)
     crops: List[Tensor] = [
         torch.randint(0, 256, (2, side, side, 3), dtype=torch.uint8, generator=generator)
@@ -74,9 +64,9 @@ def test_bytes_are_folded_into_the_stem(cpu: bool) -> None:
     ]
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     normalised = [(crop.flip(3).permute(0, 3, 1, 2) / 255 - mean) / std for crop in crops]
-    bytes_in = folded()
+    bytes_in = fold(filled_model(SMALL))
     fold_input(bytes_in, UINT8_BGR)
-    got, wanted = predict(bytes_in, UINT8_BGR, *crops), predict(folded(), FLOAT_RGB, *normalised)
+    got, wanted = predict(bytes_in, UINT8_BGR, *crops), predict(fold(filled_model(SMALL)), FLOAT_RGB, *normalised)
     torch.testing.assert_close(got, wanted, rtol=0, atol=2e-5)
     assert (wanted[:, 2:4].abs() > 1e-3).all()
 
@@ -88,13 +78,3 @@ def test_half_precision_is_close() -> None:
     got = predict(to_half(folded), FLOAT_RGB, template, search)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got[:, :4], wanted[:, :4], rtol=0, atol=2e-2)
-
-
-@pytest.mark.parametrize(("channels", "size"), [(64, 4), (5, 7)], ids=["split", "stacked"])
-def test_winograd_is_a_convolution(channels: int, size: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, size, size + 2, channels, generator=generator)
-    weight, bias = torch.randn(7, channels, 3, 3, generator=generator), torch.randn(7, generator=generator)
-    got = WinogradConv(weight, bias)(x)
-    wanted = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)

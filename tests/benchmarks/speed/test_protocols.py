@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, List, Sequence
 
@@ -235,23 +237,45 @@ def test_exports_are_kept_by_what_decides_their_graph(
 
 
 def test_torch_steps_answer_in_both_forms() -> None:
-    from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
+    from asymtrack_edge.benchmarks.speed.own_process import torch_step
     from tests.helpers import SMALL
 
     for form in ("reference", "folded"):
         described, step = torch_step(SMALL, form, threads=1)
         assert step.sample() > 0 and described.form == form and len(described.model_sha256) == 64
+        assert described.multiply_adds == models.multiply_adds(SMALL)
+        before = step.processor_seconds()
+        assert len(step.turn(3)) == 3 and step.processor_seconds() > before
+        step.close()
     with pytest.raises(UsageError, match="unknown form"):
         torch_step(SMALL, "melted")
     with pytest.raises(UsageError, match="fp32"):
         torch_step(SMALL, "reference", precision="fp16")
 
 
+def test_a_process_that_dies_is_an_error() -> None:
+    from asymtrack_edge.benchmarks.speed.own_process import torch_step
+    from tests.helpers import SMALL
+
+    _, step = torch_step(SMALL, "folded", threads=1)
+    step._child.kill()  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="ended with exit code -9"):
+        step.sample()
+    step.close()
+
+
+def test_variants_survive_the_way_to_another_process() -> None:
+    from asymtrack_edge.benchmarks.speed.torch_worker import variant_of
+
+    for variant in (*VARIANTS.values(), VARIANTS["S"].with_(ope_stages=(), etm_stages=(3,))):
+        assert variant_of(json.loads(json.dumps(asdict(variant)))) == variant
+
+
 def test_hardware_that_is_not_there_makes_no_row() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    from asymtrack_edge.benchmarks.speed.torch_steps import torch_step
+    from asymtrack_edge.benchmarks.speed.own_process import torch_step
 
     with pytest.raises(EngineError, match="no CUDA device"):
         torch_step(VARIANTS["T"], "reference", "cuda:0")

@@ -22,7 +22,7 @@ from asymtrack_edge.runtime.loading import BACKENDS, open_engine
 
 EXAMPLES = """
 asymtrack-check asymtrack-t-fp16-xavier --backend tensorrt
-asymtrack-check T --backend openvino-half --clip video.mp4 --box 60,14,57,88
+asymtrack-check T --backend openvino-bf16 --clip video.mp4 --box 60,14,57,88
 """
 
 

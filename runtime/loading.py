@@ -11,12 +11,12 @@ from asymtrack_edge.runtime.engine import Engine
 from asymtrack_edge.variants import VARIANTS
 
 #: Inference backends by name. ``auto`` takes TensorRT where the directory has an engine for this
-#: device, else ONNX Runtime on the CPU. The CPU's half precision (``openvino-half``) is never taken unasked.
+#: device, else ONNX Runtime on the CPU. bf16 is never taken unasked.
 BACKENDS = (
     "auto",
     "onnxruntime",
     "openvino",
-    "openvino-half",
+    "openvino-bf16",
     "onnxruntime-cuda",
     "onnxruntime-tensorrt",
     "tensorrt",
@@ -64,7 +64,7 @@ def open_engine(
     if backend.startswith("openvino"):
         from asymtrack_edge.runtime.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(folder, manifest, threads, half=backend == "openvino-half")
+        return OpenVinoEngine(folder, manifest, threads, bf16=backend == "openvino-bf16")
     return _onnxruntime(folder, manifest, backend, device, threads)
 
 

@@ -1,8 +1,10 @@
-"""OpenVINO backend: CPUs of x86 and Arm, in fp32 or in the CPU's own half precision.
+"""OpenVINO backend: CPUs of x86 and Arm in fp32, x86 also in bf16.
 
 It reads the same ONNX models as the ONNX Runtime backend. In fp32 it is about as fast; what it has
-that ONNX Runtime has not is arithmetic in half precision on CPUs (bf16 on x86 with AVX512-BF16 or AMX,
-fp16 on Arm with the fp16 extension), without another export: docs/performance.md has the figures.
+that ONNX Runtime has not is arithmetic in bf16 on CPUs with AVX512-BF16 or AMX, without another
+export: docs/performance.md has the figures. bf16 has the range of fp32 (nothing overflows), and sums
+are kept in fp32. fp16, which Arm CPUs have, is not offered: with OpenVINO 2025.2 the networks' answers
+were wrong there (``asymtrack-check``), as those of its int8 are.
 
 Every tensor is bound once: the networks read and write the arrays of ``HostEngine`` in place.
 """
@@ -19,9 +21,8 @@ from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.engine import HostEngine
 from asymtrack_edge.runtime.threads import processors, side_by_side
 
-#: Half precisions that a CPU can have: OpenVINO's names for the capability and for the hint, and ours. The
-#: first that the CPU has is taken: bf16 has the range of fp32, so that nothing can overflow.
-_HALVES = (("BF16", "bf16", "bf16"), ("FP16", "f16", "fp16"))
+#: Pinned, the threads of two processes would sit on the same processors, and leave others idle.
+_COMMON = {"ENABLE_CPU_PINNING": False}
 
 
 class OpenVinoEngine(HostEngine):
@@ -34,45 +35,36 @@ class OpenVinoEngine(HostEngine):
         folder: an export directory.
         manifest: its manifest, already verified.
         threads: how many to use; None for OpenVINO's choice.
-        half: run the search network in half precision. The template network stays in fp32: it runs
-            once per target.
-
-    Attributes:
-        precision: ``"bf16"`` or ``"fp16"`` where ``half`` was asked for, else the manifest's.
+        bf16: run the search network in bf16. The template network stays in fp32: it runs once per
+            target.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
-        EngineError: an int8 export, a model that OpenVINO cannot load, or a CPU without half precision.
+        EngineError: an int8 export, a model that OpenVINO cannot load, or a CPU without bf16.
     """
 
     on_cpu = True
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None, half: bool = False) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None, bf16: bool = False) -> None:
         if manifest.precision == "int8":
             # Its int8 convolutions answer something else than the model says (asymtrack-check shows it).
             raise EngineError("int8 exports are for ONNX Runtime: use --backend onnxruntime, or export without --int8")
         ov = _import()
-        super().__init__(manifest, "OpenVINO CPU")
-        self.backend = "openvino-half" if half else "openvino"
+        super().__init__(manifest, "OpenVINO CPU bf16" if bf16 else "OpenVINO CPU")
         self._core = ov.Core()
         self._tensor = ov.Tensor
-        hint = "f32"
-        if half:
-            found = _half_precision(self._core)
-            if found is None:
-                raise EngineError(
-                    "this CPU has no arithmetic in half precision (bf16 on x86 needs AVX512-BF16 or AMX, fp16 on "
-                    "Arm the fp16 extension): use --backend openvino"
-                )
-            hint, self.precision = found
-            self.name = f"OpenVINO CPU {self.precision}"
+        self.backend = "openvino"
+        if bf16:
+            if not _bf16(self._core):
+                raise EngineError("this CPU has no bf16 (AVX512-BF16 or AMX): use --backend openvino")
+            self.backend, self.precision = "openvino-bf16", "bf16"
         self.threads = threads or processors()
         shared = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
         single = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **shared}
         self._search_path = folder / "search.onnx"
-        self._half = {"INFERENCE_PRECISION_HINT": hint}
+        self._precision = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
         self._template = self._compile(folder / "template.onnx", {**single, "INFERENCE_PRECISION_HINT": "f32"})
-        self._search = self._compile(self._search_path, {**single, **self._half})
+        self._search = self._compile(self._search_path, {**single, **self._precision})
         #: The search network once more, in as many streams of one thread as there are threads.
         self._lanes: Optional[Any] = None
         self._requests: Dict[Tuple[int, int], Any] = {}
@@ -86,7 +78,9 @@ class OpenVinoEngine(HostEngine):
         super().reserve(slots)
         if slots > 1 and self.threads > 1 and self._lanes is None:
             streams = {"NUM_STREAMS": self.threads, "INFERENCE_NUM_THREADS": self.threads}
-            self._lanes = self._compile(self._search_path, {"PERFORMANCE_HINT": "THROUGHPUT", **streams, **self._half})
+            self._lanes = self._compile(
+                self._search_path, {"PERFORMANCE_HINT": "THROUGHPUT", **streams, **self._precision}
+            )
 
     def close(self) -> None:
         """See ``Engine.close``."""
@@ -98,7 +92,7 @@ class OpenVinoEngine(HostEngine):
             # One target per call: a free batch axis becomes 1.
             shapes = {i.any_name: [d.get_length() if d.is_static else 1 for d in i.partial_shape] for i in model.inputs}
             model.reshape(shapes)
-            return self._core.compile_model(model, "CPU", options)
+            return self._core.compile_model(model, "CPU", {**_COMMON, **options})
         except Exception as error:  # its own and pybind's, many lines long, the reason last
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise EngineError(f"OpenVINO cannot load {path}: {lines[-1] if lines else 'no reason given'}") from None
@@ -143,13 +137,13 @@ class OpenVinoEngine(HostEngine):
         return request
 
 
-def has_half_precision() -> bool:
-    """Whether this CPU computes in half precision, as ``openvino-half`` needs it.
+def has_bf16() -> bool:
+    """Whether this CPU computes in bf16, as ``openvino-bf16`` needs it.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
     """
-    return _half_precision(_import().Core()) is not None
+    return _bf16(_import().Core())
 
 
 def _import() -> Any:
@@ -160,10 +154,8 @@ def _import() -> Any:
     return openvino
 
 
-def _half_precision(core: Any) -> Optional[Tuple[str, str]]:
-    """OpenVINO's and our name of this CPU's half precision; None if it has none."""
-    has = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return next(((hint, name) for capability, hint, name in _HALVES if capability in has), None)
+def _bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _wait(requests: Sequence[Any]) -> None:

@@ -31,9 +31,9 @@ def openvino_backends() -> Tuple[str, ...]:
     """The OpenVINO backends that run here."""
     if not importlib.util.find_spec("openvino"):
         return ()
-    from asymtrack_edge.runtime.openvino import has_half_precision
+    from asymtrack_edge.runtime.openvino import has_bf16
 
-    return ("openvino", "openvino-half") if has_half_precision() else ("openvino",)
+    return ("openvino", "openvino-bf16") if has_bf16() else ("openvino",)
 
 
 @dataclass(frozen=True)

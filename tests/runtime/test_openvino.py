@@ -1,4 +1,4 @@
-"""The OpenVINO backend: the same tracks as ONNX Runtime's, and half precision near enough to them."""
+"""The OpenVINO backend: the same tracks as ONNX Runtime's, and in bf16 near enough to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("openvino")
 from asymtrack_edge.runtime import openvino as backend
 
 FRAMES = list(moving_square(12, (240, 200)))
-needs_half = pytest.mark.skipif(not backend.has_half_precision(), reason="this CPU has no half precision")
+needs_bf16 = pytest.mark.skipif(not backend.has_bf16(), reason="this CPU has no bf16")
 
 
 @pytest.fixture(scope="session")
@@ -79,14 +79,23 @@ def test_a_file_in_fp16_is_read_as_onnxruntime_reads_it(half_file_model: Path) -
     assert report["box_difference"] < 0.05 and report["score_difference"] < 0.05
 
 
-@needs_half
-def test_half_precision_is_near_and_is_said(model: Path) -> None:
-    reference, whole, half = (open_engine(model, name) for name in ("onnxruntime", "openvino", "openvino-half"))
-    assert (whole.precision, half.precision) == ("fp32", half.name.split()[-1])
-    assert half.precision in ("bf16", "fp16")
+def test_threads_are_not_pinned(batch_model: Path) -> None:
+    """Two processes that pin their threads share the first processors and leave the others idle."""
+    engine = backend.OpenVinoEngine(batch_model, load_manifest(batch_model), threads=2)
+    engine.reserve(2)
+    for model in (engine._template, engine._search, engine._lanes):
+        assert model is not None and not model.get_property("ENABLE_CPU_PINNING")
+    assert engine._search.get_property("INFERENCE_NUM_THREADS") == 2
+    assert engine._lanes is not None and engine._lanes.get_property("NUM_STREAMS") == 2
+
+
+@needs_bf16
+def test_bf16_is_near_and_is_said(model: Path) -> None:
+    reference, whole, half = (open_engine(model, name) for name in ("onnxruntime", "openvino", "openvino-bf16"))
+    assert (whole.precision, half.precision, half.name) == ("fp32", "bf16", "OpenVINO CPU bf16")
     report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
     assert within(report, HALF_ARITHMETIC)
-    assert report["box_difference"] > 1e-6, "it was not computed in half precision"
+    assert report["box_difference"] > 1e-6, "it was not computed in bf16"
     # The template runs once per target: it is not worth a rounding.
     for engine in (whole, half):
         engine.template(FRAMES[0][0], crop_window(FRAMES[0][1], 2.0))
@@ -94,12 +103,12 @@ def test_half_precision_is_near_and_is_said(model: Path) -> None:
         np.testing.assert_array_equal(half.state[name], values)  # type: ignore[attr-defined]
 
 
-def test_a_cpu_without_half_precision_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(backend, "_half_precision", lambda core: None)
-    assert not backend.has_half_precision()
-    assert track(["0", "--model", str(model), "--backend", "openvino-half", "--box", "1,2,3,4"]) == 2
+def test_a_cpu_without_bf16_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(backend, "_bf16", lambda core: False)
+    assert not backend.has_bf16()
+    assert track(["0", "--model", str(model), "--backend", "openvino-bf16", "--box", "1,2,3,4"]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "no arithmetic in half precision" in error and "--backend openvino" in error
+    assert len(error.splitlines()) == 1 and "has no bf16" in error and "--backend openvino" in error
 
 
 def test_without_openvino_the_extra_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ from asymtrack_edge.benchmarks.contenders import (
     peak_contender,
     reference_contender,
 )
-from asymtrack_edge.benchmarks.speed.timing import interleave, speedup
+from asymtrack_edge.benchmarks.speed.ratios import speedup
+from asymtrack_edge.benchmarks.speed.timing import interleave
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.progress import TimeBar
 
@@ -46,7 +47,7 @@ def race(contenders: Sequence[Contender], seconds: float, clock: Callable[[], fl
     Args:
         contenders: at least one.
         seconds: no round begins after this long (there is always one); where fewer than
-            ``speed.timing.LEAST_ROUNDS`` were made by then, half as long again.
+            ``speed.ratios.LEAST_ROUNDS`` were made by then, half as long again.
         clock: ``time.thread_time`` leaves out the time in which the thread did not run; right only for
             contenders that work in the calling thread alone.
     """

@@ -25,7 +25,7 @@ class Engine(ABC):
         name: backend and where it runs, for people.
         backend: its name in ``loading.BACKENDS``.
         on_cpu: whether the networks run on the CPU.
-        precision: what most of the search network is computed in.
+        precision: the export's, or that of the arithmetic where it is another one (bf16).
         capacity: slots that exist.
         seconds: time spent so far by stage: ``"crop"`` and ``"infer"``.
     """

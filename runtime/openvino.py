@@ -2,9 +2,13 @@
 
 It reads the same ONNX models as the ONNX Runtime backend. In fp32 it is about as fast; what it has
 that ONNX Runtime has not is arithmetic in bf16 on CPUs with AVX512-BF16 or AMX, without another
-export: docs/performance.md has the figures. bf16 has the range of fp32 (nothing overflows), and sums
-are kept in fp32. fp16, which Arm CPUs have, is not offered: with OpenVINO 2025.2 the networks' answers
-were wrong there (``asymtrack-check``), as those of its int8 are.
+export: docs/performance.md has the figures. bf16 has the range of fp32, so that nothing overflows.
+fp16, which Arm CPUs have, is not offered: with OpenVINO 2025.2 the answers were wrong there.
+
+Some versions of OpenVINO answer wrongly in fp32 too, without a word: of these networks 2023.3 to 2024.1
+the search network, 2026.4 the template network of a fixed batch. So the template network, which runs
+once per target, is left to ONNX Runtime, and the search network has to agree with ONNX Runtime's on a
+made-up crop before it is used.
 
 Every tensor is bound once: the networks read and write the arrays of ``HostEngine`` in place.
 """
@@ -18,14 +22,17 @@ import numpy as np
 
 from asymtrack_edge.errors import EngineError, MissingDependencyError
 from asymtrack_edge.manifest import Manifest
-from asymtrack_edge.runtime.engine import HostEngine
+from asymtrack_edge.runtime.ort import OnnxRuntimeTemplate, open_session
 from asymtrack_edge.runtime.threads import processors, side_by_side
 
 #: Pinned, the threads of two processes would sit on the same processors, and leave others idle.
 _COMMON = {"ENABLE_CPU_PINNING": False}
+#: On noise, how far a prediction may be from ONNX Runtime's: wide enough for bf16, far below an answer of another
+#: question.
+_FARTHEST = 0.05
 
 
-class OpenVinoEngine(HostEngine):
+class OpenVinoEngine(OnnxRuntimeTemplate):
     """OpenVINO on the CPU.
 
     One target uses all threads in each operator; several run side by side, one thread each, as with
@@ -35,40 +42,34 @@ class OpenVinoEngine(HostEngine):
         folder: an export directory.
         manifest: its manifest, already verified.
         threads: how many to use; None for OpenVINO's choice.
-        bf16: run the search network in bf16. The template network stays in fp32: it runs once per
-            target.
+        bf16: run the search network in bf16.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
-        EngineError: an int8 export, a model that OpenVINO cannot load, or a CPU without bf16.
+        EngineError: OpenVINO cannot load the model or answers wrongly, or the CPU has no bf16.
     """
 
     on_cpu = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None, bf16: bool = False) -> None:
-        if manifest.precision == "int8":
-            # Its int8 convolutions answer something else than the model says (asymtrack-check shows it).
-            raise EngineError("int8 exports are for ONNX Runtime: use --backend onnxruntime, or export without --int8")
-        ov = _import()
-        super().__init__(manifest, "OpenVINO CPU bf16" if bf16 else "OpenVINO CPU")
-        self._core = ov.Core()
-        self._tensor = ov.Tensor
+        self._ov = _import()
+        super().__init__(folder, manifest, "OpenVINO CPU bf16" if bf16 else "OpenVINO CPU", threads)
+        self._core = self._ov.Core()
         self.backend = "openvino"
         if bf16:
             if not _bf16(self._core):
                 raise EngineError("this CPU has no bf16 (AVX512-BF16 or AMX): use --backend openvino")
             self.backend, self.precision = "openvino-bf16", "bf16"
         self.threads = threads or processors()
-        shared = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
-        single = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **shared}
         self._search_path = folder / "search.onnx"
         self._precision = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
-        self._template = self._compile(folder / "template.onnx", {**single, "INFERENCE_PRECISION_HINT": "f32"})
-        self._search = self._compile(self._search_path, {**single, **self._precision})
+        self._requests: Dict[Tuple[int, int], Any] = {}
         #: The search network once more, in as many streams of one thread as there are threads.
         self._lanes: Optional[Any] = None
-        self._requests: Dict[Tuple[int, int], Any] = {}
+        shared = {} if threads is None else {"INFERENCE_NUM_THREADS": threads}
+        self._search: Optional[Any] = self._compile({"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, **shared})
         self.reserve(1)
+        self._require_agreement(self._search)
 
     def reserve(self, slots: int) -> None:
         """See ``Engine.reserve``. Room for a second target compiles the search network once more."""
@@ -77,30 +78,51 @@ class OpenVinoEngine(HostEngine):
             self._requests.clear()
         super().reserve(slots)
         if slots > 1 and self.threads > 1 and self._lanes is None:
-            streams = {"NUM_STREAMS": self.threads, "INFERENCE_NUM_THREADS": self.threads}
-            self._lanes = self._compile(
-                self._search_path, {"PERFORMANCE_HINT": "THROUGHPUT", **streams, **self._precision}
-            )
+            shared = {"NUM_STREAMS": self.threads, "INFERENCE_NUM_THREADS": self.threads}
+            self._lanes = self._compile({"PERFORMANCE_HINT": "THROUGHPUT", **shared})
+            self._require_agreement(self._lanes)
 
     def close(self) -> None:
         """See ``Engine.close``."""
         self._requests.clear()
+        self._search = self._lanes = None
 
-    def _compile(self, path: Path, options: Dict[str, Any]) -> Any:
+    def _compile(self, options: Dict[str, Any]) -> Any:
         try:
-            model = self._core.read_model(str(path))
+            model = self._core.read_model(str(self._search_path))
             # One target per call: a free batch axis becomes 1.
             shapes = {i.any_name: [d.get_length() if d.is_static else 1 for d in i.partial_shape] for i in model.inputs}
             model.reshape(shapes)
-            return self._core.compile_model(model, "CPU", {**_COMMON, **options})
+            return self._core.compile_model(model, "CPU", {**_COMMON, **self._precision, **options})
         except Exception as error:  # its own and pybind's, many lines long, the reason last
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise EngineError(f"OpenVINO cannot load {path}: {lines[-1] if lines else 'no reason given'}") from None
+            reason = lines[-1] if lines else "no reason given"
+            raise EngineError(f"OpenVINO cannot load {self._search_path}: {reason}") from None
 
-    def _run_template(self, slot: int) -> None:
-        self._request(self._template, slot, self.manifest.template.name, self._template_image).infer()
+    def _require_agreement(self, model: Any) -> None:
+        """Holds a compiled search network against ONNX Runtime's, on noise."""
+        random = np.random.RandomState(0)
+        feed = {}
+        for spec in (self.manifest.search, *self.manifest.state):
+            shape = (1, *spec.shape)
+            noise = random.randint(0, 256, shape) if spec.dtype == "uint8" else random.normal(0, 1, shape)
+            feed[spec.name] = noise.astype(spec.dtype)
+        wanted = open_session(self._search_path, self.threads).run(None, feed)[0]
+        request = model.create_infer_request()
+        for name, array in feed.items():
+            request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
+        request.infer()
+        apart = float(np.abs(request.get_tensor(self.manifest.output.name).data - wanted).max())
+        # Not NaN either, which compares false.
+        if not apart <= _FARTHEST:
+            raise EngineError(
+                f"OpenVINO {self._ov.__version__} does not compute what the model says (off by {apart:.2g}): "
+                "install another version, or use --backend onnxruntime"
+            )
 
     def _run_searches(self, count: int) -> None:
+        if self._search is None:
+            raise EngineError("this engine has been closed: open another")
         lanes = side_by_side(count, self.threads) if self._lanes is not None else 0
         started: List[Any] = []
         try:
@@ -115,24 +137,17 @@ class OpenVinoEngine(HostEngine):
             self._search_request(self._search, slot).infer()
 
     def _search_request(self, model: Any, slot: int) -> Any:
-        row = slice(slot, slot + 1)
-        return self._request(
-            model,
-            slot,
-            self.manifest.search.name,
-            self._search_images[row],
-            (self.manifest.output.name, self._predictions[row]),
-        )
-
-    def _request(self, model: Any, slot: int, image: str, pixels: np.ndarray, *more: Tuple[str, np.ndarray]) -> Any:
         """A network's request for one slot, its tensors bound when it is first asked for."""
         key = (id(model), slot)
         request = self._requests.get(key)
         if request is None:
             request = model.create_infer_request()
-            state = ((name, values[slot : slot + 1]) for name, values in self.state.items())
-            for name, array in ((image, pixels), *state, *more):
-                request.set_tensor(name, self._tensor(array, shared_memory=True))
+            row = slice(slot, slot + 1)
+            tensors = {name: values[row] for name, values in self.state.items()}
+            tensors[self.manifest.search.name] = self._search_images[row]
+            tensors[self.manifest.output.name] = self._predictions[row]
+            for name, array in tensors.items():
+                request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
             self._requests[key] = request
         return request
 
@@ -142,6 +157,7 @@ def has_bf16() -> bool:
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
+        EngineError: OpenVINO is installed and cannot be imported.
     """
     return _bf16(_import().Core())
 
@@ -149,8 +165,12 @@ def has_bf16() -> bool:
 def _import() -> Any:
     try:
         import openvino
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise EngineError(f"OpenVINO cannot be imported: {error}") from None
         raise MissingDependencyError("openvino", "openvino", "the backend openvino") from None
+    except ImportError as error:
+        raise EngineError(f"OpenVINO cannot be imported: {error}") from None
     return openvino
 
 

@@ -58,7 +58,40 @@ def open_session(
     return session
 
 
-class OnnxRuntimeEngine(HostEngine):
+class OnnxRuntimeTemplate(HostEngine):
+    """An engine whose template network runs in ONNX Runtime on the CPU.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        name: see ``Engine``.
+        threads: how many to use; None for ONNX Runtime's choice.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, name: str, threads: Optional[int]) -> None:
+        super().__init__(manifest, name)
+        self._template = open_session(folder / "template.onnx", threads)
+        self._template_bindings: Dict[int, Any] = {}
+
+    def reserve(self, slots: int) -> None:
+        """See ``Engine.reserve``."""
+        if slots > self.capacity:
+            # The bindings hold addresses of the arrays that are about to be replaced.
+            self._template_bindings.clear()
+        super().reserve(slots)
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._template_bindings.get(slot)
+        if binding is None:
+            binding = self._template.io_binding()
+            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
+            for name, values in self.state.items():
+                _bind(binding.bind_output, name, values[slot : slot + 1])
+            self._template_bindings[slot] = binding
+        self._template.run_with_iobinding(binding)
+
+
+class OnnxRuntimeEngine(OnnxRuntimeTemplate):
     """ONNX Runtime on the CPU.
 
     One target uses all threads inside each operator. Several are spread over the threads instead, one
@@ -75,23 +108,19 @@ class OnnxRuntimeEngine(HostEngine):
     on_cpu = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
-        super().__init__(manifest, "onnxruntime CPU")
+        super().__init__(folder, manifest, "onnxruntime CPU", threads)
         self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
-        self._template = open_session(folder / "template.onnx", threads)
         self._search = open_session(self._search_path, threads)
         #: The same network on one thread. A session may run in several threads at once.
         self._lane: Optional[ort.InferenceSession] = None
         self._helpers: Optional[ThreadPoolExecutor] = None
-        self._template_bindings: Dict[int, Any] = {}
         self._search_bindings: Dict[Tuple[bool, int], Any] = {}
         self.reserve(1)
 
     def reserve(self, slots: int) -> None:
         """See ``Engine.reserve``. Room for a second target opens a second session."""
         if slots > self.capacity:
-            # The bindings hold addresses of the arrays that are about to be replaced.
-            self._template_bindings.clear()
             self._search_bindings.clear()
         super().reserve(slots)
         if slots > 1 and self.threads > 1 and self._lane is None:
@@ -102,16 +131,6 @@ class OnnxRuntimeEngine(HostEngine):
         """See ``Engine.close``."""
         if self._helpers is not None:
             self._helpers.shutdown()
-
-    def _run_template(self, slot: int) -> None:
-        binding = self._template_bindings.get(slot)
-        if binding is None:
-            binding = self._template.io_binding()
-            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
-            for name, values in self.state.items():
-                _bind(binding.bind_output, name, values[slot : slot + 1])
-            self._template_bindings[slot] = binding
-        self._template.run_with_iobinding(binding)
 
     def _run_searches(self, count: int) -> None:
         spread = side_by_side(count, self.threads) if self._lane is not None else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -52,18 +53,21 @@ def measure_table_4(
     """
     if form not in FORMS:
         raise UsageError(f"unknown form {form!r}: choose one of {', '.join(FORMS)}")
-    candidates: List[Tuple[Subject, Step]] = []
-    for component in TABLE_4:
-        variant = component_variant(component)
-        if form == "reference":
-            subject, step = torch_step(variant, "reference", device, threads)
-            candidates.append((replace(subject, name=f"reference {component.label}"), step))
-            continue
-        folder = models.export_folder(variant, say=say)
-        engine = open_engine(folder, "onnxruntime", threads=threads)
-        made = engine_subject(engine, 0, threads, f"onnxruntime {component.label}")
-        candidates.append((made, EngineStep(engine)))
-    return protocols.network(bench, candidates, base=candidates[3][0].name)
+    with ExitStack() as stack:
+        candidates: List[Tuple[Subject, Step]] = []
+        for component in TABLE_4:
+            variant = component_variant(component)
+            if form == "reference":
+                subject, step = torch_step(variant, "reference", device, threads)
+                stack.callback(step.close)
+                candidates.append((replace(subject, name=f"reference {component.label}"), step))
+                continue
+            folder = models.export_folder(variant, say=say)
+            engine = open_engine(folder, "onnxruntime", threads=threads)
+            stack.callback(engine.close)
+            made = engine_subject(engine, 0, threads, f"onnxruntime {component.label}")
+            candidates.append((made, EngineStep(engine)))
+        return protocols.network(bench, candidates, base=candidates[3][0].name)
 
 
 def speed_order(findings: Findings) -> List[int]:

@@ -78,41 +78,56 @@ def _networks(
     if not {"P1", "P2", "P3", "P4"} & set(plan.protocols):
         return Findings()
     suffix = _suffix(plan, variant, threads, batch)
-    candidates: List[Tuple[Subject, Step]] = []
-    engines: List[Tuple[Subject, EngineStep, Path]] = []
-    for backend in plan.backends:
-        if backend in TORCH_BACKENDS:
-            if wanted:
-                candidates.append(_torch(backend, plan, variant, threads, batch, suffix))
-            continue
-        for precision in plan.precisions:
-            folder = _folder(plan, variant, precision, batch, backend, say)
-            engine = open_engine(folder, backend, plan.device, threads)
-            name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
-            subject = replace(engine_subject(engine, plan.device, threads, name), batch=batch)
-            if batch > engine.manifest.max_batch:
-                subject = replace(subject, notes=(*subject.notes, f"{batch} calls of batch 1: the export is static"))
-            step = EngineStep(engine, batch)
-            engines.append((subject, step, folder))
-            if wanted:
-                candidates.append((subject, step))
-            takes_arrays = backend in ("onnxruntime", "onnxruntime-cuda") and batch <= engine.manifest.max_batch
-            if "P3" in plan.protocols and takes_arrays:
-                candidates.append(_host_arrays(subject, folder, backend, plan.device, threads, batch))
-    found = Findings()
-    if candidates:
-        if "P3" in plan.protocols and batch == 1:
-            candidates += _peer_networks(peers, threads, {s.name for s, _ in candidates})
-        peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
-        found = protocols.network(bench, candidates, None, peak, tuple(wanted))
-    if "P4" in plan.protocols:
-        for subject, engine_step, folder in engines:
-            found.rows.append(protocols.trtexec_way(bench, subject, engine_step))
-            if subject.backend == "tensorrt":
-                found.add(_trtexec(bench, subject, folder))
-    for _, candidate in candidates:
-        candidate.close()
+    with ExitStack() as stack:
+        candidates: List[Tuple[Subject, Step]] = []
+        engines: List[Tuple[Subject, EngineStep, Path]] = []
+        for backend in plan.backends:
+            if backend in TORCH_BACKENDS:
+                if wanted:
+                    candidates.append(_torch(backend, plan, variant, threads, batch, suffix))
+                    stack.callback(candidates[-1][1].close)
+                continue
+            for precision in plan.precisions:
+                subject, step, folder = _engine(backend, precision, plan, variant, threads, batch, suffix, say)
+                stack.callback(step.close)
+                engines.append((subject, step, folder))
+                if wanted:
+                    candidates.append((subject, step))
+                fits = batch <= step.engine.manifest.max_batch
+                if "P3" in plan.protocols and fits and backend in ("onnxruntime", "onnxruntime-cuda"):
+                    candidates.append(_host_arrays(subject, folder, backend, plan.device, threads, batch))
+        found = Findings()
+        if candidates:
+            if "P3" in plan.protocols and batch == 1:
+                candidates += _peer_networks(peers, threads, {s.name for s, _ in candidates})
+            peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
+            found = protocols.network(bench, candidates, None, peak, tuple(wanted))
+        if "P4" in plan.protocols:
+            for subject, step, folder in engines:
+                found.rows.append(protocols.trtexec_way(bench, subject, step))
+                if subject.backend == "tensorrt":
+                    found.add(_trtexec(bench, subject, folder))
     return found
+
+
+def _engine(
+    backend: str,
+    precision: str,
+    plan: Plan,
+    variant: Variant,
+    threads: Optional[int],
+    batch: int,
+    suffix: str,
+    say: Callable[[str], None],
+) -> Tuple[Subject, EngineStep, Path]:
+    """An exported network on a backend, its description and its directory."""
+    folder = _folder(plan, variant, precision, batch, backend, say)
+    engine = open_engine(folder, backend, plan.device, threads)
+    name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
+    subject = replace(engine_subject(engine, plan.device, threads, name), batch=batch)
+    if batch > engine.manifest.max_batch:
+        subject = replace(subject, notes=(*subject.notes, f"{batch} calls of batch 1: the export is static"))
+    return subject, EngineStep(engine, batch), folder
 
 
 def _suffix(plan: Plan, variant: Variant, threads: Optional[int], batch: int) -> str:

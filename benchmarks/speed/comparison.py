@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -43,19 +44,22 @@ def measure(
     """
     if len(folders) * len(backends) + reference < 2:
         raise UsageError("a comparison needs two candidates: name another export directory or backend, or --reference")
-    candidates: List[Tuple[Subject, Step]] = []
-    names: List[str] = []
-    for folder, backend in product(folders, backends):
-        engine = open_engine(model_folder(folder), backend, device, threads)
-        name = f"{folder}, {backend}" if len(backends) > 1 else str(folder)
-        name += " again" * (name in names)
-        while name in names:
-            name += "'"
-        names.append(name)
-        candidates.append((engine_subject(engine, device, threads, name), EngineStep(engine)))
-    if reference:
-        variant = get_variant(candidates[0][0].tracker.replace("AsymTrack-", ""))
-        subject, step = torch_step(variant, "reference", threads=threads)
-        candidates.insert(0, (replace(subject, name="published form, PyTorch"), step))
-    peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
-    return protocols.network(bench, candidates, peak=peak, protocols=("P2",))
+    with ExitStack() as stack:
+        candidates: List[Tuple[Subject, Step]] = []
+        names: List[str] = []
+        for folder, backend in product(folders, backends):
+            engine = open_engine(model_folder(folder), backend, device, threads)
+            name = f"{folder}, {backend}" if len(backends) > 1 else str(folder)
+            name += " again" * (name in names)
+            while name in names:
+                name += "'"
+            names.append(name)
+            stack.callback(engine.close)
+            candidates.append((engine_subject(engine, device, threads, name), EngineStep(engine)))
+        if reference:
+            variant = get_variant(candidates[0][0].tracker.replace("AsymTrack-", ""))
+            subject, step = torch_step(variant, "reference", threads=threads)
+            stack.callback(step.close)
+            candidates.insert(0, (replace(subject, name="published form, PyTorch"), step))
+        peak = matrix_product(threads, bench.facts) if any(not s.on_gpu for s, _ in candidates) else None
+        return protocols.network(bench, candidates, peak=peak, protocols=("P2",))

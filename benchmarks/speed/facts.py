@@ -7,7 +7,6 @@ that was not there cannot come about: what the system does not report is ``None`
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import re
 import subprocess
@@ -23,6 +22,7 @@ from asymtrack_edge.benchmarks.speed.jetson import (
     parse_nvpmodel,
     parse_release,
 )
+from asymtrack_edge.runtime.threads import processors
 
 #: Runs a command and returns what it prints; None if it is absent or fails.
 Runner = Callable[[Sequence[str]], Optional[str]]
@@ -129,7 +129,7 @@ def collect(root: Path = Path("/"), run: Runner = run_command, device: int = 0) 
     gpu = gpu_facts(run, device=device)
     return Facts(
         cpu=_cpu_name(cpuinfo, board),
-        cores=_usable_cores(),
+        cores=processors(),
         ram_mb=int(memory.group(1)) // 1024 if memory else None,
         board=board,
         virtual_machine="hypervisor" in flags.group(1).split() if flags else None,
@@ -269,13 +269,6 @@ def _cpu_name(cpuinfo: str, board: Optional[str]) -> Optional[str]:
     if match:
         return match.group(1).strip()
     return f"{platform.machine()} of {board}" if board else platform.machine() or None
-
-
-def _usable_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on Linux
-        return os.cpu_count() or 1
 
 
 def _os_name(text: str) -> str:

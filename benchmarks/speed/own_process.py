@@ -23,6 +23,13 @@ from asymtrack_edge.errors import EngineError, MissingDependencyError, UsageErro
 from asymtrack_edge.variants import Variant
 
 FORMS = ("reference", "folded")
+#: Imports from where this process does, and not from the working folder, as ``-m`` would.
+_WORKER = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from asymtrack_edge.benchmarks.speed.torch_worker import main
+sys.exit(main(sys.argv[2]))
+"""
 
 
 class ProcessStep(Step):
@@ -40,7 +47,7 @@ class ProcessStep(Step):
     def __init__(self, request: Dict[str, Any], clock: str = "wall") -> None:
         self.clock = clock
         self._processor = 0.0
-        worker = [sys.executable, "-m", "asymtrack_edge.benchmarks.speed.torch_worker", json.dumps(request)]
+        worker = [sys.executable, "-c", _WORKER, json.dumps(sys.path), json.dumps(request)]
         self._child = subprocess.Popen(
             worker, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -84,7 +91,10 @@ class ProcessStep(Step):
     def _answer(self) -> Dict[str, Any]:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
-        answer: Dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+        try:
+            answer: Dict[str, Any] = json.loads(line)
+        except ValueError:
+            answer = {}
         if not answer:
             raise EngineError(f"the process that times PyTorch ended with exit code {self._child.wait()}")
         if "error" in answer:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple
 
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import AsymTrackError, UsageError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.loading import BACKENDS
 from asymtrack_edge.variants import Variant, get_variant
@@ -28,12 +28,13 @@ def has_torch() -> bool:
 
 
 def openvino_backends() -> Tuple[str, ...]:
-    """The OpenVINO backends that run here."""
-    if not importlib.util.find_spec("openvino"):
-        return ()
+    """The OpenVINO backends that run here; none where it is absent or cannot be imported."""
     from asymtrack_edge.runtime.openvino import has_bf16
 
-    return ("openvino", "openvino-bf16") if has_bf16() else ("openvino",)
+    try:
+        return ("openvino", "openvino-bf16") if has_bf16() else ("openvino",)
+    except AsymTrackError:
+        return ()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
 from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts
+from asymtrack_edge.benchmarks.speed.ratios import Ratio
 from asymtrack_edge.benchmarks.speed.subjects import Subject
-from asymtrack_edge.benchmarks.speed.timing import Ratio, Summary
+from asymtrack_edge.benchmarks.speed.timing import Summary
 
 #: Protocols by id: what a figure means (docs/benchmarks.md has them in full).
 PROTOCOLS: Dict[str, str] = {

@@ -1,16 +1,17 @@
 """The process that ``own_process.ProcessStep`` times PyTorch in: requests on stdin, answers on stdout.
 
 Both are lines of JSON. The first answer describes the step; then each request ``{"calls": N, "clock":
-"wall"}`` is answered with the seconds of N calls and the processor seconds spent in all. An error is one
-answer ``{"error": message}``, after which the process ends.
+"wall"}`` is answered with the seconds of N calls and the processor seconds spent in all. An error is the last
+answer, ``{"error": message}``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from time import perf_counter, process_time
-from typing import Any, Dict, List
+from typing import Any, Dict
 
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.variants import Published, Variant
@@ -23,10 +24,15 @@ def variant_of(fields: Dict[str, Any]) -> Variant:
     return Variant(**plain)
 
 
-def main(arguments: List[str]) -> int:
-    """Serves one step until stdin ends."""
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # nothing else may get between the answers
+def main(text: str) -> int:
+    """Serves one step until stdin ends.
+
+    Args:
+        text: JSON of the arguments of ``torch_steps.build``.
+    """
+    # The answers keep the pipe to themselves: what libraries print goes where errors go.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
 
     def answer(content: Dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
@@ -35,25 +41,26 @@ def main(arguments: List[str]) -> int:
         from asymtrack_edge.benchmarks.speed.timing import settle
         from asymtrack_edge.benchmarks.speed.torch_steps import build
 
-        request = json.loads(arguments[0])
+        request = json.loads(text)
         described, step = build(variant_of(request.pop("variant")), **request)
-    except (AsymTrackError, ImportError) as error:
+        answer(described)
+        for line in sys.stdin:
+            request = json.loads(line)
+            clock = process_time if request["clock"] == "cpu" else perf_counter
+            if request["calls"] > 1:
+                step.sample()  # wakes the threads, fills the caches: the first call of a turn does not count
+            used, seconds = process_time(), []
+            for _ in range(request["calls"]):
+                began = clock()
+                step.sample()
+                seconds.append(clock() - began)
+            used = process_time() - used
+            settle()  # the next candidate's turn comes when the threads here have come to rest
+            answer({"seconds": seconds, "processor": used})
+    except AsymTrackError as error:
         answer({"error": str(error)})
         return 2
-    answer(described)
-    for line in sys.stdin:
-        request = json.loads(line)
-        clock = process_time if request["clock"] == "cpu" else perf_counter
-        used, seconds = process_time(), []
-        for _ in range(request["calls"]):
-            began = clock()
-            step.sample()
-            seconds.append(clock() - began)
-        used = process_time() - used
-        settle()  # the next candidate's turn comes when the threads here have come to rest
-        answer({"seconds": seconds, "processor": used})
+    except Exception as error:  # whatever it is, the process that waits for an answer has to tell its user
+        answer({"error": f"{type(error).__name__}: {error}"})
+        return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

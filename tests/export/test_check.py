@@ -56,9 +56,23 @@ def test_what_differs_is_an_error(
         self._predictions[:count, column] += by
 
     monkeypatch.setattr(OpenVinoEngine, "_run_searches", off)
-    assert main(["T", "--backend", "openvino", "--threads", "1"]) == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "does not compute what the model says" in error
+    assert main(["T", "--backend", "openvino", "--threads", "1", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert len(printed.err.splitlines()) == 1 and "does not compute what the model says" in printed.err
+    report = json.loads(printed.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert not report["passed"]
+
+
+def test_several_targets_are_checked_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    real = OnnxRuntimeEngine._run_searches
+
+    def off(self: Any, count: int) -> None:
+        real(self, count)
+        self._predictions[1:count, 0] += 0.001
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "_run_searches", off)
+    assert main(["T", "--backend", "onnxruntime", "--threads", "2"]) == 1
+    assert "several targets at once by 0.001" in capsys.readouterr().err
 
 
 def test_limits_follow_the_arithmetic() -> None:
@@ -69,6 +83,8 @@ def test_limits_follow_the_arithmetic() -> None:
     assert limits_of(engine) == HALF_ARITHMETIC
     engine.precision = "fp32"
     assert limits_of(engine) == LIMITS["fp32"]
+    engine.on_cpu, engine.precision = True, "fp16"
+    assert limits_of(engine) == LIMITS["fp16"]
 
 
 @pytest.mark.parametrize(

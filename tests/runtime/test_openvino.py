@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
+import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, List
 
@@ -25,15 +26,15 @@ FRAMES = list(moving_square(12, (240, 200)))
 needs_bf16 = pytest.mark.skipif(not backend.has_bf16(), reason="this CPU has no bf16")
 
 
-@pytest.fixture(scope="session")
-def half_file_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small export whose file holds fp16 tensors."""
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def static_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small export of a fixed batch, as asymtrack-export writes by default."""
     pytest.importorskip("torch")
     from asymtrack_edge.export.pipeline import ExportOptions, write_models
     from tests.helpers import SMALL, filled_model
 
-    folder = tmp_path_factory.mktemp("small-fp16")
-    write_models(filled_model(SMALL), ExportOptions("fp16"), folder).save(folder)
+    folder = tmp_path_factory.mktemp(f"static-{request.param}")
+    write_models(filled_model(SMALL), ExportOptions(request.param), folder).save(folder)
     return folder
 
 
@@ -72,18 +73,19 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
     many.close()
 
 
-def test_a_file_in_fp16_is_read_as_onnxruntime_reads_it(half_file_model: Path) -> None:
-    reference, engine = (open_engine(half_file_model, name) for name in ("onnxruntime", "openvino"))
+def test_exports_of_a_fixed_batch(static_model: Path) -> None:
+    reference, engine = (open_engine(static_model, name) for name in ("onnxruntime", "openvino"))
     report = compare(reference, engine, [frame for frame, _ in FRAMES], FRAMES[0][1])
     # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights make much of it.
-    assert report["box_difference"] < 0.05 and report["score_difference"] < 0.05
+    limit = 0.05 if engine.precision == "fp16" else 1e-4
+    assert report["box_difference"] < limit and report["score_difference"] < limit
 
 
 def test_threads_are_not_pinned(batch_model: Path) -> None:
     """Two processes that pin their threads share the first processors and leave the others idle."""
     engine = backend.OpenVinoEngine(batch_model, load_manifest(batch_model), threads=2)
     engine.reserve(2)
-    for model in (engine._template, engine._search, engine._lanes):
+    for model in (engine._search, engine._lanes):
         assert model is not None and not model.get_property("ENABLE_CPU_PINNING")
     assert engine._search.get_property("INFERENCE_NUM_THREADS") == 2
     assert engine._lanes is not None and engine._lanes.get_property("NUM_STREAMS") == 2
@@ -117,14 +119,51 @@ def test_without_openvino_the_extra_is_named(model: Path, monkeypatch: pytest.Mo
         Tracker.load(model, "openvino")
 
 
-def test_int8_exports_are_refused(batch_model: Path) -> None:
-    manifest = replace(load_manifest(batch_model), precision="int8")
-    with pytest.raises(EngineError, match="use --backend onnxruntime"):
-        backend.OpenVinoEngine(batch_model, manifest)
+def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        def run(self, *_: Any) -> Any:
+            return [np.full((1, 5), np.nan, np.float32)]
+
+    real = backend.open_session
+    monkeypatch.setattr(backend, "open_session", lambda *_: Other())
+    with pytest.raises(EngineError, match="does not compute what the model says"):
+        backend.OpenVinoEngine(batch_model, load_manifest(batch_model))
+    monkeypatch.setattr(backend, "open_session", real)
+    backend.OpenVinoEngine(batch_model, load_manifest(batch_model))
+
+
+def test_a_closed_engine_says_so_and_holds_no_network(batch_model: Path) -> None:
+    many = MultiTracker.load(batch_model, "openvino", threads=2, capacity=2)
+    many.add(*FRAMES[0])
+    many.close()
+    assert many.engine._search is many.engine._lanes is None  # type: ignore[attr-defined]
+    with pytest.raises(EngineError, match="closed"):
+        many.update(FRAMES[1][0])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "word"),
+    [
+        (ModuleNotFoundError("no openvino", name="openvino"), MissingDependencyError, "pip install"),
+        (ImportError("libtbb.so.12: cannot open shared object file"), EngineError, "libtbb"),
+    ],
+)
+def test_absent_and_broken_are_told_apart(error: ImportError, kind: type, word: str, monkeypatch: Any) -> None:
+    real = builtins.__import__
+
+    def fail(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "openvino":
+            raise error
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(kind, match=word):
+        backend.has_bf16()
 
 
 def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "template.onnx").write_bytes(b"no model")
+    shutil.copy(batch_model / "template.onnx", tmp_path)
+    (tmp_path / "search.onnx").write_bytes(b"no model")
     with pytest.raises(EngineError, match="OpenVINO cannot load") as caught:
         backend.OpenVinoEngine(tmp_path, load_manifest(batch_model))
     assert len(str(caught.value).splitlines()) == 1

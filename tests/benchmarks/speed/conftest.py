@@ -10,10 +10,11 @@ import pytest
 
 from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts
 from asymtrack_edge.benchmarks.speed.profile import Layer
+from asymtrack_edge.benchmarks.speed.ratios import judge
 from asymtrack_edge.benchmarks.speed.report.document import layer_entries, make_document
 from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import Subject
-from asymtrack_edge.benchmarks.speed.timing import judge, summarise
+from asymtrack_edge.benchmarks.speed.timing import summarise
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 from asymtrack_edge.benchmarks import paper
 from asymtrack_edge.benchmarks.speed import against_paper
 from asymtrack_edge.benchmarks.speed.facts import Conditions, Facts
+from asymtrack_edge.benchmarks.speed.ratios import judge
 from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import Subject
-from asymtrack_edge.benchmarks.speed.timing import judge
 from asymtrack_edge.errors import UsageError
 
 NOTHING = Conditions({}, None, None, None)

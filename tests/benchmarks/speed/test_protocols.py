@@ -264,6 +264,19 @@ def test_a_process_that_dies_is_an_error() -> None:
     step.close()
 
 
+def test_what_goes_wrong_in_the_other_process_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asymtrack_edge.benchmarks.speed.own_process import torch_step
+    from tests.helpers import SMALL
+
+    with pytest.raises(EngineError, match="Error"):
+        torch_step(SMALL, "folded", threads=1, batch=10**9)
+    # A file of the user's that happens to be called like a module is not imported.
+    (tmp_path / "cv2.py").write_text("raise SystemExit(5)")
+    monkeypatch.chdir(tmp_path)
+    _, step = torch_step(SMALL, "folded", threads=1)
+    step.close()
+
+
 def test_variants_survive_the_way_to_another_process() -> None:
     from asymtrack_edge.benchmarks.speed.torch_worker import variant_of
 

@@ -9,16 +9,14 @@ from typing import Callable, Dict, List
 import numpy as np
 import pytest
 
+from asymtrack_edge.benchmarks.speed.ratios import LEAST_ROUNDS, judge, speedup
 from asymtrack_edge.benchmarks.speed.timing import (
-    LEAST_ROUNDS,
     CallStep,
     Rounds,
     Step,
     interleave,
-    judge,
     percentile,
     settle,
-    speedup,
     summarise,
     timed_loop,
 )

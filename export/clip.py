@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
+from asymtrack_edge.runtime.sources import Source, open_source
 
 #: Most frames of a clip that are read.
 LONGEST = 48
@@ -65,27 +66,35 @@ def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
         box: ``x,y,w,h``, the target in its first frame.
 
     Raises:
-        UsageError: one without the other, a box that is no box, or fewer than two readable frames.
-        SourceError: the source cannot be opened.
+        UsageError: one without the other, or a box that is no box.
+        SourceError: the source cannot be opened or has fewer than two readable frames.
         BoxError: the box cannot be a target in the first frame.
     """
-    from asymtrack_edge.runtime.sources import open_source
-
     if source is None and box is None:
         return None
     if source is None or box is None:
         raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
     numbers = cli.box_argument(box)
-    frames: List[np.ndarray] = []
     with open_source(source) as opened:
-        for frame in opened:
-            if frame is not None:
-                frames.append(frame)
-            if len(frames) == LONGEST:
-                break
-    if len(frames) < 2:
-        raise UsageError(f"{source} has fewer than two readable frames: choose another --clip")
+        frames = first_frames(opened, LONGEST)
     return frames, check_box(numbers, frames[0].shape)
+
+
+def first_frames(source: Source, most: int) -> List[np.ndarray]:
+    """The first readable frames of an open source, at least two.
+
+    Raises:
+        SourceError: it has fewer.
+    """
+    frames: List[np.ndarray] = []
+    for frame in source:
+        if frame is not None:
+            frames.append(frame)
+        if len(frames) == most:
+            break
+    if len(frames) < 2:
+        raise SourceError(f"{source.name} has fewer than two readable frames: choose another")
+    return frames
 
 
 def default_clip(frames: int = 36, seed: int = 0) -> Clip:

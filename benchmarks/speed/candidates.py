@@ -217,40 +217,42 @@ def _trackers(
     if not {"P5", "P6", "P7"} & set(plan.protocols):
         return Findings()
     suffix = _suffix(replace(plan, batches=(1,)), variant, threads, 1)
-    made: List[Tuple[Subject, Tracker]] = []
-    for backend in plan.backends:
-        if backend in TORCH_BACKENDS:
-            continue  # P5 to P7 are about the runtime; PyTorch is a yardstick for the network
-        for precision in plan.precisions:
-            folder = _folder(plan, variant, precision, 1, backend, say)
-            tracker = Tracker.load(folder, backend, plan.device, threads)
-            name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
-            subject = engine_subject(tracker.engine, plan.device, threads, name)
-            if subject.weights.startswith("random"):
-                subject = replace(subject, notes=(*subject.notes, "the box wanders, so crops are not typical"))
-            made.append((subject, tracker))
-    found = Findings()
-    if "P5" in plan.protocols and clip is not None:
-        steps = [(_on(s, clip.name), UpdateStep(t, clip.frames, clip.box)) for s, t in made]
-        for peer in peers:
-            if peer.spec is not None:
-                described = peer_subject(peer, threads)
-                if len(plan.threads) > 1:
-                    described = replace(described, name=f"{described.name} ({_threads(threads)})")
-                steps.append((_on(described, clip.name), UpdateStep(build_peer(peer, threads), clip.frames, clip.box)))
-        if steps:
-            found.add(tracking.update(bench, steps))
-    if "P6" in plan.protocols and clip is not None:
-        for subject, tracker in made:
-            row = tracking.end_to_end(bench, _on(subject, clip.name), tracker, clip.open, clip.box, 300)
-            found.rows.append(row)
-    if "P7" in plan.protocols:
-        for subject, tracker in made:
-            title, items = clips.sequences(plan.dataset)
-            found.rows.append(tracking.data_set(bench, _on(subject, title), tracker, items))
-    for _, tracker in made:
-        tracker.close()
-    return found
+    with ExitStack() as stack:
+        made: List[Tuple[Subject, Tracker]] = []
+        for backend in plan.backends:
+            if backend in TORCH_BACKENDS:
+                continue  # P5 to P7 are about the runtime; PyTorch is a yardstick for the network
+            for precision in plan.precisions:
+                folder = _folder(plan, variant, precision, 1, backend, say)
+                tracker = Tracker.load(folder, backend, plan.device, threads)
+                stack.callback(tracker.close)
+                name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
+                subject = engine_subject(tracker.engine, plan.device, threads, name)
+                if subject.weights.startswith("random"):
+                    subject = replace(subject, notes=(*subject.notes, "the box wanders, so crops are not typical"))
+                made.append((subject, tracker))
+        found = Findings()
+        if "P5" in plan.protocols and clip is not None:
+            steps = [(_on(s, clip.name), UpdateStep(t, clip.frames, clip.box)) for s, t in made]
+            for peer in peers:
+                if peer.spec is not None:
+                    described = peer_subject(peer, threads)
+                    if len(plan.threads) > 1:
+                        described = replace(described, name=f"{described.name} ({_threads(threads)})")
+                    steps.append(
+                        (_on(described, clip.name), UpdateStep(build_peer(peer, threads), clip.frames, clip.box))
+                    )
+            if steps:
+                found.add(tracking.update(bench, steps))
+        if "P6" in plan.protocols and clip is not None:
+            for subject, tracker in made:
+                row = tracking.end_to_end(bench, _on(subject, clip.name), tracker, clip.open, clip.box, 300)
+                found.rows.append(row)
+        if "P7" in plan.protocols:
+            for subject, tracker in made:
+                title, items = clips.sequences(plan.dataset)
+                found.rows.append(tracking.data_set(bench, _on(subject, title), tracker, items))
+        return found
 
 
 def _on(subject: Subject, frames: str) -> Subject:

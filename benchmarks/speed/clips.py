@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.export.clip import first_frames, synthetic_clip
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.sources import Source, open_source
 
@@ -72,17 +72,10 @@ def from_source(source: str, box: Sequence[float], frames: int = 36) -> Clip:
         SourceError: it cannot be opened, or has fewer than two readable frames.
         BoxError: the box cannot be a target in its first frame.
     """
-    read: List[np.ndarray] = []
     with open_source(source) as opened:
         if opened.live:
             raise UsageError("a camera is no --video: its frames cannot be repeated")
-        for frame in opened:
-            if frame is not None:
-                read.append(frame)
-            if len(read) == frames:
-                break
-    if len(read) < 2:
-        raise SourceError(f"{source} has fewer than two readable frames")
+        read = first_frames(opened, frames)
     height, width = read[0].shape[:2]
     title = f"{Path(source).name}, {width}x{height}, first {len(read)} frames"
     return Clip(title, read, check_box(box, read[0].shape), lambda: open_source(source))

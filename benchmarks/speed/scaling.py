@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, List, Optional, Sequence, Tuple
@@ -56,20 +57,20 @@ def measure(
     found = Findings()
     share = replace(bench, seconds=None if bench.seconds is None else bench.seconds / len(counts))
     for count in counts:
-        candidates: List[Tuple[Subject, Step]] = []
-        for name, folder in (("one by one", alone), ("together", together)):
-            engine = open_engine(folder, backend, device, threads)
-            title = f"{name} ({count} target{'s' * (count > 1)})"
-            subject = engine_subject(engine, device, threads, title)
-            candidates.append((replace(subject, batch=count), EngineStep(engine, count, name == "together")))
-        part = protocols.network(share, candidates, protocols=("P2",), calls=300)
-        single = min(_median(row) for row in part.rows if row.subject.name.startswith("one by one")) / count
-        for row in part.rows:
-            row.values["ms per target"] = _median(row) / count
-            row.values["cost in single targets"] = _median(row) / single
-        found.add(part)
-        for _, step in candidates:
-            step.close()
+        with ExitStack() as stack:
+            candidates: List[Tuple[Subject, Step]] = []
+            for name, folder in (("one by one", alone), ("together", together)):
+                engine = open_engine(folder, backend, device, threads)
+                stack.callback(engine.close)
+                title = f"{name} ({count} target{'s' * (count > 1)})"
+                subject = engine_subject(engine, device, threads, title)
+                candidates.append((replace(subject, batch=count), EngineStep(engine, count, name == "together")))
+            part = protocols.network(share, candidates, protocols=("P2",), calls=300)
+            single = min(_median(row) for row in part.rows if row.subject.name.startswith("one by one")) / count
+            for row in part.rows:
+                row.values["ms per target"] = _median(row) / count
+                row.values["cost in single targets"] = _median(row) / single
+            found.add(part)
     return found
 
 

@@ -95,12 +95,15 @@ def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
         assert many.update(frame)[number] == one.update(frame)
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int) -> None:
+def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int, backend: str) -> None:
     """Each track as from a tracker of its own, also after removals, however they share the threads."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
     frames = [frame for frame, _ in moving_square(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
-    many = MultiTracker(open_engine(batch_model, threads=threads), capacity=2)
+    many = MultiTracker(open_engine(batch_model, backend, threads=threads), capacity=2)
     singles, ids = [], []
     for box in boxes:
         tracker = Tracker.load(batch_model, threads=1)

@@ -50,29 +50,6 @@ def test_one_target_is_where_onnxruntime_sees_it(model: Path, threads: int) -> N
         assert got.state is wanted.state
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int) -> None:
-    boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(5)]
-    many = MultiTracker.load(batch_model, "openvino", threads=threads, capacity=2)
-    first = FRAMES[0][0]
-    singles, ids = [], []
-    for box in boxes:
-        singles.append(Tracker.load(batch_model, threads=1))
-        singles[-1].init(first, box)
-        ids.append(many.add(first, box))
-    alive = list(range(5))
-    for i, (frame, _) in enumerate(FRAMES[1:]):
-        if i == 4:
-            many.remove(ids[alive.pop(1)])
-        tracks = many.update(frame)
-        assert list(tracks) == [ids[k] for k in alive]
-        for k in alive:
-            alone = singles[k].update(frame)
-            assert np.allclose(tracks[ids[k]].box, alone.box, atol=0.05)
-            assert tracks[ids[k]].score == pytest.approx(alone.score, abs=1e-3)
-    many.close()
-
-
 def test_exports_of_a_fixed_batch(static_model: Path) -> None:
     reference, engine = (open_engine(static_model, name) for name in ("onnxruntime", "openvino"))
     report = compare(reference, engine, [frame for frame, _ in FRAMES], FRAMES[0][1])

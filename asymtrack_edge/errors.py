@@ -30,7 +30,7 @@ class ExportError(AsymTrackError):
     """An export that could not be made or did not pass its verification."""
 
 
-class EngineError(AsymTrackError):
+class BackendError(AsymTrackError):
     """An inference backend that is absent, or an engine that does not fit this device."""
 
 

@@ -38,7 +38,7 @@ from asymtrack_edge.benchmarks.contenders import (
 from asymtrack_edge.benchmarks.speed.ratios import speedup
 from asymtrack_edge.benchmarks.speed.timing import interleave
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.progress import TimeBar
+from asymtrack_edge.runtime.outputs.progress import TimeBar
 
 
 def race(contenders: Sequence[Contender], seconds: float, clock: Callable[[], float] = perf_counter) -> None:

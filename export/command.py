@@ -9,8 +9,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.clip import clip_argument
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest
+from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import VARIANTS, get_variant
 
 EXAMPLES = """
@@ -93,7 +93,7 @@ def _main(arguments: argparse.Namespace) -> int:
     def finish(folder: Path, manifest: Manifest) -> Manifest:
         if arguments.no_engine or manifest.target == "onnx":
             return manifest
-        from asymtrack_edge.export.engine import engines_or_note
+        from asymtrack_edge.runtime.backends.tensorrt.build import engines_or_note
 
         return engines_or_note(folder, manifest, output, report=lambda line: _say(arguments, line))
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 import asymtrack_edge
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.agreement import LIMITS, Limits
-from asymtrack_edge.export.clip import default_clip
 from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.directory import replaced_directory
 from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
@@ -30,6 +28,8 @@ from asymtrack_edge.export.verify import require_passed, verify
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry
 from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.runtime.agreement import LIMITS, Limits
+from asymtrack_edge.runtime.sources.clip import default_clip
 
 
 @dataclass(frozen=True)

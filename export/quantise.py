@@ -17,7 +17,7 @@ import numpy as np
 from asymtrack_edge.errors import ExportError, MissingDependencyError
 from asymtrack_edge.geometry import Box, Cropper, box_from_crop, clip_box, crop_window
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
-from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 #: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
@@ -97,7 +97,7 @@ def calibration_feeds(
     """Inputs of the search network as they occur when the fp32 models follow the target."""
     if manifest.input_format != UINT8_BGR:
         raise ExportError(f"int8 exports take {UINT8_BGR} crops: leave out --input and --target")
-    engine = OnnxRuntimeEngine(folder, manifest)
+    engine = OnnxRuntimeBackend(folder, manifest)
     engine.template(frames[0], crop_window(box, manifest.template_factor))
     cropper = Cropper()
     step = max(1, (len(frames) - 1) // MAX_CROPS)

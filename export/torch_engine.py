@@ -12,10 +12,10 @@ from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.split import localisation_score
 from asymtrack_edge.manifest import FLOAT_RGB
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.engine import HostEngine
+from asymtrack_edge.runtime.backends.base import HostBackend
 
 
-class TorchEngine(HostEngine):
+class TorchBackend(HostBackend):
     """Runs an ``AsymTrack``, in whatever form, in eager PyTorch.
 
     Args:

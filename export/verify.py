@@ -9,14 +9,14 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import ExportError
-from asymtrack_edge.export.agreement import LIMITS, SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.export.overflow import largest_half_value
-from asymtrack_edge.export.torch_engine import TorchEngine
+from asymtrack_edge.export.torch_engine import TorchBackend
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.engine import Engine, HostEngine
-from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+from asymtrack_edge.runtime.agreement import LIMITS, SEGMENT, Limits, compare, figures, within
+from asymtrack_edge.runtime.backends.base import Backend, HostBackend
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.tracker import Tracker
 
 
@@ -41,8 +41,8 @@ def verify(
     Returns:
         What was compared and measured, with ``"passed"``; for the manifest.
     """
-    reference = TorchEngine(model)
-    exported = OnnxRuntimeEngine(folder, manifest)
+    reference = TorchBackend(model)
+    exported = OnnxRuntimeBackend(folder, manifest)
     report: Dict[str, Any] = {"frames": len(frames), "track_length": SEGMENT, "runtime": exported.name}
     report["state_difference"] = _compare_state(reference, exported, frames[0], box)
     report.update(compare(reference, exported, frames, box))
@@ -70,7 +70,7 @@ def require_passed(report: Dict[str, Any]) -> None:
         )
 
 
-def _compare_state(reference: Engine, exported: Engine, frame: np.ndarray, box: Box) -> Dict[str, float]:
+def _compare_state(reference: Backend, exported: Backend, frame: np.ndarray, box: Box) -> Dict[str, float]:
     """Largest difference of each state tensor, over the tensor's largest value."""
     window = crop_window(box, reference.manifest.template_factor)
     reference.template(frame, window)
@@ -82,7 +82,7 @@ def _compare_state(reference: Engine, exported: Engine, frame: np.ndarray, box: 
     return difference
 
 
-def _largest_half(exported: HostEngine, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
+def _largest_half(exported: HostBackend, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
     """See ``largest_half_value``; of both networks, over every sixth frame."""
     tracker = Tracker(exported)
     tracker.init(frames[0], box)

@@ -1,10 +1,10 @@
 """Tracking on a device. Imports numpy, OpenCV and the chosen inference runtime; never torch."""
 
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime.capture import Captured, CaptureStats, LivePolicy, open_reader
-from asymtrack_edge.runtime.loading import BACKENDS, open_engine
+from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
 from asymtrack_edge.runtime.multi import MultiTracker
-from asymtrack_edge.runtime.sources import open_source
+from asymtrack_edge.runtime.sources.capture import Captured, CaptureStats, LivePolicy, open_reader
+from asymtrack_edge.runtime.sources.sources import open_source
 from asymtrack_edge.runtime.target import RecoverySettings, State, Track, TrackerSettings
 from asymtrack_edge.runtime.tracker import Tracker
 
@@ -20,7 +20,7 @@ __all__ = [
     "Track",
     "Tracker",
     "TrackerSettings",
-    "open_engine",
+    "open_backend",
     "open_reader",
     "open_source",
 ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
-from asymtrack_edge.runtime.engine import Engine
-from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.recovery import default_settings, new_target
 from asymtrack_edge.runtime.target import Target, Track, TrackerSettings
 
@@ -38,7 +38,7 @@ class MultiTracker:
             allocation.
     """
 
-    def __init__(self, engine: Engine, settings: Optional[TrackerSettings] = None, capacity: int = 1) -> None:
+    def __init__(self, engine: Backend, settings: Optional[TrackerSettings] = None, capacity: int = 1) -> None:
         if capacity < 1:
             raise UsageError(f"capacity must be at least 1, not {capacity}")
         self.engine = engine
@@ -64,9 +64,9 @@ class MultiTracker:
 
         Raises:
             ManifestError: the directory is incomplete or altered.
-            EngineError: the backend is not available here.
+            BackendError: the backend is not available here.
         """
-        return cls(open_engine(model, backend, device, threads), settings or default_settings(model), capacity)
+        return cls(open_backend(model, backend, device, threads), settings or default_settings(model), capacity)
 
     def __len__(self) -> int:
         """How many targets are followed."""

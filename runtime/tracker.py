@@ -10,8 +10,8 @@ import numpy as np
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
-from asymtrack_edge.runtime.engine import Engine
-from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.recovery import default_settings, new_target
 from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
 
@@ -32,7 +32,7 @@ class Tracker:
         settings: when a target counts as lost.
     """
 
-    def __init__(self, engine: Engine, settings: Optional[TrackerSettings] = None) -> None:
+    def __init__(self, engine: Backend, settings: Optional[TrackerSettings] = None) -> None:
         self.engine = engine
         self.settings = settings or TrackerSettings()
         self._target: Optional[Target] = None
@@ -61,9 +61,9 @@ class Tracker:
 
         Raises:
             ManifestError: the directory is incomplete or altered.
-            EngineError: the backend is not available here.
+            BackendError: the backend is not available here.
         """
-        return cls(open_engine(model, backend, device, threads), settings or default_settings(model))
+        return cls(open_backend(model, backend, device, threads), settings or default_settings(model))
 
     @property
     def seconds(self) -> Dict[str, float]:

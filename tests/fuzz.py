@@ -61,7 +61,7 @@ def _manifest(folder: Path) -> Target:
 
 
 def _groundtruth(folder: Path) -> Target:
-    from asymtrack_edge.benchmarks.accuracy.sequences import read_boxes, read_labels
+    from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 
     path = folder / "groundtruth.txt"
 
@@ -81,7 +81,7 @@ def _box(folder: Path) -> Target:
 
 
 def _message(folder: Path) -> Target:
-    from asymtrack_edge.runtime.web_protocol import parse_wish
+    from asymtrack_edge.runtime.web.protocol import parse_wish
 
     return lambda data: parse_wish(_text(data))
 
@@ -114,7 +114,7 @@ def _pickle_seeds() -> List[bytes]:
 
 
 def _manifest_seeds() -> List[bytes]:
-    from asymtrack_edge.runtime.loading import model_folder
+    from asymtrack_edge.runtime.backends.loading import model_folder
 
     return [(model_folder("T") / "manifest.json").read_bytes()]
 

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asymtrack_edge.datasets.training import Dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
 from asymtrack_edge.training.augmentation import Augmentation
 from asymtrack_edge.training.crops import Windows, cut_one, inside
-from asymtrack_edge.training.datasets import Dataset
 from asymtrack_edge.training.pairs import Pairs, Plan, finish_pairs, plan_windows
 from asymtrack_edge.training.randomness import Random
 from asymtrack_edge.variants import Variant

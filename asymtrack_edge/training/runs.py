@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from asymtrack_edge.checkpoints import bundled_weights
+from asymtrack_edge.datasets.training import Coco, Dataset, Got10k, Lasot, TrackingNet
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.augmentation import Augmentation
@@ -24,7 +25,6 @@ from asymtrack_edge.training.collection import (
     load_collection,
     load_images,
 )
-from asymtrack_edge.training.datasets import Coco, Dataset, Got10k, Lasot, TrackingNet
 from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.distributed import World
 from asymtrack_edge.training.initial import load_initial

@@ -19,12 +19,12 @@ from asymtrack_edge.benchmarks.accuracy.metrics import (
     summarise,
 )
 from asymtrack_edge.benchmarks.accuracy.plots import draw_plots
-from asymtrack_edge.benchmarks.accuracy.readers import DATASETS, Dataset, read_dataset
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore, speed, split_complete
 from asymtrack_edge.benchmarks.accuracy.run import run
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
+from asymtrack_edge.datasets.readers import DATASETS, Dataset, read_dataset
+from asymtrack_edge.datasets.sequences import Sequence
 from asymtrack_edge.errors import UsageError
 
 _EXAMPLES = """\

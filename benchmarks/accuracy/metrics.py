@@ -15,7 +15,7 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.definitions import Protocol
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
+from asymtrack_edge.datasets.sequences import Sequence
 from asymtrack_edge.errors import UsageError
 
 #: Thresholds of the one-pass evaluation plots (Wu et al., OTB; Fan et al., LaSOT for the normalised one).

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.readers import read_folder
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
+from asymtrack_edge.datasets.readers import read_folder
+from asymtrack_edge.datasets.sequences import Sequence
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime import Tracker
 

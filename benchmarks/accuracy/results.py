@@ -20,7 +20,7 @@ from typing import Sequence as Items
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence, read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import Sequence, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
 
 #: File beside the results that says what made them.

@@ -15,8 +15,8 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
 from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec
+from asymtrack_edge.datasets.sequences import Sequence
 from asymtrack_edge.errors import AsymTrackError
 
 

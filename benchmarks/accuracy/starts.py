@@ -20,8 +20,8 @@ import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import overlaps, success_curve
-from asymtrack_edge.benchmarks.accuracy.readers import read_folder
-from asymtrack_edge.benchmarks.accuracy.sequences import Sequence
+from asymtrack_edge.datasets.readers import read_folder
+from asymtrack_edge.datasets.sequences import Sequence
 from asymtrack_edge.runtime import BACKENDS, Tracker, TrackerSettings
 
 #: Where tracks begin, in parts of a sequence.

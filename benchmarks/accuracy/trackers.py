@@ -137,7 +137,7 @@ class TrackerSpec:
             identity["sha256"] = [_sha256(Path(source))] if source else []
         else:
             from asymtrack_edge.manifest import FILE_NAME
-            from asymtrack_edge.runtime.loading import model_folder
+            from asymtrack_edge.runtime.backends.loading import model_folder
             from asymtrack_edge.runtime.recovery import default_settings
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.

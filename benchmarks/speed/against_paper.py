@@ -26,7 +26,7 @@ from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine_subject
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.variants import VARIANTS, Variant
 
 #: How Table 4 can be measured here: as the authors did, and as exported.
@@ -63,7 +63,7 @@ def measure_table_4(
                 candidates.append((replace(subject, name=f"reference {component.label}"), step))
                 continue
             folder = models.export_folder(variant, say=say)
-            engine = open_engine(folder, "onnxruntime", threads=threads)
+            engine = open_backend(folder, "onnxruntime", threads=threads)
             stack.callback(engine.close)
             made = engine_subject(engine, 0, threads, f"onnxruntime {component.label}")
             candidates.append((made, EngineStep(engine)))

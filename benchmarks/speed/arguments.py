@@ -8,7 +8,7 @@ from typing import Any
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed.plan import ALL_BACKENDS
-from asymtrack_edge.runtime.loading import BACKENDS
+from asymtrack_edge.runtime.backends.loading import BACKENDS
 
 EXAMPLES = """
 asymtrack-bench speed --variant T                             everything measurable, under two minutes

@@ -28,7 +28,7 @@ from asymtrack_edge.benchmarks.speed.trtexec import find_trtexec, run_trtexec
 from asymtrack_edge.benchmarks.speed.yardsticks import matrix_product
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.loading import model_folder, open_engine
+from asymtrack_edge.runtime.backends.loading import model_folder, open_backend
 from asymtrack_edge.runtime.tracker import Tracker
 from asymtrack_edge.variants import Variant
 
@@ -122,7 +122,7 @@ def _engine(
 ) -> Tuple[Subject, EngineStep, Path]:
     """An exported network on a backend, its description and its directory."""
     folder = _folder(plan, variant, precision, batch, backend, say)
-    engine = open_engine(folder, backend, plan.device, threads)
+    engine = open_backend(folder, backend, plan.device, threads)
     name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
     subject = replace(engine_subject(engine, plan.device, threads, name), batch=batch)
     if batch > engine.manifest.max_batch:

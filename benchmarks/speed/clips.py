@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.export.clip import first_frames, synthetic_clip
 from asymtrack_edge.geometry import Box, check_box
-from asymtrack_edge.runtime.sources import Source, open_source
+from asymtrack_edge.runtime.sources.clip import first_frames, synthetic_clip
+from asymtrack_edge.runtime.sources.sources import Source, open_source
 
 #: OpenCV Zoo and most cameras: 1280x720.
 HD = (1280, 720)
@@ -96,7 +96,7 @@ def sequences(dataset: Optional[str]) -> Tuple[str, Iterator[Tuple[Iterable[np.n
     name, _, root = dataset.partition("=")
     if not name or not root:
         raise UsageError(f"--dataset takes NAME=FOLDER, for example otb=/data/OTB100, not {dataset!r}")
-    from asymtrack_edge.benchmarks.accuracy.readers import read_dataset
+    from asymtrack_edge.datasets.readers import read_dataset
 
     found = read_dataset(name, Path(root))
     return f"{name}, {len(found)} sequences", (((s.read(i) for i in range(len(s))), Box(*s.start)) for s in found)

@@ -31,8 +31,8 @@ from asymtrack_edge.benchmarks.speed.rows import Findings, Row
 from asymtrack_edge.benchmarks.speed.subjects import engine_subject
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.loading import model_folder, open_engine
-from asymtrack_edge.runtime.progress import TimeBar
+from asymtrack_edge.runtime.backends.loading import model_folder, open_backend
+from asymtrack_edge.runtime.outputs.progress import TimeBar
 from asymtrack_edge.variants import get_variant
 
 Handler = Callable[[argparse.Namespace], Document]
@@ -172,7 +172,7 @@ def _startup(arguments: argparse.Namespace) -> Document:
     now = probe(arguments.device)
     before = now()
     seen = startup.measure(folder, arguments.backend, arguments.device, arguments.threads, arguments.runs)
-    engine = open_engine(folder, arguments.backend, arguments.device, arguments.threads)
+    engine = open_backend(folder, arguments.backend, arguments.device, arguments.threads)
     subject = engine_subject(engine, arguments.device, arguments.threads)
     engine.close()
     values = {

@@ -16,7 +16,7 @@ from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.benchmarks.speed.yardsticks import matrix_product
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.loading import model_folder, open_engine
+from asymtrack_edge.runtime.backends.loading import model_folder, open_backend
 from asymtrack_edge.variants import get_variant
 
 
@@ -48,7 +48,7 @@ def measure(
         candidates: List[Tuple[Subject, Step]] = []
         names: List[str] = []
         for folder, backend in product(folders, backends):
-            engine = open_engine(model_folder(folder), backend, device, threads)
+            engine = open_backend(model_folder(folder), backend, device, threads)
             name = f"{folder}, {backend}" if len(backends) > 1 else str(folder)
             name += " again" * (name in names)
             while name in names:

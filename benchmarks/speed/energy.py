@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from asymtrack_edge.benchmarks.speed.facts import ask_nvidia_smi, run_command
 from asymtrack_edge.benchmarks.speed.jetson import parse_jtop_power, parse_tegrastats
-from asymtrack_edge.errors import EngineError, UsageError
+from asymtrack_edge.errors import BackendError, UsageError
 
 #: A reading of all rails: the clock in seconds, and milliwatts by rail.
 Sample = Tuple[float, Dict[str, float]]
@@ -102,7 +102,7 @@ class TegrastatsMeter(PowerMeter):
                 self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
             )
         except OSError as error:
-            raise EngineError(f"cannot run {self._command[0]}: {error.strerror}") from None
+            raise BackendError(f"cannot run {self._command[0]}: {error.strerror}") from None
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -162,7 +162,7 @@ def find_meter(gpu: Optional[str] = None) -> PowerMeter:
         gpu: PCI address of the graphics card; None for the first.
 
     Raises:
-        EngineError: it has none that can be read.
+        BackendError: it has none that can be read.
     """
     try:
         from jtop import jtop
@@ -173,7 +173,7 @@ def find_meter(gpu: Optional[str] = None) -> PowerMeter:
         try:
             board.start()
         except Exception as error:  # jetson-stats raises its own and many others
-            raise EngineError(
+            raise BackendError(
                 f"jetson-stats is installed but does not answer ({error}): is its service running? In a container, "
                 "mount /run/jtop.sock"
             ) from None
@@ -186,7 +186,7 @@ def find_meter(gpu: Optional[str] = None) -> PowerMeter:
         sensors["nvidia-smi"] = lambda: _graphics_card(gpu)
     if sensors:
         return PollingMeter(", ".join(sensors), lambda: {k: v for read in sensors.values() for k, v in read().items()})
-    raise EngineError(
+    raise BackendError(
         "this machine has no power sensor that can be read: energy needs tegrastats or jetson-stats (Jetson), "
         "readable RAPL counters (/sys/class/powercap, usually root) or nvidia-smi"
     )
@@ -196,7 +196,7 @@ def find_meter_or_fail() -> None:
     """Finds out whether there is a power sensor, before anything slow is done.
 
     Raises:
-        EngineError: there is none.
+        BackendError: there is none.
     """
     meter = find_meter()
     if isinstance(meter, PollingMeter):
@@ -225,11 +225,11 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
     """Energy by rail between two moments, by the trapezium rule; the ends take their nearest sample.
 
     Raises:
-        EngineError: fewer than two samples lie between them.
+        BackendError: fewer than two samples lie between them.
     """
     inside = [s for s in samples if start <= s[0] <= end and s[1]]
     if len(inside) < 2:
-        raise EngineError("the power sensor gave fewer than two readings: measure for longer")
+        raise BackendError("the power sensor gave fewer than two readings: measure for longer")
     found = {}
     # Sensors that count energy have nothing to say in their first reading.
     for rail in dict.fromkeys(rail for _, reading in inside for rail in reading):
@@ -288,7 +288,7 @@ def measure(
 
     Raises:
         UsageError: times that cannot be.
-        EngineError: the meter gave no readings.
+        BackendError: the meter gave no readings.
     """
     if seconds <= 0 or idle_seconds <= 0 or (paced is not None and paced <= 0):
         raise UsageError("durations and the frame rate must be positive")

@@ -22,7 +22,7 @@ from asymtrack_edge.benchmarks.speed.jetson import (
     parse_nvpmodel,
     parse_release,
 )
-from asymtrack_edge.runtime.threads import processors
+from asymtrack_edge.runtime.backends.threads import processors
 
 #: Runs a command and returns what it prints; None if it is absent or fails.
 Runner = Callable[[Sequence[str]], Optional[str]]

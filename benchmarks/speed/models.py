@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Optional, Tuple
 import asymtrack_edge
 from asymtrack_edge.errors import CheckpointError, ManifestError, MissingDependencyError
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.loading import model_folder
+from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.variants import Variant
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def export_folder(
 
 def _export(variant: Variant, precision: str, max_batch: int, target: str, folder: Path) -> Path:
     try:
-        from asymtrack_edge.export.clip import default_clip
         from asymtrack_edge.export.pipeline import ExportOptions, export
+        from asymtrack_edge.runtime.sources.clip import default_clip
     except ImportError as error:
         raise MissingDependencyError(
             error.name or "torch", "export", "making a model to measure (or give one with --model DIR)"

@@ -19,7 +19,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from asymtrack_edge.benchmarks.speed.subjects import Subject
 from asymtrack_edge.benchmarks.speed.timing import Step
-from asymtrack_edge.errors import EngineError, MissingDependencyError, UsageError
+from asymtrack_edge.errors import BackendError, MissingDependencyError, UsageError
 from asymtrack_edge.variants import Variant
 
 FORMS = ("reference", "folded")
@@ -96,9 +96,9 @@ class ProcessStep(Step):
         except ValueError:
             answer = {}
         if not answer:
-            raise EngineError(f"the process that times PyTorch ended with exit code {self._child.wait()}")
+            raise BackendError(f"the process that times PyTorch ended with exit code {self._child.wait()}")
         if "error" in answer:
-            raise EngineError(answer["error"])
+            raise BackendError(answer["error"])
         return answer
 
 
@@ -124,7 +124,7 @@ def torch_step(
 
     Raises:
         MissingDependencyError: PyTorch is not installed.
-        EngineError: the device is not there.
+        BackendError: the device is not there.
         UsageError: an unknown form, or a precision it does not have.
     """
     if form not in FORMS:

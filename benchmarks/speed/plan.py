@@ -9,7 +9,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import AsymTrackError, UsageError
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.loading import BACKENDS
+from asymtrack_edge.runtime.backends.loading import BACKENDS
 from asymtrack_edge.variants import Variant, get_variant
 
 TORCH_BACKENDS = ("torch-reference", "torch-folded", "torch-reference-cuda", "torch-folded-cuda")
@@ -29,7 +29,7 @@ def has_torch() -> bool:
 
 def openvino_backends() -> Tuple[str, ...]:
     """The OpenVINO backends that run here; none where it is absent or cannot be imported."""
-    from asymtrack_edge.runtime.openvino import has_bf16
+    from asymtrack_edge.runtime.backends.openvino import has_bf16
 
     try:
         return ("openvino", "openvino-bf16") if has_bf16() else ("openvino",)

@@ -14,7 +14,7 @@ from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, engine
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.variants import Variant
 
 
@@ -60,7 +60,7 @@ def measure(
         with ExitStack() as stack:
             candidates: List[Tuple[Subject, Step]] = []
             for name, folder in (("one by one", alone), ("together", together)):
-                engine = open_engine(folder, backend, device, threads)
+                engine = open_backend(folder, backend, device, threads)
                 stack.callback(engine.close)
                 title = f"{name} ({count} target{'s' * (count > 1)})"
                 subject = engine_subject(engine, device, threads, title)

@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from asymtrack_edge.errors import EngineError
+from asymtrack_edge.errors import BackendError
 
 _CHILD = """
 import json, sys, time
@@ -82,7 +82,7 @@ def measure(
     medians are those of a program that was started before.
 
     Raises:
-        EngineError: the child failed; the message is its own.
+        BackendError: the child failed; the message is its own.
     """
     answers: List[Dict[str, Any]] = []
     arguments = json.dumps([str(model), backend, device, threads, frames])
@@ -90,7 +90,7 @@ def measure(
         done = subprocess.run([sys.executable, "-c", _CHILD, arguments], capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            raise EngineError(f"a tracking process could not be started: {lines[-1]}")
+            raise BackendError(f"a tracking process could not be started: {lines[-1]}")
         answers.append(json.loads(done.stdout.splitlines()[-1]))
 
     def median(key: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from asymtrack_edge.benchmarks.speed.timing import CallStep, Step
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import Manifest
-from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.tracker import Tracker
 
 
@@ -61,7 +61,7 @@ class Subject:
         return replace(self, **changes)
 
 
-def engine_subject(engine: Engine, device: int, threads: Optional[int], name: str = "") -> Subject:
+def engine_subject(engine: Backend, device: int, threads: Optional[int], name: str = "") -> Subject:
     """Describes an open engine."""
     manifest = engine.manifest
     weights = str(manifest.provenance.get("weights", "not stated"))
@@ -96,7 +96,7 @@ class EngineStep(Step):
         together: whether one call takes all of them, or one call each.
     """
 
-    def __init__(self, engine: Engine, targets: int = 1, together: bool = True) -> None:
+    def __init__(self, engine: Backend, targets: int = 1, together: bool = True) -> None:
         self.engine = engine
         engine.reserve(targets)
         side = engine.manifest.search_size
@@ -148,9 +148,9 @@ def onnx_step(
         providers: as ``onnxruntime.InferenceSession`` takes them.
 
     Raises:
-        EngineError: ONNX Runtime cannot load it, or a provider is absent.
+        BackendError: ONNX Runtime cannot load it, or a provider is absent.
     """
-    from asymtrack_edge.runtime.ort import open_session
+    from asymtrack_edge.runtime.backends.onnxruntime import open_session
 
     batch = 1 if feeds is None else len(next(iter(feeds.values())))
     session = open_session(Path(path), threads, providers, batch)
@@ -161,11 +161,11 @@ def onnx_step(
 
 
 def _random_for(node: Any, seed: int) -> np.ndarray:
-    from asymtrack_edge.errors import EngineError
+    from asymtrack_edge.errors import BackendError
 
     dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
     if node.type not in dtypes:
-        raise EngineError(f"the input {node.name} is a {node.type}: only float and uint8 inputs can be made up")
+        raise BackendError(f"the input {node.name} is a {node.type}: only float and uint8 inputs can be made up")
     shape = [d if isinstance(d, int) and d > 0 else 1 for d in node.shape]
     return random_array(shape, dtypes[node.type], seed)
 

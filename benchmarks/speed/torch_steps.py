@@ -10,7 +10,7 @@ import torch
 from asymtrack_edge.benchmarks.reference_form import ReferenceForm
 from asymtrack_edge.benchmarks.speed.models import multiply_adds, state_sha256, torch_model
 from asymtrack_edge.benchmarks.speed.timing import Step
-from asymtrack_edge.errors import EngineError
+from asymtrack_edge.errors import BackendError
 from asymtrack_edge.export.fold import fold, to_half
 from asymtrack_edge.variants import Variant
 
@@ -63,10 +63,10 @@ def build(
         ``weights``, ``model_sha256`` and ``multiply_adds`` of its ``Subject``; and the step.
 
     Raises:
-        EngineError: the device is not there.
+        BackendError: the device is not there.
     """
     if device != "cpu" and not torch.cuda.is_available():
-        raise EngineError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
+        raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
     model, weights = torch_model(variant)
     described = {
         "weights": weights,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Dict, Mapping, Optional, Sequence
 
 from asymtrack_edge.benchmarks.speed.facts import Runner
-from asymtrack_edge.errors import EngineError
+from asymtrack_edge.errors import BackendError
 
 #: Where NVIDIA's packages put it, on Jetson too.
 _USUAL = "/usr/src/tensorrt/bin/trtexec"
@@ -57,7 +57,7 @@ def parse_summary(text: str) -> Performance:
     """Parses what trtexec prints (TensorRT 8.4 to 10).
 
     Raises:
-        EngineError: there is no performance summary; the message has trtexec's first error.
+        BackendError: there is no performance summary; the message has trtexec's first error.
     """
     throughput = re.search(r"Throughput: ([\d.]+) qps", text)
     parts = {}
@@ -68,7 +68,7 @@ def parse_summary(text: str) -> Performance:
     if not throughput or "Latency" not in parts:
         error = re.search(r"\[E\] (.*)", text)
         why = error.group(1) if error else "it printed no performance summary"
-        raise EngineError(f"trtexec could not measure this engine: {why}")
+        raise BackendError(f"trtexec could not measure this engine: {why}")
     return Performance(float(throughput.group(1)), parts)
 
 
@@ -93,7 +93,7 @@ def run_trtexec(trtexec: Path, engine: Path, shapes: Mapping[str, Sequence[int]]
         run: runs it and returns its output.
 
     Raises:
-        EngineError: it failed.
+        BackendError: it failed.
     """
     command = [str(trtexec), f"--loadEngine={engine}", "--percentile=90,95,99"]
     if shapes:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import State, Tracker
-from asymtrack_edge.runtime.command import main as track
+from asymtrack_edge.runtime.commands.track import main as track
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 
 def test_import_is_light() -> None:

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.export.agreement import HALF_ARITHMETIC, LIMITS
-from asymtrack_edge.export.check_command import limits_of, main
-from asymtrack_edge.export.clip import default_clip, synthetic_clip
-from asymtrack_edge.runtime.loading import open_engine
-from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
-from tests.runtime.simulated import ColourEngine
+from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS
+from asymtrack_edge.runtime.backends.loading import open_backend
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.commands.check import limits_of, main
+from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
+from tests.runtime.simulated import ColourBackend
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -47,15 +47,15 @@ def test_what_differs_is_an_error(
     column: int, by: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("openvino")
-    from asymtrack_edge.runtime.openvino import OpenVinoEngine
+    from asymtrack_edge.runtime.backends.openvino import OpenVinoBackend
 
-    real = OpenVinoEngine._run_searches
+    real = OpenVinoBackend._run_searches
 
     def off(self: Any, count: int) -> None:
         real(self, count)
         self._predictions[:count, column] += by
 
-    monkeypatch.setattr(OpenVinoEngine, "_run_searches", off)
+    monkeypatch.setattr(OpenVinoBackend, "_run_searches", off)
     assert main(["T", "--backend", "openvino", "--threads", "1", "--json"]) == 1
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "does not compute what the model says" in printed.err
@@ -64,21 +64,21 @@ def test_what_differs_is_an_error(
 
 
 def test_several_targets_are_checked_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    real = OnnxRuntimeEngine._run_searches
+    real = OnnxRuntimeBackend._run_searches
 
     def off(self: Any, count: int) -> None:
         real(self, count)
         self._predictions[1:count, 0] += 0.001
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "_run_searches", off)
+    monkeypatch.setattr(OnnxRuntimeBackend, "_run_searches", off)
     assert main(["T", "--backend", "onnxruntime", "--threads", "2"]) == 1
     assert "several targets at once by 0.001" in capsys.readouterr().err
 
 
 def test_limits_follow_the_arithmetic() -> None:
-    reference = open_engine("T", "onnxruntime")
-    assert isinstance(reference, OnnxRuntimeEngine) and limits_of(reference) == LIMITS["fp32"]
-    engine = ColourEngine()
+    reference = open_backend("T", "onnxruntime")
+    assert isinstance(reference, OnnxRuntimeBackend) and limits_of(reference) == LIMITS["fp32"]
+    engine = ColourBackend()
     engine.backend, engine.precision = "tensorrt", "fp16"
     assert limits_of(engine) == HALF_ARITHMETIC
     engine.precision = "fp32"

@@ -14,16 +14,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from asymtrack_edge import gpu
-from asymtrack_edge.engine_key import difference, engine_key
-from asymtrack_edge.errors import EngineError, ExportError
-from asymtrack_edge.export import builder, engine
-from asymtrack_edge.export.builder import EngineOptions
+from asymtrack_edge.errors import BackendError, ExportError
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.export.turing import spell_out_fp32_products
-from asymtrack_edge.gpu import Gpu
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.trt import TENSORRT, NoTensorRTError, TensorRT
+from asymtrack_edge.runtime.backends.cuda import gpu
+from asymtrack_edge.runtime.backends.cuda.gpu import Gpu
+from asymtrack_edge.runtime.backends.tensorrt import build as engine
+from asymtrack_edge.runtime.backends.tensorrt import builder
+from asymtrack_edge.runtime.backends.tensorrt.builder import EngineOptions
+from asymtrack_edge.runtime.backends.tensorrt.key import difference, engine_key
+from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, NoTensorRTError, TensorRT
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, filled_model
 
@@ -326,7 +327,7 @@ def test_without_a_gpu_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest
     manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
     assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
     assert len(lines) == 1 and "no NVIDIA GPU" in lines[0] and f"asymtrack-build {folder}" in lines[0]
-    with pytest.raises(EngineError, match="no NVIDIA GPU"):
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
         engine.build_in_place(folder)
 
 
@@ -352,7 +353,7 @@ def test_without_tensorrt_the_exporter_says_how(tmp_path: Path, monkeypatch: pyt
     lines: List[str] = []
     assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
     assert len(lines) == 1 and f"asymtrack-build {folder}" in lines[0]
-    with pytest.raises(EngineError):
+    with pytest.raises(BackendError):
         engine.build_in_place(folder)
 
 

@@ -16,16 +16,16 @@ import torch
 
 from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export import pipeline
-from asymtrack_edge.export.agreement import Limits
-from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.pipeline import ExportOptions, export, write_models
-from asymtrack_edge.export.torch_engine import TorchEngine
+from asymtrack_edge.export.torch_engine import TorchBackend
 from asymtrack_edge.export.verify import require_passed, verify
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime import Tracker
+from asymtrack_edge.runtime.agreement import Limits
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import GOLDEN, filled_model
 
@@ -43,7 +43,7 @@ def _golden_frames() -> np.ndarray:
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_torch_tracks_as_published(name: str) -> None:
-    tracker = Tracker(TorchEngine(filled_model(VARIANTS[name])))
+    tracker = Tracker(TorchBackend(filled_model(VARIANTS[name])))
     assert _track_difference(tracker, name) < 0.05
 
 

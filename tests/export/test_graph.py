@@ -11,11 +11,11 @@ import onnxruntime as ort
 import pytest
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.clip import synthetic_clip
 from asymtrack_edge.export.graph import IR_VERSION, operators
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.export.quantise import costly_convolutions, quantise
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model
 

@@ -12,9 +12,11 @@ from typing import Any, Dict, Iterator, Set, Tuple
 
 import pytest
 
-import asymtrack_edge.trt
-from asymtrack_edge.export import builder
-from asymtrack_edge.runtime import tensorrt, tensorrt_group, tensorrt_network
+import asymtrack_edge.runtime.backends.tensorrt.library
+from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
+from asymtrack_edge.runtime.backends.tensorrt import builder
+from asymtrack_edge.runtime.backends.tensorrt import group as tensorrt_group
+from asymtrack_edge.runtime.backends.tensorrt import network as tensorrt_network
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
@@ -36,7 +38,7 @@ HOLDS: Dict[Any, Dict[str, str]] = {
         "context": "IExecutionContext",
         "_runtime": "Runtime",
     },
-    asymtrack_edge.trt: {},
+    asymtrack_edge.runtime.backends.tensorrt.library: {},
 }
 
 #: Used only where they exist, or only with the flavour or version named.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from asymtrack_edge.errors import ManifestError
-from asymtrack_edge.runtime.loading import model_folder
+from asymtrack_edge.runtime.backends.loading import model_folder
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any, List, Optional
 from unittest import mock
 
-from asymtrack_edge.runtime import MultiTracker, command
-from tests.runtime.simulated import ColourEngine
+from asymtrack_edge.runtime import MultiTracker
+from asymtrack_edge.runtime.commands import track as command
+from tests.runtime.simulated import ColourBackend
 
 
 def load(*args: Any, **options: Any) -> MultiTracker:
-    engine = ColourEngine()
+    engine = ColourBackend()
     engine.pause = float(os.environ.get("FAKE_PAUSE", "0"))
     return MultiTracker(engine, options.get("settings") or args[4])
 

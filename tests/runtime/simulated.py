@@ -12,7 +12,7 @@ import numpy as np
 from asymtrack_edge.errors import SourceError
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
-from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.runtime.backends.base import Backend
 
 
 def moving_square(frames: int, size: Tuple[int, int] = (160, 120), seed: int = 0) -> Iterator[Tuple[np.ndarray, Box]]:
@@ -115,7 +115,7 @@ def fake_manifest() -> Manifest:
     )
 
 
-class ColourEngine(Engine):
+class ColourBackend(Backend):
     """Follows patches of one colour: a stand-in for the networks that really finds its targets.
 
     Attributes:

@@ -22,11 +22,11 @@ import numpy as np
 
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, RecoverySettings, TrackerSettings, open_reader, open_source
-from asymtrack_edge.runtime.messages import FileSender, Result
-from asymtrack_edge.runtime.outputs import BoxWriter, Sink, VideoWriter
-from asymtrack_edge.runtime.session import Session
-from asymtrack_edge.runtime.sources import Source
-from tests.runtime.simulated import ColourEngine, write_video
+from asymtrack_edge.runtime.outputs.files import BoxWriter, Sink, VideoWriter
+from asymtrack_edge.runtime.outputs.messages import FileSender, Result
+from asymtrack_edge.runtime.run import Session
+from asymtrack_edge.runtime.sources.sources import Source
+from tests.runtime.simulated import ColourBackend, write_video
 
 #: Memory may grow by this much after the first tenth: the allocator's play, not a leak per frame.
 PLAY_MB = 8.0
@@ -89,7 +89,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         truth = write_video(folder / "in.avi", 300)
         reader = open_reader(Looped(folder / "in.avi", options.frames))
         if options.model == "fake":
-            tracker = MultiTracker(ColourEngine(), settings)
+            tracker = MultiTracker(ColourBackend(), settings)
         else:
             tracker = MultiTracker.load(options.model, threads=options.threads, settings=settings)
         session = Session(tracker, reader, (), options.frames)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime import command
+from asymtrack_edge.runtime.commands import track as command
 from tests.runtime import fake_command
 from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
 
@@ -135,7 +135,7 @@ def test_failed_output_is_completed_and_the_others_go_on(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up: the csv holds whole rows, the video all frames."""
-    from asymtrack_edge.runtime import outputs
+    from asymtrack_edge.runtime.outputs import files as outputs
 
     def full(descriptor: int, data: bytes) -> int:
         if b"20," in data[:4]:
@@ -171,7 +171,7 @@ def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source ends by itself; Ctrl-C and SIGTERM come just when the first output is completed."""
-    from asymtrack_edge.runtime import outputs
+    from asymtrack_edge.runtime.outputs import files as outputs
 
     def slow_close(self: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import EngineError
+from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import Cropper, CropWindow
-from asymtrack_edge.runtime import cuda_compile, cuda_crop
+from asymtrack_edge.runtime.backends.cuda import compile as cuda_compile
+from asymtrack_edge.runtime.backends.cuda import crop as cuda_crop
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 from tests.runtime.fakes import imitation
 
@@ -82,24 +83,24 @@ def test_only_what_windows_show_is_covered() -> None:
 def test_compiles_for_the_device() -> None:
     try:
         module = cuda_compile.compile_kernel(cuda_crop.SOURCE, (8, 7))
-    except EngineError as error:
+    except BackendError as error:
         pytest.skip(str(error))
     assert module[:4] == b"\x7fELF" and cuda_crop.KERNEL.encode() in module
-    with pytest.raises(EngineError, match="refused the crop kernel"):
+    with pytest.raises(BackendError, match="refused the crop kernel"):
         cuda_compile.compile_kernel("this is no CUDA", (8, 7))
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(()))
     monkeypatch.setattr(cuda_compile, "_nvcc", lambda: None)
-    with pytest.raises(EngineError, match="install libnvrtc"):
+    with pytest.raises(BackendError, match="install libnvrtc"):
         cuda_compile.compile_kernel(cuda_crop.SOURCE, (7, 2))
 
 
 def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
     def compile_(library: str, source: str, capability: Tuple[int, int]) -> bytes:
         if library == "old":
-            raise EngineError("NVRTC refused the crop kernel: invalid value for --gpu-architecture")
+            raise BackendError("NVRTC refused the crop kernel: invalid value for --gpu-architecture")
         return library.encode()
 
     monkeypatch.setattr(cuda_compile, "_by_nvrtc", compile_)
@@ -107,7 +108,7 @@ def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.
     monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old", "new")))
     assert cuda_compile.compile_kernel("", (12, 0)) == b"new"
     monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old",)))
-    with pytest.raises(EngineError, match="gpu-architecture"):
+    with pytest.raises(BackendError, match="gpu-architecture"):
         cuda_compile.compile_kernel("", (12, 0))
 
 

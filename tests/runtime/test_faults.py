@@ -20,7 +20,7 @@ from asymtrack_edge.errors import AsymTrackError, BoxError, ExportError, FrameEr
 from asymtrack_edge.geometry import check_box, clip_box, crop_window
 from asymtrack_edge.manifest import FORMAT, load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker, open_reader, open_source
-from tests.runtime.simulated import ColourEngine, coloured_patches, moving_square, write_video
+from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square, write_video
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
 anything = scalars | st.lists(st.integers(), max_size=3)
@@ -238,7 +238,7 @@ def test_a_file_elsewhere_that_cannot_be_written_is_named(tmp_path: Path) -> Non
 
 
 def test_targets_survive_frames_of_changing_format() -> None:
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     frames = list(coloured_patches(6, 2))
     ids = [many.add(frames[0][0], box) for box in frames[0][1]]
     before = copy.copy(many.ids)

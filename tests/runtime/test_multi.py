@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime import MultiTracker, State, Tracker, open_engine
-from asymtrack_edge.runtime.threads import side_by_side
-from tests.runtime.simulated import ColourEngine, coloured_patches, moving_square
+from asymtrack_edge.runtime import MultiTracker, State, Tracker, open_backend
+from asymtrack_edge.runtime.backends.threads import side_by_side
+from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
 
 FRAMES = list(coloured_patches(40, 5))
 
 
 def test_every_target_is_followed_in_one_call_per_frame() -> None:
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     first, boxes = FRAMES[0]
     ids = [many.add(first, box) for box in boxes]
     for frame, truth in FRAMES[1:]:
@@ -37,7 +37,7 @@ def test_every_target_is_followed_in_one_call_per_frame() -> None:
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))
 def test_any_order_of_coming_and_going(steps) -> None:
     """After each step every followed target is where it is, under its own id, in gapless slots."""
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     followed: Dict[int, int] = {}  # patch -> id
     for (patch, _), (frame, boxes) in zip(steps, FRAMES):
         if patch in followed:
@@ -53,7 +53,7 @@ def test_any_order_of_coming_and_going(steps) -> None:
 
 
 def test_ids_are_never_used_again() -> None:
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     first = many.add(frame, boxes[0])
     many.remove(first)
@@ -63,7 +63,7 @@ def test_ids_are_never_used_again() -> None:
 
 
 def test_a_target_can_be_moved_under_its_id() -> None:
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     ids = [many.add(frame, box) for box in boxes[:3]]
     many.reset(ids[1], frame, boxes[4])
@@ -72,7 +72,7 @@ def test_a_target_can_be_moved_under_its_id() -> None:
 
 
 def test_mistakes_leave_the_others_as_they_were() -> None:
-    many = MultiTracker(ColourEngine())
+    many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     number = many.add(frame, boxes[0])
     with pytest.raises(BoxError):
@@ -83,7 +83,7 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
         many.update(None)  # type: ignore[arg-type]
     assert many.ids == [number]
     assert iou(many.update(FRAMES[1][0])[number].box, FRAMES[1][1][0]) > 0.99
-    assert MultiTracker(ColourEngine()).update(frame) == {}
+    assert MultiTracker(ColourBackend()).update(frame) == {}
 
 
 def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
@@ -103,7 +103,7 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
         pytest.importorskip("openvino")
     frames = [frame for frame, _ in moving_square(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
-    many = MultiTracker(open_engine(batch_model, backend, threads=threads), capacity=2)
+    many = MultiTracker(open_backend(batch_model, backend, threads=threads), capacity=2)
     singles, ids = [], []
     for box in boxes:
         tracker = Tracker.load(batch_model, threads=1)
@@ -131,7 +131,7 @@ def test_targets_are_spread_over_the_threads(threads: int, targets: int, spread:
 
 
 def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path) -> None:
-    engine = open_engine(batch_model, threads=2)
+    engine = open_backend(batch_model, threads=2)
     many = MultiTracker(engine, capacity=4)
     frame, box = FRAMES[0][0], (10, 20, 30, 40)
     numbers = [many.add(frame, box) for _ in range(4)]

@@ -11,16 +11,16 @@ from typing import Any, List
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import EngineError, MissingDependencyError
-from asymtrack_edge.export.agreement import HALF_ARITHMETIC, compare, within
+from asymtrack_edge.errors import BackendError, MissingDependencyError
 from asymtrack_edge.geometry import crop_window
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime import MultiTracker, Tracker, open_engine
-from asymtrack_edge.runtime.command import main as track
+from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
+from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
+from asymtrack_edge.runtime.commands.track import main as track
 from tests.runtime.simulated import moving_square
 
 pytest.importorskip("openvino")
-from asymtrack_edge.runtime import openvino as backend
+from asymtrack_edge.runtime.backends import openvino as backend
 
 FRAMES = list(moving_square(12, (240, 200)))
 needs_bf16 = pytest.mark.skipif(not backend.has_bf16(), reason="this CPU has no bf16")
@@ -51,7 +51,7 @@ def test_one_target_is_where_onnxruntime_sees_it(model: Path, threads: int) -> N
 
 
 def test_exports_of_a_fixed_batch(static_model: Path) -> None:
-    reference, engine = (open_engine(static_model, name) for name in ("onnxruntime", "openvino"))
+    reference, engine = (open_backend(static_model, name) for name in ("onnxruntime", "openvino"))
     report = compare(reference, engine, [frame for frame, _ in FRAMES], FRAMES[0][1])
     # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights make much of it.
     limit = 0.05 if engine.precision == "fp16" else 1e-4
@@ -60,7 +60,7 @@ def test_exports_of_a_fixed_batch(static_model: Path) -> None:
 
 def test_threads_are_not_pinned(batch_model: Path) -> None:
     """Two processes that pin their threads share the first processors and leave the others idle."""
-    engine = backend.OpenVinoEngine(batch_model, load_manifest(batch_model), threads=2)
+    engine = backend.OpenVinoBackend(batch_model, load_manifest(batch_model), threads=2)
     engine.reserve(2)
     for model in (engine._search, engine._lanes):
         assert model is not None and not model.get_property("ENABLE_CPU_PINNING")
@@ -70,7 +70,7 @@ def test_threads_are_not_pinned(batch_model: Path) -> None:
 
 @needs_bf16
 def test_bf16_is_near_and_is_said(model: Path) -> None:
-    reference, whole, half = (open_engine(model, name) for name in ("onnxruntime", "openvino", "openvino-bf16"))
+    reference, whole, half = (open_backend(model, name) for name in ("onnxruntime", "openvino", "openvino-bf16"))
     assert (whole.precision, half.precision, half.name) == ("fp32", "bf16", "OpenVINO CPU bf16")
     report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
     assert within(report, HALF_ARITHMETIC)
@@ -103,10 +103,10 @@ def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatc
 
     real = backend.open_session
     monkeypatch.setattr(backend, "open_session", lambda *_: Other())
-    with pytest.raises(EngineError, match="does not compute what the model says"):
-        backend.OpenVinoEngine(batch_model, load_manifest(batch_model))
+    with pytest.raises(BackendError, match="does not compute what the model says"):
+        backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
     monkeypatch.setattr(backend, "open_session", real)
-    backend.OpenVinoEngine(batch_model, load_manifest(batch_model))
+    backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
 
 
 def test_a_closed_engine_says_so_and_holds_no_network(batch_model: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_closed_engine_says_so_and_holds_no_network(batch_model: Path) -> None
     many.add(*FRAMES[0])
     many.close()
     assert many.engine._search is many.engine._lanes is None  # type: ignore[attr-defined]
-    with pytest.raises(EngineError, match="closed"):
+    with pytest.raises(BackendError, match="closed"):
         many.update(FRAMES[1][0])
 
 
@@ -122,7 +122,7 @@ def test_a_closed_engine_says_so_and_holds_no_network(batch_model: Path) -> None
     ("error", "kind", "word"),
     [
         (ModuleNotFoundError("no openvino", name="openvino"), MissingDependencyError, "pip install"),
-        (ImportError("libtbb.so.12: cannot open shared object file"), EngineError, "libtbb"),
+        (ImportError("libtbb.so.12: cannot open shared object file"), BackendError, "libtbb"),
     ],
 )
 def test_absent_and_broken_are_told_apart(error: ImportError, kind: type, word: str, monkeypatch: Any) -> None:
@@ -141,8 +141,8 @@ def test_absent_and_broken_are_told_apart(error: ImportError, kind: type, word: 
 def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -> None:
     shutil.copy(batch_model / "template.onnx", tmp_path)
     (tmp_path / "search.onnx").write_bytes(b"no model")
-    with pytest.raises(EngineError, match="OpenVINO cannot load") as caught:
-        backend.OpenVinoEngine(tmp_path, load_manifest(batch_model))
+    with pytest.raises(BackendError, match="OpenVINO cannot load") as caught:
+        backend.OpenVinoBackend(tmp_path, load_manifest(batch_model))
     assert len(str(caught.value).splitlines()) == 1
 
 

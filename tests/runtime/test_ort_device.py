@@ -10,11 +10,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from asymtrack_edge.errors import EngineError
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.errors import BackendError
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime import Tracker, ort
+from asymtrack_edge.runtime import Tracker
+from asymtrack_edge.runtime.backends import onnxruntime as ort
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.helpers import SMALL, filled_model
 
 CLIP = list(synthetic_clip(8))
@@ -72,7 +73,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 def test_buffers_are_bound_once_and_stay(made: Counter, exported: Path) -> None:
     manifest = load_manifest(exported)
-    tracker = Tracker(ort.OnnxRuntimeDeviceEngine(exported, manifest, "cuda"))
+    tracker = Tracker(ort.OnnxRuntimeDeviceBackend(exported, manifest, "cuda"))
     tracker.init(CLIP[0][0], CLIP[0][1])
     ours = [tracker.update(CLIP[1][0]).box]
     made.clear()
@@ -87,10 +88,10 @@ def test_buffers_are_bound_once_and_stay(made: Counter, exported: Path) -> None:
 def test_tracks_as_the_cpu_does(made: Counter, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load_manifest(exported)
     tracks = []
-    for make in (lambda: ort.OnnxRuntimeDeviceEngine(exported, manifest, "cuda"), None):
+    for make in (lambda: ort.OnnxRuntimeDeviceBackend(exported, manifest, "cuda"), None):
         if make is None:
             monkeypatch.setattr(ort, "ort", onnxruntime)
-        tracker = Tracker(make() if make else ort.OnnxRuntimeEngine(exported, manifest))
+        tracker = Tracker(make() if make else ort.OnnxRuntimeBackend(exported, manifest))
         tracker.init(CLIP[0][0], CLIP[0][1])
         tracks.append([tracker.update(frame).box for frame, _ in CLIP[1:]])
     assert tracks[0] == tracks[1]
@@ -99,5 +100,5 @@ def test_tracks_as_the_cpu_does(made: Counter, exported: Path, monkeypatch: pyte
 def test_a_missing_provider_is_named(exported: Path) -> None:
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime here has CUDA")
-    with pytest.raises(EngineError, match="onnxruntime-gpu"):
-        ort.OnnxRuntimeDeviceEngine(exported, load_manifest(exported), "cuda")
+    with pytest.raises(BackendError, match="onnxruntime-gpu"):
+        ort.OnnxRuntimeDeviceBackend(exported, load_manifest(exported), "cuda")

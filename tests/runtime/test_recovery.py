@@ -15,7 +15,7 @@ from asymtrack_edge.geometry import Box, iou
 from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.recovery import search_grid
 from asymtrack_edge.runtime.target import Target
-from tests.runtime.simulated import ColourEngine, coloured_patches
+from tests.runtime.simulated import ColourBackend, coloured_patches
 
 ON = TrackerSettings(recovery=RecoverySettings())
 WAY_OUT = 12
@@ -35,7 +35,7 @@ def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[
 
 
 def follow(frames: List[np.ndarray], settings: TrackerSettings) -> List[Track]:
-    tracker = Tracker(ColourEngine(), settings)
+    tracker = Tracker(ColourBackend(), settings)
     tracker.engine.reserve(1)
     tracker.init(frames[0], (40, 100, 24, 24))
     return [tracker.update(frame) for frame in frames[1:]]
@@ -72,7 +72,7 @@ def test_nothing_changes_while_the_target_is_not_lost() -> None:
     frames = list(coloured_patches(60, 3))
     answers = []
     for settings in (TrackerSettings(), ON):
-        many = MultiTracker(ColourEngine(), settings)
+        many = MultiTracker(ColourBackend(), settings)
         for box in frames[0][1]:
             many.add(frames[0][0], box)
         answers.append(([many.update(frame) for frame, _ in frames[1:]], list(many.engine.calls)))
@@ -80,7 +80,7 @@ def test_nothing_changes_while_the_target_is_not_lost() -> None:
 
 
 def test_one_crop_per_frame_and_target_in_every_state() -> None:
-    many = MultiTracker(ColourEngine(), ON)
+    many = MultiTracker(ColourBackend(), ON)
     frames = disappearing(60, 40, 250)
     many.add(frames[0], (40, 100, 24, 24))
     for frame in frames[1:]:
@@ -90,8 +90,8 @@ def test_one_crop_per_frame_and_target_in_every_state() -> None:
 
 def test_default_is_off() -> None:
     assert TrackerSettings().recovery is None
-    assert type(Tracker(ColourEngine())) is Tracker
-    many = MultiTracker(ColourEngine())
+    assert type(Tracker(ColourBackend())) is Tracker
+    many = MultiTracker(ColourBackend())
     many.add(np.zeros((50, 50, 3), np.uint8), (5, 5, 10, 10))
     assert type(many._targets[0]) is Target
 

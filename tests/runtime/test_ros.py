@@ -14,8 +14,8 @@ import pytest
 from asymtrack_edge.errors import FrameError, MissingDependencyError, UsageError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, State, Track
-from asymtrack_edge.runtime.ros_messages import detections, image_to_bgr
-from tests.runtime.simulated import ColourEngine, coloured_patches
+from asymtrack_edge.runtime.ros.messages import detections, image_to_bgr
+from tests.runtime.simulated import ColourBackend, coloured_patches
 
 
 def space(**fields: Any) -> Any:
@@ -108,11 +108,11 @@ class FakeNode:
 
 
 def test_node_without_ros_says_what_is_missing() -> None:
-    sys.modules.pop("asymtrack_edge.runtime.ros_node", None)
+    sys.modules.pop("asymtrack_edge.runtime.ros.node", None)
     if importlib.util.find_spec("rclpy") is not None:
         pytest.skip("ROS is here")
     with pytest.raises(MissingDependencyError, match=r"rclpy: source /opt/ros"):
-        importlib.import_module("asymtrack_edge.runtime.ros_node")
+        importlib.import_module("asymtrack_edge.runtime.ros.node")
 
 
 def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,13 +131,13 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     module("rclpy.executors", ExternalShutdownException=type("ExternalShutdownException", (Exception,), {}))
     module("rclpy.node", Node=FakeNode)
     module("rclpy.qos", HistoryPolicy=policy, ReliabilityPolicy=policy, QoSProfile=lambda **_: None)
-    monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.ros_node", raising=False)
-    ros_node = importlib.import_module("asymtrack_edge.runtime.ros_node")
+    monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.ros.node", raising=False)
+    ros_node = importlib.import_module("asymtrack_edge.runtime.ros.node")
     opened: List[Any] = []
 
     def load(*arguments: Any) -> MultiTracker:
         opened.append(arguments)
-        return MultiTracker(ColourEngine())
+        return MultiTracker(ColourBackend())
 
     monkeypatch.setattr(ros_node.MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
@@ -164,4 +164,4 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(FakeNode, "parameters", {"recover": "perhaps"})
     with pytest.raises(UsageError, match="auto, always, never, not 'perhaps'"):
         ros_node.TrackerNode()
-    sys.modules.pop("asymtrack_edge.runtime.ros_node")
+    sys.modules.pop("asymtrack_edge.runtime.ros.node")

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.runtime import pipelines
-from asymtrack_edge.runtime.capture import LivePolicy, open_reader
-from asymtrack_edge.runtime.sources import open_source, without_password
+from asymtrack_edge.runtime.sources import pipelines
+from asymtrack_edge.runtime.sources.capture import LivePolicy, open_reader
+from asymtrack_edge.runtime.sources.sources import open_source, without_password
 from tests.runtime.simulated import moving_square
 
 HERE = Path(__file__).parent

@@ -10,14 +10,16 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 import pytest
 
-from asymtrack_edge import gpu as gpu_module
-from asymtrack_edge.errors import EngineError, FrameError, ManifestError
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.errors import BackendError, FrameError, ManifestError
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.geometry import CropWindow, crop_window
-from asymtrack_edge.runtime import MultiTracker, Tracker, cuda_driver, open_engine, tensorrt
-from asymtrack_edge.runtime import cuda as cuda_module
-from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
+from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
+from asymtrack_edge.runtime.backends.cuda import device as cuda_module
+from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
+from asymtrack_edge.runtime.backends.cuda import gpu as gpu_module
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.helpers import SMALL, filled_model
 from tests.runtime.fakes import imitation
 
@@ -79,19 +81,19 @@ def boxes(tracker: Tracker) -> np.ndarray:
 def test_tracks_as_onnxruntime_does(imitated: Imitated, integrated: bool, graphs: bool) -> None:
     imitated.calls.driver.fake_integrated(integrated)
     imitated.calls.driver.fake_refuse_capture(not graphs)
-    engine = open_engine(imitated.folder, "tensorrt")
+    engine = open_backend(imitated.folder, "tensorrt")
     assert "Imitation" in engine.name
     tracked = boxes(Tracker(engine))
     assert engine.graphs == graphs
     engine.close()
-    reference = Tracker(OnnxRuntimeEngine(imitated.folder, engine.manifest))
+    reference = Tracker(OnnxRuntimeBackend(imitated.folder, engine.manifest))
     np.testing.assert_array_equal(tracked, boxes(reference))
 
 
 def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
     calls = imitated.calls
     tracker = Tracker.load(imitated.folder, backend="auto")
-    assert isinstance(tracker.engine, tensorrt.TensorRTEngine)
+    assert isinstance(tracker.engine, tensorrt.TensorRTBackend)
     calls.reset()
     tracker.init(FRAMES[0], BOX)
     # The frame's part and the window go up, the template runs once, and nothing comes back.
@@ -129,13 +131,13 @@ def test_shared_memory_needs_no_copies_up(imitated: Imitated) -> None:
 
 def test_targets_come_and_go(imitated: Imitated) -> None:
     """Batches, several groups and moved slots give what single trackers give."""
-    many = MultiTracker(open_engine(imitated.folder, "tensorrt"))
+    many = MultiTracker(open_backend(imitated.folder, "tensorrt"))
     manifest = many.engine.manifest
     starts = [BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50)]
     numbers = [many.add(FRAMES[0], box) for box in starts]
     singles = {}
     for number, box in zip(numbers, starts):
-        singles[number] = Tracker(OnnxRuntimeEngine(imitated.folder, manifest))
+        singles[number] = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
         singles[number].init(FRAMES[0], box)
     for i, frame in enumerate(FRAMES[1:]):
         if i == 4:
@@ -163,12 +165,12 @@ def test_opening_that_fails_late_gives_everything_back_in_order(
     imitated: Imitated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: str, capability: Any) -> bytes:
-        raise EngineError("no CUDA compiler found")
+        raise BackendError("no CUDA compiler found")
 
     monkeypatch.setattr(tensorrt, "compile_kernel", refuse)
     trt = tensorrt.load_tensorrt("tensorrt").module
-    with pytest.raises(EngineError, match="no CUDA compiler"):
-        open_engine(imitated.folder, "tensorrt")
+    with pytest.raises(BackendError, match="no CUDA compiler"):
+        open_backend(imitated.folder, "tensorrt")
     assert trt.dead == {False: 2, True: 0}
 
 
@@ -178,28 +180,28 @@ def test_before_tensorrt_10_each_group_has_an_engine_of_its_own(
     old = imitation.imitated(driver, "8.5.2.2")
     monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: old)
     folder = imitation.add_engines(exported, tmp_path / "old", old)
-    many = MultiTracker(open_engine(folder, "tensorrt"))
+    many = MultiTracker(open_backend(folder, "tensorrt"))
     numbers = [many.add(FRAMES[0], (20 + 30 * i, 30, 50, 40)) for i in range(5)]
     assert list(many.update(FRAMES[1])) == list(many.update(FRAMES[2])) == numbers
     many.close()
 
 
 def test_a_frame_too_large_for_the_memory_does_no_harm(imitated: Imitated) -> None:
-    engine = open_engine(imitated.folder, "tensorrt")
+    engine = open_backend(imitated.folder, "tensorrt")
     window = CropWindow(10, 10, 40, (30.0, 30.0))
     small, large = np.zeros((60, 80, 3), np.uint8), np.zeros((600, 800, 3), np.uint8)
     engine.template(small, window)
     imitated.calls.driver.fake_largest(large.nbytes - 1)
     for _ in range(2):
-        with pytest.raises(EngineError, match="cuMemAlloc"):
+        with pytest.raises(BackendError, match="cuMemAlloc"):
             engine.template(large, window)
         engine.template(small, window)  # the driver refuses copies to memory that is not allocated
     engine.close()
 
 
 def test_a_capture_that_is_interrupted_is_ended(imitated: Imitated) -> None:
-    engine = open_engine(imitated.folder, "tensorrt")
-    assert isinstance(engine, tensorrt.TensorRTEngine)
+    engine = open_backend(imitated.folder, "tensorrt")
+    assert isinstance(engine, tensorrt.TensorRTBackend)
 
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -287,7 +289,7 @@ def test_unusable_frames_are_refused(imitated: Imitated) -> None:
 
 
 def test_larger_frames_make_room_once(imitated: Imitated) -> None:
-    engine = open_engine(imitated.folder, "tensorrt")
+    engine = open_backend(imitated.folder, "tensorrt")
     small, large = np.zeros((60, 80, 3), np.uint8), np.zeros((600, 800, 3), np.uint8)
     for frame, allocations in ((small, 1), (small, 0), (large, 1), (small, 0), (large, 0)):
         imitated.calls.reset()
@@ -309,11 +311,11 @@ def test_larger_frames_make_room_once(imitated: Imitated) -> None:
 )
 def test_a_foreign_engine_is_refused(imitated: Imitated, change: Any, words: str) -> None:
     imitation.edit_key(imitated.folder, **change)
-    with pytest.raises(EngineError, match="asymtrack-build") as caught:
-        open_engine(imitated.folder, "tensorrt")
+    with pytest.raises(BackendError, match="asymtrack-build") as caught:
+        open_backend(imitated.folder, "tensorrt")
     assert words in str(caught.value)
     # Left to choose, the CPU is the better answer.
-    assert "onnxruntime" in open_engine(imitated.folder, "auto").name
+    assert "onnxruntime" in open_backend(imitated.folder, "auto").name
 
 
 def test_an_altered_engine_is_never_loaded(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,15 +328,15 @@ def test_an_altered_engine_is_never_loaded(imitated: Imitated, monkeypatch: pyte
         manifest.module.Runtime, "deserialize_cuda_engine", lambda *_: pytest.fail("the file was deserialised")
     )
     with pytest.raises(ManifestError, match="altered"):
-        open_engine(imitated.folder, "tensorrt")
+        open_backend(imitated.folder, "tensorrt")
 
 
 def test_without_gpu_or_tensorrt_it_says_so(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing() -> Any:
-        raise EngineError("there is no CUDA driver here")
+        raise BackendError("there is no CUDA driver here")
 
     monkeypatch.setattr(gpu_module, "load_driver", nothing)
-    with pytest.raises(EngineError, match="no CUDA driver"):
-        open_engine(exported, "tensorrt")
-    with pytest.raises(EngineError, match="no CUDA driver"):
+    with pytest.raises(BackendError, match="no CUDA driver"):
+        open_backend(exported, "tensorrt")
+    with pytest.raises(BackendError, match="no CUDA driver"):
         cuda_module.open_cuda(0)

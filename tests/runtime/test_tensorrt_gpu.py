@@ -8,18 +8,20 @@ from typing import Iterator
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import EngineError
-from asymtrack_edge.export.clip import synthetic_clip
-from asymtrack_edge.export.engine import build_in_place
+from asymtrack_edge.errors import BackendError
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.geometry import Cropper, CropWindow, iou
-from asymtrack_edge.gpu import find_gpu
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime import MultiTracker, Tracker, cuda_compile, cuda_crop
-from asymtrack_edge.runtime.cuda import open_cuda
-from asymtrack_edge.runtime.ort import OnnxRuntimeEngine
-from asymtrack_edge.runtime.tensorrt import TensorRTEngine
-from asymtrack_edge.trt import TENSORRT, load_tensorrt
+from asymtrack_edge.runtime import MultiTracker, Tracker
+from asymtrack_edge.runtime.backends.cuda import compile as cuda_compile
+from asymtrack_edge.runtime.backends.cuda import crop as cuda_crop
+from asymtrack_edge.runtime.backends.cuda.device import open_cuda
+from asymtrack_edge.runtime.backends.cuda.gpu import find_gpu
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
+from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
+from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, load_tensorrt
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.helpers import SMALL, filled_model
 
 
@@ -27,11 +29,11 @@ def _target() -> str:
     """What to export for here; empty without a GPU."""
     try:
         find_gpu(0)
-    except EngineError:
+    except BackendError:
         return ""
     try:
         load_tensorrt(TENSORRT)
-    except EngineError:
+    except BackendError:
         return "rtx"
     return "xavier"
 
@@ -52,14 +54,14 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(params=[True, False], ids=["graph", "no graph"])
-def engine(request: pytest.FixtureRequest, exported: Path) -> Iterator[TensorRTEngine]:
-    engine = TensorRTEngine(exported, load_manifest(exported), graph=request.param)
+def engine(request: pytest.FixtureRequest, exported: Path) -> Iterator[TensorRTBackend]:
+    engine = TensorRTBackend(exported, load_manifest(exported), graph=request.param)
     yield engine
     engine.close()
 
 
-def test_tracks_as_onnxruntime_does(engine: TensorRTEngine, exported: Path) -> None:
-    trackers = [Tracker(engine), Tracker(OnnxRuntimeEngine(exported, engine.manifest))]
+def test_tracks_as_onnxruntime_does(engine: TensorRTBackend, exported: Path) -> None:
+    trackers = [Tracker(engine), Tracker(OnnxRuntimeBackend(exported, engine.manifest))]
     for tracker in trackers:
         tracker.init(FRAMES[0], BOX)
     for frame in FRAMES[1:]:
@@ -68,13 +70,13 @@ def test_tracks_as_onnxruntime_does(engine: TensorRTEngine, exported: Path) -> N
     assert engine.graphs == engine.use_graph, "the step could not be captured"
 
 
-def test_a_batch_is_its_targets(engine: TensorRTEngine, exported: Path) -> None:
+def test_a_batch_is_its_targets(engine: TensorRTBackend, exported: Path) -> None:
     many = MultiTracker(engine)
     starts = [BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60)]
     numbers = [many.add(FRAMES[0], box) for box in starts]
     tracks = many.update(FRAMES[1])
     for number, box in zip(numbers, starts):
-        single = Tracker(OnnxRuntimeEngine(exported, engine.manifest))
+        single = Tracker(OnnxRuntimeBackend(exported, engine.manifest))
         single.init(FRAMES[0], box)
         assert iou(tracks[number].box, single.update(FRAMES[1]).box) > 0.97
 
@@ -101,7 +103,7 @@ def test_the_kernel_equals_opencv(side: int) -> None:
     np.testing.assert_array_equal(planes, crop[..., ::-1].transpose(2, 0, 1))
 
 
-def test_lives_beside_pytorch(engine: TensorRTEngine) -> None:
+def test_lives_beside_pytorch(engine: TensorRTBackend) -> None:
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("PyTorch here has no CUDA")

@@ -8,12 +8,12 @@ from typing import Any, List, Optional, Sequence
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import BoxError, EngineError, FrameError, ManifestError, UsageError
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.errors import BackendError, BoxError, FrameError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.engine import Engine
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
 MANIFEST = Manifest(
@@ -35,7 +35,7 @@ MANIFEST = Manifest(
 )
 
 
-class ScriptedEngine(Engine):
+class ScriptedBackend(Backend):
     """Answers from a list of predictions, and remembers what it was asked."""
 
     def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
@@ -59,7 +59,7 @@ class ScriptedEngine(Engine):
 
 
 def test_box_follows_the_prediction() -> None:
-    engine = ScriptedEngine([(0.6, 0.5, 0.25, 0.25, 0.9)])
+    engine = ScriptedBackend([(0.6, 0.5, 0.25, 0.25, 0.9)])
     tracker = Tracker(engine)
     tracker.init(FRAME, (100, 80, 40, 40))
     track = tracker.update(FRAME)
@@ -70,7 +70,7 @@ def test_box_follows_the_prediction() -> None:
 
 
 def test_template_runs_once_per_init() -> None:
-    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, 0.9)] * 5)
+    engine = ScriptedBackend([(0.5, 0.5, 0.25, 0.25, 0.9)] * 5)
     tracker = Tracker(engine)
     tracker.init(FRAME, (100, 80, 40, 40))
     for _ in range(4):
@@ -84,7 +84,7 @@ def test_template_runs_once_per_init() -> None:
 
 def test_lost_and_found_with_hysteresis() -> None:
     scores = [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.45, 0.45, 0.9, 0.9, 0.9]
-    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, score) for score in scores])
+    engine = ScriptedBackend([(0.5, 0.5, 0.25, 0.25, score) for score in scores])
     tracker = Tracker(engine, settings=TrackerSettings(lost_below=0.3, found_above=0.5, smoothing=0.5))
     tracker.init(FRAME, (100, 80, 40, 40))
     states = [tracker.update(FRAME).state for _ in scores]
@@ -100,7 +100,7 @@ def test_lost_and_found_with_hysteresis() -> None:
 def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recovery: Optional[RecoverySettings]) -> None:
     nonsense = (np.nan, 0.5, np.inf, 0.25, np.nan)
     answers = [(0.5, 0.5, 0.25, 0.25, 0.9), nonsense, (0.5, 0.5, 0.25, 0.25, 0.9), *[nonsense] * 12]
-    tracker = Tracker(ScriptedEngine(answers), TrackerSettings(recovery=recovery))
+    tracker = Tracker(ScriptedBackend(answers), TrackerSettings(recovery=recovery))
     tracker.init(FRAME, (100, 80, 40, 40))
     tracks = [tracker.update(FRAME) for _ in answers]
     assert tracks[1] == Track(tracks[0].box, 0.0, State.TRACKING)
@@ -112,7 +112,7 @@ class Foreign:
     """A frame that some library holds on a device: an engine that takes it tells its shape."""
 
 
-class TakesForeign(ScriptedEngine):
+class TakesForeign(ScriptedBackend):
     def check_frame(self, frame: Any) -> Sequence[int]:
         return FRAME.shape if isinstance(frame, Foreign) else super().check_frame(frame)
 
@@ -127,7 +127,7 @@ def test_frames_are_what_the_engine_takes() -> None:
 
 
 def test_unreadable_frames_leave_the_track_as_it_was() -> None:
-    engine = ScriptedEngine([(0.5, 0.5, 0.25, 0.25, 0.9)] * 2)
+    engine = ScriptedBackend([(0.5, 0.5, 0.25, 0.25, 0.9)] * 2)
     tracker = Tracker(engine)
     tracker.init(FRAME, (100, 80, 40, 40))
     before = tracker.update(FRAME)
@@ -138,7 +138,7 @@ def test_unreadable_frames_leave_the_track_as_it_was() -> None:
 
 
 def test_a_target_at_the_edge_stays_inside_the_frame() -> None:
-    engine = ScriptedEngine([(1.0, 1.0, 0.3, 0.3, 0.2)] * 20)
+    engine = ScriptedBackend([(1.0, 1.0, 0.3, 0.3, 0.2)] * 20)
     tracker = Tracker(engine)
     tracker.init(FRAME, (250, 180, 60, 50))
     for _ in range(20):
@@ -147,7 +147,7 @@ def test_a_target_at_the_edge_stays_inside_the_frame() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    tracker = Tracker(ScriptedEngine([]))
+    tracker = Tracker(ScriptedBackend([]))
     with pytest.raises(UsageError, match="init"):
         tracker.update(FRAME)
     with pytest.raises(BoxError):
@@ -158,7 +158,7 @@ def test_mistakes_are_named() -> None:
         Tracker.load("T", backend="magic")
     with pytest.raises(UsageError, match="threads"):
         Tracker.load("T", threads=0)
-    with pytest.raises(EngineError, match="onnxruntime-gpu"):
+    with pytest.raises(BackendError, match="onnxruntime-gpu"):
         Tracker.load("T", backend="onnxruntime-cuda")
 
 

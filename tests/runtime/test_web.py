@@ -19,16 +19,16 @@ import pytest
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
-from asymtrack_edge.runtime.session import Session
-from tests.runtime.simulated import ColourEngine, coloured_patches, write_video
+from asymtrack_edge.runtime.run import Session
+from tests.runtime.simulated import ColourBackend, coloured_patches, write_video
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 websockets = pytest.importorskip("websockets")
 connect = pytest.importorskip("websockets.sync.client").connect
 
-from asymtrack_edge.runtime.web import WebView  # noqa: E402
-from asymtrack_edge.runtime.web_boxes import BoxLog  # noqa: E402
+from asymtrack_edge.runtime.web.boxes import BoxLog  # noqa: E402
+from asymtrack_edge.runtime.web.view import WebView  # noqa: E402
 
 TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
 
@@ -37,7 +37,7 @@ class Running:
     """A run with a web view on a thread of its own."""
 
     def __init__(self, video: Path, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0) -> None:
-        engine = ColourEngine()
+        engine = ColourBackend()
         engine.pause = pause
         self.session = Session(MultiTracker(engine), open_reader(open_source(str(video))))
         self.session.first_frame()
@@ -321,6 +321,6 @@ def test_viewer_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:
 
 
 def test_module_imports_nothing_of_the_web_by_itself() -> None:
-    code = "import sys, asymtrack_edge.runtime, asymtrack_edge.runtime.command as c\n"
+    code = "import sys, asymtrack_edge.runtime, asymtrack_edge.runtime.commands.track as c\n"
     code += "assert not {'starlette', 'uvicorn', 'websockets', 'asyncio', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

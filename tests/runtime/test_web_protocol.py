@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.web_protocol import Wish, cookie_name, is_loopback, pack_picture, parse_wish, refusal
+from asymtrack_edge.runtime.web.protocol import Wish, cookie_name, is_loopback, pack_picture, parse_wish, refusal
 
 numbers = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=5))
 junk = st.recursive(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from asymtrack_edge.datasets.training import Coco, Got10k, Lasot, TrackingNet
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.augmentation import Augmentation
-from asymtrack_edge.training.datasets import Coco, Got10k, Lasot, TrackingNet
 from asymtrack_edge.training.disk import DiskPairs, read_frame
 from asymtrack_edge.training.pairs import PairSampler
 from asymtrack_edge.training.pool import PoolBuilder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.presence import main
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 
 def _sequence(folder: Path, seed: int) -> None:

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.benchmarks.accuracy import DATASETS, read_dataset
-from asymtrack_edge.benchmarks.accuracy.sequences import read_boxes, read_labels
-from asymtrack_edge.benchmarks.accuracy.splits import UAV123_PARTS
+from asymtrack_edge.datasets.lasot import LASOT_TEST
+from asymtrack_edge.datasets.sequences import read_boxes, read_labels
+from asymtrack_edge.datasets.splits import UAV123_PARTS
 from asymtrack_edge.errors import DatasetError, UsageError
-from asymtrack_edge.lasot import LASOT_TEST
 from tests.benchmarks.accuracy.miniature import drift, rows, write_frames
 
 

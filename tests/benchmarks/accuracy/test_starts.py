@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy.readers import read_folder
 from asymtrack_edge.benchmarks.accuracy.starts import main, track_aucs
+from asymtrack_edge.datasets.readers import read_folder
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import State, Track
 from tests.runtime.simulated import moving_square
@@ -62,7 +62,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_results_with_and_without_recovery_are_told_apart(tmp_path: Path) -> None:
     from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-    from asymtrack_edge.runtime.loading import model_folder
+    from asymtrack_edge.runtime.backends.loading import model_folder
 
     by_name, by_folder = (TrackerSpec(name).identity() for name in ("T", str(model_folder("T"))))
     assert by_name["recovers"] and not by_folder["recovers"]

@@ -11,7 +11,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.speed.command import main
 from asymtrack_edge.benchmarks.speed.report.schema import SCHEMA, violations
-from asymtrack_edge.export.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 MISTAKES = [
     (["speed", "--variant", "X"], "unknown variant 'X'"),

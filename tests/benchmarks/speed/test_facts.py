@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Sequence
 import pytest
 
 from asymtrack_edge.benchmarks.speed import energy, facts, memory
-from asymtrack_edge.errors import EngineError, UsageError
+from asymtrack_edge.errors import BackendError, UsageError
 from tests.benchmarks.speed import recorded
 
 
@@ -174,7 +174,7 @@ def test_joules_by_the_trapezium_rule() -> None:
     samples = [(0.0, {"A": 1000.0}), (1.0, {"A": 2000.0}), (2.0, {"A": 4000.0}), (3.0, {"A": 9000.0})]
     # 1 to 2 s: mean of 2 and 4 W; the half second before takes its nearest sample.
     assert energy.joules(samples, 0.5, 2.0) == {"A": pytest.approx(0.5 * 2 + 3)}
-    with pytest.raises(EngineError, match="fewer than two"):
+    with pytest.raises(BackendError, match="fewer than two"):
         energy.joules(samples, 2.5, 3.5)
 
 
@@ -246,7 +246,7 @@ def test_tegrastats_meter_reads_a_running_program(tmp_path: Path) -> None:
     seen = energy.measure(lambda: None, meter, 0.4, 20.0, 0.4)
     assert seen.watts["VDD_GPU_SOC"] == pytest.approx(5.199)
     assert 6 <= seen.frames <= 9
-    with pytest.raises(EngineError, match="cannot run"):
+    with pytest.raises(BackendError, match="cannot run"):
         energy.TegrastatsMeter([str(tmp_path / "none")]).start()
 
 

@@ -7,7 +7,7 @@ import pytest
 from asymtrack_edge.benchmarks.speed import jetson
 from asymtrack_edge.benchmarks.speed.profile import by_operator, parse_trtexec_profile
 from asymtrack_edge.benchmarks.speed.trtexec import parse_summary, run_trtexec
-from asymtrack_edge.errors import EngineError, UsageError
+from asymtrack_edge.errors import BackendError, UsageError
 from tests.benchmarks.speed import recorded
 
 
@@ -75,7 +75,7 @@ def test_trtexec_summary() -> None:
     assert seen.throughput == 312.345
     assert seen.parts["Latency"].p99 == 3.6 and seen.parts["H2D Latency"].p90 is None
     assert seen.stages() == {"copy in": 0.055, "infer": 3.12, "copy out": 0.0041}
-    with pytest.raises(EngineError, match="Engine could not be deserialized"):
+    with pytest.raises(BackendError, match="Engine could not be deserialized"):
         parse_summary("[E] Engine could not be deserialized\n&&&& FAILED")
 
 

@@ -17,8 +17,8 @@ from asymtrack_edge.benchmarks.speed.protocols import Bench, Peak
 from asymtrack_edge.benchmarks.speed.subjects import EngineStep, Subject, UpdateStep, ping_pong
 from asymtrack_edge.benchmarks.speed.timing import Step
 from asymtrack_edge.benchmarks.speed.tracking import dropped_frames
-from asymtrack_edge.errors import EngineError, SourceError, UsageError
-from asymtrack_edge.runtime.loading import open_engine
+from asymtrack_edge.errors import BackendError, SourceError, UsageError
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.tracker import Tracker
 from asymtrack_edge.variants import VARIANTS
 
@@ -128,7 +128,7 @@ def test_data_set_times_the_init_too_and_reads_lazily(bench: Bench) -> None:
 
 
 def test_engine_step_books_the_inference_only(exported: Path) -> None:
-    engine = open_engine(exported, "onnxruntime", threads=1)
+    engine = open_backend(exported, "onnxruntime", threads=1)
     step = EngineStep(engine, 3)
     before = dict(engine.seconds)
     seconds = step.sample()
@@ -142,7 +142,7 @@ def test_engine_step_books_the_inference_only(exported: Path) -> None:
 
 def test_update_step_and_p5_stages(exported: Path, bench: Bench) -> None:
     bench.seconds = 0.3
-    frames = [f for f, _ in __import__("asymtrack_edge.export.clip", fromlist=["x"]).synthetic_clip(4)]
+    frames = [f for f, _ in __import__("asymtrack_edge.runtime.sources.clip", fromlist=["x"]).synthetic_clip(4)]
     tracker = Tracker.load(exported, "onnxruntime", threads=1)
     rows = tracking.update(bench, [(subject("x"), UpdateStep(tracker, frames, (150, 110, 50, 40)))]).rows
     stages = rows[0].stages
@@ -168,9 +168,9 @@ def test_end_to_end_from_an_encoded_video(
 def test_onnx_step_makes_inputs_up(exported: Path) -> None:
     step = subjects.onnx_step(str(exported / "template.onnx"), None, 1, ["CPUExecutionProvider"])
     assert step.sample() > 0
-    with pytest.raises(EngineError, match="cannot load"):
+    with pytest.raises(BackendError, match="cannot load"):
         subjects.onnx_step(str(exported / "manifest.json"), None, 1, ["CPUExecutionProvider"])
-    with pytest.raises(EngineError, match="has no CUDAExecutionProvider"):
+    with pytest.raises(BackendError, match="has no CUDAExecutionProvider"):
         subjects.onnx_step(str(exported / "search.onnx"), None, 1, [("CUDAExecutionProvider", {})])
 
 
@@ -259,7 +259,7 @@ def test_a_process_that_dies_is_an_error() -> None:
 
     _, step = torch_step(SMALL, "folded", threads=1)
     step._child.kill()  # type: ignore[attr-defined]
-    with pytest.raises(EngineError, match="ended with exit code -9"):
+    with pytest.raises(BackendError, match="ended with exit code -9"):
         step.sample()
     step.close()
 
@@ -268,7 +268,7 @@ def test_what_goes_wrong_in_the_other_process_is_said(tmp_path: Path, monkeypatc
     from asymtrack_edge.benchmarks.speed.own_process import torch_step
     from tests.helpers import SMALL
 
-    with pytest.raises(EngineError, match="Error"):
+    with pytest.raises(BackendError, match="Error"):
         torch_step(SMALL, "folded", threads=1, batch=10**9)
     # A file of the user's that happens to be called like a module is not imported.
     (tmp_path / "cv2.py").write_text("raise SystemExit(5)")
@@ -290,5 +290,5 @@ def test_hardware_that_is_not_there_makes_no_row() -> None:
         pytest.skip("this machine has a CUDA device")
     from asymtrack_edge.benchmarks.speed.own_process import torch_step
 
-    with pytest.raises(EngineError, match="no CUDA device"):
+    with pytest.raises(BackendError, match="no CUDA device"):
         torch_step(VARIANTS["T"], "reference", "cuda:0")

@@ -21,11 +21,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from asymtrack_edge.engine_key import NETWORKS, engine_key
-from asymtrack_edge.gpu import Gpu
 from asymtrack_edge.manifest import BATCH_AXIS, file_entry, load_manifest
-from asymtrack_edge.runtime.cuda_crop import SOURCE
-from asymtrack_edge.trt import TENSORRT, TensorRT
+from asymtrack_edge.runtime.backends.cuda.crop import SOURCE
+from asymtrack_edge.runtime.backends.cuda.gpu import Gpu
+from asymtrack_edge.runtime.backends.tensorrt.key import NETWORKS, engine_key
+from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, TensorRT
 
 HERE = Path(__file__).parent
 GPU = Gpu(0, "Imitation", (8, 7), False)

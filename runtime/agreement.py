@@ -1,0 +1,149 @@
+"""Do two engines answer the same? Prediction by prediction, and track by track."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Sequence
+
+import numpy as np
+
+from asymtrack_edge.geometry import Box, box_from_crop, clip_box, crop_window, iou
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.tracker import Tracker
+
+#: The largest number of fp16 (IEEE 754, binary16).
+LARGEST_HALF = 65504.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far an exported model may differ from the trained one.
+
+    Attributes:
+        box_difference: largest of a predicted coordinate, in crop units.
+        score_difference: largest of a score: what is lost and what is found hangs on it.
+        track_iou_mean: smallest mean IoU of their tracks.
+        largest_half: largest magnitude of an fp16 tensor: half of what fp16 can hold.
+    """
+
+    box_difference: float
+    score_difference: float
+    track_iou_mean: float
+    largest_half: float = LARGEST_HALF / 2
+
+
+#: Of a model as ONNX Runtime computes it on a CPU (fp16 there is only how numbers are kept), by precision.
+#: Predictions say how well they agree; tracks amplify every difference where the target is hard to see (0.0003 of
+#: the crop become an IoU of 0.977 with the bundled T on the synthetic clip).
+LIMITS: Dict[str, Limits] = {
+    "fp32": Limits(1e-4, 1e-3, 0.99),
+    "fp16": Limits(2e-3, 2e-2, 0.95),
+    "int8": Limits(3e-2, 0.2, 0.90),
+}
+#: Where the arithmetic itself is in half precision: bf16 keeps 8 bits, fp16 11. 1e-2 are 2.6 pixels of the
+#: search crop.
+HALF_ARITHMETIC = Limits(1e-2, 5e-2, 0.90)
+
+#: Frames that a track is followed before it starts afresh.
+SEGMENT = 12
+
+
+def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, float]:
+    """Largest differences of box and score on the same crops, and the overlap of whole tracks.
+
+    Args:
+        reference: what the other should equal.
+        other: of the same variant.
+        frames: BGR uint8 frames of one clip.
+        box: the target in the first of them.
+
+    Returns:
+        ``box_difference`` (crop units), ``score_difference``, ``track_iou_mean``, ``track_iou_min``.
+    """
+    window = crop_window(box, reference.manifest.template_factor)
+    reference.template(frames[0], window)
+    other.template(frames[0], window)
+    report = _compare_predictions(reference, other, frames, box)
+    overlaps = _compare_tracks(reference, other, frames, box)
+    return {**report, "track_iou_mean": float(np.mean(overlaps)), "track_iou_min": float(np.min(overlaps))}
+
+
+def compare_together(engine: Backend, frames: Sequence[np.ndarray], box: Box, targets: int = 4) -> float:
+    """Largest difference between an engine's answers for one target and for several in one call.
+
+    Args:
+        engine: as in ``compare``.
+        frames: BGR uint8.
+        box: the target in the first of them.
+        targets: how many.
+    """
+    engine.reserve(targets)
+    template, search = engine.manifest.template_factor, engine.manifest.search_factor
+    window = crop_window(box, search)
+    engine.template(frames[0], crop_window(box, template), 0)
+    alone = engine.search(frames[1], (window,))[0].copy()
+    for slot in range(1, targets):
+        engine.template(frames[0], crop_window(box, template), slot)
+    together = engine.search(frames[1], [window] * targets)
+    return float(np.nan_to_num(np.abs(together - alone), nan=np.inf).max())
+
+
+def within(report: Dict[str, Any], limits: Limits) -> bool:
+    """Whether what ``compare`` measured is allowed."""
+    return bool(
+        report["box_difference"] <= limits.box_difference
+        and report["score_difference"] <= limits.score_difference
+        and report["track_iou_mean"] >= limits.track_iou_mean
+        and report.get("largest_half", 0.0) <= limits.largest_half
+        and report.get("together_difference", 0.0) <= limits.box_difference
+    )
+
+
+def figures(report: Dict[str, Any]) -> str:
+    """What ``compare`` measured beside its ``"limits"``, for people."""
+    limits = report["limits"]
+    together = ""
+    if "together_difference" in report:
+        together = (
+            f", several targets at once by {report['together_difference']:.2g} (limit {limits['box_difference']:g})"
+        )
+    return (
+        f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g}), scores by "
+        f"{report['score_difference']:.2g} (limit {limits['score_difference']:g}), track IoU "
+        f"{report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})" + together
+    )
+
+
+def _compare_predictions(
+    reference: Backend, exported: Backend, frames: Sequence[np.ndarray], box: Box
+) -> Dict[str, float]:
+    """Largest differences of box (crop units) and score, both models on the reference's crops."""
+    boxes, scores = [0.0], [0.0]
+    for frame in frames[1:]:
+        window = crop_window(box, reference.manifest.search_factor)
+        wanted = reference.search(frame, (window,))[0]
+        got = exported.search(frame, (window,))[0]
+        difference = np.abs(got - wanted)
+        # NaN compares false with everything: make it count as the failure it is.
+        boxes.append(float(np.nan_to_num(difference[:4], nan=np.inf).max()))
+        scores.append(float(np.nan_to_num(difference[4], nan=np.inf)))
+        box = clip_box(box_from_crop(wanted, window), frame.shape)
+    return {"box_difference": max(boxes), "score_difference": max(scores)}
+
+
+def _compare_tracks(reference: Backend, exported: Backend, frames: Sequence[np.ndarray], box: Box) -> Sequence[float]:
+    """IoU per frame of two trackers that each follow their own boxes.
+
+    Every ``SEGMENT`` frames both start afresh from the reference's box: where a tracker loses its
+    target, the smallest difference grows without limit, and says nothing about the export.
+    """
+    ours, theirs = Tracker(reference), Tracker(exported)
+    overlaps = []
+    for i, frame in enumerate(frames):
+        if i % SEGMENT == 0:
+            ours.init(frame, box)
+            theirs.init(frame, box)
+            continue
+        box = ours.update(frame).box
+        overlaps.append(iou(box, theirs.update(frame).box))
+    return overlaps

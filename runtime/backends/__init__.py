@@ -1,0 +1,1 @@
+"""What computes the networks: one backend per inference runtime."""

@@ -1,0 +1,1 @@
+"""CUDA without a package: driver, crop kernel, frames on the device."""

@@ -1,0 +1,255 @@
+"""ONNX Runtime backend: the CPU everywhere, CUDA and TensorRT providers where they are installed.
+
+All tensors are bound once. On the CPU the template network writes straight into the arrays that the
+search network reads; on a CUDA provider both live in device memory and only the crop goes in and
+five numbers per target come out.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import onnxruntime as ort
+
+from asymtrack_edge.errors import BackendError
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest
+from asymtrack_edge.runtime.backends.base import HostBackend
+from asymtrack_edge.runtime.backends.threads import processors, side_by_side
+
+_CPU = ["CPUExecutionProvider"]
+
+
+def open_session(
+    path: Path, threads: Optional[int] = None, providers: Sequence[Any] = _CPU, batch: int = 1
+) -> ort.InferenceSession:
+    """An ONNX Runtime session.
+
+    Args:
+        path: an ONNX model.
+        threads: for one operator; None for ONNX Runtime's choice.
+        providers: as ``onnxruntime.InferenceSession`` takes them; the first has to be at hand.
+        batch: the only batch that will be run, of a model with a free batch axis. Known before, it
+            spares the operators that compute shapes.
+
+    Raises:
+        BackendError: the first provider is absent, or the model cannot be loaded.
+    """
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if first not in ort.get_available_providers():
+        raise BackendError(
+            f"onnxruntime {ort.__version__} here has no {first}: install onnxruntime-gpu, "
+            "or use --backend onnxruntime for the CPU"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = ort.InferenceSession(str(path), options, providers=list(providers))
+    except Exception as error:  # onnxruntime raises many unrelated types here
+        reason = str(error).splitlines()[0]
+        raise BackendError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}") from None
+    if session.get_providers()[0] != first:
+        raise BackendError(f"onnxruntime fell back from {first} to the CPU: check the CUDA installation")
+    return session
+
+
+class OnnxRuntimeTemplate(HostBackend):
+    """An engine whose template network runs in ONNX Runtime on the CPU.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        name: see ``Backend``.
+        threads: how many to use; None for ONNX Runtime's choice.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, name: str, threads: Optional[int]) -> None:
+        super().__init__(manifest, name)
+        self._template = open_session(folder / "template.onnx", threads)
+        self._template_bindings: Dict[int, Any] = {}
+
+    def reserve(self, slots: int) -> None:
+        """See ``Backend.reserve``."""
+        if slots > self.capacity:
+            # The bindings hold addresses of the arrays that are about to be replaced.
+            self._template_bindings.clear()
+        super().reserve(slots)
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._template_bindings.get(slot)
+        if binding is None:
+            binding = self._template.io_binding()
+            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
+            for name, values in self.state.items():
+                _bind(binding.bind_output, name, values[slot : slot + 1])
+            self._template_bindings[slot] = binding
+        self._template.run_with_iobinding(binding)
+
+
+class OnnxRuntimeBackend(OnnxRuntimeTemplate):
+    """ONNX Runtime on the CPU.
+
+    One target uses all threads inside each operator. Several are spread over the threads instead, one
+    whole network each: nothing waits at the end of an operator, and the features of one target stay in
+    the cache, which those of a batch do not (docs/field.md has the figures).
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        threads: how many to use; None for one per processor that this process may use.
+    """
+
+    backend = "onnxruntime"
+    on_cpu = True
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
+        super().__init__(folder, manifest, "onnxruntime CPU", threads)
+        self.threads = threads or processors()
+        self._search_path = folder / "search.onnx"
+        self._search = open_session(self._search_path, threads)
+        #: The same network on one thread. A session may run in several threads at once.
+        self._lane: Optional[ort.InferenceSession] = None
+        self._helpers: Optional[ThreadPoolExecutor] = None
+        self._search_bindings: Dict[Tuple[bool, int], Any] = {}
+        self.reserve(1)
+
+    def reserve(self, slots: int) -> None:
+        """See ``Backend.reserve``. Room for a second target opens a second session."""
+        if slots > self.capacity:
+            self._search_bindings.clear()
+        super().reserve(slots)
+        if slots > 1 and self.threads > 1 and self._lane is None:
+            self._lane = open_session(self._search_path, 1)
+            self._helpers = ThreadPoolExecutor(self.threads - 1, "asymtrack-lane")
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
+
+    def _run_searches(self, count: int) -> None:
+        spread = side_by_side(count, self.threads) if self._lane is not None else 0
+        if spread:
+            self._run_lanes(spread)
+        for slot in range(spread, count):
+            self._search.run_with_iobinding(self._binding(self._search, slot))
+
+    def _run_lanes(self, count: int) -> None:
+        lane, helpers = self._lane, self._helpers
+        assert lane is not None and helpers is not None
+        bindings = [self._binding(lane, slot) for slot in range(count)]
+        # Each thread takes the next target when it is done with one: next() on it is atomic.
+        waiting = iter(bindings)
+
+        def work() -> None:
+            for binding in waiting:
+                lane.run_with_iobinding(binding)
+
+        others = [helpers.submit(work) for _ in range(min(count, self.threads) - 1)]
+        try:
+            work()
+        finally:
+            # Nobody may still write the predictions when this returns, whatever happened.
+            wait(others)
+        for other in others:
+            other.result()
+
+    def _binding(self, session: ort.InferenceSession, slot: int) -> Any:
+        """The tensors of one slot, bound to a session once."""
+        key = (session is self._search, slot)
+        binding = self._search_bindings.get(key)
+        if binding is None:
+            row = slice(slot, slot + 1)
+            binding = session.io_binding()
+            _bind(binding.bind_input, self.manifest.search.name, self._search_images[row])
+            for name, values in self.state.items():
+                _bind(binding.bind_input, name, values[row])
+            _bind(binding.bind_output, self.manifest.output.name, self._predictions[row])
+            self._search_bindings[key] = binding
+        return binding
+
+
+def _bind(bind: Any, name: str, array: np.ndarray) -> None:
+    """Binds a contiguous host array by address: nothing is copied, neither now nor per run."""
+    bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+
+
+_GPU_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxRuntimeDeviceBackend(HostBackend):
+    """ONNX Runtime on a CUDA device (provider ``cuda`` or ``tensorrt``).
+
+    Per frame the crops are copied to the device and five floats per target back. The template
+    state is an output of one session and an input of the other in the same device memory.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        provider: ``"cuda"`` or ``"tensorrt"``.
+        device: CUDA device index.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
+        super().__init__(manifest, f"onnxruntime {provider} {device}")
+        self.backend = f"onnxruntime-{provider}"
+        self._device = device
+        providers = [(_GPU_PROVIDERS[provider], {"device_id": device}), *_CPU]
+        self._template = open_session(folder / "template.onnx", None, providers)
+        self._search = open_session(folder / "search.onnx", None, providers)
+        self._state_values: List[Dict[str, Any]] = []
+        self._image_values: Dict[int, Any] = {}
+        self._bindings: Dict[int, Any] = {}
+        self.reserve(1)
+
+    def reserve(self, slots: int) -> None:
+        """See ``Backend.reserve``. Each slot owns its state tensors on the device."""
+        if slots <= self.capacity:
+            return
+        self._bindings.clear()
+        self._image_values.clear()
+        while len(self._state_values) < slots:
+            self._state_values.append({s.name: self._zeros((1, *s.shape), s.dtype) for s in self.manifest.state})
+        super().reserve(slots)
+
+    def move(self, source: int, target: int) -> None:
+        """See ``Backend.move``: the slots change places, nothing is copied."""
+        values = self._state_values
+        values[source], values[target] = values[target], values[source]
+        self._bindings.clear()
+
+    def _zeros(self, shape: Tuple[int, ...], dtype: str) -> Any:
+        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", self._device)
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._template.io_binding()
+        binding.bind_cpu_input(self.manifest.template.name, self._template_image)
+        for name, value in self._state_values[slot].items():
+            binding.bind_ortvalue_output(name, value)
+        self._template.run_with_iobinding(binding)
+
+    def _run_searches(self, count: int) -> None:
+        # One target per run: slots are separate tensors here. Batching on a GPU is the TensorRT engine's job.
+        for slot in range(count):
+            image = self._image_values.get(slot)
+            binding = self._bindings.get(slot)
+            if image is None or binding is None:
+                image, binding = self._bind_slot(slot)
+            image.update_inplace(self._search_images[slot : slot + 1])
+            self._search.run_with_iobinding(binding)
+
+    def _bind_slot(self, slot: int) -> Tuple[Any, Any]:
+        """Device memory for the slot's crop, and everything bound to it."""
+        image = self._zeros((1, *self.manifest.search.shape), self.manifest.search.dtype)
+        binding = self._search.io_binding()
+        binding.bind_ortvalue_input(self.manifest.search.name, image)
+        for name, value in self._state_values[slot].items():
+            binding.bind_ortvalue_input(name, value)
+        _bind(binding.bind_output, self.manifest.output.name, self._predictions[slot : slot + 1])
+        self._image_values[slot], self._bindings[slot] = image, binding
+        return image, binding

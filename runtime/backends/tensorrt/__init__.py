@@ -1,0 +1,1 @@
+"""TensorRT: building, keying and running engines."""

@@ -1,0 +1,268 @@
+"""A tracking run: frames in, decisions out, and the wishes of others obeyed in between."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from time import monotonic, perf_counter
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from asymtrack_edge.errors import FrameError, SourceError, UsageError
+from asymtrack_edge.geometry import Box, check_frame
+from asymtrack_edge.runtime.multi import MultiTracker
+from asymtrack_edge.runtime.outputs.files import Sink, Window
+from asymtrack_edge.runtime.outputs.messages import Result
+from asymtrack_edge.runtime.sources.capture import Captured, Reader
+from asymtrack_edge.runtime.target import State, Track
+
+
+class Session:
+    """Runs a tracker over a reader's frames on the calling thread.
+
+    Other threads change targets, pause or end the run through ``submit``; what they submit runs
+    between two frames.
+
+    Args:
+        tracker: with or without targets.
+        reader: of the source.
+        sinks: take every frame's result. One that fails is completed and left out; the failure ends
+            the run when no other is left.
+        limit: stop after this many frames; None for all.
+        report: called with a line for people.
+
+    Attributes:
+        count: frames taken from the reader.
+        unreadable: those that could not be used.
+        lost: decisions with state LOST.
+        failures: sinks that failed, as lines for people.
+        paused: whether the run waits.
+        interrupted: whether a signal ended it.
+    """
+
+    def __init__(
+        self,
+        tracker: MultiTracker,
+        reader: Reader,
+        sinks: Sequence[Sink] = (),
+        limit: Optional[int] = None,
+        report: Optional[Callable[[str], None]] = None,
+    ) -> None:
+        self.tracker = tracker
+        self.reader = reader
+        self.limit = limit
+        self.count = self.unreadable = self.lost = self.updates = 0
+        self.read_seconds = 0.0
+        self.failures: List[str] = []
+        self.paused = self.interrupted = False
+        self.latest: Optional[Result] = None
+        self.began = perf_counter()
+        self._sinks: List[Sink] = list(sinks)
+        self._report = report or (lambda line: None)
+        self._steps = 0
+        self._begun = self._ended = False
+        self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._wish_came = threading.Condition()
+
+    def add_sink(self, sink: Sink) -> None:
+        """Adds a sink before the run starts; the session closes it."""
+        self._sinks.append(sink)
+
+    def first_frame(self) -> np.ndarray:
+        """Takes the frame in which the targets are marked; it becomes frame 0 of the run.
+
+        Raises:
+            SourceError: there is none.
+            FrameError: it cannot be used.
+        """
+        began = perf_counter()
+        for frame in self.reader:
+            self.read_seconds += perf_counter() - began
+            if frame.image is None:
+                raise FrameError(
+                    f"the first frame of {self.reader.source.name} cannot be read: the target is marked in it"
+                )
+            check_frame(frame.image)
+            self.latest = Result(frame, {}, 0.0)
+            return frame.image
+        raise SourceError(f"{self.reader.source.name} has no frames")
+
+    def start(self, boxes: Sequence[Sequence[float]]) -> None:
+        """Marks targets in the first frame and hands it to the sinks.
+
+        Raises:
+            BoxError: a box cannot be a target in it.
+        """
+        assert self.latest is not None and self.latest.frame.image is not None
+        image, began = self.latest.frame.image, monotonic()
+        self._begun = True
+        tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
+        self._hand_over(self.latest.frame, tracks, began)
+
+    def run(self) -> None:
+        """Runs to the end of the source, the limit or ``end()``.
+
+        Raises:
+            SourceError: a live source has gone silent, or nothing can be written any more.
+        """
+        while not self._ended and (self.limit is None or self.count < self.limit):
+            self._obey()
+            if self._ended:
+                return
+            began = perf_counter()
+            try:
+                frame = next(self.reader)
+            except StopIteration:
+                return
+            self.read_seconds += perf_counter() - began
+            self._track(frame)
+
+    def linger(self) -> None:
+        """Goes on obeying until ``end()``, after the source has ended."""
+        while not self._ended:
+            self.paused = True
+            self._obey()
+
+    def submit(self, wish: Callable[[], Any]) -> Future[Any]:
+        """Has ``wish`` called between two frames, on the thread of the run; from any thread."""
+        future: Future[Any] = Future()
+        with self._wish_came:
+            if self._ended:
+                future.set_exception(UsageError("the run has ended"))
+                return future
+            self._wishes.append((wish, future))
+            self._wish_came.notify_all()
+        return future
+
+    def end(self) -> None:
+        """Ends the run after the current frame; from any thread. Wishes not yet obeyed are refused."""
+        with self._wish_came:
+            self._ended = True
+            self._wish_came.notify_all()
+            while self._wishes:
+                self._wishes.popleft()[1].set_exception(UsageError("the run has ended"))
+
+    @property
+    def ended(self) -> bool:
+        """Whether ``end()`` was called."""
+        return self._ended
+
+    def pause(self, paused: bool) -> None:
+        """Stops or goes on; to be submitted. A live source cannot wait.
+
+        Raises:
+            UsageError: the source is live.
+        """
+        if self.reader.source.live:
+            raise UsageError("a live source cannot be paused")
+        self.paused, self._steps = paused, 0
+
+    def step(self) -> None:
+        """Goes on by one frame and pauses; to be submitted. Errors as in ``pause``."""
+        self.pause(True)
+        self._steps = 1
+
+    def _obey(self) -> None:
+        while True:
+            with self._wish_came:
+                waiting = self.paused and not self._steps
+                if waiting and not self._wishes and not self._ended:
+                    self._wish_came.wait()
+                if self._ended:
+                    return
+                if not self._wishes:
+                    if waiting:
+                        continue
+                    break
+                wish, future = self._wishes.popleft()
+            try:
+                future.set_result(wish())
+            except Exception as error:  # belongs to whoever submitted it
+                future.set_exception(error)
+        self._steps = 0
+
+    def _track(self, frame: Captured) -> None:
+        began = monotonic()
+        try:
+            if frame.image is None:
+                raise FrameError("unreadable")
+            tracks = self.tracker.update(frame.image)
+        except FrameError:
+            self.count += 1
+            self.unreadable += 1
+            self._for_each_sink(lambda sink: sink.skip(frame))
+            return
+        self.updates += 1
+        self._hand_over(frame, tracks, began)
+
+    def _hand_over(self, frame: Captured, tracks: Dict[int, Track], began: float) -> None:
+        # A file's frame was decoded ahead and has been waiting for us, not we for it.
+        since = frame.received if self.reader.source.live else began
+        result = Result(frame, tracks, monotonic() - since)
+        self.latest = result
+        self.count += 1
+        self.lost += sum(track.state is State.LOST for track in tracks.values())
+        self._for_each_sink(lambda sink: sink.write(result))
+
+    def _for_each_sink(self, act: Callable[[Sink], None]) -> None:
+        for sink in list(self._sinks):
+            try:
+                act(sink)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self._drop(sink, error)
+            if isinstance(sink, Window) and sink.closed:
+                self.end()
+
+    def _drop(self, sink: Sink, error: OSError) -> None:
+        self._sinks.remove(sink)
+        sink.close()
+        reason = error.strerror or error
+        line = f"{sink.name}: {reason}; it holds what was written until frame {self.count - 1}"
+        self.failures.append(line)
+        self._report(line)
+        if not any(other.essential for other in self._sinks):
+            raise SourceError(line)
+
+    def close(self) -> None:
+        """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""
+        self.end()
+        self.reader.close()
+        problems: List[Exception] = []
+        while self._sinks:
+            try:
+                sink = self._sinks.pop(0)
+                sink.close() if self._begun else sink.discard()
+            except (OSError, SourceError) as error:  # the others are to be completed all the same
+                problems.append(error)
+        if problems:
+            raise problems[0]
+
+    def summary(self) -> Dict[str, Any]:
+        """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
+        updates = max(1, self.updates)
+        seconds = self.tracker.seconds
+        stages = {"read": self.read_seconds, **seconds}
+        inside = sum(seconds.values())
+        stats = self.reader.stats
+        live = {}
+        if self.reader.source.live:
+            live = {
+                "dropped": stats.dropped,
+                "stalls": stats.stalls,
+                "reconnects": stats.reconnects,
+                "worst_age_ms": round(1000 * stats.worst_age, 1),
+            }
+        return {
+            "frames": self.count,
+            "unreadable": self.unreadable,
+            "lost": self.lost,
+            "fps": round(self.count / max(1e-9, perf_counter() - self.began), 1),
+            "update_fps": round(updates / max(1e-9, inside), 1),
+            "milliseconds": {name: round(1000 * s / updates, 3) for name, s in stages.items()},
+            "backend": self.tracker.engine.name,
+            **live,
+        }

@@ -1,0 +1,103 @@
+"""Frames to verify a model on: a clip of the user's, or one made from noise, anywhere."""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from asymtrack_edge import cli
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.geometry import Box, check_box
+from asymtrack_edge.runtime.sources.sources import Source, open_source
+
+#: Most frames of a clip that are read.
+LONGEST = 48
+
+#: BGR uint8 frames and the target in the first of them.
+Clip = Tuple[List[np.ndarray], Box]
+
+
+def _texture(random: np.random.RandomState, height: int, width: int, contrast: float) -> np.ndarray:
+    """Noise of several scales around a random colour, float32 ``(height, width, 3)``."""
+    texture = np.full((height, width, 3), random.uniform(70, 180, 3), np.float32)
+    for cells, strength in ((3, 1.0), (8, 0.7), (24, 0.4)):
+        noise = random.normal(0, contrast * strength, (cells, cells, 3)).astype(np.float32)
+        texture += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    return texture
+
+
+def synthetic_clip(
+    frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int = 0
+) -> Iterator[Tuple[np.ndarray, Box]]:
+    """Yields BGR uint8 frames and the box of a textured ellipse that wanders, grows and shrinks.
+
+    Args:
+        frames: how many.
+        size: width and height of the frames in pixels.
+        seed: of everything random in it.
+    """
+    random = np.random.RandomState(seed)
+    width, height = size
+    scene = _texture(random, height, width, 35)
+    skin = _texture(random, 96, 96, 50)
+    for i in range(frames):
+        phase = 2 * np.pi * i / 36
+        w = int(52 + 10 * np.sin(phase * 1.3))
+        h = int(44 + 8 * np.cos(phase))
+        x = int(width / 2 + 0.28 * width * np.sin(phase) - w / 2)
+        y = int(height / 2 + 0.22 * height * np.sin(2 * phase) - h / 2)
+        frame = np.roll(scene, i // 2, axis=1)
+        mask = np.zeros((h, w), np.uint8)
+        cv2.ellipse(mask, (w // 2, h // 2), (w // 2 - 1, h // 2 - 1), 0, 0, 360, 255, -1, cv2.LINE_AA)
+        alpha = mask[..., None].astype(np.float32) / 255
+        region = frame[y : y + h, x : x + w]
+        region += alpha * (cv2.resize(skin, (w, h)) - region)
+        frame += random.normal(0, 3, frame.shape).astype(np.float32)
+        yield np.clip(frame, 0, 255).astype(np.uint8), Box(x, y, w, h)
+
+
+def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
+    """What ``--clip`` and ``--box`` name; None where neither is given.
+
+    Args:
+        source: video or folder of images.
+        box: ``x,y,w,h``, the target in its first frame.
+
+    Raises:
+        UsageError: one without the other, or a box that is no box.
+        SourceError: the source cannot be opened or has fewer than two readable frames.
+        BoxError: the box cannot be a target in the first frame.
+    """
+    if source is None and box is None:
+        return None
+    if source is None or box is None:
+        raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
+    numbers = cli.box_argument(box)
+    with open_source(source) as opened:
+        frames = first_frames(opened, LONGEST)
+    return frames, check_box(numbers, frames[0].shape)
+
+
+def first_frames(source: Source, most: int) -> List[np.ndarray]:
+    """The first readable frames of an open source, at least two.
+
+    Raises:
+        SourceError: it has fewer.
+    """
+    frames: List[np.ndarray] = []
+    for frame in source:
+        if frame is not None:
+            frames.append(frame)
+        if len(frames) == most:
+            break
+    if len(frames) < 2:
+        raise SourceError(f"{source.name} has fewer than two readable frames: choose another")
+    return frames
+
+
+def default_clip(frames: int = 36, seed: int = 0) -> Clip:
+    """The synthetic clip as frames and first box."""
+    pairs = list(synthetic_clip(frames, seed=seed))
+    return [frame for frame, _ in pairs], pairs[0][1]

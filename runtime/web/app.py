@@ -1,0 +1,217 @@
+"""The web view's routes (Starlette); see ``web`` for what they show."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Deque, Optional, Tuple
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.runtime.web.protocol import cookie_name, parse_wish, refusal
+
+if TYPE_CHECKING:
+    from asymtrack_edge.runtime.web.view import WebView
+
+_PAGE = Path(__file__).parent / "page"
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+#: Frames that wait for a program that reads ``/tracks`` slowly; older ones are dropped.
+_BACKLOG = 64
+
+
+def make_app(view: WebView) -> ASGIApp:
+    """The ASGI application, behind the check of who may ask."""
+    routes = [
+        Route("/", partial(_index, view)),
+        Route("/app.js", partial(_file, "app.js", "text/javascript")),
+        Route("/style.css", partial(_file, "style.css", "text/css")),
+        Route("/boxes.csv", partial(_boxes, view)),
+        Route("/health", partial(_health, view)),
+        WebSocketRoute("/view", partial(_view, view)),
+        WebSocketRoute("/tracks", partial(_tracks, view)),
+    ]
+    return _Guard(Starlette(routes=routes), view.token)
+
+
+class _Guard:
+    def __init__(self, app: ASGIApp, token: Optional[str]) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problem = refusal(dict(scope), self._token) if scope["type"] in ("http", "websocket") else None
+        if problem is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 4403})
+        else:
+            await PlainTextResponse(problem + "\n", 403)(scope, receive, send)
+
+
+async def _index(view: WebView, request: Request) -> Response:
+    response = FileResponse(_PAGE / "index.html", media_type="text/html", headers=_HEADERS)
+    if view.token is not None:
+        response.set_cookie(cookie_name(view.token), view.token, httponly=True, samesite="strict")
+    return response
+
+
+async def _file(name: str, kind: str, request: Request) -> Response:
+    return FileResponse(_PAGE / name, media_type=kind, headers=_HEADERS)
+
+
+async def _boxes(view: WebView, request: Request) -> Response:
+    headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="boxes.csv"'}
+    return StreamingResponse(view.boxes(), media_type="text/csv", headers=headers)
+
+
+async def _health(view: WebView, request: Request) -> Response:
+    return JSONResponse({"status": "ok", "frames": view.session.count})
+
+
+async def _view(view: WebView, socket: WebSocket) -> None:
+    await socket.accept()
+    await _until_gone(_Viewer(view, socket).run(), socket)
+
+
+async def _tracks(view: WebView, socket: WebSocket) -> None:
+    """Every frame's JSON, for programs."""
+    await socket.accept()
+    waiting: Deque[str] = deque(maxlen=_BACKLOG)
+    came = asyncio.Event()
+
+    def tell(text: str) -> None:
+        waiting.append(text)
+        came.set()
+
+    async def feed() -> None:
+        while True:
+            await came.wait()
+            came.clear()
+            while waiting:
+                await socket.send_text(waiting.popleft())
+
+    async def drain() -> None:
+        while True:  # notices that the other side has gone
+            await socket.receive_text()
+
+    stop = view.listen(tell)
+    try:
+        await _until_gone(_first_to_end(feed(), drain()), socket)
+    finally:
+        stop()
+
+
+async def _until_gone(work: Any, socket: WebSocket) -> None:
+    try:
+        await work
+    except (WebSocketDisconnect, RuntimeError, KeyError):
+        pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
+    except asyncio.CancelledError:
+        raise
+    finally:
+        with suppress(RuntimeError, WebSocketDisconnect):  # closed already
+            await socket.close()
+
+
+async def _first_to_end(*jobs: Any) -> None:
+    """Runs all until one ends or fails, then ends the others."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Viewer:
+    """One open page: pictures go out one at a time, each when the last has been shown."""
+
+    def __init__(self, view: WebView, socket: WebSocket) -> None:
+        self._view = view
+        self._socket = socket
+        self._sending = asyncio.Lock()
+        self._shown = asyncio.Event()
+        self._changed = asyncio.Event()
+        #: The page shows one of the last two pictures that it was sent, or one that it holds.
+        self._sent: Deque[Tuple[int, Optional[np.ndarray]]] = deque(maxlen=2)
+        self._held: Tuple[int, Optional[np.ndarray]] = (-1, None)
+
+    async def run(self) -> None:
+        """Until the page is closed."""
+        stop = self._view.watch(self._changed.set)
+        self._shown.set()
+        try:
+            await _first_to_end(self._feed(), self._listen())
+        finally:
+            stop()
+
+    async def _feed(self) -> None:
+        sent = -1
+        while True:
+            await self._shown.wait()
+            while self._view.version == sent:
+                self._changed.clear()
+                await self._changed.wait()
+            wait = self._view.due_in()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            newest = await self._elsewhere(self._view.newest)
+            if not newest.packet or newest.version == sent:
+                self._changed.clear()
+                await self._changed.wait()
+                continue
+            sent = newest.version
+            self._sent.append((newest.number, newest.image))
+            self._shown.clear()
+            async with self._sending:
+                await self._socket.send_bytes(newest.packet)
+
+    def _known(self, number: Optional[int]) -> Tuple[int, Optional[np.ndarray]]:
+        """A frame that the page may be showing, by its number."""
+        for known in (self._held, *reversed(self._sent)):
+            if known[0] == number:
+                return known
+        return -1, None
+
+    async def _listen(self) -> None:
+        while True:
+            text = await self._socket.receive_text()
+            try:
+                wish = parse_wish(text)
+                if wish.action == "ack":
+                    self._shown.set()
+                    continue
+                if wish.action == "hold":
+                    self._held = self._known(wish.frame)
+                    continue
+                held = self._known(wish.frame)[1]
+                answer = await self._elsewhere(partial(self._view.obey, wish, held))
+            except AsymTrackError as error:
+                answer = {"error": str(error)}
+            async with self._sending:
+                await self._socket.send_json(answer)
+
+    @staticmethod
+    async def _elsewhere(work: Callable[[], Any]) -> Any:
+        """Waits on a worker thread, so that the server goes on serving."""
+        return await asyncio.get_running_loop().run_in_executor(None, work)

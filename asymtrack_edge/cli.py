@@ -1,16 +1,29 @@
-"""What all commands share: one clear line for the user's mistakes, exit code 2, never a traceback."""
+"""What all commands share: option groups that mean the same everywhere, and errors as one line.
+
+A mistake of the user's ends a command with one clear line on stderr and exit code 2, never with a
+traceback. Exit code 1 says that the command ran and that its answer is no.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError
+
+#: What ``--backend`` takes, everywhere.
+BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")
+
+#: What ``--precision`` takes: the model's own (None), or bf16 where the backend can compute in it.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -25,32 +38,101 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
     return made
 
 
-def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:
-    """Runs a command's body; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C.
+def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
+    """Adds the model: ``args.model``, a bundled variant or a directory; a list of them if ``several``."""
+    text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
+    options: Any = {"metavar": "MODEL", "help": text + ("" if positional else " (default: T)")}
+    if several:
+        options["nargs"] = "+"
+    if not positional:
+        options["default"] = ["T"] if several else "T"
+    parser.add_argument("model" if positional else "--model", **options)
 
-    SIGTERM ends the body like Ctrl-C, so that files are closed properly.
+
+def add_backend(parser: Any, several: bool = False) -> None:
+    """Adds what computes: ``args.backend``, ``.precision``, ``.device`` and ``.threads``.
+
+    With ``several``, ``--backend``, ``--precision`` and ``--threads`` take comma-separated lists, and
+    ``args`` holds tuples.
     """
+    listed: Callable[[Callable[[str], Any]], Callable[[str], Any]] = (
+        (lambda one: lambda text: tuple(one(part) for part in text.split(","))) if several else (lambda one: one)
+    )
+    backend = listed(_choice("backend", BACKENDS))
+    precision = listed(_choice("precision", PRECISIONS))
+    more = ",..." if several else ""
+    parser.add_argument(
+        "--backend", type=backend, default=backend("auto"), metavar=f"NAME{more}", help=f"of {', '.join(BACKENDS)}"
+    )
+    parser.add_argument(
+        "--precision", type=precision, metavar=f"NAME{more}", help=f"of {', '.join(PRECISIONS)} (default: the model's)"
+    )
+    add_device(parser)
+    parser.add_argument(
+        "--threads",
+        type=listed(positive),
+        metavar=f"N{more}",
+        help="CPU threads (default: all that this process may use)",
+    )
 
-    def interrupt(*_: Any) -> NoReturn:
-        raise KeyboardInterrupt
 
-    with suppress(ValueError):  # not in the main thread: the caller handles signals
-        signal.signal(signal.SIGTERM, interrupt)
-    try:
-        return main(arguments) or 0
-    except AsymTrackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output went away; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def add_device(parser: Any) -> None:
+    """Adds ``args.device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``."""
+    parser.add_argument(
+        "--device", type=device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
+    )
+
+
+def add_clip(parser: Any) -> None:
+    """Adds ``args.clip`` and ``args.box``: a user's own video to measure or verify on."""
+    parser.add_argument("--clip", metavar="SOURCE", help="a video or a folder of images (default: a synthetic clip)")
+    parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame, in pixels")
+
+
+def add_json(parser: Any) -> None:
+    """Adds ``args.json``: None, ``"-"`` for stdout, or a file; see ``write_json``."""
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE", help="print the result as JSON, or write it to FILE"
+    )
+
+
+def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
+    """Adds ``args.output``, a path."""
+    parser.add_argument("--output", type=Path, metavar=metavar, help=text)
+
+
+def write_json(where: Optional[str], document: Any) -> None:
+    """Writes a result where ``--json`` says; does nothing for None."""
+    if where is None:
+        return
+    text = json.dumps(document, indent=2) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+    else:
+        Path(where).write_text(text, encoding="utf-8")
+
+
+def device(text: str) -> str:
+    """Argument type of ``--device``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda or cuda:N")
+    return text
+
+
+def positive(text: str) -> int:
+    """Argument type of a whole number above zero."""
+    if not re.fullmatch(r"[1-9]\d*", text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(f"there is no {what} {text!r}: choose among {', '.join(choices)}")
+        return text
+
+    return convert
 
 
 def box_argument(text: str) -> Sequence[float]:
@@ -66,3 +148,33 @@ def box_argument(text: str) -> Sequence[float]:
     if len(numbers) != 4:
         raise UsageError(f"--box takes x,y,w,h in pixels, for example 120,80,40,60, not {text!r}")
     return numbers
+
+
+def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:
+    """Runs a command's body; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C.
+
+    SIGTERM ends the body like Ctrl-C, so that files are closed properly; the exit code is then 143.
+    """
+    terminated = []
+
+    def interrupt(number: int, _: Any) -> NoReturn:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    with suppress(ValueError):  # not in the main thread: the caller handles signals
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        return main(arguments) or 0
+    except AsymTrackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 143 if terminated else 130
+    except BrokenPipeError:
+        # The reader of our output went away; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -26,10 +26,24 @@ BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and that takes ``--box -5,10,40,60``."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # argparse takes what begins with a minus and is not one number for an option.
+        self._negative_number_matcher = re.compile(r"^-\.?\d")
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2 and one line."""
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
 def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser with the common look: examples under the options, and ``--version``."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=prog,
+        allow_abbrev=False,
         description=description,
         epilog="examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,

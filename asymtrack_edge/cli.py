@@ -18,6 +18,7 @@ from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError
+from asymtrack_edge.files import write_text
 
 #: What ``--backend`` takes, everywhere.
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")
@@ -106,7 +107,12 @@ def add_clip(parser: Any) -> None:
 def add_json(parser: Any) -> None:
     """Adds ``args.json``: None, ``"-"`` for stdout, or a file; see ``write_json``."""
     parser.add_argument(
-        "--json", nargs="?", const="-", metavar="FILE", help="print the result as JSON, or write it to FILE"
+        "--json",
+        nargs="?",
+        const="-",
+        type=_writable,
+        metavar="FILE",
+        help="print the result as JSON, or write it to FILE",
     )
 
 
@@ -123,7 +129,16 @@ def write_json(where: Optional[str], document: Any) -> None:
     if where == "-":
         sys.stdout.write(text)
     else:
-        Path(where).write_text(text, encoding="utf-8")
+        write_text(where, text)
+
+
+def _writable(text: str) -> str:
+    """Argument type of ``--json``: a file that cannot be written is said before the work."""
+    try:
+        None if text == "-" else check_output(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def device(text: str) -> str:

@@ -1,0 +1,313 @@
+"""Files of users: outputs that spare what is at their place, and inputs of any name.
+
+Every output of every command goes through ``OutputFile``. Every path that reaches OpenCV goes through
+``opencv_path``, ``open_video`` or ``read_image``: OpenCV crashes on names that are not UTF-8, takes what
+stands before a colon for a protocol, and a ``%`` for the pattern of an image sequence.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import os
+import re
+import shutil
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Collection, List, Optional, Tuple, Type, Union
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.errors import DatasetError, SourceError, UsageError
+
+AnyPath = Union[str, "os.PathLike[str]"]
+
+
+def check_output(path: AnyPath) -> None:
+    """Says before the work what would keep ``path`` from being written after it. Creates nothing.
+
+    Raises:
+        UsageError: it is a folder, its folder is missing or may not be written, its name is too long.
+    """
+    name = printable(path)
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        # Through a dangling link the file appears where the link points.
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            raise UsageError(f"there is no folder {printable(folder)} to write {name} into") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write {name}: this user may not write into {printable(folder)}") from None
+        return
+    except OSError as error:
+        raise UsageError(f"cannot write {name}: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{name} is a folder: name a file in it")
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"cannot write {name}: this user may not change it")
+
+
+class OutputFile:
+    """A file that is being written; used as a context manager, an error inside leaves nothing behind.
+
+    What is absent, and a plain regular file of this user, is written beside its place and renamed when
+    complete, with the mode that it had: until then the earlier file stays. Everything else (a device, a
+    FIFO, a link, a file with several names, another user's, one that is mounted) is written straight
+    into, so that it stays what it is; an earlier text of it goes with the first write.
+
+    Args:
+        path: where to.
+
+    Attributes:
+        path: where the complete file is found.
+        place: where it is written until then; for encoders that open a name themselves.
+
+    Raises:
+        UsageError: it cannot be written (see ``check_output``).
+    """
+
+    def __init__(self, path: AnyPath) -> None:
+        check_output(path)
+        self.path = self.place = Path(path)
+        self._size = 0
+        self._closed = False
+        self._beside = _replaceable(self.path)
+        self._created = self._beside or not self.path.exists()
+        try:
+            if self._beside:
+                self._descriptor, self.place = _create_beside(self.path)
+            else:
+                self._descriptor = _open_straight(self.path)
+        except OSError as error:
+            raise UsageError(f"cannot write {printable(path)}: {error.strerror}") from None
+        # Standard output may be a regular file too, but its text is not ours to take back.
+        self._regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode) and _standard(self.path) is None
+
+    def write(self, data: bytes) -> None:
+        """Adds ``data`` as a whole or, in a regular file, not at all; the system has it at once.
+
+        Raises:
+            OSError: the disk is full or gone, or nobody reads a FIFO any more.
+        """
+        rest = memoryview(data)
+        try:
+            if self._regular and not self._size:
+                os.ftruncate(self._descriptor, 0)
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except OSError:
+            if self._regular:
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, self._size)
+                    os.lseek(self._descriptor, self._size, os.SEEK_SET)
+            raise
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Completes the file: it is at its place now. Safe to call twice."""
+        if self._release() and self._beside:
+            try:
+                if _replaceable(self.path):
+                    os.replace(self.place, self.path)
+                    return
+                # Something else came to its place meanwhile: it stays what it is.
+                with open(self.place, "rb") as whole, open(self.path, "wb") as target:
+                    shutil.copyfileobj(whole, target)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(self.place)
+
+    def discard(self) -> None:
+        """Ends without a file; an earlier one stays as it was, unless it was written straight into."""
+        if self._release() and self._created:
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.realpath(self.place))
+
+    def _release(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        os.close(self._descriptor)
+        return True
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], *_: object) -> None:
+        self.close() if kind is None else self.discard()
+
+
+def write_bytes(path: AnyPath, data: bytes) -> None:
+    """Writes a whole file as ``OutputFile`` does.
+
+    Raises:
+        UsageError: it cannot be written there.
+        OSError: the disk is full or gone.
+    """
+    with OutputFile(path) as file:
+        file.write(data)
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Writes a whole text in UTF-8; surrogates of odd file names become the bytes they stand for."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether another file may be renamed onto ``path`` without anybody losing anything."""
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return False
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return True
+    plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+    return plain and os.path.realpath(path) not in _mount_points()
+
+
+def _mount_points() -> Collection[str]:
+    """Places where something is mounted; files too, as containers do."""
+    try:
+        with open("/proc/self/mountinfo", "rb") as table:
+            fields = [line.split()[4] for line in table]
+    except (OSError, IndexError):
+        return ()
+    return {os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), field)) for field in fields}
+
+
+def _create_beside(path: Path) -> Tuple[int, Path]:
+    """Creates a file next to ``path`` that is this process's alone, with the mode of an earlier one."""
+    suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix, re.ASCII) else ""
+    stem = re.sub(r"[^\w.-]", "_", path.stem[:200], flags=re.ASCII)
+    for number in range(1000):
+        # Processes of two containers have the same number, and one that was killed leaves its file.
+        name = f".{stem}.{os.getpid()}{f'-{number}' if number else ''}.part{suffix}"
+        place = path.with_name(name)
+        try:
+            descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        except FileExistsError:
+            continue
+        with suppress(OSError):
+            earlier = os.lstat(path)
+            os.fchown(descriptor, -1, earlier.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
+        return descriptor, place
+    raise FileExistsError(errno.EEXIST, f"remove old files {stem}.*.part{suffix} beside it")
+
+
+def _standard(path: Path) -> Optional[int]:
+    """The number of an open file of this process that ``path`` names, such as ``/dev/stdout``."""
+    found = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
+    return None if found is None else {"stdout": 1, "stderr": 2}.get(found[1]) or int(found[2])
+
+
+def _open_straight(path: Path) -> int:
+    number = _standard(path)
+    if number is not None:
+        return os.dup(number)  # its place in the file is shared: opened anew, both would write over each other
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
+
+
+def opencv_path(path: AnyPath) -> str:
+    """The absolute path as OpenCV and FFmpeg take it for a file, with colons too, in any locale.
+
+    Raises:
+        SourceError: its name is not UTF-8, which makes OpenCV crash. ``open_video`` and ``read_image``
+            open such files all the same.
+    """
+    try:
+        return os.fsencode(os.path.abspath(path)).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SourceError(f"OpenCV cannot use the name {printable(path)}, which is not UTF-8: rename it") from None
+
+
+def printable(path: AnyPath) -> str:
+    """A path for messages: bytes that are not UTF-8 are escaped, so that it can be written anywhere."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def open_video(path: AnyPath) -> cv2.VideoCapture:
+    """A capture of a video file of any name; not opened if there is no such file or no such video."""
+    try:
+        name = opencv_path(path)
+    except SourceError:
+        name = "%"
+    if "%" not in name:
+        return cv2.VideoCapture(name)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return cv2.VideoCapture()
+    try:
+        return cv2.VideoCapture(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def read_image(path: AnyPath) -> Optional[np.ndarray]:
+    """An image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it cannot be read."""
+    try:
+        data = np.fromfile(path, np.uint8)
+        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error):  # cv2: a header that promises an image larger than OpenCV accepts
+        return None
+
+
+def write_image(path: AnyPath, image: np.ndarray) -> None:
+    """Writes a uint8 image, BGR or grey, in the format of the name's suffix.
+
+    Raises:
+        UsageError: it cannot be written there, or OpenCV has no such format.
+        OSError: the disk is full or gone.
+    """
+    try:
+        good, data = cv2.imencode(Path(path).suffix or ".", image)
+    except cv2.error:
+        good = False
+    if not good:
+        raise UsageError(f"cannot write {path}: no image format of OpenCV; try .png or .jpg")
+    write_bytes(path, data.tobytes())
+
+
+def read_lines(path: AnyPath) -> List[str]:
+    """The lines of a text list, stripped, without empty ones.
+
+    The text is UTF-8 with or without a byte order mark, or UTF-16 with one; lines end as on any system.
+
+    Raises:
+        DatasetError: it cannot be read or is of another encoding.
+    """
+    try:
+        data = Path(path).read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        if "\0" in text:
+            raise ValueError
+    except OSError as error:
+        raise DatasetError(f"cannot read {printable(path)}: {error.strerror or error}") from None
+    except ValueError:
+        raise DatasetError(f"{printable(path)} is no text in UTF-8 or UTF-16: save it as UTF-8") from None
+    return [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
+
+
+def list_files(folder: AnyPath, suffixes: Collection[str]) -> List[Path]:
+    """The visible files of a folder with one of ``suffixes`` (``.jpg``, lower case), ``2.jpg`` before ``10.jpg``.
+
+    Names that begin with a dot are left out: ``._1.jpg`` is what other systems add to ``1.jpg``.
+
+    Raises:
+        OSError: there is no such folder, or it may not be read.
+    """
+    with os.scandir(folder) as entries:
+        files = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    wanted = tuple(suffixes)
+    return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(wanted)]
+
+
+def natural(name: str) -> Tuple[List[Union[int, str]], str]:
+    """Sorting key of names in which numbers count as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

@@ -1,0 +1,323 @@
+"""Outputs spare what is at their place, whatever it is; inputs are read whatever they are called."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import List
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge import files
+from asymtrack_edge.errors import DatasetError, SourceError, UsageError
+from asymtrack_edge.files import (
+    OutputFile,
+    check_output,
+    list_files,
+    open_video,
+    opencv_path,
+    printable,
+    read_image,
+    read_lines,
+    write_bytes,
+    write_image,
+    write_text,
+)
+
+LATIN = os.fsdecode(b"caf\xe9")
+
+
+def names(folder: Path) -> List[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_plain_file_is_replaced_when_complete_and_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "o.csv"
+    path.write_text("earlier")
+    path.chmod(0o640)
+    with OutputFile(path) as file:
+        file.write(b"one\n")
+        assert path.read_text() == "earlier"
+        assert file.place == tmp_path / f".o.{os.getpid()}.part.csv" and file.place.read_text() == "one\n"
+    assert path.read_text() == "one\n" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert names(tmp_path) == ["o.csv"]
+
+
+def test_a_new_file_has_the_usual_mode(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"x")
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_failure_leaves_nothing_and_the_earlier_file(tmp_path: Path, earlier: bool) -> None:
+    path = tmp_path / "o.csv"
+    if earlier:
+        path.write_text("earlier")
+    with pytest.raises(KeyError), OutputFile(path) as file:
+        file.write(b"half")
+        raise KeyError
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("o.csv", "earlier")] * earlier
+
+
+def test_links_stay_links(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("a longer text of earlier")
+    (tmp_path / "soft").symlink_to("target")
+    os.link(tmp_path / "target", tmp_path / "hard")
+    for name in ("soft", "hard"):
+        write_text(tmp_path / name, name)
+        assert (tmp_path / "target").read_text() == name
+    assert (tmp_path / "soft").is_symlink() and (tmp_path / "hard").stat().st_nlink == 2
+    assert names(tmp_path) == ["hard", "soft", "target"]
+
+
+def test_a_dangling_link_gets_its_file_or_stays_dangling(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(KeyError), OutputFile(tmp_path / "link"):
+        raise KeyError
+    assert names(tmp_path) == ["link"]
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "there").read_text() == "x" and (tmp_path / "link").is_symlink()
+    (tmp_path / "lost").symlink_to("no/folder/x")
+    with pytest.raises(UsageError, match="there is no folder"):
+        OutputFile(tmp_path / "lost")
+
+
+def test_what_is_written_straight_into_is_empty_of_earlier_text_only_from_the_first_write(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("earlier")
+    (tmp_path / "link").symlink_to("target")
+    OutputFile(tmp_path / "link").discard()
+    assert (tmp_path / "target").read_text() == "earlier"
+    write_bytes(tmp_path / "link", b"")
+    assert (tmp_path / "target").read_text() == ""
+
+
+def test_fifo_is_written_into(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    got: List[bytes] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_bytes(tmp_path / "pipe", b"x" * 200_000)
+    reader.join(5)
+    assert got == [b"x" * 200_000] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_devices_stay_devices(tmp_path: Path) -> None:
+    node = tmp_path / "null"
+    try:
+        os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        node.write_text("x")
+    except OSError:
+        pytest.skip("no device can be made here")
+    write_text(node, "x")
+    assert stat.S_ISCHR(node.lstat().st_mode) and names(tmp_path) == ["null"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may write another user's file of mode 600")
+def test_another_users_file_keeps_owner_and_mode(tmp_path: Path) -> None:
+    path = tmp_path / "o.csv"
+    path.write_text("earlier and longer")
+    path.chmod(0o600)
+    os.chown(path, 1234, 4321)
+    write_text(path, "new")
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o600)
+    assert path.read_text() == "new"
+
+
+def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers: renaming onto it fails with 'device or resource busy'."""
+    path = tmp_path / "a b.csv"
+    path.write_text("earlier and longer")
+    before = path.stat().st_ino
+    line = f"36 35 98:0 / {path!s} rw - ext3 /dev/root rw".encode().replace(b"a b", rb"a\040b")
+    (tmp_path / "mountinfo").write_bytes(line + b"\n")
+    real = open
+    monkeypatch.setattr(
+        files,
+        "open",
+        lambda name, mode: real(tmp_path / "mountinfo" if "mountinfo" in str(name) else name, mode),
+        False,
+    )
+    write_text(path, "new")
+    assert path.stat().st_ino == before and path.read_text() == "new"
+
+
+def test_something_that_came_to_the_place_meanwhile_stays_what_it_is(tmp_path: Path) -> None:
+    with OutputFile(tmp_path / "o.csv") as file:
+        file.write(b"new")
+        (tmp_path / "elsewhere").write_text("earlier")
+        (tmp_path / "o.csv").symlink_to("elsewhere")
+    assert (tmp_path / "o.csv").is_symlink() and (tmp_path / "elsewhere").read_text() == "new"
+    assert names(tmp_path) == ["elsewhere", "o.csv"]
+
+
+def test_standard_output_is_shared_not_opened_anew(capfd: pytest.CaptureFixture[str]) -> None:
+    """Opened anew, a redirected output would be written over from its beginning."""
+    os.write(1, b"before\n")
+    write_text("/dev/stdout", "rows\n")
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "before\nrows\nafter\n"
+
+
+def test_names_up_to_the_limit(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".csv", "é" * 125 + ".csv", LATIN + ".csv", "a:b%02d.csv"):
+        write_text(tmp_path / name, "x")
+        assert names(tmp_path) == [name]
+        (tmp_path / name).unlink()
+    with pytest.raises(UsageError, match="too long"):
+        check_output(tmp_path / ("x" * 256))
+
+
+@pytest.mark.parametrize("where", ["folder", "no/such/o.csv", "file/o.csv"])
+def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for attempt in (check_output, OutputFile):
+        with pytest.raises(UsageError) as caught:
+            attempt(tmp_path / where)
+        assert "\n" not in str(caught.value)
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def _write_slowly(path: str, mark: str, ready: object) -> None:
+    with OutputFile(path) as file:
+        ready.wait()  # type: ignore[attr-defined]
+        for _ in range(200):
+            file.write(mark.encode() * 50 + b"\n")
+
+
+def test_two_processes_with_one_output_leave_one_whole_file(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ready = context.Barrier(2)
+    workers = [context.Process(target=_write_slowly, args=(str(tmp_path / "o"), mark, ready)) for mark in "ab"]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(20)
+    text = (tmp_path / "o").read_text()
+    assert len(text) == 200 * 51 and len(set(text)) == 2 and names(tmp_path) == ["o"]
+
+
+def test_an_unfinished_file_of_a_process_of_the_same_number_is_kept(tmp_path: Path) -> None:
+    rescued = tmp_path / f".o.{os.getpid()}.part.csv"
+    rescued.write_text("rows of a run that was killed")
+    write_text(tmp_path / "o.csv", "new")
+    assert rescued.read_text() == "rows of a run that was killed" and (tmp_path / "o.csv").read_text() == "new"
+
+
+def test_a_row_that_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        if len(data) < 8:
+            raise OSError(28, os.strerror(28))
+        return real(descriptor, data[:8])
+
+    with OutputFile(tmp_path / "o.csv") as file:
+        file.write(b"whole\n")
+        real = os.write
+        monkeypatch.setattr(files.os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            file.write(b"does not fit\n")
+        monkeypatch.undo()
+        file.write(b"again\n")
+    assert (tmp_path / "o.csv").read_text() == "whole\nagain\n"
+
+
+def make_video(path: Path, value: int) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for _ in range(3):
+        writer.write(np.full((48, 64, 3), value, np.uint8))
+    writer.release()
+
+
+@pytest.mark.parametrize(
+    "name", ["10:30/a.avi", "10:30:22.avi", LATIN + ".avi", f"{LATIN}/a.avi", "50%02d.avi", "é.avi"]
+)
+def test_videos_of_any_name_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    make_video(tmp_path / "v.avi", 90)
+    name += ".avi"
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / "v.avi").rename(path)
+    monkeypatch.chdir(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    capture = open_video(name)
+    assert [capture.read()[0] for _ in range(4)] == [True, True, True, False]
+    capture.release()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert not open_video("no " + name).isOpened()
+
+
+def test_a_percent_sign_is_no_pattern(tmp_path: Path) -> None:
+    """OpenCV would open v0.avi, v1.avi ... as pictures when v%d.avi is no video."""
+    for i in range(3):
+        (tmp_path / f"v{i}.avi").write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    (tmp_path / "v%d.avi").write_bytes(b"no video")
+    assert not open_video(tmp_path / "v%d.avi").isOpened()
+
+
+def test_opencv_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert opencv_path("10:30.mp4") == f"{tmp_path}/10:30.mp4"
+    # What an ASCII locale makes of a name in UTF-8.
+    assert opencv_path(os.fsencode("/клип.mp4").decode("utf-8", "surrogateescape")) == "/клип.mp4"
+    with pytest.raises(SourceError, match=r"caf\\xe9\.mp4, which is not UTF-8: rename it"):
+        opencv_path(LATIN + ".mp4")
+    assert printable(LATIN) == r"caf\xe9"
+
+
+@pytest.mark.parametrize("name", [LATIN + ".png", "a%d:b.png"])
+def test_images_of_any_name(tmp_path: Path, name: str) -> None:
+    image = np.random.RandomState(0).randint(0, 256, (9, 7, 3)).astype(np.uint8)
+    write_image(tmp_path / name, image)
+    assert np.array_equal(read_image(tmp_path / name), image)
+    (tmp_path / "bad.png").write_bytes((tmp_path / name).read_bytes()[:40])
+    (tmp_path / "empty.png").touch()
+    assert [read_image(tmp_path / bad) for bad in ("bad.png", "empty.png", "none.png", ".")] == [None] * 4
+    with pytest.raises(UsageError, match="no image format"):
+        write_image(tmp_path / "a.xyz", image)
+
+
+def test_images_are_turned_as_they_say(tmp_path: Path) -> None:
+    """Exif orientation 6: what was written 8 wide and 4 high is shown 4 wide."""
+    jpeg = cv2.imencode(".jpg", np.zeros((4, 8, 3), np.uint8))[1].tobytes()
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + tiff
+    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:])
+    image = read_image(tmp_path / "a.jpg")
+    assert image is not None and image.shape == (8, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "one\nseq two\né\n".encode(),
+        "one\r\n\r\n seq two\t\r\né\r\n".encode("utf-8-sig"),
+        "one\rseq two\ré".encode("utf-16"),
+        b"\xfe\xff" + "one\nseq two\né".encode("utf-16-be"),
+    ],
+)
+def test_lists_of_any_editor(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(data)
+    assert read_lines(tmp_path / "list.txt") == ["one", "seq two", "é"]
+
+
+@pytest.mark.parametrize("data", [b"caf\xe9\n", b"\xff\xfea", "one".encode("utf-16-le"), bytes(range(256)), None])
+def test_what_is_no_list_is_one_line(tmp_path: Path, data: bytes) -> None:
+    if data is not None:
+        (tmp_path / "list.txt").write_bytes(data)
+    with pytest.raises(DatasetError, match=r"list\.txt") as caught:
+        read_lines(tmp_path / "list.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("10.jpg", "2.JPG", "01.jpg", "1.jpg", "._1.jpg", ".hidden.jpg", "notes.txt", LATIN + ".jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert [p.name for p in list_files(tmp_path, {".jpg"})] == ["01.jpg", "1.jpg", "2.JPG", "10.jpg", LATIN + ".jpg"]

@@ -18,7 +18,7 @@ from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError
-from asymtrack_edge.files import write_text
+from asymtrack_edge.files import check_output, write_text
 
 #: What ``--backend`` takes, everywhere.
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")

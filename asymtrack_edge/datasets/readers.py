@@ -1,79 +1,64 @@
 """Readers of the data sets in the folder layouts their authors publish.
 
-Each reader takes the data set's root folder and returns its sequences in a fixed order; each raises
-DatasetError, saying what was looked for, where the folder is not laid out so.
+A reader takes the root folder and returns, by name and in a fixed order, what reads each sequence: nothing
+of a sequence but its name is read before it is asked for, so that opening takes seconds even with
+TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
 """
 
 from __future__ import annotations
 
 import ast
 import configparser
+import json
+import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
-from typing import Sequence as Items
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from asymtrack_edge.datasets import splits
-from asymtrack_edge.datasets.lasot import LASOT_TEST
-from asymtrack_edge.datasets.sequences import (
-    Sequence,
-    list_frames,
-    read_boxes,
-    read_labels,
-    read_table,
-)
+from asymtrack_edge.datasets.sequences import Frames, Sequence, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
+from asymtrack_edge.files import list_files, natural, printable, read_lines
 
+#: Smallest side of a box that is learnt from, in frame pixels.
+SMALLEST_BOX = 4.0
+#: Annotations that stay in memory for training, per data set.
+KEPT_ANNOTATIONS = 50_000
 
-@dataclass(frozen=True)
-class Dataset:
-    """How a data set is read, scored and written.
-
-    Attributes:
-        title: its name as the field writes it.
-        read: from a root folder to the sequences.
-        protocol: key of ``definitions.PROTOCOLS``.
-        layout: result files: ``"plain"``, ``"got10k"`` or ``"trackingnet"`` (see ``results.py``).
-        attributes: what the 0/1 columns of its authors' attribute files mean.
-        attribute_folder: where those files lie under the root, where they are part of the data set.
-        size: how many sequences the published test set has; None where there is no such number.
-    """
-
-    title: str
-    read: Callable[[Path], List[Sequence]]
-    protocol: str
-    layout: str = "plain"
-    attributes: Tuple[str, ...] = ()
-    attribute_folder: str = "att"
-    size: Optional[int] = None
+Loaders = Mapping[str, Callable[[], Sequence]]
 
 
 def _require(found: object, root: Path, looked_for: str) -> None:
     if not found:
         reason = "" if root.is_dir() else " (there is no such folder)"
-        raise DatasetError(f"{root} is not laid out as published{reason}: looked for {looked_for}")
+        raise DatasetError(f"{printable(root)} is not laid out as published{reason}: looked for {looked_for}")
+
+
+def _within(root: Path, name: str) -> Path:
+    """The subfolder ``name`` of ``root`` where it is there, else ``root``, which may be that folder itself."""
+    return root / name if name and (root / name).is_dir() else root
 
 
 def _subfolders(root: Path) -> List[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    found = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else ()
+    return sorted(found, key=lambda path: path.name)
 
 
-def _trimmed(name: str, frames: List[Path], truth: np.ndarray, slack: int) -> Tuple[List[Path], np.ndarray]:
-    """Cuts the longer of the two where published images and annotation differ by ``slack`` frames or less."""
-    if abs(len(frames) - len(truth)) > slack:
-        raise DatasetError(f"sequence {name}: {len(frames)} frames but {len(truth)} boxes of ground truth")
-    count = min(len(frames), len(truth))
-    return frames[:count], truth[:count]
+def _texts(folder: Path) -> List[Path]:
+    """Text files in the order of their names."""
+    found = list_files(folder, (".txt",)) if folder.is_dir() else []
+    return sorted(found, key=lambda path: path.name)
 
 
-def _with_unknown(truth: np.ndarray, frames: List[Path]) -> np.ndarray:
+def _with_unknown(truth: np.ndarray, frames: Frames) -> np.ndarray:
     """Adds a row of nan for each further frame where only the start box is published."""
     return np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)]) if len(truth) == 1 < len(frames) else truth
 
 
-def read_otb(root: Path) -> List[Sequence]:
+def read_otb(root: Path) -> Loaders:
     """OTB-2013/2015: ``<seq>/img/0001.jpg ...`` and ``<seq>/groundtruth_rect.txt``.
 
     Sequences with two targets have ``groundtruth_rect.1.txt`` and ``.2.txt`` and become ``<seq>.1`` and
@@ -82,41 +67,53 @@ def read_otb(root: Path) -> List[Sequence]:
     of Tiger1 are left out as in the toolkit. Which of the benchmark's lists is evaluated is decided by
     the folders that are there.
     """
-    sequences = []
+    loaders: Dict[str, Callable[[], Sequence]] = {}
     for folder in _subfolders(root):
-        tables = [(path, read_table(path)) for path in sorted(folder.glob("groundtruth_rect*.txt"))]
-        tables = [(path, truth) for path, truth in tables if truth.size]
-        for number, (_, truth) in enumerate(tables, start=1):
-            name = folder.name if len(tables) == 1 else f"{folder.name}.{number}"
-            frames = list_frames(folder / "img")
-            first, last = splits.OTB_RANGES.get(folder.name, (1, len(frames)))
-            if len(frames) > len(truth):
-                frames = frames[first - 1 : last]
-            omitted = splits.OTB_OMITTED.get(folder.name, 0)
-            sequences.append(Sequence(name, tuple(frames[omitted:]), truth[omitted:]))
-    _require(sequences, root, "<sequence>/groundtruth_rect.txt beside <sequence>/img/*.jpg")
-    return sequences
+        files = [path for path in _texts(folder) if path.name.startswith("groundtruth_rect")]
+        if len(files) > 1:
+            files = [path for path in files if path.read_bytes().strip()]
+        for number, path in enumerate(files, start=1):
+            name = folder.name if len(files) == 1 else f"{folder.name}.{number}"
+            loaders[name] = partial(_otb_sequence, name, path)
+    _require(loaders, root, "<sequence>/groundtruth_rect.txt beside <sequence>/img/*.jpg")
+    return loaders
+
+
+def _otb_sequence(name: str, path: Path) -> Sequence:
+    folder, truth, frames = path.parent, read_boxes(path), Frames(path.parent / "img")
+    first, last = splits.OTB_RANGES.get(folder.name, (1, len(frames)))
+    if len(frames) > len(truth):
+        frames = frames.cut(first - 1, last)
+    omitted = splits.OTB_OMITTED.get(folder.name, 0)
+    number = path.stem.rpartition(".")[2]
+    aliases = tuple(f"{folder.name}{mark}{number}" for mark in ".-_") if number.isdigit() else ()
+    return Sequence(name, frames.cut(omitted, len(frames)), truth[omitted:], aliases=aliases)
+
+
+def _lasot_folders(root: Path, wanted: Callable[[str], bool], looked_for: str) -> Loaders:
+    outer = _subfolders(root)
+    folders = outer + [folder for category in outer for folder in _subfolders(category)]
+    folders = [f for f in folders if (f / "groundtruth.txt").is_file() and wanted(f.name)]
+    _require(folders, root, f"{looked_for}, as <category>/<category>-<number>/groundtruth.txt")
+    return {f.name: partial(_lasot_sequence, f) for f in sorted(folders, key=lambda path: path.name)}
 
 
 def _lasot_sequence(folder: Path) -> Sequence:
-    truth = read_boxes(folder / "groundtruth.txt")
-    frames, truth = _trimmed(folder.name, list_frames(folder / "img"), truth, slack=0)
-    absent = np.zeros(len(frames), bool)
+    truth, frames, note = read_boxes(folder / "groundtruth.txt"), Frames(folder / "img"), ""
+    if len(frames) > len(truth):
+        # As the toolkit does: airplane-15 is published with an image too many.
+        note = f"{len(frames)} frames but {len(truth)} boxes of ground truth: cut to the annotation"
+        frames = frames.cut(0, len(truth))
+    absent = np.zeros(len(truth), bool)
     for label in ("full_occlusion.txt", "out_of_view.txt"):
         values = read_labels(folder / label)
-        if len(values) != len(frames):
-            raise DatasetError(f"{folder / label}: {len(values)} labels for {len(frames)} frames")
-        absent |= values > 0
-    return Sequence(folder.name, tuple(frames), truth, absent=absent)
+        if len(values) < len(truth) or (len(values) > len(truth) and not note):
+            raise DatasetError(f"{label} has {len(values)} labels for {len(truth)} frames")
+        absent |= values[: len(truth)] > 0
+    return Sequence(folder.name, frames, truth, absent=absent, note=note)
 
 
-def _lasot_folders(root: Path) -> List[Path]:
-    files = list(root.glob("*/groundtruth.txt")) + list(root.glob("*/*/groundtruth.txt"))
-    _require(files, root, "<category>/<category>-<number>/groundtruth.txt or <category>-<number>/groundtruth.txt")
-    return sorted((f.parent for f in files), key=lambda p: p.name)
-
-
-def read_lasot(root: Path) -> List[Sequence]:
+def read_lasot(root: Path) -> Loaders:
     """LaSOT, test split: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, ...}``.
 
     Beside the boxes (one row per frame) each sequence has ``full_occlusion.txt`` and
@@ -125,90 +122,139 @@ def read_lasot(root: Path) -> List[Sequence]:
     the list is ``testing_set.txt`` in the root where that exists, else the published one.
     """
     listed = root / "testing_set.txt"
-    wanted = set(listed.read_text().split()) if listed.is_file() else set(LASOT_TEST)
-    folders = [folder for folder in _lasot_folders(root) if folder.name in wanted]
-    _require(folders, root, "sequences of the test split, such as airplane/airplane-1")
-    return [_lasot_sequence(folder) for folder in folders]
+    wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
+    return _lasot_folders(root, wanted.__contains__, "sequences of the test split")
 
 
-def read_lasot_extension(root: Path) -> List[Sequence]:
+def read_lasot_train(root: Path) -> Loaders:
+    """LaSOT, training split: those of ``training_set.txt`` where it exists, else all but the test split."""
+    listed = root / "training_set.txt"
+    if listed.is_file():
+        return _lasot_folders(root, set(read_lines(listed)).__contains__, "sequences of the training split")
+    test = set(splits.LASOT_TEST)
+    return _lasot_folders(root, lambda name: name not in test, "training sequences")
+
+
+def read_lasot_extension(root: Path) -> Loaders:
     """LaSOText, the 150 sequences of LaSOT's extension, laid out as LaSOT; all folders are read."""
-    return [_lasot_sequence(folder) for folder in _lasot_folders(root)]
+    return _lasot_folders(root, lambda name: True, "sequences")
 
 
 def _got10k_size(folder: Path) -> Optional[Tuple[int, int]]:
     """The resolution in ``meta_info.ini``, as (width, height); None where it is not stated."""
-    path = folder / "meta_info.ini"
-    parser = configparser.ConfigParser(interpolation=None)
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
     try:
-        parser.read(path, encoding="utf-8")
+        parser.read_string("\n".join(read_lines(folder / "meta_info.ini")))
         width, height = ast.literal_eval(parser.get("METAINFO", "resolution"))
         return int(width), int(height)
-    except (configparser.NoSectionError, configparser.NoOptionError, ValueError, SyntaxError, TypeError):
+    except (DatasetError, configparser.Error, ValueError, SyntaxError, TypeError):
         return None
-    except configparser.Error as error:
-        raise DatasetError(f"{path} cannot be read: {error}") from None
 
 
-def _got10k_sequence(folder: Path, start_only: bool = False) -> Sequence:
-    """One folder of GOT-10k: images, ``groundtruth.txt``, ``*.label`` and ``meta_info.ini`` where there."""
-    frames = list_frames(folder)
+def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool = False) -> Sequence:
+    """One folder of GOT-10k: images, ``groundtruth.txt``, ``*.label`` and ``meta_info.ini`` where there.
+
+    Args:
+        folder: the sequence's.
+        start_only: the boxes after the first are withheld.
+        visible_only: what ``absence.label`` marks is absent too where ``cover.label`` says otherwise; the
+            toolkit's scores look at ``cover.label`` alone.
+    """
+    frames = Frames(folder)
     truth = read_boxes(folder / "groundtruth.txt")
-    truth = _with_unknown(truth[:1] if start_only else truth, frames)
-    labels: Dict[str, np.ndarray] = {}
-    for name in ("cover", "absence", "cut_by_image"):
-        if (folder / f"{name}.label").is_file():
-            labels[name] = read_labels(folder / f"{name}.label")
+    truth = truth[:1] if start_only else truth
+    files = {name: folder / f"{name}.label" for name in ("cover", "absence", "cut_by_image")}
+    labels = {name: read_labels(path) for name, path in files.items() if path.is_file()}
     attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
-    absent = None
-    if "cover" in labels:
-        # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).
-        absent = labels["cover"] == 0
-        if (labels["cover"] < 8).any():
-            attributes.append("occlusion")
-    elif "absence" in labels:
-        absent = labels["absence"] > 0
-    return Sequence(folder.name, tuple(frames), truth, tuple(attributes), absent, _got10k_size(folder))
+    # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).
+    marks = [labels["cover"] == 0] if "cover" in labels else []
+    if "absence" in labels and (visible_only or not marks):
+        marks.append(labels["absence"] > 0)
+    if len({len(mark) for mark in marks}) > 1:
+        raise DatasetError(f"its labels differ in number: {', '.join(f'{len(v)} {k}' for k, v in labels.items())}")
+    if "cover" in labels and (labels["cover"] < 8).any():
+        attributes.append("occlusion")
+    return Sequence(
+        folder.name,
+        frames,
+        _with_unknown(truth, frames),
+        tuple(attributes),
+        np.any(marks, axis=0) if marks else None,
+        _got10k_size(folder),
+        withheld=len(truth) == 1 < len(frames),
+    )
 
 
-def _read_got10k(root: Path, subset: str, start_only: bool) -> List[Sequence]:
-    folder = root / subset if (root / subset).is_dir() else root
-    listing = folder / "list.txt"
-    _require(listing.is_file(), root, f"{subset}/list.txt and {subset}/<sequence>/groundtruth.txt")
-    return [_got10k_sequence(folder / name, start_only) for name in listing.read_text().split()]
+def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
+    """The folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``."""
+    base = _within(root, subset)
+    if (base / "list.txt").is_file():
+        folders = [base / name for name in read_lines(base / "list.txt")]
+    else:
+        folders = [folder for folder in _subfolders(base) if (folder / "groundtruth.txt").is_file()]
+    _require(folders, root, looked_for)
+    return folders
 
 
-def read_got10k_val(root: Path) -> List[Sequence]:
+def _read_got10k(root: Path, subset: str, **how: bool) -> Loaders:
+    looked_for = f"{subset or '.'}/<sequence>/groundtruth.txt beside {subset or '.'}/<sequence>/*.jpg, and list.txt"
+    return {f.name: partial(_got10k_sequence, f, **how) for f in _listed_folders(root, subset, looked_for)}
+
+
+def read_folder(root: Path) -> Loaders:
+    """Any folder in GOT-10k's layout: ``<seq>/{images, groundtruth.txt}``, labels optional.
+
+    ``list.txt``, where there, says which sequences and in what order; otherwise every subfolder with a
+    ``groundtruth.txt`` is one, by name. Frames without annotation have ``nan`` rows.
+    """
+    return _read_got10k(root, "")
+
+
+def read_got10k_val(root: Path) -> Loaders:
     """GOT-10k validation: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt}``.
 
     Each sequence also has ``cover.label``, ``absence.label``, ``cut_by_image.label`` (a number per
     frame) and ``meta_info.ini``. The root may also be the ``val`` folder itself.
     """
-    return _read_got10k(root, "val", start_only=False)
+    return _read_got10k(root, "val")
 
 
-def read_got10k_test(root: Path) -> List[Sequence]:
+def read_got10k_test(root: Path) -> Loaders:
     """GOT-10k test: as validation under ``test``, ``groundtruth.txt`` holding only the start box."""
     return _read_got10k(root, "test", start_only=True)
 
 
-def read_trackingnet(root: Path) -> List[Sequence]:
+def read_got10k_train(root: Path) -> Loaders:
+    """GOT-10k training: as validation under ``train``."""
+    return _read_got10k(root, "train", visible_only=True)
+
+
+def _trackingnet_sequence(path: Path) -> Sequence:
+    frames, truth = Frames(path.parent.parent / "frames" / path.stem), read_boxes(path)
+    withheld = len(truth) == 1 < len(frames)
+    return Sequence(path.stem, frames, _with_unknown(truth, frames), withheld=withheld)
+
+
+def read_trackingnet(root: Path) -> Loaders:
     """TrackingNet test: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``.
 
     The published annotation of the test set is the start box alone; a file with a box for every frame
     (a split of the training set arranged so) can be scored here. The root may also be ``TEST`` itself.
     """
-    base = root / "TEST" if (root / "TEST").is_dir() else root
-    files = sorted((base / "anno").glob("*.txt"))
+    files = _texts(_within(root, "TEST") / "anno")
     _require(files, root, "TEST/anno/<sequence>.txt and TEST/frames/<sequence>/0.jpg")
-    sequences = []
-    for path in files:
-        frames = list_frames(base / "frames" / path.stem)
-        sequences.append(Sequence(path.stem, tuple(frames), _with_unknown(read_boxes(path), frames)))
-    return sequences
+    return {path.stem: partial(_trackingnet_sequence, path) for path in files}
 
 
-def read_nfs30(root: Path) -> List[Sequence]:
+def read_trackingnet_train(root: Path) -> Loaders:
+    """TrackingNet training, all chunks that are present: ``TRAIN_0/anno/<seq>.txt`` and so on as for the test."""
+    chunks = sorted(root.glob("TRAIN_*"), key=lambda path: natural(path.name))
+    files = [path for chunk in chunks for path in _texts(chunk / "anno")]
+    _require(files, root, "TRAIN_0/anno/<sequence>.txt and TRAIN_0/frames/<sequence>/0.jpg")
+    return {path.stem: partial(_trackingnet_sequence, path) for path in files}
+
+
+def read_nfs30(root: Path) -> Loaders:
     """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``.
 
     A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where
@@ -216,120 +262,271 @@ def read_nfs30(root: Path) -> List[Sequence]:
     the end, which some sequences have, is cut off. The archives' extra folder (``<seq>/<seq>/30``) is
     accepted.
     """
-    files = sorted([*root.glob("*/30/*.txt"), *root.glob("*/*/30/*.txt")], key=lambda p: p.name)
+    outer = _subfolders(root)
+    folders = outer + [folder for sequence in outer for folder in _subfolders(sequence)]
+    files = sorted((path for f in folders for path in _texts(f / "30")), key=lambda path: path.name)
     _require(files, root, "<sequence>/30/<sequence>.txt and <sequence>/30/<sequence>/00001.jpg")
-    sequences = []
-    for path in files:
-        try:
-            rows = [line.split()[1:5] for line in path.read_text().splitlines() if line.strip()]
-            corners = np.array(rows, np.float64).reshape(-1, 4)
-        except ValueError:
-            raise DatasetError(f"{path}: rows are not 'track xmin ymin xmax ymax ...'") from None
-        truth = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
-        frames = list_frames(path.parent / path.stem)
-        if frames and abs(len(truth) / len(frames) - 8) < 1:
-            truth = truth[::8]
-        frames, truth = _trimmed(path.stem, frames, truth, slack=1)
-        sequences.append(Sequence(path.stem, tuple(frames), truth))
-    return sequences
+    return {path.stem: partial(_nfs_sequence, path) for path in files}
 
 
-def read_uav123(root: Path) -> List[Sequence]:
+def _nfs_sequence(path: Path) -> Sequence:
+    try:
+        rows = [[float(value) for value in line.split()[1:5]] for line in read_lines(path)]
+        corners = np.array(rows, np.float64).reshape(-1, 4)
+    except ValueError:
+        raise DatasetError(f"{printable(path)}: rows are not 'track xmin ymin xmax ymax ...'") from None
+    truth = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
+    frames = Frames(path.parent / path.stem)
+    if len(frames) and abs(len(truth) / len(frames) - 8) < 1:
+        truth = truth[::8]
+    if abs(len(frames) - len(truth)) == 1:
+        frames, truth = frames.cut(0, len(truth)), truth[: len(frames)]
+    return Sequence(path.stem, frames, truth)
+
+
+def read_uav123(root: Path) -> Loaders:
     """UAV123: ``anno/UAV123/<seq>.txt`` and ``data_seq/UAV123/<folder>/000001.jpg ...``.
 
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
     (``bird1_1`` to ``bird1_3`` of ``bird1``): the frame each part starts with is the toolkit's.
     """
-    files = sorted((root / "anno" / "UAV123").glob("*.txt"))
+    files = _texts(root / "anno" / "UAV123")
     _require(files, root, "anno/UAV123/<sequence>.txt and data_seq/UAV123/<sequence>/000001.jpg")
-    sequences = []
-    for path in files:
-        folder, _, part = path.stem.rpartition("_")
-        starts = splits.UAV123_PARTS.get(folder, ())
-        if part.isdigit() and 1 <= int(part) <= len(starts):
-            start = starts[int(part) - 1]
-        else:
-            folder, start = path.stem, 1
-        truth = read_boxes(path)
-        frames = list_frames(root / "data_seq" / "UAV123" / folder)
-        sequences.append(Sequence(path.stem, tuple(frames[start - 1 : start - 1 + len(truth)]), truth))
-    return sequences
+    return {path.stem: partial(_uav123_sequence, root / "data_seq" / "UAV123", path) for path in files}
 
 
-def read_folder(root: Path) -> List[Sequence]:
-    """Any folder in GOT-10k's layout: ``<seq>/{images, groundtruth.txt}``, labels optional.
-
-    ``list.txt``, where there, says which sequences and in what order; otherwise every subfolder with a
-    ``groundtruth.txt`` is one, by name. Frames without annotation have ``nan`` rows.
-    """
-    listing = root / "list.txt"
-    if listing.is_file():
-        folders = [root / name for name in listing.read_text().split()]
+def _uav123_sequence(images: Path, path: Path) -> Sequence:
+    folder, _, part = path.stem.rpartition("_")
+    starts = splits.UAV123_PARTS.get(folder, ())
+    start = 1
+    if part.isdigit() and 1 <= int(part) <= len(starts):
+        start = starts[int(part) - 1]
     else:
-        folders = [folder for folder in _subfolders(root) if (folder / "groundtruth.txt").is_file()]
-    _require(folders, root, "<sequence>/groundtruth.txt beside <sequence>/*.jpg (GOT-10k's layout)")
-    return [_got10k_sequence(folder) for folder in folders]
+        folder = path.stem
+    truth = read_boxes(path)
+    return Sequence(path.stem, Frames(images / folder).cut(start - 1, start - 1 + len(truth)), truth)
 
 
-DATASETS: Dict[str, Dataset] = {
-    "folder": Dataset("GOT-10k-style folder", read_folder, "folder"),
-    "otb": Dataset("OTB", read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
-    "lasot": Dataset("LaSOT", read_lasot, "lasot", attributes=splits.LASOT_ATTRIBUTES, size=280),
-    "lasotext": Dataset("LaSOText", read_lasot_extension, "lasot", attributes=splits.LASOT_ATTRIBUTES, size=150),
-    "got10k-val": Dataset("GOT-10k val", read_got10k_val, "got10k", layout="got10k", size=180),
-    "got10k-test": Dataset("GOT-10k test", read_got10k_test, "got10k", layout="got10k", size=180),
-    "trackingnet": Dataset("TrackingNet", read_trackingnet, "trackingnet", layout="trackingnet", size=511),
-    "nfs30": Dataset("NfS (30 fps)", read_nfs30, "nfs", size=100),
-    "uav123": Dataset(
-        "UAV123",
-        read_uav123,
-        "uav123",
-        attributes=splits.UAV123_ATTRIBUTES,
-        attribute_folder="anno/UAV123/att",
-        size=123,
-    ),
+def read_vot(root: Path) -> Loaders:
+    """VOT challenges: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag``.
+
+    Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box
+    around them is taken. A ``.tag`` or ``.label`` file names a challenge, with 0/1 per frame. The root may
+    also be a workspace of the toolkit, with the sequences in ``sequences``.
+    """
+    folders = _listed_folders(root, "sequences", "list.txt and <sequence>/groundtruth.txt")
+    return {folder.name: partial(_vot_sequence, folder) for folder in folders}
+
+
+def _vot_sequence(folder: Path) -> Sequence:
+    path = folder / "groundtruth.txt"
+    try:
+        truth = np.array([_around(line) for line in read_lines(path)]).reshape(-1, 4)
+    except ValueError:
+        raise DatasetError(f"{printable(path)}: rows are not rectangles, polygons or masks") from None
+    tags = {tag.stem: read_labels(tag) for tag in list_files(folder, (".tag", ".label"))}
+    attributes = tuple(name for name, values in tags.items() if values.any())
+    return Sequence(folder.name, Frames(_within(folder, "color")), truth, attributes)
+
+
+def _around(line: str) -> List[float]:
+    """x, y, w, h of a rectangle, or around a polygon or mask, as VOT writes them."""
+    numbers = [float(value) for value in line.lstrip("m").replace(",", " ").split()]
+    if line.startswith("m") or len(numbers) == 4:
+        return numbers[:4]
+    if len(numbers) < 6:
+        raise ValueError(line)
+    xs, ys = numbers[::2], numbers[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+class _Coco(Mapping[str, Callable[[], Sequence]]):
+    """COCO's boxes by their position in the annotation; kept as arrays, as there are 800,000."""
+
+    def __init__(self, root: Path) -> None:
+        path = root / "annotations" / "instances_train2017.json"
+        _require(path.is_file(), root, "annotations/instances_train2017.json and train2017/*.jpg")
+        try:
+            index = json.loads(path.read_text(encoding="utf-8"))
+            files: Dict[int, str] = {image["id"]: image["file_name"] for image in index["images"]}
+            objects = [
+                (files[o["image_id"]], o["bbox"])
+                for o in index["annotations"]
+                if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10
+            ]
+        except OSError as error:
+            raise DatasetError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DatasetError(f"{path} is not COCO's annotation: {error}") from None
+        _require(objects, root, "boxes of objects")
+        self.images = root / "train2017"
+        self.files = [file for file, _ in objects]
+        self.boxes = np.array([box for _, box in objects], np.float64).reshape(-1, 4)
+
+    def __getitem__(self, name: str) -> Callable[[], Sequence]:
+        return partial(self._read, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _read(self, name: str) -> Sequence:
+        return Sequence(name, Frames(self.images, [self.files[int(name)]]), self.boxes[[int(name)]])
+
+
+def read_coco(root: Path) -> Loaders:
+    """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame."""
+    return _Coco(root)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a data set is read, scored and written.
+
+    Attributes:
+        title: its name as the field writes it.
+        read: from a root folder to what reads each sequence.
+        protocol: which metrics it has (``benchmarks.accuracy.metrics.PROTOCOLS``); empty for training images.
+        layout: result files: ``"plain"``, ``"got10k"`` or ``"trackingnet"`` (see ``results.py``).
+        attributes: what the 0/1 columns of its authors' attribute files mean.
+        attribute_folder: where those files lie under the root, where they are part of the data set.
+        size: how many sequences the published set has; None where there is no such number.
+    """
+
+    title: str
+    read: Callable[[Path], Loaders]
+    protocol: str
+    layout: str = "plain"
+    attributes: Tuple[str, ...] = ()
+    attribute_folder: str = "att"
+    size: Optional[int] = None
+
+
+_LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
+DATASETS: Dict[str, Kind] = {
+    "folder": Kind("GOT-10k-style folder", read_folder, "folder"),
+    "otb": Kind("OTB", read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
+    "lasot": Kind("LaSOT", read_lasot, "lasot", attributes=_LASOT, size=280),
+    "lasot-train": Kind("LaSOT train", read_lasot_train, "lasot", attributes=_LASOT, size=1120),
+    "lasotext": Kind("LaSOText", read_lasot_extension, "lasot", attributes=_LASOT, size=150),
+    "got10k-val": Kind("GOT-10k val", read_got10k_val, "got10k", "got10k", size=180),
+    "got10k-test": Kind("GOT-10k test", read_got10k_test, "got10k", "got10k", size=180),
+    "got10k-train": Kind("GOT-10k train", read_got10k_train, "got10k", "got10k", size=9335),
+    "trackingnet": Kind("TrackingNet", read_trackingnet, "trackingnet", "trackingnet", size=511),
+    "trackingnet-train": Kind("TrackingNet train", read_trackingnet_train, "trackingnet"),
+    "nfs30": Kind("NfS (30 fps)", read_nfs30, "nfs", size=100),
+    "uav123": Kind("UAV123", read_uav123, "uav123", "plain", _UAV, "anno/UAV123/att", 123),
+    "vot": Kind("VOT", read_vot, "folder"),
+    "coco-train": Kind("COCO2017 train", read_coco, ""),
 }
 
 
-def read_dataset(
-    name: str, root: Path, only: Optional[Items[str]] = None, attributes: Optional[Path] = None
-) -> List[Sequence]:
-    """Reads the sequences of a data set.
+class Annotation(NamedTuple):
+    """A target as training draws from it.
+
+    Attributes:
+        boxes: float32 ``(N, 4)`` x, y, w, h in pixels, one per frame.
+        usable: int64 indices of the frames that show the target, large enough to learn from.
+        frames: the image files.
+    """
+
+    boxes: np.ndarray
+    usable: np.ndarray
+    frames: Frames
+
+
+class Dataset:
+    """A data set on disk; a sequence is read when it is asked for.
+
+    Attributes:
+        kind: which one.
+        root: its folder.
+        names: of all sequences, in the published order.
+    """
+
+    def __init__(self, kind: Kind, root: Path, attributes: Optional[Path] = None) -> None:
+        self.kind = kind
+        self.root = root
+        self._loaders = kind.read(root)
+        self._attributes = attributes or root / kind.attribute_folder
+        self.names = list(self._loaders)
+        self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sequence(self, name: str) -> Sequence:
+        """Reads one sequence.
+
+        Raises:
+            DatasetError: it is missing or damaged; the message names it.
+        """
+        try:
+            sequence = self._loaders[name]()
+            path = self._attributes / f"{name}.txt"
+            columns = self.kind.attributes
+            if not columns or not path.is_file():
+                return sequence
+            flags = read_labels(path)
+            if len(flags) != len(columns):
+                raise DatasetError(f"{printable(path)}: {len(flags)} attributes where {len(columns)} are known")
+            return replace(sequence, attributes=tuple(n for n, flag in zip(columns, flags) if flag > 0))
+        except DatasetError as error:
+            raise DatasetError(f"sequence {printable(name)}: {error}") from None
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Reads all sequences, one at a time."""
+        return map(self.sequence, self.names)
+
+    def select(self, wanted: Iterable[str]) -> List[str]:
+        """Those of ``names`` that are wanted.
+
+        Raises:
+            UsageError: one is not there.
+        """
+        known, wanted = set(self.names), set(wanted)
+        if wanted - known:
+            missing = ", ".join(printable(name) for name in sorted(wanted - known))
+            raise UsageError(f"no sequence called {missing} in {printable(self.root)}")
+        return [name for name in self.names if name in wanted]
+
+    def _annotation(self, index: int) -> Annotation:
+        """The target of a sequence, by its position in ``names``; stays in memory.
+
+        A sequence that cannot be read is told once and shows nothing, so that training goes on without it.
+        """
+        try:
+            sequence = self.sequence(self.names[index])
+        except DatasetError as error:
+            logging.getLogger(__name__).warning("%s: left out: %s", self.kind.title, error)
+            return Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Frames("", ()))
+        boxes = sequence.truth.astype(np.float32)
+        usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1)
+        if sequence.absent is not None:
+            usable &= ~sequence.absent
+        return Annotation(boxes, np.nonzero(usable)[0], sequence.frames)
+
+
+def open_dataset(name: str, root: Path, attributes: Optional[Path] = None) -> Dataset:
+    """Opens a data set.
 
     Args:
         name: key of ``DATASETS``.
         root: the data set's folder.
-        only: names of the sequences to keep; None for all.
         attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as the toolkits of OTB, LaSOT
             and UAV123 have; default the data set's own place under ``root``, if it is there.
 
     Raises:
         DatasetError: the folder is not laid out as published.
-        UsageError: an unknown data set or sequence, or attributes for a data set without them.
+        UsageError: an unknown data set, or attributes for a data set without them.
     """
     if name not in DATASETS:
         raise UsageError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    dataset = DATASETS[name]
-    if attributes is not None and not dataset.attributes:
-        raise UsageError(f"{dataset.title} has no attribute files: leave --attributes out")
+    kind = DATASETS[name]
+    if attributes is not None and not kind.attributes:
+        raise UsageError(f"{kind.title} has no attribute files: leave --attributes out")
     if attributes is not None and not attributes.is_dir():
-        raise UsageError(f"there is no folder of attributes {attributes}")
-    sequences = dataset.read(root)
-    if only is not None:
-        unknown = sorted(set(only) - {s.name for s in sequences})
-        if unknown:
-            raise UsageError(f"no sequence called {', '.join(unknown)} in {root}")
-        sequences = [s for s in sequences if s.name in set(only)]
-    if dataset.attributes:
-        folder = attributes or root / dataset.attribute_folder
-        sequences = [_with_attributes(s, folder / f"{s.name}.txt", dataset.attributes) for s in sequences]
-    return sequences
-
-
-def _with_attributes(sequence: Sequence, path: Path, names: Tuple[str, ...]) -> Sequence:
-    if not path.is_file():
-        return sequence
-    flags = read_labels(path)
-    if len(flags) != len(names):
-        raise DatasetError(f"{path}: expected {len(names)} attributes ({', '.join(names)}), found {len(flags)}")
-    return replace(sequence, attributes=tuple(n for n, flag in zip(names, flags) if flag > 0))
+        raise UsageError(f"there is no folder of attributes {printable(attributes)}")
+    return Dataset(kind, root, attributes)

@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Iterable, Iterator, List, Optional, Tuple
 
-import cv2
 import numpy as np
 
 from asymtrack_edge.errors import DatasetError
+from asymtrack_edge.files import AnyPath, list_files, printable, read_image, read_lines
 
 #: File name endings taken for frames, in lower case.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+class Frames:
+    """The image files of a sequence, in order. It takes a few bytes a frame, so that thousands can be kept.
+
+    Args:
+        folder: where they all are.
+        names: of the files; ``None`` takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
+    """
+
+    def __init__(self, folder: AnyPath, names: Optional[Iterable[str]] = None) -> None:
+        self.folder = str(folder)
+        if names is None:
+            try:
+                names = [path.name for path in list_files(folder, IMAGE_SUFFIXES)]
+            except OSError:
+                names = []  # told as "0 frames"
+        encoded = np.array([name.encode("utf-8", "surrogateescape") for name in names])
+        self.names = encoded if encoded.size else np.zeros(0, "S1")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(self.folder, bytes(self.names[index]).decode("utf-8", "surrogateescape"))
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[i] for i in range(len(self)))
+
+    def cut(self, first: int, last: int) -> Frames:
+        """The frames from ``first`` to before ``last``."""
+        part = Frames(self.folder, ())
+        part.names = self.names[first:last]
+        return part
 
 
 @dataclass(frozen=True)
@@ -29,26 +62,33 @@ class Sequence:
         absent: bool ``(N,)``, true where the target is declared out of view or fully hidden; None
             where the data set does not say.
         size: width and height of the frames in pixels; None to have it measured when it is needed.
+        aliases: what other toolkits call the sequence.
+        withheld: only the start box is published.
+        note: what was not as published and is mended here; empty where nothing was.
+
+    Raises:
+        DatasetError: frames, boxes and labels differ in number, or there is no start box.
     """
 
     name: str
-    frames: Tuple[Path, ...]
+    frames: Frames
     truth: np.ndarray
     attributes: Tuple[str, ...] = ()
     absent: Optional[np.ndarray] = None
     size: Optional[Tuple[int, int]] = None
+    aliases: Tuple[str, ...] = ()
+    withheld: bool = False
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.truth.shape != (len(self.frames), 4):
-            raise DatasetError(
-                f"sequence {self.name}: {len(self.frames)} frames but {len(self.truth)} boxes of ground truth"
-            )
+            raise DatasetError(f"{len(self.frames)} frames but {len(self.truth)} boxes of ground truth")
         if self.absent is not None and self.absent.shape != (len(self.frames),):
-            raise DatasetError(
-                f"sequence {self.name}: {len(self.frames)} frames but {len(self.absent)} visibility labels"
-            )
-        if not self.frames or not np.isfinite(self.truth[0]).all() or self.truth[0, 2:].min() <= 0:
-            raise DatasetError(f"sequence {self.name}: its first frame has no ground-truth box to start from")
+            raise DatasetError(f"{len(self.frames)} frames but {len(self.absent)} visibility labels")
+        if not len(self.frames):
+            raise DatasetError(f"there are no images in {printable(self.frames.folder)}")
+        if not np.isfinite(self.truth[0]).all() or self.truth[0, 2:].min() <= 0:
+            raise DatasetError("its first frame has no ground-truth box to start from")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -65,10 +105,7 @@ class Sequence:
         Raises:
             DatasetError: the file is missing or no image.
         """
-        frame = cv2.imread(str(self.frames[index]), cv2.IMREAD_COLOR)
-        if frame is None:
-            raise DatasetError(f"sequence {self.name}: cannot read the frame {self.frames[index]}")
-        return frame
+        return read_frame(self.frames[index])
 
     def frame_size(self) -> Tuple[int, int]:
         """Width and height of the frames: ``size``, or measured on the first frame."""
@@ -78,55 +115,44 @@ class Sequence:
         return width, height
 
 
-def list_frames(folder: Path) -> List[Path]:
-    """Image files of ``folder`` ordered by the last number in their names, then by name.
-
-    Numeric order is what TrackingNet needs (``2.jpg`` before ``10.jpg``) and agrees with the order of
-    names where numbers are padded.
-    """
-    if not folder.is_dir():
-        return []
-
-    def key(path: Path) -> Tuple[int, str]:
-        numbers = re.findall(r"\d+", path.stem)
-        return (int(numbers[-1]) if numbers else -1, path.name)
-
-    # Files such as ._0001.jpg are left behind by archives made on macOS.
-    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(found, key=key)
-
-
-def read_table(path: Path) -> np.ndarray:
-    """Reads numbers separated by commas, blanks or tabs; ``nan`` is allowed.
-
-    Returns:
-        float64 ``(rows, columns)``; ``(0, 0)`` for an empty file.
+def read_frame(path: Path) -> np.ndarray:
+    """Decodes an image file to BGR uint8 ``(H, W, 3)``.
 
     Raises:
-        DatasetError: the file cannot be read, or is no table of numbers.
+        DatasetError: it is missing or no image.
+    """
+    frame = read_image(path)
+    if frame is None:
+        state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
+        raise DatasetError(f"the frame {printable(path)} {state}: download it again, or remove its sequence")
+    return frame
+
+
+def read_rows(path: Path) -> List[List[float]]:
+    """Reads numbers separated by commas, blanks or tabs; ``nan`` is allowed, empty lines do not count.
+
+    Raises:
+        DatasetError: the file cannot be read, or holds something else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        rows = [[float(v) for v in line.replace(",", " ").split()] for line in lines if line.strip()]
-        return np.array(rows, np.float64) if rows else np.zeros((0, 0))
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from None
+        return [[float(value) for value in line.replace(",", " ").split()] for line in read_lines(path)]
     except ValueError as error:
-        raise DatasetError(f"{path} is not a table of numbers with equally long rows: {error}") from None
+        raise DatasetError(f"{printable(path)} is not a table of numbers: {error}") from None
 
 
 def read_boxes(path: Path) -> np.ndarray:
     """Reads one ``x, y, w, h`` row per frame; float64 ``(N, 4)``.
 
     Raises:
-        DatasetError: as ``read_table``, or a row has other than four values.
+        DatasetError: as ``read_rows``, or a row has other than four values.
     """
-    table = read_table(path)
-    if table.shape[1] != 4:
-        raise DatasetError(f"{path}: expected rows of x,y,w,h, found {table.shape[1]} values a row")
-    return table
+    rows = read_rows(path)
+    for i, row in enumerate(rows, start=1):
+        if len(row) != 4:
+            raise DatasetError(f"{printable(path)}: expected rows of x,y,w,h, found {len(row)} values in row {i}")
+    return np.array(rows, np.float64).reshape(-1, 4)
 
 
 def read_labels(path: Path) -> np.ndarray:
     """Reads one number per frame, however the file breaks its lines; float64 ``(N,)``."""
-    return read_table(path).reshape(-1)
+    return np.array([value for row in read_rows(path) for value in row], np.float64)

@@ -13,12 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from asymtrack_edge.datasets.training import Dataset
+from asymtrack_edge.datasets import Dataset
+from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
 from asymtrack_edge.training.augmentation import Augmentation
@@ -122,14 +122,13 @@ class DiskPairs:
             number = int(which * len(self.datasets))
             dataset = self.datasets[number]
             index = int(target * len(dataset))
-            boxes, usable = dataset.annotation(index)
+            boxes, usable, frames = dataset.annotation(index)
             if not len(usable):
                 continue
             one = int(usable[int(first * len(usable))])
             near = usable[np.abs(usable - one) <= self.augmentation.max_gap]
             two = int(near[int(second * len(near))])
-            files = dataset.frame(index, one), dataset.frame(index, two)
-            return files, boxes[[one, two]], index * len(self.datasets) + number
+            return (frames[one], frames[two]), boxes[[one, two]], index * len(self.datasets) + number
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 
     def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:
@@ -162,16 +161,3 @@ class DiskPairs:
         """Ends the threads."""
         self.jobs.clear()
         self.threads.shutdown(wait=False)
-
-
-def read_frame(path: Path) -> np.ndarray:
-    """Decodes an image file to BGR uint8 ``(H, W, 3)``.
-
-    Raises:
-        DatasetError: it is missing or no image.
-    """
-    frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if frame is None:
-        state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
-        raise DatasetError(f"the frame {path} {state}: download it again, or remove its sequence")
-    return frame

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from asymtrack_edge.checkpoints import bundled_weights
-from asymtrack_edge.datasets.training import Coco, Dataset, Got10k, Lasot, TrackingNet
+from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.augmentation import Augmentation
@@ -38,13 +38,8 @@ from asymtrack_edge.variants import Variant, get_variant
 
 CONFIG = "run.json"
 
-#: Data sets in their published layouts, by the name of their option.
-READERS: Dict[str, Callable[[Path], Dataset]] = {
-    "lasot": Lasot,
-    "got10k": Got10k,
-    "coco": Coco,
-    "trackingnet": TrackingNet,
-}
+#: Data sets in their published layouts, by the name of their option; of each the training split.
+READERS = ("lasot", "got10k", "coco", "trackingnet")
 
 #: How held-out pairs are drawn: about as far off as a tracker's crops are.
 HELD_OUT = Augmentation(centre_jitter=1.5, size_jitter=0.15, greyscale=0.0, flip=0.0, brightness=0.0, stills=0.4)
@@ -150,7 +145,7 @@ def open_data(config: RunConfig, world: World, folder: Path) -> Data:
         raise UsageError(f"name either --data folders (held in memory) or data sets on disk ({kinds})")
     variant, augmentation = config.training_variant(), config.recipe.augmentation
     if config.datasets:
-        readers = [READERS[name](Path(path)) for name, path in config.datasets.items()]
+        readers = [open_dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
         pairs = DiskPairs(readers, variant, augmentation, world.device, config.seed, world.rank, config.workers)
         return Data(_maybe_fixed(pairs.draw, config), close=pairs.close)
     labels = folder / "labels"

@@ -6,7 +6,5 @@ metric is used on which data set.
 
 from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS, Protocol
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary, summarise
-from asymtrack_edge.datasets.readers import DATASETS, Dataset, read_dataset
-from asymtrack_edge.datasets.sequences import Sequence
 
-__all__ = ["DATASETS", "PROTOCOLS", "Dataset", "Protocol", "Sequence", "Summary", "read_dataset", "summarise"]
+__all__ = ["PROTOCOLS", "Protocol", "Summary", "summarise"]

@@ -23,8 +23,8 @@ from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, t
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore, speed, split_complete
 from asymtrack_edge.benchmarks.accuracy.run import run
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-from asymtrack_edge.datasets.readers import DATASETS, Dataset, read_dataset
-from asymtrack_edge.datasets.sequences import Sequence
+from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
+from asymtrack_edge.datasets.readers import Kind
 from asymtrack_edge.errors import UsageError
 
 _EXAMPLES = """\
@@ -87,7 +87,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
     dataset = DATASETS[args.dataset]
-    sequences = read_dataset(args.dataset, args.root, _names(args.sequences), args.attributes)
+    opened = open_dataset(args.dataset, args.root, args.attributes)
+    wanted = _names(args.sequences)
+    sequences = [opened.sequence(name) for name in (opened.names if wanted is None else opened.select(wanted))]
     frames = sum(len(s) for s in sequences)
     print(f"{dataset.title}: {len(sequences)} sequences, {frames} frames")
     if dataset.size is not None and args.sequences is None and len(sequences) != dataset.size:
@@ -136,9 +138,7 @@ def _names(option: Optional[str]) -> Optional[List[str]]:
     return [name for name in names if name]
 
 
-def _run_and_score(
-    dataset: Dataset, args: argparse.Namespace, sequences: List[Sequence], spec: TrackerSpec
-) -> Evaluation:
+def _run_and_score(dataset: Kind, args: argparse.Namespace, sequences: List[Sequence], spec: TrackerSpec) -> Evaluation:
     store = ResultStore(args.output / args.dataset / spec.label, dataset.layout)
     identity = spec.identity()
     store.claim(identity, args.fresh)
@@ -163,7 +163,7 @@ def _run_and_score(
 
 
 def _score(
-    dataset: Dataset,
+    dataset: Kind,
     sequences: List[Sequence],
     store: ResultStore,
     label: str,

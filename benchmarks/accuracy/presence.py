@@ -19,8 +19,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.datasets.readers import read_folder
-from asymtrack_edge.datasets.sequences import Sequence
+from asymtrack_edge.datasets import Sequence, open_dataset
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime import Tracker
 
@@ -59,7 +58,7 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    sequences = [s for s in read_folder(arguments.sequences) if len(s.frames) > ABSENT]
+    sequences = [s for s in open_dataset("folder", arguments.sequences).sequences() if len(s.frames) > ABSENT]
     if len(sequences) <= max(OTHERS):
         need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
         raise UsageError(f"{arguments.sequences} has {len(sequences)} that can be used: this needs {need}")

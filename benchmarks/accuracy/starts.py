@@ -20,8 +20,7 @@ import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import overlaps, success_curve
-from asymtrack_edge.datasets.readers import read_folder
-from asymtrack_edge.datasets.sequences import Sequence
+from asymtrack_edge.datasets import Sequence, open_dataset
 from asymtrack_edge.runtime import BACKENDS, Tracker, TrackerSettings
 
 #: Where tracks begin, in parts of a sequence.
@@ -73,7 +72,7 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    sequences = read_folder(arguments.sequences)
+    sequences = open_dataset("folder", arguments.sequences).sequences()
     # As published: it is the weights that are compared, not what is done about lost targets.
     tracker = Tracker.load(arguments.tracker, arguments.backend, threads=arguments.threads, settings=TrackerSettings())
     means, tracks = {}, 0

@@ -96,10 +96,11 @@ def sequences(dataset: Optional[str]) -> Tuple[str, Iterator[Tuple[Iterable[np.n
     name, _, root = dataset.partition("=")
     if not name or not root:
         raise UsageError(f"--dataset takes NAME=FOLDER, for example otb=/data/OTB100, not {dataset!r}")
-    from asymtrack_edge.datasets.readers import read_dataset
+    from asymtrack_edge.datasets import open_dataset
 
-    found = read_dataset(name, Path(root))
-    return f"{name}, {len(found)} sequences", (((s.read(i) for i in range(len(s))), Box(*s.start)) for s in found)
+    found = open_dataset(name, Path(root))
+    clips = (((s.read(i) for i in range(len(s))), Box(*s.start)) for s in found.sequences())
+    return f"{name}, {len(found)} sequences", clips
 
 
 def _synthetic_sequences() -> Iterator[Tuple[Iterable[np.ndarray], Box]]:

@@ -1,28 +1,15 @@
-"""Miniature data sets, and trackers that worker processes can import."""
+"""The miniature data sets, and trackers that worker processes can import."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-import pytest
+from tests.datasets.conftest import folder_set
 
-from tests.benchmarks.accuracy.miniature import drift, rows, write_frames
+__all__ = ["folder_set"]
 
 # A worker process is started with this process's sys.path: there it finds fake_trackers.
 HERE = str(Path(__file__).parent)
 if HERE not in sys.path:
     sys.path.insert(0, HERE)
-
-
-@pytest.fixture
-def folder_set(tmp_path) -> Path:
-    """Three sequences a, b, c of 6, 5 and 4 frames in GOT-10k's layout; the frames of b are black.
-
-    ``fake_trackers:Still`` follows a and b exactly and c not at all well.
-    """
-    root = tmp_path / "set"
-    for name, count, value, step in (("a", 6, 90, 1), ("b", 5, 0, 1), ("c", 4, 90, -3)):
-        write_frames(root / name, count, value=value)
-        (root / name / "groundtruth.txt").write_text(rows(drift(count, x=12, step=step)))
-    return root

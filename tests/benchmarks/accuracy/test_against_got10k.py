@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.command import main
-from tests.benchmarks.accuracy.miniature import rows, write_frames
+from tests.datasets.miniature import rows, write_frames
 
 pytest.importorskip("six", reason="got10k's data sets need six, which the package does not declare")
 

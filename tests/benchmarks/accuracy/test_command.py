@@ -12,12 +12,14 @@ import fake_trackers
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy import Sequence, read_dataset, trackers
+from asymtrack_edge.benchmarks.accuracy import trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.accuracy.results import ResultStore
 from asymtrack_edge.benchmarks.accuracy.run import run
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-from tests.benchmarks.accuracy.miniature import drift, rows, write_frames
+from asymtrack_edge.datasets import Sequence, open_dataset
+from asymtrack_edge.datasets.sequences import Frames
+from tests.datasets.miniature import drift, rows, write_frames
 
 STILL = "python:fake_trackers:Still"
 LABEL = "fake_trackers-Still"
@@ -90,8 +92,8 @@ def test_processes_give_the_same_results(folder_set, output):
 
 
 def test_progress_reports_every_frame_once(folder_set, tmp_path):
-    sequences = read_dataset("folder", folder_set)
-    long = Sequence("long", sequences[0].frames[:1] * 45, np.full((45, 4), 5.0))
+    sequences = list(open_dataset("folder", folder_set).sequences())
+    long = Sequence("long", Frames(folder_set / "a", ["00000001.jpg"] * 45), np.full((45, 4), 5.0))
     for jobs in (1, 2):
         counts = []
         store = ResultStore(tmp_path / str(jobs))

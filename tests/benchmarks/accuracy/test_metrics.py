@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from got10k.utils import metrics as reference
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from asymtrack_edge.benchmarks.accuracy import PROTOCOLS, Sequence, summarise
+from asymtrack_edge.benchmarks.accuracy import PROTOCOLS, summarise
 from asymtrack_edge.benchmarks.accuracy.metrics import (
     by_attribute,
     centre_errors,
@@ -19,12 +17,14 @@ from asymtrack_edge.benchmarks.accuracy.metrics import (
     score_sequence,
     success_curve,
 )
+from asymtrack_edge.datasets import Sequence
+from asymtrack_edge.datasets.sequences import Frames
 from asymtrack_edge.errors import DatasetError, UsageError
 
 
 def sequence(truth, name="s", absent=None, size=(640, 480), attributes=()):
     truth = np.asarray(truth, np.float64)
-    frames = tuple(Path(f"{i}.jpg") for i in range(len(truth)))
+    frames = Frames("", (f"{i}.jpg" for i in range(len(truth))))
     return Sequence(name, frames, truth, tuple(attributes), None if absent is None else np.array(absent, bool), size)
 
 

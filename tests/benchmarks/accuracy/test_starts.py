@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.starts import main, track_aucs
-from asymtrack_edge.datasets.readers import read_folder
+from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import State, Track
 from tests.runtime.simulated import moving_square
@@ -46,7 +46,7 @@ class Knowing:
 
 
 def test_every_track_of_one_who_knows_is_perfect(tmp_path: Path) -> None:
-    sequence = read_folder(_sequences(tmp_path))[0]
+    sequence = next(open_dataset("folder", _sequences(tmp_path)).sequences())
     width = sequence.read(0).shape[1]
     aucs = track_aucs(Knowing(sequence.truth, width), sequence)  # type: ignore[arg-type]
     # Overlap 1 is above 20 of the 21 thresholds.

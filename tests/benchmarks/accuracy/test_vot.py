@@ -11,7 +11,7 @@ import pytest
 from asymtrack_edge.benchmarks.accuracy import vot
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 from asymtrack_edge.errors import SourceError, UsageError
-from tests.benchmarks.accuracy.miniature import write_frames
+from tests.datasets.miniature import write_frames
 
 STILL = TrackerSpec("python:fake_trackers:Still")
 

@@ -84,7 +84,7 @@ def _compare_state(reference: Backend, exported: Backend, frame: np.ndarray, box
 
 def _largest_half(exported: HostBackend, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
     """See ``largest_half_value``; of both networks, over every sixth frame."""
-    tracker = Tracker(exported)
+    tracker = Tracker(exported, recover=False)
     tracker.init(frames[0], box)
     feeds = []
     for i, frame in enumerate(frames[1:]):

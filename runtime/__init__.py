@@ -2,11 +2,10 @@
 
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
-from asymtrack_edge.runtime.multi import MultiTracker
 from asymtrack_edge.runtime.sources.capture import Captured, CaptureStats, LivePolicy, open_reader
 from asymtrack_edge.runtime.sources.sources import open_source
-from asymtrack_edge.runtime.target import RecoverySettings, State, Track, TrackerSettings
-from asymtrack_edge.runtime.tracker import Tracker
+from asymtrack_edge.runtime.target import State, Track, TrackerSettings
+from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
 
 __all__ = [
     "BACKENDS",
@@ -15,7 +14,6 @@ __all__ = [
     "Captured",
     "LivePolicy",
     "MultiTracker",
-    "RecoverySettings",
     "State",
     "Track",
     "Tracker",

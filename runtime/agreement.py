@@ -137,7 +137,7 @@ def _compare_tracks(reference: Backend, exported: Backend, frames: Sequence[np.n
     Every ``SEGMENT`` frames both start afresh from the reference's box: where a tracker loses its
     target, the smallest difference grows without limit, and says nothing about the export.
     """
-    ours, theirs = Tracker(reference), Tracker(exported)
+    ours, theirs = Tracker(reference, recover=False), Tracker(exported, recover=False)
     overlaps = []
     for i, frame in enumerate(frames):
         if i % SEGMENT == 0:

@@ -10,12 +10,10 @@ than one crop searched per frame, so recovery costs no time.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import List, Optional, Sequence
 
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, clip_box, crop_window
-from asymtrack_edge.runtime.target import RecoverySettings, State, Target, Track, TrackerSettings
-from asymtrack_edge.variants import VARIANTS
+from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
 
 
 class RecoveringTarget(Target):
@@ -23,8 +21,6 @@ class RecoveringTarget(Target):
 
     def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
         super().__init__(box, settings, factor)
-        assert settings.recovery is not None
-        self.recovery: RecoverySettings = settings.recovery
         self.trusted = box
         self.candidate: Optional[Box] = None
         self.hits = 0
@@ -42,10 +38,10 @@ class RecoveringTarget(Target):
         if turn % 3 == 0:
             return crop_window(self.trusted, self.factor)
         if turn % 3 == 1:
-            return crop_window(self.trusted, self.factor * self.recovery.widen)
+            return crop_window(self.trusted, self.factor * self.settings.widen)
         if self._grid_for != tuple(frame_shape[:2]):
             self._grid_for = tuple(frame_shape[:2])
-            self._grid = search_grid(self.trusted, frame_shape, self.factor, self.recovery)
+            self._grid = search_grid(self.trusted, frame_shape, self.factor, self.settings)
         return self._grid[turn // 3 % len(self._grid)]
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
@@ -67,7 +63,7 @@ class RecoveringTarget(Target):
             self.candidate, self.hits = None, 0
         else:
             self.candidate, self.hits = box, self.hits + 1
-            if self.hits >= self.recovery.confirm:
+            if self.hits >= self.settings.confirm:
                 self._found(box, score)
         return Track(self.box, score, self.state)
 
@@ -83,10 +79,10 @@ class RecoveringTarget(Target):
 
     def _plausible(self, box: Box) -> bool:
         change = box.w * box.h / (self.trusted.w * self.trusted.h)
-        return 1 / self.recovery.size_change <= change <= self.recovery.size_change
+        return 1 / self.settings.size_change <= change <= self.settings.size_change
 
 
-def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: RecoverySettings) -> List[CropWindow]:
+def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: TrackerSettings) -> List[CropWindow]:
     """Windows that cover a frame, those nearest to ``box`` first.
 
     They are as large as the search window of ``box``; larger if there would be too many.
@@ -105,23 +101,3 @@ def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: R
     centres = [(column, row) for column in columns for row in rows]
     centres.sort(key=lambda c: math.hypot(c[0] - x, c[1] - y))
     return [CropWindow(round(cx - side * 0.5), round(cy - side * 0.5), side, (cx, cy)) for cx, cy in centres]
-
-
-def new_target(box: Box, settings: TrackerSettings, factor: float) -> Target:
-    """The kind of target that the settings ask for."""
-    return (Target if settings.recovery is None else RecoveringTarget)(box, settings, factor)
-
-
-def default_settings(model: Union[str, Path], recover: Optional[bool] = None) -> TrackerSettings:
-    """Settings of a model that is loaded without any.
-
-    Bundled weights look for lost targets: their score was seen to tell when one is lost. What another
-    export's score means nobody knows here, so it tracks as published.
-
-    Args:
-        model: a bundled variant or an export directory.
-        recover: whether to look for lost targets; None for the above.
-    """
-    if recover is None:
-        recover = isinstance(model, str) and model.upper() in VARIANTS
-    return TrackerSettings(recovery=RecoverySettings() if recover else None)

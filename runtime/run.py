@@ -12,11 +12,11 @@ import numpy as np
 
 from asymtrack_edge.errors import FrameError, SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_frame
-from asymtrack_edge.runtime.multi import MultiTracker
 from asymtrack_edge.runtime.outputs.files import Sink, Window
 from asymtrack_edge.runtime.outputs.messages import Result
 from asymtrack_edge.runtime.sources.capture import Captured, Reader
 from asymtrack_edge.runtime.target import State, Track
+from asymtrack_edge.runtime.tracker import MultiTracker
 
 
 class Session:
@@ -263,6 +263,6 @@ class Session:
             "fps": round(self.count / max(1e-9, perf_counter() - self.began), 1),
             "update_fps": round(updates / max(1e-9, inside), 1),
             "milliseconds": {name: round(1000 * s / updates, 3) for name, s in stages.items()},
-            "backend": self.tracker.engine.name,
+            "backend": self.tracker.backend.description,
             **live,
         }

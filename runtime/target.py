@@ -1,11 +1,11 @@
-"""One target from frame to frame: where to search next, and what to make of the answer."""
+"""One target from frame to frame: where to search next, and what to make of the prediction."""
 
 from __future__ import annotations
 
 import enum
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Optional, Sequence
+from typing import NamedTuple, Sequence
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, clip_box, crop_window
@@ -19,7 +19,7 @@ class State(enum.Enum):
 
 
 class Track(NamedTuple):
-    """The answer for one frame.
+    """Where a target is in one frame.
 
     Attributes:
         box: in frame pixels.
@@ -33,10 +33,13 @@ class Track(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RecoverySettings:
-    """How to look for a target that was lost. One crop is searched per frame and target, as ever.
+class TrackerSettings:
+    """When a target counts as lost and as found again, and how it is looked for in between.
 
     Attributes:
+        lost_below: the smoothed score below which the target is lost.
+        found_above: the smoothed score above which it is found again.
+        smoothing: weight of the newest score in the smoothed one, 0..1.
         widen: side of the wide search window over that of the ordinary one.
         grid_step: distance of the windows of the search over the whole frame, over their side.
         most_windows: a frame that would need more of them gets larger ones.
@@ -44,6 +47,9 @@ class RecoverySettings:
         size_change: a candidate's area is at most this many times the lost target's, or its inverse.
     """
 
+    lost_below: float = 0.4
+    found_above: float = 0.6
+    smoothing: float = 0.3
     widen: float = 1.6
     grid_step: float = 0.6
     most_windows: int = 64
@@ -51,35 +57,16 @@ class RecoverySettings:
     size_change: float = 4.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.lost_below <= self.found_above <= 1:
+            raise UsageError("settings need 0 <= lost_below <= found_above <= 1")
+        if not 0 < self.smoothing <= 1:
+            raise UsageError("smoothing lies in (0, 1]")
         if not 1 <= self.widen <= 4:
             raise UsageError("widen lies in 1..4")
         if not 0.1 <= self.grid_step <= 1:
             raise UsageError("grid_step lies in 0.1..1")
         if self.most_windows < 1 or self.confirm < 1 or self.size_change < 1:
             raise UsageError("most_windows, confirm and size_change are at least 1")
-
-
-@dataclass(frozen=True)
-class TrackerSettings:
-    """When a target counts as lost, and as found again (hysteresis).
-
-    Attributes:
-        lost_below: the smoothed score below which the target is lost.
-        found_above: the smoothed score above which it is found again.
-        smoothing: weight of the newest score in the smoothed one, 0..1.
-        recovery: what to do about a lost target. None: nothing, the boxes are the reference's.
-    """
-
-    lost_below: float = 0.4
-    found_above: float = 0.6
-    smoothing: float = 0.3
-    recovery: Optional[RecoverySettings] = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lost_below <= self.found_above <= 1:
-            raise UsageError("settings need 0 <= lost_below <= found_above <= 1")
-        if not 0 < self.smoothing <= 1:
-            raise UsageError("smoothing lies in (0, 1]")
 
 
 class Target:
@@ -103,7 +90,7 @@ class Target:
         return crop_window(self.box, self.factor)
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """Takes the search network's answer for ``window``.
+        """Takes the search network's prediction for ``window``.
 
         Args:
             prediction: cx, cy, w, h in units of the window's side, and score.
@@ -111,7 +98,7 @@ class Target:
             frame_shape: H, W, ... of the frame.
         """
         score = 0.0
-        # An fp16 engine may overflow: its answer then says nothing, and the box stays.
+        # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
         if all(map(math.isfinite, prediction)):
             self.box = clip_box(box_from_crop(prediction, window), frame_shape)
             score = float(prediction[4])

@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
     parser.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
     parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
-    parser.add_argument("--device", type=int, default=0, help="GPU index (default: 0)")
+    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1; timings want 1)")
     parser.add_argument("--fresh", action="store_true", help="run again what already has results")

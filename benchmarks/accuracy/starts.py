@@ -21,7 +21,7 @@ import numpy as np
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import overlaps, success_curve
 from asymtrack_edge.datasets import Sequence, open_dataset
-from asymtrack_edge.runtime import BACKENDS, Tracker, TrackerSettings
+from asymtrack_edge.runtime import BACKENDS, Tracker
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -74,7 +74,7 @@ def main(argv: Optional[Arguments[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     sequences = open_dataset("folder", arguments.sequences).sequences()
     # As published: it is the weights that are compared, not what is done about lost targets.
-    tracker = Tracker.load(arguments.tracker, arguments.backend, threads=arguments.threads, settings=TrackerSettings())
+    tracker = Tracker.load(arguments.tracker, arguments.backend, threads=arguments.threads, recover=False)
     means, tracks = {}, 0
     for sequence in sequences:
         aucs = track_aucs(tracker, sequence)

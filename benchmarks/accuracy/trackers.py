@@ -87,13 +87,13 @@ class TrackerSpec:
     Attributes:
         name: the string described in the module's docstring.
         backend: inference backend, for this package's trackers.
-        device: index of the GPU, for backends that use one.
+        device: "auto", "cpu", "cuda" or "cuda:N".
         threads: CPU threads; None for the runtime's default.
     """
 
     name: str
     backend: str = "auto"
-    device: int = 0
+    device: str = "auto"
     threads: Optional[int] = None
 
     @property
@@ -138,12 +138,10 @@ class TrackerSpec:
         else:
             from asymtrack_edge.manifest import FILE_NAME
             from asymtrack_edge.runtime.backends.loading import model_folder
-            from asymtrack_edge.runtime.recovery import default_settings
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
             identity["sha256"] = [_sha256(model_folder(self.name) / FILE_NAME)]
-            recovers = default_settings(self.name).recovery is not None
-            identity.update(backend=self.backend, device=self.device, version=__version__, recovers=recovers)
+            identity.update(backend=self.backend, device=self.device, version=__version__)
         return identity
 
 

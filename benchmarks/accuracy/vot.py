@@ -105,7 +105,7 @@ def main(argv: Optional[Items[str]] = None) -> int:
     )
     parser.add_argument("--tracker", default="T", metavar="NAME", help="as for asymtrack-eval (default: T)")
     parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
-    parser.add_argument("--device", type=int, default=0, help="GPU index (default: 0)")
+    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     return cli.run(_serve, parser.parse_args(argv))
 

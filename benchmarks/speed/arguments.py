@@ -16,7 +16,7 @@ asymtrack-bench speed --variant T,S,B --threads 1,2 --protocol P1,P2 --output re
 asymtrack-bench speed --backend tensorrt --precision fp16 --full
 asymtrack-bench speed --peer opencv:MIL --peer nano=models/nanotrack --protocol P5
 asymtrack-bench ab exports/plain exports/merged               which of two exports is faster
-asymtrack-bench ab T --backend onnxruntime,openvino-bf16      which of two backends
+asymtrack-bench ab T --backend onnxruntime,openvino           which of two backends
 asymtrack-bench targets --counts 1,2,4,8                      several targets in one frame
 asymtrack-bench profile --variant T                           where the time goes, layer by layer
 asymtrack-bench startup --variant T                           start-up time and memory of a fresh process

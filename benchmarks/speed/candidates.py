@@ -122,7 +122,7 @@ def _engine(
 ) -> Tuple[Subject, EngineStep, Path]:
     """An exported network on a backend, its description and its directory."""
     folder = _folder(plan, variant, precision, batch, backend, say)
-    engine = open_backend(folder, backend, plan.device, threads)
+    engine = open_backend(folder, backend, threads=threads)
     name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
     subject = replace(engine_subject(engine, plan.device, threads, name), batch=batch)
     if batch > engine.manifest.max_batch:
@@ -224,10 +224,10 @@ def _trackers(
                 continue  # P5 to P7 are about the runtime; PyTorch is a yardstick for the network
             for precision in plan.precisions:
                 folder = _folder(plan, variant, precision, 1, backend, say)
-                tracker = Tracker.load(folder, backend, plan.device, threads)
+                tracker = Tracker.load(folder, backend, threads=threads)
                 stack.callback(tracker.close)
                 name = backend + (f" {precision}" if len(plan.precisions) > 1 else "") + suffix
-                subject = engine_subject(tracker.engine, plan.device, threads, name)
+                subject = engine_subject(tracker.backend, plan.device, threads, name)
                 if subject.weights.startswith("random"):
                     subject = replace(subject, notes=(*subject.notes, "the box wanders, so crops are not typical"))
                 made.append((subject, tracker))

@@ -172,7 +172,7 @@ def _startup(arguments: argparse.Namespace) -> Document:
     now = probe(arguments.device)
     before = now()
     seen = startup.measure(folder, arguments.backend, arguments.device, arguments.threads, arguments.runs)
-    engine = open_backend(folder, arguments.backend, arguments.device, arguments.threads)
+    engine = open_backend(folder, arguments.backend, threads=arguments.threads)
     subject = engine_subject(engine, arguments.device, arguments.threads)
     engine.close()
     values = {
@@ -236,7 +236,7 @@ def _energy(arguments: argparse.Namespace) -> Document:
     gpu = gpu_facts(device=arguments.device).get("pci")
     energy.find_meter_or_fail()
     folder = _model(arguments, arguments.backend)
-    tracker = Tracker.load(folder, arguments.backend, arguments.device, arguments.threads)
+    tracker = Tracker.load(folder, arguments.backend, threads=arguments.threads)
     found = Findings()
     with tempfile.TemporaryDirectory() as scratch:
         clip = clips.synthetic(Path(scratch))
@@ -245,7 +245,7 @@ def _energy(arguments: argparse.Namespace) -> Document:
         before = now()
         seen = energy.measure(step.sample, energy.find_meter(gpu), arguments.seconds, paced)
         way = "flat out" if paced is None else f"{paced:g} fps"
-        subject = engine_subject(tracker.engine, arguments.device, arguments.threads)
+        subject = engine_subject(tracker.backend, arguments.device, arguments.threads)
         found.rows.append(
             Row(
                 "P8",

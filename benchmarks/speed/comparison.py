@@ -48,7 +48,7 @@ def measure(
         candidates: List[Tuple[Subject, Step]] = []
         names: List[str] = []
         for folder, backend in product(folders, backends):
-            engine = open_backend(model_folder(folder), backend, device, threads)
+            engine = open_backend(model_folder(folder), backend, threads=threads)
             name = f"{folder}, {backend}" if len(backends) > 1 else str(folder)
             name += " again" * (name in names)
             while name in names:

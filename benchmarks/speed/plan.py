@@ -32,7 +32,8 @@ def openvino_backends() -> Tuple[str, ...]:
     from asymtrack_edge.runtime.backends.openvino import has_bf16
 
     try:
-        return ("openvino", "openvino-bf16") if has_bf16() else ("openvino",)
+        has_bf16()
+        return ("openvino",)
     except AsymTrackError:
         return ()
 

@@ -60,7 +60,7 @@ def measure(
         with ExitStack() as stack:
             candidates: List[Tuple[Subject, Step]] = []
             for name, folder in (("one by one", alone), ("together", together)):
-                engine = open_backend(folder, backend, device, threads)
+                engine = open_backend(folder, backend, threads=threads)
                 stack.callback(engine.close)
                 title = f"{name} ({count} target{'s' * (count > 1)})"
                 subject = engine_subject(engine, device, threads, title)

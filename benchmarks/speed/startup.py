@@ -24,7 +24,7 @@ from asymtrack_edge.runtime import Tracker
 imported = time.perf_counter()
 model, backend, device, threads, frames = json.loads(sys.argv[1])
 cpu = time.process_time()
-tracker = Tracker.load(model, backend, device, threads)
+tracker = Tracker.load(model, backend, threads=threads)
 loaded, cpu = time.perf_counter(), time.process_time() - cpu
 import numpy as np
 frame = np.random.RandomState(0).randint(0, 256, (720, 1280, 3)).astype(np.uint8)
@@ -39,7 +39,7 @@ print(json.dumps({
     "import_s": imported - began, "load_s": loaded - imported, "load_cpu_s": cpu, "first_track_s": tracked - first,
     "device_mb": device_memory(), **process_memory(),
     "heavy": [m for m in ("torch", "onnx", "matplotlib") if m in sys.modules],
-    "engine": tracker.engine.name,
+    "engine": tracker.backend.description,
 }))
 """
 

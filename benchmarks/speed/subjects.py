@@ -66,12 +66,12 @@ def engine_subject(engine: Backend, device: int, threads: Optional[int], name: s
     manifest = engine.manifest
     weights = str(manifest.provenance.get("weights", "not stated"))
     notes = ["untrained weights (speed does not depend on them)"] if weights.startswith("random") else []
-    if engine.backend == "tensorrt":
+    if engine.name == "tensorrt":
         notes.append("with the crop, which the GPU cuts in the same launch")
     return Subject(
-        name=name or engine.backend,
+        name=name or engine.name,
         tracker=f"AsymTrack-{manifest.variant}",
-        backend=engine.backend,
+        backend=engine.name,
         form="graph",
         device="cpu" if engine.on_cpu else f"cuda:{device}",
         precision=engine.precision,

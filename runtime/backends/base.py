@@ -6,15 +6,28 @@ the buffers it was computed into: the search network reads it from there on ever
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import Any, Dict, Sequence
 
 import numpy as np
 
-from asymtrack_edge.errors import BackendError
+from asymtrack_edge.errors import BackendError, UsageError
 from asymtrack_edge.geometry import Cropper, CropWindow, check_frame
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
+
+
+def device_index(device: str) -> int:
+    """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``.
+
+    Raises:
+        UsageError: not ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
+    """
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+    if match is None:
+        raise UsageError(f"the device {device!r} is no GPU: choose auto, cuda or cuda:N")
+    return int(match.group(1) or 0)
 
 
 class Backend(ABC):
@@ -22,20 +35,20 @@ class Backend(ABC):
 
     Attributes:
         manifest: describes the networks.
-        name: backend and where it runs, for people.
-        backend: its name in ``loading.BACKENDS``.
+        name: of ``asymtrack_edge.runtime.BACKENDS``.
+        description: the backend and what it runs on, for people.
         on_cpu: whether the networks run on the CPU.
         precision: the export's, or that of the arithmetic where it is another one (bf16).
         capacity: slots that exist.
         seconds: time spent so far by stage: ``"crop"`` and ``"infer"``.
     """
 
-    backend = ""
+    name = ""
     on_cpu = False
 
-    def __init__(self, manifest: Manifest, name: str) -> None:
+    def __init__(self, manifest: Manifest, description: str) -> None:
         self.manifest = manifest
-        self.name = name
+        self.description = description
         self.precision = manifest.precision
         self.capacity = 0
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
@@ -80,8 +93,8 @@ class HostBackend(Backend):
         state: per state tensor an array ``(capacity, ...)``, slot by slot.
     """
 
-    def __init__(self, manifest: Manifest, name: str) -> None:
-        super().__init__(manifest, name)
+    def __init__(self, manifest: Manifest, description: str) -> None:
+        super().__init__(manifest, description)
         self._cropper = Cropper()
         self._as_bytes = manifest.input_format == UINT8_BGR
         z, x = manifest.template_size, manifest.search_size

@@ -1,26 +1,21 @@
-"""From a model's name or directory to a running engine."""
+"""From a model's name or directory to a backend that runs it."""
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
-from typing import Optional, Union
+from typing import List, Optional, Union
 
-from asymtrack_edge.errors import ManifestError, UsageError
+from asymtrack_edge.cli import BACKENDS
+from asymtrack_edge.errors import BackendError, ManifestError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
-from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.variants import VARIANTS
 
-#: Inference backends by name. ``auto`` takes TensorRT where the directory has an engine for this
-#: device, else ONNX Runtime on the CPU. bf16 is never taken unasked.
-BACKENDS = (
-    "auto",
-    "onnxruntime",
-    "openvino",
-    "openvino-bf16",
-    "onnxruntime-cuda",
-    "onnxruntime-tensorrt",
-    "tensorrt",
-)
+logger = logging.getLogger("asymtrack_edge")
+
+_ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_folder(model: Union[str, Path]) -> Path:
@@ -48,38 +43,98 @@ def model_folder(model: Union[str, Path]) -> Path:
 
 
 def open_backend(
-    model: Union[str, Path] = "T", backend: str = "auto", device: int = 0, threads: Optional[int] = None
+    model: Union[str, Path] = "T",
+    backend: str = "auto",
+    device: str = "auto",
+    threads: Optional[int] = None,
+    precision: Optional[str] = None,
 ) -> Backend:
-    """Opens an engine; see ``Tracker.load`` for the arguments and errors."""
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
+    """Opens a backend; arguments and errors as in ``Tracker.load``. One line of the log says which."""
+    _check(backend, device, threads)
     folder = model_folder(model)
     manifest = load_manifest(folder)
-    if backend == "tensorrt" or (backend == "auto" and _has_fitting_engines(manifest, device)):
+    if precision == manifest.precision:
+        precision = None
+    if precision == "bf16" and backend == "auto":
+        backend = "openvino"
+    if precision is not None and (precision, backend) != ("bf16", "openvino"):
+        raise UsageError(
+            f"the backend {backend} computes this model in {manifest.precision}, not in {precision}: "
+            + ("use the backend openvino" if precision == "bf16" else "export it in that precision")
+        )
+    passed: List[str] = []
+    opened = _open(folder, manifest, _choose(manifest, backend, device, passed), device, threads, precision)
+    reasons = f"; passed over: {'; '.join(passed)}" if passed else ""
+    level = logging.WARNING if passed else logging.INFO
+    logger.log(level, "%s in %s runs on %s%s", folder.name, opened.precision, opened.description, reasons)
+    return opened
+
+
+def _check(backend: str, device: str, threads: Optional[int]) -> None:
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise UsageError(f"{device!r} is no device: choose auto, cpu, cuda or cuda:N")
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, not {threads}")
+    if device.startswith("cuda") and backend in _ON_CPU:
+        raise UsageError(f"the backend {backend} runs on the CPU, not on {device}: use onnxruntime-cuda or tensorrt")
+    if device == "cpu" and backend not in ("auto", *_ON_CPU):
+        raise UsageError(f"the backend {backend} runs on a GPU, not on the CPU: use onnxruntime or openvino")
+
+
+def _choose(manifest: Manifest, backend: str, device: str, passed: List[str]) -> str:
+    """What ``auto`` stands for here; tells in ``passed`` what a GPU that is there cannot be used with, and why.
+
+    Raises:
+        BackendError: a GPU was asked for and nothing can run on it.
+    """
+    if backend != "auto":
+        return backend
+    if device == "cpu":
+        return "onnxruntime"
+    from asymtrack_edge.runtime.backends.cuda.gpu import NoGpuError, find_gpu
+
+    try:
+        find_gpu(device_index(device))
+    except BackendError as error:
+        if device != "auto":
+            raise
+        if not isinstance(error, NoGpuError):
+            passed.append(f"the GPU ({error})")
+        return "onnxruntime"
+    if not manifest.engines:
+        passed.append("tensorrt (the model has no engine: build it with asymtrack-build)")
+    else:
+        from asymtrack_edge.runtime.backends.tensorrt.backend import unfit
+
+        reason = unfit(manifest, device_index(device))
+        if reason is None:
+            return "tensorrt"
+        passed.append(f"tensorrt ({reason})")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return "onnxruntime-cuda"
+    passed.append("onnxruntime-cuda (this onnxruntime has no CUDA: install onnxruntime-gpu in its place)")
+    if device != "auto":
+        raise BackendError(f"nothing can run this model on {device}: {'; '.join(passed)}")
+    return "onnxruntime"
+
+
+def _open(
+    folder: Path, manifest: Manifest, backend: str, device: str, threads: Optional[int], precision: Optional[str]
+) -> Backend:
+    if backend == "tensorrt":
         from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 
-        return TensorRTBackend(folder, manifest, device)
-    if backend.startswith("openvino"):
+        return TensorRTBackend(folder, manifest, device_index(device))
+    if backend == "openvino":
         from asymtrack_edge.runtime.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(folder, manifest, threads, bf16=backend == "openvino-bf16")
-    return _onnxruntime(folder, manifest, backend, device, threads)
-
-
-def _has_fitting_engines(manifest: Manifest, device: int) -> bool:
-    """Whether TensorRT can run this export here; nothing is imported where it has no engines."""
-    if not manifest.engines:
-        return False
-    from asymtrack_edge.runtime.backends.tensorrt.backend import unfit
-
-    return unfit(manifest, device) is None
-
-
-def _onnxruntime(folder: Path, manifest: Manifest, backend: str, device: int, threads: Optional[int]) -> Backend:
+        return OpenVinoBackend(folder, manifest, threads, precision == "bf16")
     from asymtrack_edge.runtime.backends import onnxruntime as ort
 
-    if backend in ("onnxruntime-cuda", "onnxruntime-tensorrt"):
-        return ort.OnnxRuntimeDeviceBackend(folder, manifest, backend.split("-")[1], device)
-    return ort.OnnxRuntimeBackend(folder, manifest, threads)
+    if backend == "onnxruntime":
+        return ort.OnnxRuntimeBackend(folder, manifest, threads)
+    return ort.OnnxRuntimeDeviceBackend(folder, manifest, backend.split("-")[1], device_index(device))

@@ -64,12 +64,12 @@ class OnnxRuntimeTemplate(HostBackend):
     Args:
         folder: an export directory.
         manifest: its manifest, already verified.
-        name: see ``Backend``.
+        description: see ``Backend``.
         threads: how many to use; None for ONNX Runtime's choice.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, name: str, threads: Optional[int]) -> None:
-        super().__init__(manifest, name)
+    def __init__(self, folder: Path, manifest: Manifest, description: str, threads: Optional[int]) -> None:
+        super().__init__(manifest, description)
         self._template = open_session(folder / "template.onnx", threads)
         self._template_bindings: Dict[int, Any] = {}
 
@@ -104,7 +104,7 @@ class OnnxRuntimeBackend(OnnxRuntimeTemplate):
         threads: how many to use; None for one per processor that this process may use.
     """
 
-    backend = "onnxruntime"
+    name = "onnxruntime"
     on_cpu = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
@@ -197,7 +197,7 @@ class OnnxRuntimeDeviceBackend(HostBackend):
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
         super().__init__(manifest, f"onnxruntime {provider} {device}")
-        self.backend = f"onnxruntime-{provider}"
+        self.name = f"onnxruntime-{provider}"
         self._device = device
         providers = [(_GPU_PROVIDERS[provider], {"device_id": device}), *_CPU]
         self._template = open_session(folder / "template.onnx", None, providers)

@@ -49,17 +49,17 @@ class OpenVinoBackend(OnnxRuntimeTemplate):
         BackendError: OpenVINO cannot load the model or answers wrongly, or the CPU has no bf16.
     """
 
+    name = "openvino"
     on_cpu = True
 
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None, bf16: bool = False) -> None:
         self._ov = _import()
         super().__init__(folder, manifest, "OpenVINO CPU bf16" if bf16 else "OpenVINO CPU", threads)
         self._core = self._ov.Core()
-        self.backend = "openvino"
         if bf16:
             if not _bf16(self._core):
-                raise BackendError("this CPU has no bf16 (AVX512-BF16 or AMX): use --backend openvino")
-            self.backend, self.precision = "openvino-bf16", "bf16"
+                raise BackendError("this CPU has no bf16 (AVX512-BF16 or AMX): leave out the precision")
+            self.precision = "bf16"
         self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
         self._precision = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
@@ -153,7 +153,7 @@ class OpenVinoBackend(OnnxRuntimeTemplate):
 
 
 def has_bf16() -> bool:
-    """Whether this CPU computes in bf16, as ``openvino-bf16`` needs it.
+    """Whether this CPU computes in bf16, as OpenVINO needs it.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.

@@ -33,7 +33,7 @@ from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
 
 EXAMPLES = """
 asymtrack-check asymtrack-t-fp16-xavier --backend tensorrt
-asymtrack-check T --backend openvino-bf16 --clip video.mp4 --box 60,14,57,88
+asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,14,57,88
 """
 
 
@@ -46,7 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="T, S, B or an export directory")
     parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what to check (default: auto)")
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="GPU index (default: 0)")
+    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", choices=cli.PRECISIONS, help="of the arithmetic (default: the model's)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
     parser.add_argument("--clip", metavar="SOURCE", help="video or image folder to compare on (default: synthetic)")
     parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame")
@@ -74,9 +75,9 @@ def check(engine: Backend, reference: Backend, frames: Sequence[np.ndarray], box
     """
     limits = limits_of(engine)
     report: Dict[str, Any] = {
-        "checked": engine.name,
+        "checked": engine.description,
         "precision": engine.precision,
-        "against": reference.name,
+        "against": reference.description,
         "frames": len(frames),
         "track_length": SEGMENT,
         **compare(reference, engine, frames, box),
@@ -88,7 +89,7 @@ def check(engine: Backend, reference: Backend, frames: Sequence[np.ndarray], box
 
 def _main(arguments: argparse.Namespace) -> int:
     frames, box = clip_argument(arguments.clip, arguments.box) or default_clip()
-    engine = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads)
+    engine = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
         report = check(engine, open_backend(arguments.model, "onnxruntime", threads=arguments.threads), frames, box)
     finally:
@@ -98,10 +99,10 @@ def _main(arguments: argparse.Namespace) -> int:
         finite = {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()}
         print(json.dumps(finite, indent=2, allow_nan=False))
     if not report["passed"]:
-        print(f"error: {engine.name} does not compute what the model says: {figures(report)}", file=sys.stderr)
+        print(f"error: {engine.description} does not compute what the model says: {figures(report)}", file=sys.stderr)
         return 1
     if not arguments.json:
-        print(f"{engine.name} agrees with {report['against']} over {len(frames)} frames: {figures(report)}")
+        print(f"{engine.description} agrees with {report['against']} over {len(frames)} frames: {figures(report)}")
     return 0
 
 

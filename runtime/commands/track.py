@@ -17,14 +17,13 @@ from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.backends.loading import BACKENDS
-from asymtrack_edge.runtime.multi import MultiTracker
 from asymtrack_edge.runtime.outputs.files import BoxWriter, Sink, StripWriter, VideoWriter, Window
 from asymtrack_edge.runtime.outputs.messages import Result, open_sender
 from asymtrack_edge.runtime.outputs.progress import Progress
-from asymtrack_edge.runtime.recovery import default_settings
 from asymtrack_edge.runtime.run import Session
 from asymtrack_edge.runtime.sources.capture import LivePolicy, Reader, open_reader
 from asymtrack_edge.runtime.sources.sources import Source, open_source
+from asymtrack_edge.runtime.tracker import MultiTracker
 
 EXAMPLES = """
 asymtrack-track video.mp4 --box 120,80,40,60 --output tracked.mp4 --boxes boxes.csv
@@ -48,12 +47,12 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    add("--recover", dest="recover", action="store_const", const=True, help="look for a lost target (bundled: default)")
-    add("--no-recover", dest="recover", action="store_const", const=False, help="track exactly as published")
+    add("--no-recover", dest="recover", action="store_false", help="track as published: do not look for a lost target")
     add = parser.add_argument_group("model").add_argument
     add("--model", default="T", metavar="T|S|B|DIR", help="bundled weights or an export (default: T)")
     add("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
-    add("--device", type=int, default=0, metavar="N", help="GPU index (default: 0)")
+    add("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--precision", choices=cli.PRECISIONS, help="of the arithmetic: bf16 with openvino (default: the model's)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     add = parser.add_argument_group("outputs").add_argument
     add("--output", type=Path, metavar="FILE", help="annotated video (.mp4)")
@@ -101,7 +100,8 @@ def _main(arguments: argparse.Namespace) -> int:
             arguments.backend,
             arguments.device,
             arguments.threads,
-            default_settings(arguments.model, arguments.recover),
+            arguments.precision,
+            arguments.recover,
             capacity=max(1, len(boxes)),
         )
         stack.callback(tracker.close)

@@ -17,10 +17,9 @@ import sys
 from typing import Any, List, Optional, Sequence
 
 from asymtrack_edge.cli import box_argument
-from asymtrack_edge.errors import AsymTrackError, MissingDependencyError, UsageError
-from asymtrack_edge.runtime.multi import MultiTracker
-from asymtrack_edge.runtime.recovery import default_settings
+from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
 from asymtrack_edge.runtime.ros.messages import detections, image_to_bgr
+from asymtrack_edge.runtime.tracker import MultiTracker
 
 
 class RosMissingError(MissingDependencyError):
@@ -51,9 +50,6 @@ except ImportError as error:
     raise missing from None
 
 
-_RECOVER = {"auto": None, "always": True, "never": False}
-
-
 class TrackerNode(Node):  # type: ignore[misc]
     """Follows targets in an image topic; see the module for topics and parameters."""
 
@@ -64,18 +60,14 @@ class TrackerNode(Node):  # type: ignore[misc]
             for name, default in (
                 ("model", "T"),
                 ("backend", "auto"),
-                ("device", 0),
+                ("device", "auto"),
                 ("threads", 0),
-                ("recover", "auto"),
+                ("recover", True),
                 ("boxes", [""]),
             )
         }
-        # Not "on" and "off": ROS reads those as truth values, and a parameter keeps its type.
-        if value["recover"] not in _RECOVER:
-            raise UsageError(f"the parameter recover takes {', '.join(_RECOVER)}, not {value['recover']!r}")
-        settings = default_settings(value["model"], _RECOVER[value["recover"]])
         self._tracker = MultiTracker.load(
-            value["model"], value["backend"], value["device"], value["threads"] or None, settings
+            value["model"], value["backend"], value["device"], value["threads"] or None, recover=value["recover"]
         )
         self._waiting: List[Sequence[float]] = [box_argument(text) for text in value["boxes"] if text]
         # One image deep and best effort: the newest image, not a queue of old ones.

@@ -237,7 +237,7 @@ class WebView(Sink):
             "live": source.live,
             "source": source.name,
             "length": source.length,
-            "backend": self.session.tracker.engine.name,
+            "backend": self.session.tracker.backend.description,
         }
 
 

@@ -79,7 +79,7 @@ def test_limits_follow_the_arithmetic() -> None:
     reference = open_backend("T", "onnxruntime")
     assert isinstance(reference, OnnxRuntimeBackend) and limits_of(reference) == LIMITS["fp32"]
     engine = ColourBackend()
-    engine.backend, engine.precision = "tensorrt", "fp16"
+    engine.name, engine.precision = "tensorrt", "fp16"
     assert limits_of(engine) == HALF_ARITHMETIC
     engine.precision = "fp32"
     assert limits_of(engine) == LIMITS["fp32"]

@@ -20,7 +20,7 @@ from tests.runtime.simulated import ColourBackend
 def load(*args: Any, **options: Any) -> MultiTracker:
     engine = ColourBackend()
     engine.pause = float(os.environ.get("FAKE_PAUSE", "0"))
-    return MultiTracker(engine, options.get("settings") or args[4])
+    return MultiTracker(engine, args[5])
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

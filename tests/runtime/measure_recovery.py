@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.geometry import Box, iou
-from asymtrack_edge.runtime import RecoverySettings, State, Tracker, TrackerSettings
+from asymtrack_edge.runtime import State, Tracker
 
 SIZE = (480, 360)
 OUT, BACK, END = 30, 60, 130
@@ -23,7 +23,7 @@ OUT, BACK, END = 30, 60, 130
 
 def as_published() -> Tracker:
     """The bundled T without recovery, for asymtrack-eval."""
-    return Tracker.load("T", settings=TrackerSettings())
+    return Tracker.load("T", recover=False)
 
 
 def _texture(random: np.random.RandomState, height: int, width: int, contrast: float) -> np.ndarray:
@@ -78,8 +78,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = parser.parse_args(arguments)
     for leaves in (True, False):
         rows = []
-        for settings in (TrackerSettings(), TrackerSettings(recovery=RecoverySettings())):
-            tracker = Tracker.load(options.model, threads=options.threads, settings=settings)
+        for recover in (False, True):
+            tracker = Tracker.load(options.model, threads=options.threads, recover=recover)
             rows.append([follow(tracker, seed, leaves) for seed in range(options.clips)])
         print("target leaves and comes back" if leaves else "target stays")
         for name, row in zip(("off", "on"), rows):

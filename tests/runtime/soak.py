@@ -21,7 +21,7 @@ from typing import Iterator, List, Optional
 import numpy as np
 
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime import MultiTracker, RecoverySettings, TrackerSettings, open_reader, open_source
+from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
 from asymtrack_edge.runtime.outputs.files import BoxWriter, Sink, VideoWriter
 from asymtrack_edge.runtime.outputs.messages import FileSender, Result
 from asymtrack_edge.runtime.run import Session
@@ -83,15 +83,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
     parser.add_argument("--video", default="", help="mp4, mkv or avi: also write a video (default: none)")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
-    settings = TrackerSettings(recovery=RecoverySettings())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth = write_video(folder / "in.avi", 300)
         reader = open_reader(Looped(folder / "in.avi", options.frames))
         if options.model == "fake":
-            tracker = MultiTracker(ColourBackend(), settings)
+            tracker = MultiTracker(ColourBackend())
         else:
-            tracker = MultiTracker.load(options.model, threads=options.threads, settings=settings)
+            tracker = MultiTracker.load(options.model, threads=options.threads)
         session = Session(tracker, reader, (), options.frames)
         session.first_frame()
         watch = Coming(session, truth, max(1, options.frames // 20))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime import MultiTracker, State, Tracker, open_backend
+from asymtrack_edge.runtime import MultiTracker, State, Tracker
 from asymtrack_edge.runtime.backends.threads import side_by_side
 from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
 
@@ -30,7 +30,7 @@ def test_every_target_is_followed_in_one_call_per_frame() -> None:
         for number, box in zip(ids, truth):
             assert iou(tracks[number].box, box) > 0.99
             assert tracks[number].state is State.TRACKING
-    assert many.engine.calls == [5] * 39
+    assert many.backend.calls == [5] * 39
 
 
 @settings(deadline=None, max_examples=60)
@@ -103,7 +103,7 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
         pytest.importorskip("openvino")
     frames = [frame for frame, _ in moving_square(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
-    many = MultiTracker(open_backend(batch_model, backend, threads=threads), capacity=2)
+    many = MultiTracker.load(batch_model, backend, threads=threads, capacity=2)
     singles, ids = [], []
     for box in boxes:
         tracker = Tracker.load(batch_model, threads=1)
@@ -131,8 +131,8 @@ def test_targets_are_spread_over_the_threads(threads: int, targets: int, spread:
 
 
 def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path) -> None:
-    engine = open_backend(batch_model, threads=2)
-    many = MultiTracker(engine, capacity=4)
+    many = MultiTracker.load(batch_model, threads=2, capacity=4)
+    engine: Any = many.backend
     frame, box = FRAMES[0][0], (10, 20, 30, 40)
     numbers = [many.add(frame, box) for _ in range(4)]
     lane = engine._lane  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any, List
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import BackendError, MissingDependencyError
+from asymtrack_edge.errors import BackendError, MissingDependencyError, UsageError
 from asymtrack_edge.geometry import crop_window
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
@@ -70,8 +70,11 @@ def test_threads_are_not_pinned(batch_model: Path) -> None:
 
 @needs_bf16
 def test_bf16_is_near_and_is_said(model: Path) -> None:
-    reference, whole, half = (open_backend(model, name) for name in ("onnxruntime", "openvino", "openvino-bf16"))
-    assert (whole.precision, half.precision, half.name) == ("fp32", "bf16", "OpenVINO CPU bf16")
+    reference, whole, half = (
+        open_backend(model, name, precision=precision)
+        for name, precision in (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
+    )
+    assert (whole.precision, half.precision, half.description) == ("fp32", "bf16", "OpenVINO CPU bf16")
     report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
     assert within(report, HALF_ARITHMETIC)
     assert report["box_difference"] > 1e-6, "it was not computed in bf16"
@@ -85,9 +88,9 @@ def test_bf16_is_near_and_is_said(model: Path) -> None:
 def test_a_cpu_without_bf16_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(backend, "_bf16", lambda core: False)
     assert not backend.has_bf16()
-    assert track(["0", "--model", str(model), "--backend", "openvino-bf16", "--box", "1,2,3,4"]) == 2
+    assert track(["0", "--model", str(model), "--backend", "openvino", "--precision", "bf16", "--box", "1,2,3,4"]) == 2
     error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "has no bf16" in error and "--backend openvino" in error
+    assert len(error.splitlines()) == 1 and "has no bf16" in error
 
 
 def test_without_openvino_the_extra_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,8 +116,8 @@ def test_a_closed_engine_says_so_and_holds_no_network(batch_model: Path) -> None
     many = MultiTracker.load(batch_model, "openvino", threads=2, capacity=2)
     many.add(*FRAMES[0])
     many.close()
-    assert many.engine._search is many.engine._lanes is None  # type: ignore[attr-defined]
-    with pytest.raises(BackendError, match="closed"):
+    assert many.backend._search is many.backend._lanes is None  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="closed"):
         many.update(FRAMES[1][0])
 
 
@@ -152,7 +155,7 @@ def test_a_target_that_fails_is_an_error_after_all_have_stopped(
     many = MultiTracker.load(batch_model, "openvino", threads=2, capacity=4)
     frame, box = FRAMES[0]
     numbers = [many.add(frame, box) for _ in range(4)]
-    engine: Any = many.engine
+    engine: Any = many.backend
     real = engine._search_request
     waited: List[int] = []
 

@@ -1,4 +1,4 @@
-"""Lost and found: off by default and without effect; on, a target that comes back is found again."""
+"""Lost and found: a target that comes back is found again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, iou
-from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.recovery import search_grid
+from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
+from asymtrack_edge.runtime.recovery import RecoveringTarget, search_grid
 from asymtrack_edge.runtime.target import Target
 from tests.runtime.simulated import ColourBackend, coloured_patches
 
-ON = TrackerSettings(recovery=RecoverySettings())
 WAY_OUT = 12
 
 
@@ -34,16 +33,16 @@ def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[
     return made
 
 
-def follow(frames: List[np.ndarray], settings: TrackerSettings) -> List[Track]:
-    tracker = Tracker(ColourBackend(), settings)
-    tracker.engine.reserve(1)
+def follow(frames: List[np.ndarray], recover: bool = True) -> List[Track]:
+    tracker = Tracker(ColourBackend(), recover)
+    tracker.backend.reserve(1)
     tracker.init(frames[0], (40, 100, 24, 24))
     return [tracker.update(frame) for frame in frames[1:]]
 
 
 def test_target_that_comes_back_far_away_is_found() -> None:
     frames = disappearing(90, 40, 250)
-    without, found = follow(frames, TrackerSettings()), follow(frames, ON)
+    without, found = follow(frames, False), follow(frames)
     assert without[-1].state is State.LOST and iou(without[-1].box, (250, 100, 24, 24)) == 0
     assert found[-1].state is State.TRACKING and iou(found[-1].box, (250, 100, 24, 24)) > 0.99
     # While it was lost the box rested where the target had been seen last.
@@ -52,53 +51,55 @@ def test_target_that_comes_back_far_away_is_found() -> None:
 
 
 def test_target_that_comes_back_where_it_went_is_found_at_once() -> None:
-    found = follow(disappearing(60, 40, 40), ON)
+    found = follow(disappearing(60, 40, 40))
     again = next(i for i, t in enumerate(found) if i >= 40 and t.state is State.TRACKING)
-    assert again <= 40 + 2 + RecoverySettings().confirm
+    assert again <= 40 + 2 + TrackerSettings().confirm
 
 
 def test_something_of_another_size_is_not_believed() -> None:
-    found = follow(disappearing(120, 30, 200, size=100), ON)
+    found = follow(disappearing(120, 30, 200, size=100))
     assert found[-1].state is State.LOST
 
 
 def test_one_flash_is_not_believed() -> None:
     frames = disappearing(80, 200, 0)
     frames[50][100:124, 44:68] = (0, 0, 255)
-    assert all(t.state is State.LOST for t in follow(frames, ON)[40:])
+    assert all(t.state is State.LOST for t in follow(frames)[40:])
 
 
 def test_nothing_changes_while_the_target_is_not_lost() -> None:
     frames = list(coloured_patches(60, 3))
     answers = []
-    for settings in (TrackerSettings(), ON):
-        many = MultiTracker(ColourBackend(), settings)
+    for recover in (False, True):
+        many = MultiTracker(ColourBackend(), recover)
         for box in frames[0][1]:
             many.add(frames[0][0], box)
-        answers.append(([many.update(frame) for frame, _ in frames[1:]], list(many.engine.calls)))
+        answers.append(([many.update(frame) for frame, _ in frames[1:]], list(many.backend.calls)))
     assert answers[0] == answers[1]
 
 
 def test_one_crop_per_frame_and_target_in_every_state() -> None:
-    many = MultiTracker(ColourBackend(), ON)
+    many = MultiTracker(ColourBackend())
     frames = disappearing(60, 40, 250)
     many.add(frames[0], (40, 100, 24, 24))
     for frame in frames[1:]:
         many.update(frame)
-    assert many.engine.calls == [1] * 59
+    assert many.backend.calls == [1] * 59
 
 
-def test_default_is_off() -> None:
-    assert TrackerSettings().recovery is None
-    assert type(Tracker(ColourBackend())) is Tracker
-    many = MultiTracker(ColourBackend())
-    many.add(np.zeros((50, 50, 3), np.uint8), (5, 5, 10, 10))
-    assert type(many._targets[0]) is Target
+def test_recovery_is_the_default_of_a_tracker_whatever_its_model(batch_model: Path) -> None:
+    frame, box = np.zeros((50, 50, 3), np.uint8), (5, 5, 10, 10)
+    for model in ("T", "t", batch_model):
+        with MultiTracker.load(model, threads=1) as many, Tracker.load(model, threads=1, recover=False) as published:
+            many.add(frame, box)
+            published.init(frame, box)
+            assert type(many._targets[0]) is RecoveringTarget
+            assert type(published._targets[0]) is Target
 
 
 @given(st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600), st.integers(1, 100))
 def test_grid_covers_the_frame_with_few_windows(width, height, w, h, most) -> None:
-    settings = RecoverySettings(most_windows=most)
+    settings = TrackerSettings(most_windows=most)
     grid = search_grid(Box(width / 3, height / 4, w, h), (height, width), 4.0, settings)
     assert 1 <= len(grid) <= most
     assert min(g.left for g in grid) <= 1 and max(g.left + g.side for g in grid) >= width - 1
@@ -110,11 +111,4 @@ def test_grid_covers_the_frame_with_few_windows(width, height, w, h, most) -> No
 @pytest.mark.parametrize("wrong", [{"widen": 9}, {"grid_step": 0}, {"confirm": 0}, {"size_change": 0.5}])
 def test_settings_that_cannot_be(wrong) -> None:
     with pytest.raises(UsageError):
-        RecoverySettings(**wrong)
-
-
-def test_only_bundled_weights_look_for_lost_targets_by_default(batch_model: Path) -> None:
-    assert Tracker.load("T", threads=1).settings.recovery is not None
-    assert MultiTracker.load("t", threads=1).settings.recovery is not None
-    assert Tracker.load(batch_model, threads=1).settings.recovery is None
-    assert Tracker.load("T", threads=1, settings=TrackerSettings()).settings.recovery is None
+        TrackerSettings(**wrong)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Dict, List
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import FrameError, MissingDependencyError, UsageError
+from asymtrack_edge.errors import FrameError, MissingDependencyError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, State, Track
 from asymtrack_edge.runtime.ros.messages import detections, image_to_bgr
@@ -135,8 +135,8 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     ros_node = importlib.import_module("asymtrack_edge.runtime.ros.node")
     opened: List[Any] = []
 
-    def load(*arguments: Any) -> MultiTracker:
-        opened.append(arguments)
+    def load(*arguments: Any, recover: bool) -> MultiTracker:
+        opened.append((*arguments, recover))
         return MultiTracker(ColourBackend())
 
     monkeypatch.setattr(ros_node.MultiTracker, "load", load)
@@ -158,10 +158,7 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
         centre = detection.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
     assert any("16UC1" in line for line in node.lines)
-    monkeypatch.setattr(FakeNode, "parameters", {"recover": "never"})
+    monkeypatch.setattr(FakeNode, "parameters", {"recover": False})
     ros_node.TrackerNode()
-    assert [(settings.recovery is None) for *_, settings in opened] == [False, True]
-    monkeypatch.setattr(FakeNode, "parameters", {"recover": "perhaps"})
-    with pytest.raises(UsageError, match="auto, always, never, not 'perhaps'"):
-        ros_node.TrackerNode()
+    assert opened == [("T", "auto", "auto", None, True), ("T", "auto", "auto", None, False)]
     sys.modules.pop("asymtrack_edge.runtime.ros.node")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from typing import Any, List, Optional, Sequence
+from typing import Any, List, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from asymtrack_edge.errors import BackendError, BoxError, FrameError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
-from asymtrack_edge.runtime import MultiTracker, RecoverySettings, State, Track, Tracker, TrackerSettings
+from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
@@ -96,11 +96,11 @@ def test_lost_and_found_with_hysteresis() -> None:
     assert changes == 2
 
 
-@pytest.mark.parametrize("recovery", [None, RecoverySettings()])
-def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recovery: Optional[RecoverySettings]) -> None:
+@pytest.mark.parametrize("recover", [False, True])
+def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recover: bool) -> None:
     nonsense = (np.nan, 0.5, np.inf, 0.25, np.nan)
     answers = [(0.5, 0.5, 0.25, 0.25, 0.9), nonsense, (0.5, 0.5, 0.25, 0.25, 0.9), *[nonsense] * 12]
-    tracker = Tracker(ScriptedBackend(answers), TrackerSettings(recovery=recovery))
+    tracker = Tracker(ScriptedBackend(answers), recover)
     tracker.init(FRAME, (100, 80, 40, 40))
     tracks = [tracker.update(FRAME) for _ in answers]
     assert tracks[1] == Track(tracks[0].box, 0.0, State.TRACKING)

@@ -149,7 +149,7 @@ def test_box_is_taken_from_the_frame_that_was_shown(run: Callable[..., Running])
         while header["frame"] < start + 60:
             header = next_header(socket)
         done = answer_to(socket, action="mark", frame=start, box=list(TRUTH[start][2]))
-        colour = running.session.tracker.engine.colours[1]  # type: ignore[attr-defined]
+        colour = running.session.tracker.backend.colours[1]  # type: ignore[attr-defined]
     assert done["target"] == 1
     assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
 

@@ -73,7 +73,7 @@ class TensorRTBackend(Backend):
         BackendError: no GPU, no TensorRT, or no engine that fits them; says which.
     """
 
-    backend = "tensorrt"
+    name = "tensorrt"
 
     def __init__(self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True) -> None:
         if manifest.input_format != FLOAT_RGB:

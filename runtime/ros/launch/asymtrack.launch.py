@@ -6,7 +6,7 @@ from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, ExecuteProcess
 from launch.substitutions import LaunchConfiguration
 
-ARGUMENTS = {"image": "/camera/image_raw", "model": "T", "backend": "auto", "recover": "auto", "boxes": ""}
+ARGUMENTS = {"image": "/camera/image_raw", "model": "T", "backend": "auto", "recover": "true", "boxes": ""}
 
 
 def generate_launch_description():

@@ -58,12 +58,3 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = json.loads(capsys.readouterr().out)
     assert answer["tracks"] == 12 and 0 <= answer["success AUC"] <= 1
     assert set(answer["sequences"]) == {"one", "two"}
-
-
-def test_results_with_and_without_recovery_are_told_apart(tmp_path: Path) -> None:
-    from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-    from asymtrack_edge.runtime.backends.loading import model_folder
-
-    by_name, by_folder = (TrackerSpec(name).identity() for name in ("T", str(model_folder("T"))))
-    assert by_name["recovers"] and not by_folder["recovers"]
-    assert by_name["sha256"] == by_folder["sha256"]

@@ -178,7 +178,7 @@ def test_a_peer_runs_with_the_threads_its_row_says(exported: Path) -> None:
     spec = peers.parse_peer(f"mine={exported}")
     for threads in (1, 2):
         tracker = peers.build_peer(spec, threads)
-        assert tracker.tracker.engine.threads == peers.peer_subject(spec, threads).threads == threads
+        assert tracker.tracker.backend.threads == peers.peer_subject(spec, threads).threads == threads
 
 
 def test_peers_are_recognised_by_their_files(exported: Path, tmp_path: Path) -> None:

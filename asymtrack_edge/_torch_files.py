@@ -1,194 +1,273 @@
-"""PyTorch's two file formats, read without running anything in them.
+"""PyTorch's files, read without running anything in them.
 
-The zip format (since PyTorch 1.6) and the older stream of pickles followed by the raw storages.
-Tensors are described by a pickle, see ``_unpickle``; only those asked for are read.
+``torch.load`` is given an unpickler that resolves every name to something inert and imports nothing, so that files
+with classes that are not installed load as well. Sizes that a file claims are compared with what it holds before
+torch sees them: its older versions believe them.
 """
 
 from __future__ import annotations
 
-import os
-import struct
+import importlib
+import io
+import pickle
+import types
 import zipfile
-from abc import abstractmethod
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, ClassVar, Dict, List
 
-from asymtrack_edge._tensor_files import Described, TensorFile, require
-from asymtrack_edge._unpickle import Foreign, MalformedError, PickleStream, Storage, StoredTensor, unpickle
-from asymtrack_edge.errors import CheckpointError
+from asymtrack_edge.errors import MissingDependencyError
 
-#: First bytes of the zip format (with records, or empty).
-_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-#: The first object of the older format.
+#: Bounds what a hostile pickle costs to some seconds and some hundred MB. Weights and AdamW's moments of variant T,
+#: the bulk of a published checkpoint, are described in 0.2 MB.
+MAX_PICKLE = 8 << 20
+#: Decimal numbers of megabytes take hours to convert.
+_MAX_LINE = 4096
+#: First object of the format before PyTorch 1.6.
 _LEGACY = 0x1950A86A20F9469CFC6C
 
-#: Names under which training programs keep the state_dict in a checkpoint, in the order tried.
-WRAPPERS = ("net", "state_dict", "model", "model_state_dict", "ema", "ema_state_dict", "module")
 
-_MAX_PICKLE = 64 << 20
-_MAX_LEGACY = 1 << 30
-_BYTES = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "int16": 2}
+class MalformedError(ValueError):
+    """A file whose contents cannot be what they claim to be; the message completes "FILE ..."."""
 
 
-def is_zip(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is a zip archive."""
-    return head[:4] in _ZIP
+class Foreign:
+    """Stands for a class, function or object that is not admitted. Calling it makes another, and nothing else.
+
+    Attributes:
+        name: ``module.qualname`` of the class or function.
+        items: what was stored into the object as into a dictionary (string keys only).
+    """
+
+    __slots__ = ("items", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.items: Dict[str, Any] = {}
+
+    def __call__(self, *_: Any, **__: Any) -> Foreign:
+        return Foreign(self.name)
+
+    def extend(self, items: List[Any]) -> None:
+        """Takes the items of a foreign list and forgets them."""
+
+    append = extend
 
 
-def is_legacy(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is of PyTorch's older format."""
+class PickleStream(io.BytesIO):
+    """Bytes whose lines are bounded, as is how much is read before the storages (which use ``readinto``)."""
+
+    left = MAX_PICKLE
+
+    def read(self, size: Any = -1) -> bytes:
+        """Reads ``size`` bytes, fewer at the end."""
+        data = super().read(size)
+        self.left -= len(data)
+        if self.left < 0:
+            raise MalformedError("holds a pickle of unreasonable size")
+        return data
+
+    def readline(self, size: Any = -1) -> bytes:
+        """Reads up to and including the next newline, or ``_MAX_LINE`` bytes."""
+        return super().readline(_MAX_LINE)
+
+
+def _dictionary(items: Any = (), *_: Any) -> Dict[str, Any]:
+    """``OrderedDict`` and the like; Python 2 pickled the items as an argument."""
+    pairs = items if type(items) in (list, tuple) else ()
+    return {pair[0]: pair[1] for pair in pairs if type(pair) in (list, tuple) and type(pair[0]) is str}
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
+    """``torch._utils._rebuild_tensor_v2``, if every element lies inside the storage and none repeats."""
+    if type(storage).__name__ != "TypedStorage":
+        return Foreign("tensor")
+    numel, last = 1, offset
+    for size, step in zip(shape, stride):
+        if type(size) is not int or type(step) is not int or size < 0 or step < 0:
+            raise MalformedError(f"is damaged: a tensor of the shape {shape!r:.80} is no view of its storage")
+        numel *= size
+        last += (size - 1) * step
+    there = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    if len(shape) != len(stride) or len(shape) > 16 or offset < 0 or numel > there or (numel and last >= there):
+        raise MalformedError(f"is damaged: a tensor of the shape {shape!r:.80} reaches outside its storage")
+    import torch
+
+    return torch._utils._rebuild_tensor(storage, offset, tuple(shape), tuple(stride))
+
+
+def _first(value: Any = (), *_: Any) -> Any:
+    return value
+
+
+#: All that a pickle can call.
+_KNOWN: Dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"), _dictionary),
+    **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
+    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _first),
+    "torch.Size": _first,
+}
+
+
+_Python: Any = vars(pickle)["_Unpickler"]
+
+
+class Unpickler(_Python):  # type: ignore[misc]
+    """Python's unpickler in Python (large memo indices take no memory there) with nothing to call.
+
+    Dictionaries keep string keys only: hashing a tuple that shares its parts can take exponential time.
+    """
+
+    dispatch: ClassVar[Dict[int, Any]] = dict(_Python.dispatch)
+
+    def __init__(self, file: Any, **_: Any) -> None:
+        super().__init__(file, encoding="utf-8", errors="replace")
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Looks nothing up."""
+        full = f"{module}.{name}"
+        return _KNOWN.get(full) or Foreign(full)
+
+    def get_extension(self, code: int) -> None:
+        """Looks nothing up in ``copyreg``."""
+        self.append(Foreign("copyreg extension"))
+
+    def bytes_of(self, key: str) -> int:
+        """How many bytes the file can hold of a storage."""
+        return 0
+
+    def _persistent(self) -> None:
+        """``("storage", type, key, device, numel, view)`` as PyTorch refers to a storage, or a ``Foreign``."""
+        reference = self.stack.pop()
+        if type(reference) is tuple and len(reference) >= 5 and reference[0] == "storage":
+            kind, key, _, numel = reference[1:5]
+            is_view = len(reference) > 5 and reference[5] is not None
+            if type(kind).__name__ == "StorageType" and type(key) is str and type(numel) is int and not is_view:
+                if not 0 <= numel * kind.dtype.itemsize <= self.bytes_of(key):
+                    raise MalformedError(f"is truncated or damaged: its storage {key[:80]!a} is missing or too short")
+                self.append(self.persistent_load(("storage", kind, key, "cpu", *reference[4:])))
+                return
+        self.append(Foreign("persistent reference"))
+
+    def _persistent_line(self) -> None:
+        self.readline()
+        self.append(Foreign("persistent reference"))
+
+    def _store(self, items: List[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is Foreign:
+            target = target.items
+        if type(target) is not dict:
+            raise MalformedError("is damaged: its pickle stores items in what is not a dictionary")
+        target.update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) is str)
+
+    def _set_item(self) -> None:
+        items = self.stack[-2:]
+        del self.stack[-2:]
+        self._store(items)
+
+    def _dict(self) -> None:
+        items = self.pop_mark()
+        self.append({})
+        self._store(items)
+
+    def _frozen_set(self) -> None:
+        self.pop_mark()
+        self.append(Foreign("builtins.set"))
+
+    def _new_object_with_keywords(self) -> None:
+        self.stack.pop()
+        self.load_reduce()
+
+    dispatch[pickle.PERSID[0]] = _persistent_line
+    dispatch[pickle.BINPERSID[0]] = _persistent
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = lambda self: self._store(self.pop_mark())
+    dispatch[pickle.DICT[0]] = _dict
+    dispatch[pickle.EMPTY_SET[0]] = lambda self: self.append(Foreign("builtins.set"))
+    dispatch[pickle.ADDITEMS[0]] = lambda self: self.pop_mark()
+    dispatch[pickle.FROZENSET[0]] = _frozen_set
+    dispatch[pickle.BUILD[0]] = lambda self: self.stack.pop()  # an object's attributes: nothing needs them
+    dispatch[pickle.NEWOBJ[0]] = _Python.load_reduce
+    dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
+    dispatch[pickle.FRAME[0]] = lambda self: self.read(8)
+    # The standard handler makes an array of the length that is claimed.
+    dispatch[pickle.BYTEARRAY8[0]] = _Python.load_binbytes8
+
+
+def require(module: str) -> Any:
+    """Imports torch or safetensors when first needed.
+
+    Raises:
+        MissingDependencyError: it is absent.
+    """
     try:
-        return head[:1] == b"\x80" and unpickle(PickleStream(head)) == _LEGACY
-    except MalformedError:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingDependencyError(module.split(".")[0], "export", "reading a checkpoint") from None
+
+
+def is_torch(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` is of one of PyTorch's two formats."""
+    try:
+        return head[:2] == b"PK" or (head[:1] == b"\x80" and Unpickler(PickleStream(head)).load() == _LEGACY)
+    except Exception:
         return False
 
 
-class _TorchFile(TensorFile):
-    """What PyTorch's two formats share: a pickle that describes views of storages."""
+def load_torch(path: Path) -> Any:
+    """Reads a file of PyTorch's zip format (since 1.6), or of the older stream of pickles and storages.
 
-    kind = "PyTorch"
+    Returns:
+        What was saved: plain Python values and ``torch.Tensor`` on the CPU; everything that is neither plain nor
+        known is ``Foreign``. Dictionary keys other than strings are dropped with their values.
 
-    def __init__(self, path: Path, size: int) -> None:
-        self.path = path
-        self.size = size
-        self.metadata = {}
-        tree = self._describe()
-        tensors = _state_dict(tree)
-        if not tensors:
-            raise MalformedError(_no_tensors(tree))
-        self._tensors = tensors
-        self.shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    Raises:
+        MalformedError: it is damaged, or of a kind that holds no weights.
+        MissingDependencyError: torch is absent.
+        Exception: what torch and pickle raise on streams that make no sense.
+    """
+    torch = require("torch")
+    with open(path, "rb") as file:
+        content = file.read()
+    sizes: Dict[str, int] = {}
+    zipped = content[:2] == b"PK"
+    if zipped:
+        content = _repacked(content, sizes)
 
-    @abstractmethod
-    def _describe(self) -> Any:
-        """Reads the pickle."""
+    class Bounded(Unpickler):
+        def bytes_of(self, key: str) -> int:
+            return sizes.get(f"data/{key}", -1) if zipped else len(content)
 
-    @abstractmethod
-    def _storages(self, wanted: List[Storage]) -> Iterator[Tuple[Storage, bytes]]:
-        """Yields each wanted storage with at least as many bytes as it claims."""
-
-    def read(self, names: Iterable[str]) -> Iterator[Tuple[str, Any]]:
-        """See ``TensorFile``."""
-        torch = require("torch")
-        users: Dict[Storage, List[str]] = {}
-        read = 0
-        for name in names:
-            tensor = self._tensors[name]
-            if not tensor.fits():
-                raise CheckpointError(f"{self.path} is damaged: tensor {name[-80:]!a} reaches outside its storage")
-            users.setdefault(tensor.storage, []).append(name)
-        with Described(self.path):
-            for storage, data in self._storages(list(users)):
-                read += 1
-                dtype = getattr(torch, storage.dtype)
-                flat = torch.frombuffer(bytearray(data), dtype=dtype, count=storage.numel)
-                for name in users[storage]:
-                    tensor = self._tensors[name]
-                    view = torch.as_strided(flat, tensor.shape, tensor.stride, tensor.offset)
-                    yield name, view.clone(memory_format=torch.contiguous_format)
-            if read < len(users):
-                raise MalformedError("is damaged: some of its tensors have no numbers")
+    module: Any = types.ModuleType("inert")
+    module.Unpickler = Bounded
+    module.load = lambda file, **_: Bounded(file).load()
+    return torch.load(PickleStream(content), map_location="cpu", pickle_module=module, weights_only=False)
 
 
-class ZipCheckpoint(_TorchFile):
-    """PyTorch's zip format: ``ROOT/data.pkl`` and one record ``ROOT/data/KEY`` a storage."""
+def _repacked(content: bytes, sizes: Dict[str, int]) -> bytes:
+    """A zip archive with the checkpoint's records only, so that torch sees what was checked here.
 
-    def _describe(self) -> Any:
-        with zipfile.ZipFile(self.path) as archive:
-            records = {info.filename: info for info in archive.infolist()}
-            # PyTorch stores records side by side and uncompressed; anything else can claim to
-            # unpack to any size.
-            if sum(info.file_size for info in records.values()) > self.size:
-                raise MalformedError("is damaged: its records claim to be larger than the file")
-            pickles = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
-            if not pickles:
-                raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
-            self.root = pickles[0][: -len("data.pkl")]
-            if self.root + "constants.pkl" in records:
-                raise MalformedError("is a TorchScript program: give the state_dict it was made of")
-            if self.root + "byteorder" in records and self._record(archive, "byteorder") != b"little":
-                raise MalformedError("was saved on a big-endian machine: save it again on another")
-            if records[pickles[0]].file_size > _MAX_PICKLE:
-                raise MalformedError("holds a pickle of unreasonable size")
-            return unpickle(PickleStream(self._record(archive, "data.pkl")))
-
-    def _record(self, archive: zipfile.ZipFile, name: str) -> bytes:
-        info = archive.getinfo(self.root + name)
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise MalformedError("is a compressed zip archive, which PyTorch does not write: save it again")
-        return archive.read(info)  # checks the CRC
-
-    def _storages(self, wanted: List[Storage]) -> Iterator[Tuple[Storage, bytes]]:
-        with zipfile.ZipFile(self.path) as archive:
-            for storage in wanted:
-                data = self._record(archive, f"data/{storage.key}")
-                if len(data) < storage.numel * _BYTES.get(storage.dtype, 1):
-                    raise MalformedError(f"is damaged: its storage {storage.key!a} is too short")
-                yield storage, data
-
-
-class LegacyCheckpoint(_TorchFile):
-    """PyTorch's older format: magic, version, machine, object, list of keys; then the storages."""
-
-    def _describe(self) -> Any:
-        if self.size > _MAX_LEGACY:
-            raise MalformedError("is unreasonably large for a checkpoint of this model")
-        stream = PickleStream(self.path.read_bytes())
-        unpickle(stream)  # the magic number, checked by the caller
-        version, machine = unpickle(stream), unpickle(stream)
-        if version != 1001:
-            raise MalformedError("is of an unknown version of PyTorch's old format")
-        if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-            raise MalformedError("was saved on a big-endian machine: save it again on another")
-        self._types: Dict[str, Storage] = {}
-        tree, keys = unpickle(stream, self._types), unpickle(stream)
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise MalformedError("is damaged: the list of its storages is not a list of names")
-        self.keys: List[str] = keys
-        self.start = stream.tell()
-        return tree
-
-    def _storages(self, wanted: List[Storage]) -> Iterator[Tuple[Storage, bytes]]:
-        # A storage's length is in elements, so where the next begins depends on its type, which
-        # only the references to it tell.
-        unread = set(wanted)
-        with open(self.path, "rb") as file:
-            file.seek(self.start)
-            for key in self.keys:
-                (numel,) = struct.unpack("<q", file.read(8))
-                storage = self._types.get(key)
-                if storage is None:
-                    raise MalformedError(f"is damaged: nothing describes its storage {key!a}")
-                length = numel * _BYTES.get(storage.dtype, 1)
-                if not 0 <= length <= self.size - file.tell():
-                    raise MalformedError("is truncated: copy or download it again")
-                if storage in unread:
-                    unread.remove(storage)
-                    yield storage, file.read(length)
-                else:
-                    file.seek(length, os.SEEK_CUR)
-
-
-def _state_dict(node: Any, depth: int = 3) -> Dict[str, StoredTensor]:
-    """Finds the state_dict: what a known wrapper holds, or the tensors of ``node`` itself."""
-    if isinstance(node, Foreign):  # an instance of a foreign subclass of dict keeps its items
-        node = node.items
-    if not isinstance(node, dict) or not depth:
-        return {}
-    for wrapper in WRAPPERS:
-        found = _state_dict(node.get(wrapper), depth - 1)
-        if found:
-            return found
-    return {name: value for name, value in node.items() if isinstance(value, StoredTensor)}
-
-
-def _no_tensors(tree: Any) -> str:
-    if isinstance(tree, dict):
-        for wrapper in WRAPPERS:
-            if isinstance(tree.get(wrapper), Foreign):
-                kind = tree[wrapper].name[:80]
-                return f"holds an object of {kind!a} as {wrapper!r}: save its state_dict() instead"
-        names = ", ".join(ascii(name)[:40] for name in list(tree)[:5])
-        return f"holds no state_dict, only {names or 'an empty dictionary'}"
-    name = tree.name if isinstance(tree, Foreign) else type(tree).__name__
-    return f"holds a {name[:80]!a} and no state_dict: save model.state_dict() instead"
+    ``sizes`` is filled with the records' sizes.
+    """
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(packed, "w") as target:
+        records = {info.filename: info for info in archive.infolist()}
+        # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
+        if sum(info.file_size for info in records.values()) > len(content):
+            raise MalformedError("is damaged: its records claim to be larger than the file")
+        root = next((name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")), None)
+        if root is None:
+            raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
+        if root + "constants.pkl" in records:
+            raise MalformedError("is a TorchScript program: give the state_dict it was made of")
+        for name, info in records.items():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise MalformedError("is a compressed zip archive, which PyTorch does not write: save it again")
+            if not info.CRC:  # PyTorch can be told to write none (set_crc32_options): nothing to compare
+                info.CRC = None  # type: ignore[assignment]
+            if name.startswith(root):
+                sizes[name[len(root) :]] = info.file_size
+                target.writestr("archive/" + name[len(root) :], archive.read(info))
+        if root + "version" not in records:
+            target.writestr("archive/version", "3\n")
+    return packed.getvalue()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights, sha256
+from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import ExportOptions, export
-from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.manifest import Manifest, file_entry
 from asymtrack_edge.variants import get_variant
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "asymtrack_edge" / "weights"
@@ -44,7 +44,7 @@ def _main(arguments: argparse.Namespace) -> int:
     card = _card(arguments.card, arguments.checkpoint)
     file = arguments.output / f"{variant.name}.safetensors"
     save_weights(file, load_weights(arguments.checkpoint, variant), {"variant": variant.name, "card": card})
-    provenance = {"weights": file.name, "weights_sha256": sha256(file)}
+    provenance = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
     # A free batch axis, for programs of others that take several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
     manifest = export(load_model(file, variant), options, arguments.output / variant.name, provenance)

@@ -9,7 +9,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest
+from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, file_entry
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import VARIANTS, get_variant
 
@@ -30,6 +30,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--variant", default="T", metavar="{T,S,B}", help="which model (default: T)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
+    parser.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="of a checkpoint with both: averaged over training steps, or of the last step (default: averaged)",
+    )
     parser.add_argument(
         "--random-weights", type=int, metavar="SEED", help="untrained weights, to measure speed or try a device"
     )
@@ -70,6 +75,8 @@ def _main(arguments: argparse.Namespace) -> int:
     variant = get_variant(arguments.variant)
     if arguments.checkpoint is not None and arguments.random_weights is not None:
         raise UsageError("--checkpoint and --random-weights exclude each other")
+    if arguments.weights is not None and arguments.checkpoint is None:
+        raise UsageError("--weights chooses among the weights of a checkpoint: give one with --checkpoint")
     if arguments.sizes:
         return _print_sizes()
     clip = clip_argument(arguments.clip, arguments.box)
@@ -120,12 +127,19 @@ def _load(arguments: argparse.Namespace, name: str) -> Tuple[Any, Dict[str, Any]
 
         torch.manual_seed(arguments.random_weights)
         return AsymTrack(variant).eval(), {"weights": f"random, seed {arguments.random_weights}"}
-    from asymtrack_edge.checkpoints import load_model, sha256
+    from asymtrack_edge.checkpoints import load_model, open_checkpoint
 
-    model = load_model(arguments.checkpoint, variant)
     if arguments.checkpoint is None:
-        return model, {"weights": f"bundled {name}"}
-    return model, {"weights": arguments.checkpoint.name, "weights_sha256": sha256(arguments.checkpoint)}
+        return load_model(None, variant), {"weights": f"bundled {name}"}
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
+    if checkpoint.choice:
+        _say(arguments, checkpoint.choice)
+    provenance = {
+        "weights": arguments.checkpoint.name,
+        "weights_sha256": file_entry(arguments.checkpoint).sha256,
+        "weights_taken": checkpoint.taken,
+    }
+    return checkpoint.model(variant), provenance
 
 
 def _print_sizes() -> int:

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asymtrack_edge._formats import open_tensors
-from asymtrack_edge.checkpoints import load_weights
+from asymtrack_edge.checkpoints import _described, _read, _state_dicts, load_weights
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS, Variant
@@ -34,10 +33,10 @@ def tiny_weights() -> Dict[str, Tensor]:
     return fill_all({name: tuple(v.shape) for name, v in AsymTrack(TINY).state_dict().items()})
 
 
-def refused(path: Path, variant: Optional[Variant] = T) -> str:
+def refused(path: Path, variant: Optional[Variant] = T, weights: Optional[str] = None) -> str:
     """The one line with which a file is refused."""
     with pytest.raises(CheckpointError) as caught:
-        load_weights(path, variant)
+        load_weights(path, variant, weights)
     message = str(caught.value)
     assert "\n" not in message
     assert str(path) in message
@@ -82,8 +81,8 @@ def files_of(tensors: Dict[str, Tensor], folder: Path) -> List[Path]:
 
 
 def read_all(path: Path) -> Dict[str, Tensor]:
-    file = open_tensors(path)
-    return dict(file.read(file.shapes))
+    with _described(path):
+        return dict(pair for _, tensors in _state_dicts(_read(path)[1]) for pair in tensors.items())
 
 
 def rezip(path: Path, change: Callable[[Dict[str, bytes]], None], method: int = zipfile.ZIP_STORED) -> None:

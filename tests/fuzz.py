@@ -37,19 +37,6 @@ def _checkpoint(folder: Path) -> Target:
     return read
 
 
-def _pickle(folder: Path) -> Target:
-    from asymtrack_edge._unpickle import MalformedError, PickleStream, unpickle
-    from asymtrack_edge.errors import CheckpointError
-
-    def read(data: bytes) -> None:
-        try:
-            unpickle(PickleStream(data))
-        except MalformedError as error:
-            raise CheckpointError(str(error)) from None
-
-    return read
-
-
 def _manifest(folder: Path) -> Target:
     from asymtrack_edge.manifest import FILE_NAME, load_manifest
 
@@ -106,13 +93,6 @@ def _checkpoint_seeds() -> List[bytes]:
     return [saved(True), saved(False), save({"bottleneck.weight": torch.zeros(2, 2)})]
 
 
-def _pickle_seeds() -> List[bytes]:
-    import pickle
-
-    value = {"net": {"a": [1, 2.5, None, "b", (True, b"c")]}, "epoch": 1 << 40}
-    return [pickle.dumps(value, protocol) for protocol in (0, 1, 2, 3, 4)]
-
-
 def _manifest_seeds() -> List[bytes]:
     from asymtrack_edge.runtime.backends.loading import model_folder
 
@@ -126,7 +106,6 @@ TEGRASTATS = (
 #: What is fuzzed: how the reader is made, in a folder of its own, and inputs to begin with.
 TARGETS: Dict[str, Tuple[Callable[[Path], Target], Callable[[], List[bytes]]]] = {
     "checkpoint": (_checkpoint, _checkpoint_seeds),
-    "pickle": (_pickle, _pickle_seeds),
     "manifest": (_manifest, _manifest_seeds),
     "groundtruth": (_groundtruth, lambda: [b"1,2,3,4\n5.5\t6 7 nan\n", b"1\n0\n"]),
     "box": (_box, lambda: [b"10,20,30,40", b"-1.5,nan,1e9,inf"]),

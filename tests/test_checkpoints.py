@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
@@ -14,14 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from asymtrack_edge import checkpoints
+from asymtrack_edge import checkpoints, files
 from asymtrack_edge.checkpoints import (
     guess_variant,
     load_model,
     load_weights,
     open_checkpoint,
     save_weights,
-    sha256,
 )
 from asymtrack_edge.errors import CheckpointError, MissingDependencyError
 from asymtrack_edge.network import AsymTrack
@@ -173,6 +173,68 @@ def test_wrappers_and_prefixes(
         assert torch.allclose(tensor, tiny[name], atol=2e-3), name
 
 
+def prefixed(prefix: str, tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+TWO_COPIES: Dict[str, Callable[[Dict[str, Tensor], Dict[str, Tensor]], Any]] = {
+    "net (ema)": lambda raw, ema: {"net": raw, "ema": ema},
+    "net (ema.module)": lambda raw, ema: {"net": raw, "ema": {"decay": torch.tensor(0.9), "module": ema}},
+    "state_dict (state_dict_ema)": lambda raw, ema: {"state_dict_ema": prefixed("module.", ema), "state_dict": raw},
+    "model (model_ema)": lambda raw, ema: {"model": raw, "model_ema": ema, "optimizer": {}},
+    "state_dict.student (state_dict.teacher)": lambda raw, ema: {
+        "state_dict": {**prefixed("student.", raw), **prefixed("teacher.", ema)}
+    },
+    "student (teacher)": lambda raw, ema: {"teacher": ema, "student": raw},
+    "model (ema_model)": lambda raw, ema: {**prefixed("ema_model.", ema), **prefixed("model.", raw)},
+    "(model_ema)": lambda raw, ema: {**raw, **prefixed("model_ema.", ema), "model_ema.updates": torch.tensor(3)},
+}
+
+
+@pytest.mark.parametrize("case", TWO_COPIES)
+def test_raw_and_averaged_weights(case: str, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+    raw = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in tiny.items()}
+    path = tmp_path / "run.pth"
+    torch.save(TWO_COPIES[case](raw, tiny), path)
+    places = {"raw": "raw" + case[: case.index("(")].rstrip(), "ema": "averaged " + case[case.index("(") :]}
+    places["raw"] = "raw" if case.startswith("(") else f"raw ({case.split(' ')[0]})"
+    for wanted, taken, other in ((None, "ema", "raw"), ("ema", "ema", "raw"), ("raw", "raw", "ema")):
+        checkpoint = open_checkpoint(path, wanted)
+        assert checkpoint.taken.startswith(places[taken][:-1])
+        assert checkpoint.choice.startswith(f"run.pth holds two sets of weights: takes the {checkpoint.taken}; ")
+        assert f"--weights {other} takes the {'averaged' if other == 'ema' else 'raw'}" in checkpoint.choice
+        expected = tiny if taken == "ema" else raw
+        assert all(torch.equal(t, expected[n]) for n, t in load_weights(path, TINY, wanted).items())
+
+
+def test_one_copy_is_named(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "run.pth"
+    torch.save({"model_ema": tiny}, path)
+    assert open_checkpoint(path).choice == "run.pth holds averaged (model_ema) weights"
+    assert "holds no raw weights, only averaged (model_ema)" in refused(path, TINY, "raw")
+    torch.save({"net": tiny}, path)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.taken, checkpoint.choice) == ("raw (net)", "")
+    assert "holds no ema weights, only raw (net)" in refused(path, TINY, "ema")
+
+
+def test_records_without_a_checksum(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+    """As ``torch.serialization.set_crc32_options(False)`` writes them; a wrong checksum stays damage."""
+    path = tmp_path / "w.pt"
+    torch.save({"net": tiny}, path)
+    content = path.read_bytes()
+    for crc, fine in ((0, True), (1, False)):
+        changed = bytearray(content)
+        for info in zipfile.ZipFile(path).infolist():
+            old = info.CRC.to_bytes(4, "little") + info.file_size.to_bytes(4, "little")
+            changed = changed.replace(old, crc.to_bytes(4, "little") + old[4:])
+        (tmp_path / "changed.pt").write_bytes(changed)
+        if fine:
+            assert set(load_weights(tmp_path / "changed.pt", TINY)) == set(tiny)
+        else:
+            assert "Bad CRC-32" in refused(tmp_path / "changed.pt", TINY)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_precisions_become_fp32(dtype: torch.dtype, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
     stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tiny.items()}
@@ -313,13 +375,11 @@ def test_failed_saves_leave_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "fsync", full)
+    monkeypatch.setattr(files.OutputFile, "write", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save_weights(path, {"a": torch.zeros(1)}, {})
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(CheckpointError, match="cannot write"):
-        save_weights(tmp_path / "absent" / "w.safetensors", {"a": torch.zeros(1)}, {})
 
 
 def test_views_can_be_saved(tmp_path: Path) -> None:
@@ -338,13 +398,6 @@ def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offici
     keys = AsymTrack(T).state_dict()
     save_weights(tmp_path / "weights" / "T.safetensors", {k: official[k] for k in keys}, {"variant": "T"})
     assert isinstance(load_model(None, T), AsymTrack)
-
-
-def test_sha256(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256(tmp_path / "a").startswith("ba7816bf8f01cfea414140de5dae2223")
-    with pytest.raises(CheckpointError, match="cannot read"):
-        sha256(tmp_path)
 
 
 @pytest.mark.parametrize("module", ["torch", "safetensors"])

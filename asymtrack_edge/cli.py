@@ -54,16 +54,13 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
-    """Adds the model: ``args.model``, a bundled variant or a directory.
-
-    With ``several`` it is a list of them; None where an option is not given.
-    """
+    """Adds the model: ``args.model``, a bundled variant or a directory; a list of them if ``several``."""
     text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
     options: Any = {"metavar": "MODEL", "help": text + ("" if positional else " (default: T)")}
     if several:
-        options.update(nargs="+", action="extend")
+        options["nargs"] = "+"
     if not positional:
-        options["default"] = None if several else "T"
+        options["default"] = ["T"] if several else "T"
     parser.add_argument("model" if positional else "--model", **options)
 
 
@@ -182,6 +179,25 @@ def box_argument(text: str) -> Sequence[float]:
     return numbers
 
 
+def say(line: str) -> None:
+    """Prints a line for people on stderr; if nobody reads that any more, nowhere."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _open_standard_streams() -> None:
+    """Opens those that are closed on nothing, so that no file of ours gets their number and their text."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+
 def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:
     """Runs a command's body; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C.
 
@@ -193,20 +209,23 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
         terminated.append(number)
         raise KeyboardInterrupt
 
+    _open_standard_streams()
     with suppress(ValueError):  # not in the main thread: the caller handles signals
         signal.signal(signal.SIGTERM, interrupt)
+    code = 1
     try:
-        return main(arguments) or 0
+        code = main(arguments) or 0
+        sys.stdout.flush()
     except AsymTrackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted")
         return 143 if terminated else 130
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return 2
+    return code

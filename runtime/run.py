@@ -12,14 +12,13 @@ import numpy as np
 
 from asymtrack_edge.errors import FrameError, SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_frame
-from asymtrack_edge.runtime.outputs.files import Sink, Window
-from asymtrack_edge.runtime.outputs.messages import Result
-from asymtrack_edge.runtime.sources.capture import Captured, Reader
+from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.sources.reader import Captured, Reader
 from asymtrack_edge.runtime.target import State, Track
 from asymtrack_edge.runtime.tracker import MultiTracker
 
 
-class Session:
+class Run:
     """Runs a tracker over a reader's frames on the calling thread.
 
     Other threads change targets, pause or end the run through ``submit``; what they submit runs
@@ -28,47 +27,45 @@ class Session:
     Args:
         tracker: with or without targets.
         reader: of the source.
-        sinks: take every frame's result. One that fails is completed and left out; the failure ends
-            the run when no other is left.
         limit: stop after this many frames; None for all.
         report: called with a line for people.
 
     Attributes:
+        sinks: take every frame's result; closed with the run. One that fails is completed and left out;
+            the failure ends the run when no other is left.
         count: frames taken from the reader.
         unreadable: those that could not be used.
         lost: decisions with state LOST.
+        latest: result of the last frame.
         failures: sinks that failed, as lines for people.
         paused: whether the run waits.
-        interrupted: whether a signal ended it.
+        ended: whether ``end()`` was called.
     """
 
     def __init__(
         self,
         tracker: MultiTracker,
         reader: Reader,
-        sinks: Sequence[Sink] = (),
         limit: Optional[int] = None,
-        report: Optional[Callable[[str], None]] = None,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.tracker = tracker
         self.reader = reader
         self.limit = limit
+        self.sinks: List[Sink] = []
         self.count = self.unreadable = self.lost = self.updates = 0
-        self.read_seconds = 0.0
-        self.failures: List[str] = []
-        self.paused = self.interrupted = False
         self.latest: Optional[Result] = None
-        self.began = perf_counter()
-        self._sinks: List[Sink] = list(sinks)
-        self._report = report or (lambda line: None)
+        self.failures: List[str] = []
+        self.paused = self.ended = False
+        self._report = report
+        self._began = perf_counter()
+        self._read_seconds = 0.0
         self._steps = 0
-        self._begun = self._ended = False
+        self._begun = False
+        #: Shortest and longest time between frames on the source's own clock.
+        self._periods = (float("inf"), 0.0)
         self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
         self._wish_came = threading.Condition()
-
-    def add_sink(self, sink: Sink) -> None:
-        """Adds a sink before the run starts; the session closes it."""
-        self._sinks.append(sink)
 
     def first_frame(self) -> np.ndarray:
         """Takes the frame in which the targets are marked; it becomes frame 0 of the run.
@@ -77,17 +74,15 @@ class Session:
             SourceError: there is none.
             FrameError: it cannot be used.
         """
-        began = perf_counter()
-        for frame in self.reader:
-            self.read_seconds += perf_counter() - began
-            if frame.image is None:
-                raise FrameError(
-                    f"the first frame of {self.reader.source.name} cannot be read: the target is marked in it"
-                )
-            check_frame(frame.image)
-            self.latest = Result(frame, {}, 0.0)
-            return frame.image
-        raise SourceError(f"{self.reader.source.name} has no frames")
+        name = self.reader.source.name
+        frame = self._next()
+        if frame is None:
+            raise SourceError(f"no frame of {name} can be read")
+        if frame.image is None:
+            raise FrameError(f"the first frame of {name} cannot be read: the target is marked in it")
+        check_frame(frame.image)
+        self.latest = Result(frame, {}, 0.0)
+        return frame.image
 
     def start(self, boxes: Sequence[Sequence[float]]) -> None:
         """Marks targets in the first frame and hands it to the sinks.
@@ -97,31 +92,26 @@ class Session:
         """
         assert self.latest is not None and self.latest.frame.image is not None
         image, began = self.latest.frame.image, monotonic()
-        self._begun = True
         tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
+        self._begun = True
         self._hand_over(self.latest.frame, tracks, began)
 
-    def run(self) -> None:
-        """Runs to the end of the source, the limit or ``end()``.
+    def follow(self) -> None:
+        """Goes on to the end of the source, the limit or ``end()``.
 
         Raises:
             SourceError: a live source has gone silent, or nothing can be written any more.
         """
-        while not self._ended and (self.limit is None or self.count < self.limit):
+        while not self.ended and (self.limit is None or self.count < self.limit):
             self._obey()
-            if self._ended:
+            frame = None if self.ended else self._next()
+            if frame is None:
                 return
-            began = perf_counter()
-            try:
-                frame = next(self.reader)
-            except StopIteration:
-                return
-            self.read_seconds += perf_counter() - began
             self._track(frame)
 
     def linger(self) -> None:
         """Goes on obeying until ``end()``, after the source has ended."""
-        while not self._ended:
+        while not self.ended:
             self.paused = True
             self._obey()
 
@@ -129,7 +119,7 @@ class Session:
         """Has ``wish`` called between two frames, on the thread of the run; from any thread."""
         future: Future[Any] = Future()
         with self._wish_came:
-            if self._ended:
+            if self.ended:
                 future.set_exception(UsageError("the run has ended"))
                 return future
             self._wishes.append((wish, future))
@@ -139,15 +129,10 @@ class Session:
     def end(self) -> None:
         """Ends the run after the current frame; from any thread. Wishes not yet obeyed are refused."""
         with self._wish_came:
-            self._ended = True
+            self.ended = True
             self._wish_came.notify_all()
             while self._wishes:
                 self._wishes.popleft()[1].set_exception(UsageError("the run has ended"))
-
-    @property
-    def ended(self) -> bool:
-        """Whether ``end()`` was called."""
-        return self._ended
 
     def pause(self, paused: bool) -> None:
         """Stops or goes on; to be submitted. A live source cannot wait.
@@ -168,9 +153,9 @@ class Session:
         while True:
             with self._wish_came:
                 waiting = self.paused and not self._steps
-                if waiting and not self._wishes and not self._ended:
+                if waiting and not self._wishes and not self.ended:
                     self._wish_came.wait()
-                if self._ended:
+                if self.ended:
                     return
                 if not self._wishes:
                     if waiting:
@@ -182,6 +167,12 @@ class Session:
             except Exception as error:  # belongs to whoever submitted it
                 future.set_exception(error)
         self._steps = 0
+
+    def _next(self) -> Optional[Captured]:
+        began = perf_counter()
+        frame = next(self.reader, None)
+        self._read_seconds += perf_counter() - began
+        return frame
 
     def _track(self, frame: Captured) -> None:
         began = monotonic()
@@ -195,6 +186,10 @@ class Session:
             self._for_each_sink(lambda sink: sink.skip(frame))
             return
         self.updates += 1
+        before = self.latest.frame if self.latest is not None else frame
+        if frame.pts is not None and before.pts is not None and frame.number > before.number:
+            period = (frame.pts - before.pts) / (frame.number - before.number)
+            self._periods = min(self._periods[0], period), max(self._periods[1], period)
         self._hand_over(frame, tracks, began)
 
     def _hand_over(self, frame: Captured, tracks: Dict[int, Track], began: float) -> None:
@@ -207,24 +202,27 @@ class Session:
         self._for_each_sink(lambda sink: sink.write(result))
 
     def _for_each_sink(self, act: Callable[[Sink], None]) -> None:
-        for sink in list(self._sinks):
+        for sink in list(self.sinks):
             try:
                 act(sink)
-            except BrokenPipeError:
-                raise
             except OSError as error:
                 self._drop(sink, error)
-            if isinstance(sink, Window) and sink.closed:
+            if sink.wants_end:
                 self.end()
 
     def _drop(self, sink: Sink, error: OSError) -> None:
-        self._sinks.remove(sink)
+        self.sinks.remove(sink)
         sink.close()
-        reason = error.strerror or error
-        line = f"{sink.name}: {reason}; it holds what was written until frame {self.count - 1}"
+        alone = not any(other.essential for other in self.sinks)
+        if isinstance(error, BrokenPipeError):  # whoever read it has had enough: no failure
+            self._report(f"{sink.name}: nobody reads it any more")
+            if alone:
+                self.end()
+            return
+        line = f"{sink.name}: {error.strerror or error}; it holds what was written until frame {self.count - 1}"
         self.failures.append(line)
         self._report(line)
-        if not any(other.essential for other in self._sinks):
+        if alone:
             raise SourceError(line)
 
     def close(self) -> None:
@@ -232,37 +230,46 @@ class Session:
         self.end()
         self.reader.close()
         problems: List[Exception] = []
-        while self._sinks:
+        while self.sinks:
             try:
-                sink = self._sinks.pop(0)
+                sink = self.sinks.pop(0)
                 sink.close() if self._begun else sink.discard()
             except (OSError, SourceError) as error:  # the others are to be completed all the same
                 problems.append(error)
         if problems:
             raise problems[0]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all frames that a file or folder promised so far could be read; a camera promises none."""
+        source = self.reader.source
+        return source.live or not (self.unreadable or source.damaged)
+
     def summary(self) -> Dict[str, Any]:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
         updates = max(1, self.updates)
         seconds = self.tracker.seconds
-        stages = {"read": self.read_seconds, **seconds}
         inside = sum(seconds.values())
-        stats = self.reader.stats
-        live = {}
-        if self.reader.source.live:
-            live = {
-                "dropped": stats.dropped,
-                "stalls": stats.stalls,
-                "reconnects": stats.reconnects,
-                "worst_age_ms": round(1000 * stats.worst_age, 1),
-            }
+        source, stats = self.reader.source, self.reader.stats
+        shortest, longest = self._periods
+        counts: Dict[str, Any] = {"frames": self.count, "unreadable": self.unreadable, "lost": self.lost}
+        if source.missing:
+            counts.update(missing=source.missing, damaged=source.damaged)
+        if source.live:
+            counts.update(
+                dropped=stats.dropped,
+                stalls=stats.stalls,
+                reconnects=stats.reconnects,
+                worst_age_ms=round(1000 * stats.worst_age, 1),
+            )
         return {
-            "frames": self.count,
-            "unreadable": self.unreadable,
-            "lost": self.lost,
-            "fps": round(self.count / max(1e-9, perf_counter() - self.began), 1),
-            "update_fps": round(updates / max(1e-9, inside), 1),
-            "milliseconds": {name: round(1000 * s / updates, 3) for name, s in stages.items()},
-            "backend": self.tracker.backend.description,
-            **live,
+            **counts,
+            "variable_rate": longest > 1.5 * shortest,
+            "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
+            "update_fps": round(self.updates / inside, 1) if self.updates and inside else None,
+            "milliseconds": {
+                name: round(1000 * spent / updates, 3)
+                for name, spent in {"read": self._read_seconds, **seconds}.items()
+            },
+            "backend": self.tracker.backend.name,
         }

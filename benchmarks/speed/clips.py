@@ -12,8 +12,8 @@ import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
+from asymtrack_edge.runtime.sources import Source, open_source
 from asymtrack_edge.runtime.sources.clip import first_frames, synthetic_clip
-from asymtrack_edge.runtime.sources.sources import Source, open_source
 
 #: OpenCV Zoo and most cameras: 1280x720.
 HD = (1280, 720)

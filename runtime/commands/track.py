@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence
+from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
+from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import Box, check_box
-from asymtrack_edge.runtime.backends.loading import BACKENDS
-from asymtrack_edge.runtime.outputs.files import BoxWriter, Sink, StripWriter, VideoWriter, Window
-from asymtrack_edge.runtime.outputs.messages import Result, open_sender
+from asymtrack_edge.runtime.outputs.base import Sink
+from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
 from asymtrack_edge.runtime.outputs.progress import Progress
-from asymtrack_edge.runtime.run import Session
-from asymtrack_edge.runtime.sources.capture import LivePolicy, Reader, open_reader
-from asymtrack_edge.runtime.sources.sources import Source, open_source
+from asymtrack_edge.runtime.outputs.rows import box_writer
+from asymtrack_edge.runtime.outputs.senders import open_sender
+from asymtrack_edge.runtime.run import Run
+from asymtrack_edge.runtime.sources import open_source
+from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
 from asymtrack_edge.runtime.tracker import MultiTracker
 
 EXAMPLES = """
@@ -45,23 +48,23 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("asymtrack-track", "Follow objects from frame to frame.", EXAMPLES)
     parser.add_argument("source", help=_SOURCE_HELP)
     add = parser.add_argument_group("targets").add_argument
-    add("--box", action="append", metavar="x,y,w,h", help="a target in the first frame; repeatable")
+    add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    add("--no-recover", dest="recover", action="store_false", help="track as published: do not look for a lost target")
-    add = parser.add_argument_group("model").add_argument
-    add("--model", default="T", metavar="T|S|B|DIR", help="bundled weights or an export (default: T)")
-    add("--backend", default="auto", choices=BACKENDS, help="inference backend (default: auto)")
-    add("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    add("--precision", choices=cli.PRECISIONS, help="of the arithmetic: bf16 with openvino (default: the model's)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
-    add = parser.add_argument_group("outputs").add_argument
-    add("--output", type=Path, metavar="FILE", help="annotated video (.mp4)")
+    add("--recover", action="store_true", default=True, help="look for a lost target (default)")
+    add("--no-recover", dest="recover", action="store_false", help="track exactly as published")
+    group = parser.add_argument_group("model")
+    cli.add_model(group)
+    cli.add_backend(group)
+    group = parser.add_argument_group("outputs")
+    cli.add_output(group, "annotated video (.mp4, .mkv or .avi)", metavar="FILE")
+    add = group.add_argument
     add(
         "--boxes",
         type=Path,
         metavar="FILE",
-        help="boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a last column target",
+        help="boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target",
     )
+    add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")
     add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
     add(
         "--send",
@@ -71,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable",
     )
     add("--show", action="store_true", help="show the tracked video in a window; q ends")
-    add("--json", action="store_true", help="print the summary as JSON")
+    cli.add_json(group)
     add = parser.add_argument_group("web view").add_argument
     add("--web", type=int, metavar="PORT", help="serve a page to watch, and to draw targets on")
     add("--host", default="127.0.0.1", help="address to serve it on (default: this machine only)")
@@ -106,36 +109,36 @@ def _main(arguments: argparse.Namespace) -> int:
         )
         stack.callback(tracker.close)
         policy = LivePolicy(patience=arguments.patience or None)
-        reader = stack.enter_context(open_reader(open_source(arguments.source), policy, _say))
-        session = Session(tracker, reader, (), arguments.max_frames, _say)
-        stack.enter_context(_completed(session))
-        first = session.first_frame()
+        reader = stack.enter_context(open_reader(open_source(arguments.source), policy, cli.say))
+        run = Run(tracker, reader, arguments.max_frames, cli.say)
+        signals = stack.enter_context(_completed(run))
+        first = run.first_frame()
         if arguments.select:
             boxes = [_select(first)]
         for box in boxes:
             check_box(box, first.shape)  # before any file is made
-        for sink in _sinks(arguments, reader, session, len(boxes)):
-            session.add_sink(sink)
-        session.start(boxes)
-        session.paused = not boxes and not reader.source.live  # a file waits for the first box
-        try:
-            session.run()
-            if arguments.web is not None and not session.ended:
-                _say("the source has ended; the page stays until Ctrl-C or its End button")
-                session.linger()
-        except KeyboardInterrupt:
-            session.interrupted = True
-        if session.interrupted:
-            _say("interrupted: completing the files")
-    _print_summary(arguments, session)
-    return 2 if session.failures else 0
+        for sink in _sinks(arguments, run, len(boxes), first.shape):
+            run.sinks.append(sink)  # one by one: those already open are closed if one cannot be opened
+        run.start(boxes)
+        run.paused = not boxes and not reader.source.live  # a file waits for the first box
+        with suppress(KeyboardInterrupt):
+            run.follow()
+            if arguments.web is not None and not run.ended:
+                cli.say("the source has ended; the page stays until Ctrl-C or its End button")
+                run.linger()
+        if signals:
+            cli.say("interrupted: completing the files")
+    _print_summary(arguments, run)
+    if run.failures:
+        return 2
+    return 128 + signals[0] if signals else 0 if run.whole else 1
 
 
 def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     """The boxes, after everything that can be wrong without opening anything."""
     if arguments.max_frames is not None and arguments.max_frames < 2:
         raise UsageError("--max-frames must be at least 2: the target is marked in the first frame")
-    if arguments.patience < 0:
+    if not arguments.patience >= 0:
         raise UsageError("--patience is a number of seconds, 0 for ever")
     if arguments.box and arguments.select:
         raise UsageError("--box and --select exclude each other")
@@ -143,23 +146,34 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         raise UsageError("mark a target with --box x,y,w,h or --select, or use --web to draw one")
     if arguments.web is not None and not 0 <= arguments.web <= 65535:
         raise UsageError(f"--web takes a port in 0..65535, not {arguments.web}")
-    return [cli.box_argument(text) for text in arguments.box or ()]
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if arguments.pts and not arguments.boxes:
+        raise UsageError("--pts is a column of --boxes FILE")
+    for output in (arguments.output, arguments.boxes, arguments.strip):
+        with suppress(OSError):
+            if output is not None and os.path.samefile(arguments.source, output):
+                raise UsageError(f"{printable(output)} is the source itself: write to another file")
+    boxes = [cli.box_argument(text) for text in arguments.box]
+    if arguments.select:
+        check_display("--select", "give the target with --box x,y,w,h, or draw it with --web 8080")
+    if arguments.show:
+        check_display("--show", "use --web 8080 or --output FILE instead")
+    return boxes
 
 
 @contextmanager
-def _completed(session: Session) -> Iterator[None]:
-    """Completes the outputs whatever happens; Ctrl-C or SIGTERM meanwhile does not cut that short."""
+def _completed(run: Run) -> Iterator[List[int]]:
+    """Completes the outputs whatever happens; Ctrl-C or SIGTERM meanwhile does not cut that short.
 
-    def once(*_: Any) -> NoReturn:
+    Yields the list to which the number of a signal that ends the run is added.
+    """
+    signals: List[int] = []
+
+    def once(number: int, _: Any) -> NoReturn:
         # Here and not later: the next signal may come before any other line of ours runs.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        session.interrupted = True
-        session.end()  # an exception alone can be lost, for example in a destructor
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
+        signals.append(number)
+        run.end()  # an exception alone can be lost, for example in a destructor
         raise KeyboardInterrupt
 
     before: Dict[signal.Signals, Any] = {}
@@ -167,25 +181,24 @@ def _completed(session: Session) -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, once)
     try:
-        yield
+        yield signals
     finally:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         try:
-            session.close()
+            run.close()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-def _sinks(arguments: argparse.Namespace, reader: Reader, session: Session, count: int) -> Iterator[Sink]:
-    """Opens the outputs one by one, so that those already open are completed if one cannot be."""
-    source = reader.source
-    length = _length(arguments, source)
+def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int, ...]) -> Iterator[Sink]:
+    source = run.reader.source
+    length = source.length
+    if arguments.max_frames is not None:
+        length = min(arguments.max_frames, length or arguments.max_frames)
     if arguments.boxes:
-        yield BoxWriter(arguments.boxes, several=count > 1 or arguments.web is not None)
-    if arguments.output:
-        yield VideoWriter(arguments.output, source.fps)
+        yield box_writer(arguments.boxes, count > 1 or arguments.web is not None, arguments.pts)
     if arguments.strip:
         yield StripWriter(arguments.strip, length)
     for where in arguments.send:
@@ -195,53 +208,30 @@ def _sinks(arguments: argparse.Namespace, reader: Reader, session: Session, coun
     if arguments.web is not None:
         from asymtrack_edge.runtime.web.view import WebView
 
-        view = WebView(session, arguments.web, arguments.host)
-        _say(f"watch and draw at {view.url}")
+        view = WebView(run, arguments.web, arguments.host)
+        cli.say(f"watch and draw at {view.url}")
         yield view
-    yield _ProgressSink(Progress(length))
-
-
-def _length(arguments: argparse.Namespace, source: Source) -> Optional[int]:
-    if arguments.max_frames is None:
-        return source.length
-    return min(arguments.max_frames, source.length or arguments.max_frames)
-
-
-class _ProgressSink(Sink):
-    """The progress line."""
-
-    essential = False
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def write(self, result: Result) -> None:
-        shown = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
-        self._progress.step("score " + ", ".join(shown) if shown else "no target")
-
-    def skip(self, frame: Any) -> None:
-        self._progress.step("unreadable frame")
-
-    def close(self) -> None:
-        self._progress.close()
+    if arguments.output:  # last: what is no plain file is written into from here on
+        yield VideoWriter(arguments.output, source.fps, shape)
+    yield Progress(length)
 
 
 def _select(frame: np.ndarray) -> Box:
-    try:
-        box = cv2.selectROI("Draw the target, then press Enter", frame, showCrosshair=False)
-        cv2.destroyAllWindows()
-    except cv2.error:
-        raise UsageError(
-            "--select needs a display: give the target with --box x,y,w,h, or draw it with --web 8080"
-        ) from None
+    box = cv2.selectROI("Draw the target, then press Enter", frame, showCrosshair=False)
+    cv2.destroyAllWindows()
     return check_box(box, frame.shape)
 
 
-def _print_summary(arguments: argparse.Namespace, session: Session) -> None:
-    summary = session.summary()
+def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
+    summary = run.summary()
+    text = json.dumps(summary) if arguments.json == "-" else _sentence(summary)
+    if arguments.json != "-":
+        cli.write_json(arguments.json, summary)
+    if summary["variable_rate"] and arguments.output:
+        cli.say(f"the frame rate varies: {printable(arguments.output)} plays all frames at a constant one")
     # Where frames go to stdout, the summary must not follow them there.
-    out = sys.stderr if "-" in arguments.send else sys.stdout
-    print(json.dumps(summary) if arguments.json else _sentence(summary), file=out)
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr if "-" in arguments.send else sys.stdout, flush=True)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:
@@ -249,12 +239,13 @@ def _sentence(summary: Dict[str, Any]) -> str:
     text = f"{summary['frames']} frames at {summary['fps']} fps"
     if summary["unreadable"]:
         text += f", {summary['unreadable']} unreadable"
+    if "missing" in summary:
+        cut = " (the file is cut off or damaged)" if summary["damaged"] else ""
+        text += f", {summary['missing']} fewer than announced{cut}"
     if "dropped" in summary:
         text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
-    return (
-        f"{text} (update alone {summary['update_fps']} fps on {summary['backend']}; ms per frame: {stages}); "
-        f"lost in {summary['lost']} frames"
-    )
+    alone = f"update alone {summary['update_fps']} fps on " if summary["update_fps"] is not None else ""
+    return f"{text} ({alone}{summary['backend']}; ms per frame: {stages}); lost in {summary['lost']} frames"
 
 
 if __name__ == "__main__":

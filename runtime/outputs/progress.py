@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Callable, Optional
 
+from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.sources.reader import Captured
 
-class Progress:
+
+class Progress(Sink):
     """Shows how far a run is and how fast it goes.
 
     Args:
@@ -15,12 +19,24 @@ class Progress:
         unit: what a step is.
     """
 
+    name = "progress"
+    essential = False
+
     def __init__(self, total: Optional[int], unit: str = "frames") -> None:
         self.total = total
         self.unit = unit
         self.done = 0
         self._began = self._drawn = monotonic()
-        self._tty = sys.stderr.isatty()
+        self._tty = sys.stderr is not None and sys.stderr.isatty()
+
+    def write(self, result: Result) -> None:
+        """Counts a frame and shows what became of its targets."""
+        shown = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
+        self.step("score " + ", ".join(shown) if shown else "no target")
+
+    def skip(self, frame: Captured) -> None:
+        """Counts a frame that could not be used."""
+        self.step("unreadable frame")
 
     def step(self, note: str = "") -> None:
         """Counts a step; redraws at most ten times a second."""
@@ -34,16 +50,20 @@ class Progress:
         if self.total:
             share = min(1.0, self.done / self.total)
             filled = round(share * 24)
-            left = (self.total - self.done) / rate
+            left = max(0, self.total - self.done) / rate
             bar = "#" * filled + "." * (24 - filled)
             line = f"[{bar}] {self.done}/{self.total}  {rate:.1f}/s  {left:.0f} s left  {note}"
-        sys.stderr.write(f"\r\x1b[2K{line}")
-        sys.stderr.flush()
+        self._draw(line)
 
     def close(self) -> None:
         """Removes the line."""
         if self._tty:
-            sys.stderr.write("\r\x1b[2K")
+            self._draw("")
+
+    @staticmethod
+    def _draw(line: str) -> None:
+        with suppress(OSError):  # a terminal that was closed is no reason to end
+            sys.stderr.write(f"\r\x1b[2K{line}")
             sys.stderr.flush()
 
 

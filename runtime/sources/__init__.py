@@ -1,1 +1,41 @@
-"""Where frames come from."""
+"""Where frames come from: files, folders of images, cameras, streams and GStreamer pipelines."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from asymtrack_edge.runtime.sources.base import LiveSource, Source
+from asymtrack_edge.runtime.sources.cameras import csi_pipeline, open_camera, split_options
+from asymtrack_edge.runtime.sources.files import open_path
+from asymtrack_edge.runtime.sources.pipelines import open_pipeline
+from asymtrack_edge.runtime.sources.streams import STREAM_SCHEMES, open_stream
+
+__all__ = ["LiveSource", "Source", "open_source"]
+
+
+def open_source(source: str) -> Source:
+    """Opens what a user names.
+
+    - a video file, or a folder of images;
+    - a camera: ``0`` or ``/dev/video0``, with ``?width=1280&height=720&fps=60&format=MJPG`` at will;
+    - ``rtsp://...``, ``http://...`` and other URLs that FFmpeg reads;
+    - ``csi://0?width=1280&height=720&fps=30&flip=0``: a ribbon-cable camera of a Jetson;
+    - a GStreamer pipeline (anything with `` ! `` in it), with or without an ``appsink`` at its end.
+
+    Raises:
+        SourceError: it does not exist or cannot be decoded.
+        UsageError: an option after ``?`` is unknown.
+    """
+    if source.startswith("csi://"):
+        sensor, options = split_options(source[len("csi://") :])
+        pipeline = csi_pipeline(sensor, options)
+        return LiveSource(f"CSI camera {sensor}", lambda: open_pipeline(pipeline))
+    if " ! " in source and not os.path.exists(source):
+        return LiveSource("GStreamer pipeline", lambda: open_pipeline(source))
+    device, options = split_options(source)
+    if re.fullmatch(r"\d+|/dev/video\w+", device):
+        return LiveSource(f"camera {device}", lambda: open_camera(device, options))
+    if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):
+        return open_stream(source)
+    return open_path(source)

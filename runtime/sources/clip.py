@@ -10,7 +10,7 @@ import numpy as np
 from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
-from asymtrack_edge.runtime.sources.sources import Source, open_source
+from asymtrack_edge.runtime.sources import Source, open_source
 
 #: Most frames of a clip that are read.
 LONGEST = 48

@@ -17,43 +17,19 @@ import tempfile
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import Dict, Optional, Tuple
+from typing import Optional, Tuple
 
 import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.runtime.sources.streams import without_secrets
 
 #: Seconds without a byte after which a pipeline counts as gone, while starting and while running.
 START_TIMEOUT = 10.0
 READ_TIMEOUT = 5.0
 
 _MAX_PIXELS = 1 << 26
-
-
-def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
-    """The pipeline of a Jetson's CSI camera, ending in BGRx in ordinary memory.
-
-    Args:
-        sensor: its number, ``"0"``.
-        options: ``width``, ``height``, ``fps`` and ``flip`` (0..7 of ``nvvidconv``).
-
-    Raises:
-        UsageError: an option is unknown or not a number.
-    """
-    values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
-    for name, value in options.items():
-        if name not in values:
-            raise UsageError(f"unknown option {name!r} of a CSI camera: choose among {', '.join(values)}")
-        values[name] = value
-    for name, value in {"sensor": sensor, **values}.items():
-        if not re.fullmatch(r"\d{1,5}", value):
-            raise UsageError(f"{name} of a CSI camera is a number, not {value!r} (for example csi://0?fps=60)")
-    return (
-        f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={values['width']},"
-        f"height={values['height']},framerate={values['fps']}/1 ! nvvidconv flip-method={values['flip']} ! "
-        "video/x-raw,format=BGRx"
-    )
 
 
 def opencv_has_gstreamer() -> bool:
@@ -73,7 +49,7 @@ def open_pipeline(pipeline: str) -> object:
         tail = " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
         capture = cv2.VideoCapture(body + tail, cv2.CAP_GSTREAMER)
         if not capture.isOpened():
-            raise SourceError(f"GStreamer cannot run the pipeline: try gst-launch-1.0 {body} ! fakesink")
+            raise SourceError("GStreamer cannot run the pipeline: try it with gst-launch-1.0, and fakesink at its end")
         return capture
     if shutil.which("gst-launch-1.0") is None:
         raise SourceError(
@@ -120,7 +96,9 @@ class PipedPipeline:
             header = self._line(START_TIMEOUT)
             self._size, self._fps = _parse_header(header)
         except SourceError:
-            reason = self._complaint()
+            reason = without_secrets(self._complaint())
+            for secret in re.findall(r"(?:user|pass|pw|secret|token|key)[\w-]*=(\S+)", body):
+                reason = reason.replace(secret.strip("\"'"), "***")
             self.release()
             raise SourceError(f"GStreamer cannot run the pipeline: {reason}") from None
         except BaseException:

@@ -82,7 +82,7 @@ async def _boxes(view: WebView, request: Request) -> Response:
 
 
 async def _health(view: WebView, request: Request) -> Response:
-    return JSONResponse({"status": "ok", "frames": view.session.count})
+    return JSONResponse({"status": "ok", "frames": view.run.count})
 
 
 async def _view(view: WebView, socket: WebSocket) -> None:

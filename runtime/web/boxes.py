@@ -7,7 +7,7 @@ import tempfile
 import threading
 from typing import IO, Iterator, Tuple
 
-from asymtrack_edge.runtime.outputs.files import CSV_HEADER
+from asymtrack_edge.runtime.outputs.rows import csv_header
 
 #: Bytes after which a new file is begun and the one before the last is forgotten: a run that never ends
 #: must not fill the disk, or the memory, where temporary files lie there. A row has about 54.
@@ -55,7 +55,7 @@ class BoxLog:
             # Descriptors of our own: the files may be forgotten while somebody reads them slowly.
             parts = [(os.dup(file.fileno()), os.fstat(file.fileno()).st_size) for file in self._files]
         try:
-            yield (CSV_HEADER + ",target\n").encode()
+            yield csv_header(several=True).encode()
             for descriptor, size in parts:
                 for at in range(0, size, _CHUNK):
                     yield os.pread(descriptor, min(_CHUNK, size - at), at)

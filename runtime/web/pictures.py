@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, NamedTuple, Optional
 import cv2
 import numpy as np
 
-from asymtrack_edge.runtime.outputs.messages import Result
-from asymtrack_edge.runtime.run import Session
+from asymtrack_edge.runtime.outputs.base import Result
+from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.web.protocol import pack_picture
 
 #: Pictures per second sent to viewers at most; the tracker is not held to it.
@@ -80,8 +80,8 @@ def _shrunk(image: np.ndarray) -> np.ndarray:
 class Rates:
     """Frames per second and milliseconds by stage over the last second or so."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, run: Run) -> None:
+        self._run = run
         self._since = self._last = monotonic()
         self._frames = 0
         self._latency = 0.0
@@ -95,11 +95,11 @@ class Rates:
         now = monotonic()
         if now - self._last > 1:  # the run was paused: begin anew
             self._since, self._frames, self._latency = now, 0, 0.0
-            self._seconds = self._session.tracker.seconds
+            self._seconds = self._run.tracker.seconds
         self._last = now
         if now - self._since < 1:
             return
-        seconds = self._session.tracker.seconds
+        seconds = self._run.tracker.seconds
         stages = {
             name: round(1000 * (value - self._seconds.get(name, 0.0)) / self._frames, 2)
             for name, value in seconds.items()
@@ -108,7 +108,7 @@ class Rates:
         self._shown = {
             "fps": round(self._frames / (now - self._since), 1),
             "stages": stages,
-            "dropped": self._session.reader.stats.dropped,
+            "dropped": self._run.reader.stats.dropped,
         }
         self._since, self._frames, self._latency, self._seconds = now, 0, 0.0, seconds
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime.outputs.files import Sink, csv_row
-from asymtrack_edge.runtime.outputs.messages import Result, as_json, as_message
-from asymtrack_edge.runtime.run import Session
+from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.outputs.rows import as_json, as_message, csv_rows
+from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.target import State, Track
 from asymtrack_edge.runtime.web.boxes import BoxLog
 from asymtrack_edge.runtime.web.pictures import Pictures, Rates, Shown
@@ -46,7 +46,7 @@ class WebView(Sink):
     """Serves the page; a sink of the run that it shows.
 
     Args:
-        session: the run.
+        run: what it shows.
         port: to listen on; 0 for any that is free.
         host: address to listen on. Other than loopback, requests must know a token: that of the
             environment variable ``ASYMTRACK_TOKEN``, or a new one.
@@ -63,7 +63,7 @@ class WebView(Sink):
 
     name = "web view"
 
-    def __init__(self, session: Session, port: int, host: str = "127.0.0.1") -> None:
+    def __init__(self, run: Run, port: int, host: str = "127.0.0.1") -> None:
         try:
             import uvicorn
             import websockets  # noqa: F401  (uvicorn serves no WebSocket without it, and does not say so)
@@ -71,7 +71,7 @@ class WebView(Sink):
             from asymtrack_edge.runtime.web.app import make_app
         except ImportError as error:
             raise MissingDependencyError(error.name or "starlette", "web", "the web view") from None
-        self.session = session
+        self.run = run
         self.token = None if is_loopback(host) else _token()
         self._socket = _listen(host, port)
         address, port = self._socket.getsockname()[:2]
@@ -83,7 +83,7 @@ class WebView(Sink):
         self._pictures = Pictures()
         self._wakers: Set[Callable[[], None]] = set()
         self._listeners: Set[Callable[[str], None]] = set()
-        self._rates = Rates(session)
+        self._rates = Rates(run)
         self._boxes = BoxLog()
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -116,12 +116,11 @@ class WebView(Sink):
     def write(self, result: Result) -> None:
         """See ``Sink``. Costs the tracker's thread no more than waking the server's."""
         self._rates.count(result)
-        rows = "".join(csv_row(result.frame.number, t, number) for number, t in result.tracks.items())
         with suppress(OSError):  # no room for the copy behind the download button: go on showing
-            self._boxes.append(rows.encode())
+            self._boxes.append(csv_rows(result, several=True).encode())
         self._publish(result)
         if self._listeners:
-            text = as_json(result)
+            text = as_json(result).rstrip()
             self._call(lambda: [tell(text) for tell in list(self._listeners)])
 
     def close(self) -> None:
@@ -174,20 +173,20 @@ class WebView(Sink):
         actions: Dict[str, Callable[[], Any]] = {
             "mark": lambda: self._mark(wish, held),
             "remove": lambda: self._remove(wish),
-            "pause": lambda: self.session.pause(True),
-            "resume": lambda: self.session.pause(False),
-            "step": self.session.step,
-            "end": self.session.end,
+            "pause": lambda: self.run.pause(True),
+            "resume": lambda: self.run.pause(False),
+            "step": self.run.step,
+            "end": self.run.end,
         }
         try:
-            done = self.session.submit(actions[wish.action]).result(timeout=10)
+            done = self.run.submit(actions[wish.action]).result(timeout=10)
         except FutureTimeout:
             raise SourceError("the source gives no frames now: this happens with the next") from None
-        return {"done": wish.action, "target": done, "paused": self.session.paused}
+        return {"done": wish.action, "target": done, "paused": self.run.paused}
 
     def _mark(self, wish: Wish, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
-        tracker, latest = self.session.tracker, self.session.latest
+        tracker, latest = self.run.tracker, self.run.latest
         if held is None or wish.box is None:
             # Not from another frame instead: something else may be in that place by now.
             raise UsageError("that picture is not known any more: draw the box again")
@@ -206,15 +205,15 @@ class WebView(Sink):
     def _remove(self, wish: Wish) -> int:
         """Runs on the tracker's thread."""
         assert wish.target is not None
-        self.session.tracker.remove(wish.target)
-        latest = self.session.latest
+        self.run.tracker.remove(wish.target)
+        latest = self.run.latest
         if latest is not None:
             self._show_tracks(latest, {n: t for n, t in latest.tracks.items() if n != wish.target})
         return wish.target
 
     def _show_tracks(self, latest: Result, tracks: Dict[int, Track]) -> None:
-        self.session.latest = Result(latest.frame, tracks, latest.latency)
-        self._publish(self.session.latest)
+        self.run.latest = Result(latest.frame, tracks, latest.latency)
+        self._publish(self.run.latest)
 
     def _publish(self, result: Result) -> None:
         self._result = result
@@ -228,16 +227,16 @@ class WebView(Sink):
                 self._loop.call_soon_threadsafe(act)
 
     def _header(self, result: Result) -> Dict[str, Any]:
-        source = self.session.reader.source
+        source = self.run.reader.source
         return {
             **as_message(result),
             **self._rates.shown(),
             "encode_ms": round(1000 * self._pictures.encode_seconds, 2),
-            "paused": self.session.paused,
+            "paused": self.run.paused,
             "live": source.live,
             "source": source.name,
             "length": source.length,
-            "backend": self.session.tracker.backend.description,
+            "backend": self.run.tracker.backend.description,
         }
 
 

@@ -14,8 +14,8 @@ from typing import List
 import numpy as np
 
 from asymtrack_edge.runtime import Tracker
-from asymtrack_edge.runtime.sources.capture import LiveReader
-from asymtrack_edge.runtime.sources.sources import LiveSource
+from asymtrack_edge.runtime.sources import LiveSource
+from asymtrack_edge.runtime.sources.reader import LiveReader
 from tests.runtime.simulated import FakeCapture
 
 CAMERA, TRACKER = 60, 20

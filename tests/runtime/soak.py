@@ -22,10 +22,11 @@ import numpy as np
 
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
-from asymtrack_edge.runtime.outputs.files import BoxWriter, Sink, VideoWriter
-from asymtrack_edge.runtime.outputs.messages import FileSender, Result
-from asymtrack_edge.runtime.run import Session
-from asymtrack_edge.runtime.sources.sources import Source
+from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.outputs.pictures import VideoWriter
+from asymtrack_edge.runtime.outputs.rows import RowWriter, as_json, box_writer
+from asymtrack_edge.runtime.run import Run
+from asymtrack_edge.runtime.sources import Source
 from tests.runtime.simulated import ColourBackend, write_video
 
 #: Memory may grow by this much after the first tenth: the allocator's play, not a leak per frame.
@@ -53,13 +54,13 @@ class Coming(Sink):
     name = "coming and going"
     essential = False
 
-    def __init__(self, session: Session, truth: List[List[Box]], every: int) -> None:
-        self.session, self.truth, self.every = session, truth, every
+    def __init__(self, run: Run, truth: List[List[Box]], every: int) -> None:
+        self.run, self.truth, self.every = run, truth, every
         self.samples: List[List[float]] = []
         self.began = perf_counter()
 
     def write(self, result: Result) -> None:
-        count, tracker = self.session.count, self.session.tracker
+        count, tracker = self.run.count, self.run.tracker
         if count % 50 == 0:
             if len(tracker) > 3:
                 tracker.remove(tracker.ids[1])
@@ -91,24 +92,24 @@ def main(arguments: Optional[List[str]] = None) -> int:
             tracker = MultiTracker(ColourBackend())
         else:
             tracker = MultiTracker.load(options.model, threads=options.threads)
-        session = Session(tracker, reader, (), options.frames)
-        session.first_frame()
-        watch = Coming(session, truth, max(1, options.frames // 20))
-        sinks = [BoxWriter(folder / "o.csv", True), FileSender(folder / "o.jsonl"), watch]
+        run = Run(tracker, reader, options.frames)
+        run.first_frame()
+        watch = Coming(run, truth, max(1, options.frames // 20))
+        sinks = [box_writer(folder / "o.csv", True), RowWriter(folder / "o.jsonl", as_json), watch]
         if options.video:
-            sinks.append(VideoWriter(folder / f"o.{options.video}", 30))
+            sinks.append(VideoWriter(folder / f"o.{options.video}", 30, (240, 320)))
         for sink in sinks:
-            session.add_sink(sink)
-        session.start(truth[0])
-        session.run()
-        session.close()
+            run.sinks.append(sink)
+        run.start(truth[0])
+        run.follow()
+        run.close()
         rows = (folder / "o.jsonl").read_text().count("\n")
-    print(f"{session.count} frames, {session.unreadable} unreadable, {rows} messages written")
+    print(f"{run.count} frames, {run.unreadable} unreadable, {rows} messages written")
     early, late = watch.samples[1], watch.samples[-1]
     grown = late[1] - early[1]
     print(f"since a tenth of the way: {grown:+.1f} MB, {late[2] - early[2]:+.0f} descriptors")
     good = grown < PLAY_MB and late[2] <= early[2] and late[3] <= early[3]
-    good = good and session.count == options.frames and rows == session.count - session.unreadable
+    good = good and run.count == options.frames and rows == run.count - run.unreadable
     print("passed" if good else "FAILED")
     return 0 if good else 1
 

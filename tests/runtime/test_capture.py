@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError
-from asymtrack_edge.runtime.sources import capture
-from asymtrack_edge.runtime.sources.capture import LivePolicy, LiveReader, ReadAhead, open_reader
-from asymtrack_edge.runtime.sources.sources import LiveSource, Source, open_source
+from asymtrack_edge.runtime.sources import LiveSource, Source, open_source
+from asymtrack_edge.runtime.sources import reader as capture
+from asymtrack_edge.runtime.sources.reader import LivePolicy, LiveReader, ReadAhead, open_reader
 from tests.runtime.simulated import FakeCapture, Script
 
 EAGER = LivePolicy(stall_after=0.1, patience=0.6, first_delay=0.01, longest_delay=0.05)

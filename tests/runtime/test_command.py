@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import cv2
 import numpy as np
 import pytest
 
+from asymtrack_edge.files import OutputFile
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime.commands import track as command
+from asymtrack_edge.runtime.outputs.base import Result
+from asymtrack_edge.runtime.outputs.pictures import VideoWriter
+from asymtrack_edge.runtime.sources.reader import Captured
 from tests.runtime import fake_command
 from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
 
@@ -92,6 +98,52 @@ def test_udp_without_anybody_there_does_not_stop_the_run(video: Path, tmp_path: 
     assert len(rows(tmp_path / "b.csv")) == 40
 
 
+def test_times_of_the_source_in_messages_and_csv(video: Path, tmp_path: Path) -> None:
+    arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv"), "--pts"]
+    assert fake_command.main([str(video), *arguments, "--send", str(tmp_path / "o.jsonl")]) == 0
+    lines = (tmp_path / "o.jsonl").read_text().splitlines()
+    expected = pytest.approx([i / 25 for i in range(40)])
+    assert [json.loads(line)["pts"] for line in lines] == expected
+    assert list(rows(tmp_path / "b.csv")[0])[-2:] == ["state", "pts"]
+    assert [float(row["pts"]) for row in rows(tmp_path / "b.csv")] == expected
+
+
+@pytest.mark.parametrize("fps", [105.613, 66.667, 119.88, 29.97, 999.99, 0.5])
+def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
+    """MPEG-4's time base has 16 bits."""
+    writer = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
+    writer.write(Result(Captured(np.zeros((48, 64, 3), np.uint8), 0, 0.0, 0.0), {}, 0.0))
+    writer.close()
+    capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
+    assert capture.read()[0]
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30 if fps < 1 else fps, rel=5e-4)
+
+
+def test_a_video_that_cannot_be_encoded_leaves_earlier_files(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "b.csv").write_text("earlier")
+    monkeypatch.setattr(cv2, "VideoWriter", lambda *_: SimpleNamespace(isOpened=lambda: False))
+    monkeypatch.setattr(cv2, "VideoWriter_fourcc", lambda *_: 0, raising=False)
+    arguments = ["--boxes", str(tmp_path / "b.csv"), "--output", str(tmp_path / "o.mp4")]
+    assert fake_command.main([str(video), "--box", as_argument(TRUTH[0][0]), *arguments]) == 2
+    assert "no mp4v encoder" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"in.avi", "b.csv"} and (tmp_path / "b.csv").read_text() == "earlier"
+
+
+def test_the_source_is_not_written_over(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fake_command.main([str(video), "--box", "5,5,9,9", "--output", str(video)]) == 2
+    assert "is the source itself" in capsys.readouterr().err and count_frames(video) == 40
+
+
+def test_nothing_is_said_of_the_speed_of_no_update(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (video.parent / "one").mkdir()
+    cv2.imwrite(str(video.parent / "one" / "1.png"), next(coloured_patches(1))[0])
+    assert fake_command.main([str(video.parent / "one"), "--box", as_argument(TRUTH[0][0])]) == 0
+    out = capsys.readouterr().out
+    assert "1 frames at" in out and "update alone" not in out
+
+
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "frames"
     folder.mkdir()
@@ -101,7 +153,7 @@ def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: pytest.Captur
     (folder / "4.png").write_bytes(b"")
     (folder / "6.png").write_bytes((folder / "5.png").read_bytes()[:99])
     arguments = [str(folder), "--box", box, "--boxes", str(tmp_path / "b.csv"), "--max-frames", "10"]
-    assert fake_command.main([*arguments, "--json"]) == 0
+    assert fake_command.main([*arguments, "--json"]) == 1, "frames of the folder were not read"
     summary = json.loads(capsys.readouterr().out)
     assert summary["frames"] == 10 and summary["unreadable"] == 2
     assert [int(row["frame"]) for row in rows(tmp_path / "b.csv")] == [0, 1, 2, 3, 5, 7, 8, 9]
@@ -121,11 +173,19 @@ def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: pytest.Captur
         (["--box", "5,5,9,9", "--output", "x.gif"], ".mp4, .avi or .mkv"),
         (["--box", "5,5,9,9", "--web", "99999"], "--web takes a port"),
         (["--box", "5,5,9,9", "--patience", "-1"], "--patience"),
+        (["--box", "5,5,9,9", "--pts"], "--pts is a column of --boxes"),
+        (["--box", "5,5,9,9", "--show"], "--show needs a display"),
+        (["--select"], "--select needs a display"),
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: List[str], message: str, video: Path, capsys: pytest.CaptureFixture[str]
+    arguments: List[str],
+    message: str,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("DISPLAY", ":77")  # which nobody serves
     assert fake_command.main([str(video), *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
@@ -135,15 +195,16 @@ def test_failed_output_is_completed_and_the_others_go_on(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The disk fills up: the csv holds whole rows, the video all frames."""
-    from asymtrack_edge.runtime.outputs import files as outputs
 
-    def full(descriptor: int, data: bytes) -> int:
-        if b"20," in data[:4]:
+    def full(descriptor: int, data: memoryview) -> int:
+        if bytes(data[:3]) == b"20,":
             return real(descriptor, data[:7])  # the beginning of a row still fits
+        if len(data) < 40:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(descriptor, data)
 
-    real = outputs.os.write
-    monkeypatch.setattr(outputs.os, "write", full)
+    real = os.write
+    monkeypatch.setattr(os, "write", full)
     out = tmp_path / "out.mp4"
     arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv"), "--output", str(out)]
     assert fake_command.main([str(video), *arguments]) == 2
@@ -171,15 +232,14 @@ def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The source ends by itself; Ctrl-C and SIGTERM come just when the first output is completed."""
-    from asymtrack_edge.runtime.outputs import files as outputs
 
     def slow_close(self: Any) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
         close(self)
 
-    close = outputs.BoxWriter.close
-    monkeypatch.setattr(outputs.BoxWriter, "close", slow_close)
+    close = OutputFile.close
+    monkeypatch.setattr(OutputFile, "close", slow_close)
     arguments = ["--box", as_argument(TRUTH[0][0]), "--boxes", str(tmp_path / "b.csv")]
     arguments += ["--send", str(tmp_path / "o.jsonl")]
     before = signal.getsignal(signal.SIGINT)

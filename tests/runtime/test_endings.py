@@ -62,7 +62,7 @@ def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.S
     process = start(video, tmp_path, "--json")
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 0, err
+    assert process.returncode == 128 + number, err
     assert "interrupted: completing the files" in err and "Traceback" not in err
     frames = check_whole(tmp_path)
     assert count_frames(tmp_path / "o.mp4") in (frames, frames - 1)
@@ -88,15 +88,39 @@ def test_kill_loses_no_row(video: Path, tmp_path: Path) -> None:
     check_whole(tmp_path, f".o.{process.pid}.part.csv", f".o.{process.pid}.part.jsonl")
 
 
-def test_reader_of_stdout_goes_away(video: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.runtime.fake_command", str(video), "--send", "-"]
-    command += ["--box", BOX, "--boxes", str(tmp_path / "o.csv")]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(30) in (0, 1)
-    assert "Traceback" not in err
-    assert (tmp_path / "o.csv").read_text().endswith("\n")
+def run(shell: str, video: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a shell line; ``$TRACK`` is the command with its source and box."""
+    track = f"{sys.executable} -m tests.runtime.fake_command {video} --box {BOX} --max-frames 100"
+    environment = {**os.environ, "TRACK": track, "OUT": str(folder)}
+    return subprocess.run(["bash", "-c", shell], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "$TRACK --send - --boxes $OUT/o.csv | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}",
+        "$TRACK --boxes $OUT/o.csv >&-",
+        "$TRACK --boxes $OUT/o.csv 2>&-",
+        "$TRACK --boxes $OUT/o.csv <&- >&- 2>&-",
+        "$TRACK --boxes $OUT/o.csv --send - >&-",
+        "head -n 1 $OUT/pipe.jsonl >/dev/null & $TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl",
+    ],
+)
+def test_closed_streams_do_not_end_a_run(video: Path, tmp_path: Path, shell: str) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    ended = run(shell, video, tmp_path)
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
+    lines = (tmp_path / "o.csv").read_text().splitlines()
+    assert len(lines) == 101 and lines[-1].startswith("99,")
+
+
+def test_a_run_whose_only_reader_goes_away_ends_quietly(video: Path, tmp_path: Path) -> None:
+    ended = run("$TRACK --send - | head -n 2; exit ${PIPESTATUS[0]}", video, tmp_path)
+    assert ended.returncode == 0 and ended.stdout.count("\n") == 2 and "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("where", ["/dev/stdout", "/dev/fd/1"])
+def test_boxes_on_standard_output(video: Path, tmp_path: Path, where: str) -> None:
+    assert run(f"$TRACK --boxes {where} > $OUT/all", video, tmp_path).returncode == 0
+    lines = (tmp_path / "all").read_text().splitlines()
+    assert lines[0].startswith("frame,") and lines[100].startswith("99,") and "100 frames at" in lines[101]

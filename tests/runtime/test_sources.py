@@ -9,18 +9,19 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from time import monotonic
-from typing import Iterator, List
+from time import monotonic, sleep
+from typing import Callable, Iterator, List, Sequence, Tuple
 
 import cv2
 import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.runtime.sources import pipelines
-from asymtrack_edge.runtime.sources.capture import LivePolicy, open_reader
-from asymtrack_edge.runtime.sources.sources import open_source, without_password
-from tests.runtime.simulated import moving_square
+from asymtrack_edge.runtime import sources
+from asymtrack_edge.runtime.sources import Source, open_source, pipelines
+from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
+from asymtrack_edge.runtime.sources.streams import without_secrets
+from tests.runtime.simulated import coloured_patches, moving_square, write_video
 
 HERE = Path(__file__).parent
 needs_gstreamer = pytest.mark.skipif(
@@ -35,36 +36,42 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.fixture()
-def mjpeg_server() -> Iterator[str]:
-    """A camera that speaks HTTP, as many do: JPEG pictures in a multipart answer without end."""
-    pictures = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in moving_square(8, (320, 240))]
+PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in moving_square(8, (320, 240))]
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """``/live``: a camera without end; ``/sized`` and ``/unsized``: eight pictures one after the other."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        if self.path == "/live":
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
-            try:
-                for i in range(100000):
-                    data = pictures[i % 8]
-                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
-                    self.wfile.write(head.encode() + data + b"\r\n")
-                    if stop.wait(0.02):
-                        return
-            except OSError:
-                pass
-
-        def log_message(self, *_: object) -> None:
+        elif self.path == "/sized":
+            self.send_header("Content-Length", str(sum(map(len, PICTURES))))
+        self.end_headers()
+        try:
+            if self.path != "/live":
+                self.wfile.write(b"".join(PICTURES))
+                return
+            for i in range(100000):
+                data = PICTURES[i % 8]
+                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+                self.wfile.write(head.encode() + data + b"\r\n")
+                sleep(0.02)
+        except OSError:
             pass
 
-    stop = threading.Event()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/stream.mjpg"
-    stop.set()
-    server.shutdown()
-    server.server_close()
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serving.server_address[1]}"
+    serving.shutdown()
+    serving.server_close()
 
 
 def take(source: str, count: int) -> List[np.ndarray]:
@@ -72,10 +79,27 @@ def take(source: str, count: int) -> List[np.ndarray]:
         return [next(reader).image for _ in range(count)]
 
 
-def test_http_stream(mjpeg_server: str) -> None:
-    images = take(mjpeg_server, 5)
+def test_http_stream(server: str) -> None:
+    images = take(f"{server}/live", 5)
     assert all(image.shape == (240, 320, 3) and image.dtype == np.uint8 for image in images)
-    assert open_source(mjpeg_server).live
+    assert open_source(f"{server}/live").live
+
+
+def test_a_recording_over_http_has_an_end_and_waits(server: str) -> None:
+    """Raw JPEG pictures: OpenCV cannot tell how many there are."""
+    with open_reader(open_source(f"{server}/sized")) as reader:
+        assert not reader.source.live and reader.source.length is None
+        assert len([sleep(0.01) for _ in reader]) == 8
+
+
+def test_a_recording_over_http_whose_length_nobody_tells_ends_all_the_same(server: str) -> None:
+    """It is played twice, because only then it is known not to be live."""
+    lines: List[str] = []
+    with open_reader(open_source(f"{server}/unsized"), LivePolicy(first_delay=0.01), lines.append) as reader:
+        assert reader.source.live
+        list(reader)
+        assert reader.stats.received == 16
+    assert any("a recording, which ends here" in line for line in lines)
 
 
 @pytest.fixture()
@@ -102,7 +126,7 @@ def test_rtsp(rtsp_server: str) -> None:
 
 def test_rtsp_server_that_is_not_there_is_a_clear_error_soon() -> None:
     began = monotonic()
-    with pytest.raises(SourceError, match=r"cannot open rtsp://u:\*\*\*@127.0.0.1"):
+    with pytest.raises(SourceError, match=r"cannot open rtsp://127.0.0.1:\d+/\*\*\*:"):
         open_source(f"rtsp://u:secret@127.0.0.1:{free_port()}/x")
     assert monotonic() - began < 8
 
@@ -152,7 +176,7 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(pipeline)
         raise SourceError("no camera")
 
-    monkeypatch.setattr(pipelines, "open_pipeline", refuse)
+    monkeypatch.setattr(sources, "open_pipeline", refuse)
     with pytest.raises(SourceError):
         open_source("csi://1?width=1920&height=1080&fps=60&flip=2")
     assert re.search(r"nvarguscamerasrc sensor-id=1 .*width=1920,height=1080,framerate=60/1", seen[0])
@@ -161,6 +185,127 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises((UsageError, SourceError)):
             open_source(bad)
     assert len(seen) == 1
+
+
+def damage(path: Path, *frames: int) -> None:
+    """Overwrites the beginning of JPEG pictures in a file."""
+    data, at = bytearray(path.read_bytes()), -1
+    for number in range(max(frames) + 1):
+        at = data.index(b"\xff\xd8\xff", at + 1)
+        if number in frames:
+            data[at : at + 900] = bytes(900)
+    path.write_bytes(data)
+
+
+def read(path: Path) -> Tuple[str, Source]:
+    """Which frames of a file are readable, as ``"1101"``, and the source after its end."""
+    with open_source(str(path)) as source:
+        return "".join(str(int(image is not None)) for image in source), source
+
+
+def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.avi", 30)
+    damage(tmp_path / "v.avi", 11, 20, 21)
+    readable, source = read(tmp_path / "v.avi")
+    assert readable == "1" * 11 + "0" + "1" * 8 + "00" + "1" * 8
+    assert (source.missing, source.damaged) == (0, False)
+
+
+def test_a_video_damaged_to_its_end_says_what_is_missing(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.avi", 30)
+    damage(tmp_path / "v.avi", *range(11, 30))
+    readable, source = read(tmp_path / "v.avi")
+    assert (readable, source.missing, source.damaged) == ("1" * 11, 19, True)
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4"])
+def test_a_video_that_is_cut_off_says_so(tmp_path: Path, kind: str) -> None:
+    write_video(tmp_path / "v.avi", 30)
+    if kind == "mp4":
+        moov_first(tmp_path / "v.mp4")
+    data = (tmp_path / f"v.{kind}").read_bytes()
+    (tmp_path / f"cut.{kind}").write_bytes(data[: len(data) * 6 // 10])
+    assert read(tmp_path / f"v.{kind}")[0] == "1" * 30
+    readable, source = read(tmp_path / f"cut.{kind}")
+    assert 5 < len(readable) < 30 and source.missing == 30 - len(readable) and source.damaged
+
+
+def boxes_of(data: bytes, start: int, end: int) -> Iterator[Tuple[int, int, bytes]]:
+    """Begin, end and name of the boxes of an mp4."""
+    while start < end:
+        size = int.from_bytes(data[start : start + 4], "big")
+        yield start, start + size, data[start + 4 : start + 8]
+        start += size
+
+
+def edited(data: bytes, path: Sequence[bytes], new: Callable[[bytes], bytes]) -> bytes:
+    """An mp4 in which the content of the box at ``path`` is replaced, and the sizes around it are right."""
+    out = b""
+    for begin, end, name in boxes_of(data, 0, len(data)):
+        content = data[begin + 8 : end]
+        if name == path[0]:
+            content = edited(content, path[1:], new) if path[1:] else new(content)
+        out += (len(content) + 8).to_bytes(4, "big") + name + content
+    return out
+
+
+def write_mp4(path: Path, frames: int = 30) -> None:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (320, 240))
+    for frame, _ in coloured_patches(frames):
+        writer.write(frame)
+    writer.release()
+
+
+def moov_first(path: Path) -> None:
+    """Writes an mp4 that can be read although its end is missing."""
+    write_mp4(path)
+    data = path.read_bytes()
+    parts = {name: data[begin:end] for begin, end, name in boxes_of(data, 0, len(data))}
+    shift = len(parts[b"moov"])
+
+    def moved(table: bytes) -> bytes:
+        offsets = np.frombuffer(table[8:], ">u4") + shift
+        return table[:8] + offsets.astype(">u4").tobytes()
+
+    moov = edited(parts[b"moov"], [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stco"], moved)
+    path.write_bytes(parts.pop(b"ftyp") + moov + b"".join(v for k, v in parts.items() if k != b"moov"))
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 3), (180, 2), (270, 1)])
+def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, turns: int) -> None:
+    """The matrix in the track's header turns the picture clockwise; OpenCV 4.6 and 4.11 get it wrong."""
+    write_mp4(tmp_path / "v.mp4", 3)
+    cos, sin = round(np.cos(np.deg2rad(degrees))), round(np.sin(np.deg2rad(degrees)))
+    matrix = b"".join((v << 16).to_bytes(4, "big", signed=True) for v in (cos, sin, 0, -sin, cos, 0, 0, 0))
+
+    def turned(header: bytes) -> bytes:
+        return header[:40] + matrix + header[72:]
+
+    data = edited((tmp_path / "v.mp4").read_bytes(), [b"moov", b"trak", b"tkhd"], turned)
+    (tmp_path / "turned.mp4").write_bytes(data)
+    plain, upright = (next(iter(open_source(str(tmp_path / name)))) for name in ("v.mp4", "turned.mp4"))
+    assert plain is not None and np.array_equal(upright, np.rot90(plain, turns))
+
+
+def test_media_time_of_a_variable_frame_rate(tmp_path: Path) -> None:
+    """Four frames of a thirtieth of a second, then frames of a tenth."""
+    write_mp4(tmp_path / "v.mp4", 10)
+
+    def varied(table: bytes) -> bytes:
+        (delta,) = np.frombuffer(table[12:16], ">u4")
+        return table[:4] + np.array([2, 4, delta, 6, 3 * delta], ">u4").tobytes()
+
+    data = edited((tmp_path / "v.mp4").read_bytes(), [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"], varied)
+    (tmp_path / "v.mp4").write_bytes(data.replace(b"edts", b"free"))  # the edit list would hide the end
+    with open_reader(open_source(str(tmp_path / "v.mp4"))) as reader:
+        times = [frame.pts for frame in reader]
+    assert times == pytest.approx([i / 30 for i in range(4)] + [(4 + 3 * i) / 30 for i in range(6)], abs=0.001)
+
+
+def test_folders_and_cameras_have_no_media_time(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    with open_reader(open_source(str(tmp_path))) as reader:
+        assert next(reader).pts is None
 
 
 @pytest.mark.parametrize(
@@ -183,10 +328,24 @@ def test_folder_in_natural_order_with_bad_files(tmp_path: Path) -> None:
     (tmp_path / "3.png").write_bytes(b"")
     (tmp_path / "4.jpg").write_bytes((tmp_path / "10.png").read_bytes()[:30])
     (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "._1.png").write_bytes(b"x")
     images = list(open_source(str(tmp_path)))
     assert [None if i is None else int(i[0, 0, 0]) for i in images] == [1, 2, None, None, 10]
 
 
-def test_passwords_are_not_shown() -> None:
-    assert without_password("rtsp://me:p@ss:word@host/x") == "rtsp://me:***@host/x"
-    assert without_password("rtsp://host:554/x") == "rtsp://host:554/x"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://me:p@ss:word@host/x", "rtsp://host/***"),
+        ("rtsp://me:pa/ss@host/x", "rtsp://***"),
+        ("rtsp://me:12/34@host:554/x", "rtsp://***"),
+        ("rtsp://10.0.0.2:554/user=admin_password=secret_channel=1.sdp", "rtsp://10.0.0.2:554/***"),
+        ("http://[fe80::1]:80/video.cgi?user=admin&pwd=secret", "http://[fe80::1]:80/***"),
+        ("srt://host:9?passphrase=secret", "srt://host:9/***"),
+        ("rtsps://token@host", "rtsps://host/***"),
+        ("udp://239.0.0.1:1234", "udp://239.0.0.1:1234"),
+        ('could not open "rtsp://a:b@host/c" or http://d/e?f', 'could not open "rtsp://host/***" or http://d/***'),
+    ],
+)
+def test_secrets_are_not_shown(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown

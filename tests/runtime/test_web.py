@@ -19,7 +19,7 @@ import pytest
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
-from asymtrack_edge.runtime.run import Session
+from asymtrack_edge.runtime.run import Run
 from tests.runtime.simulated import ColourBackend, coloured_patches, write_video
 
 pytest.importorskip("starlette")
@@ -39,21 +39,21 @@ class Running:
     def __init__(self, video: Path, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0) -> None:
         engine = ColourBackend()
         engine.pause = pause
-        self.session = Session(MultiTracker(engine), open_reader(open_source(str(video))))
-        self.session.first_frame()
-        self.view = WebView(self.session, 0, host)
-        self.session.add_sink(self.view)
-        self.session.start(TRUTH[0][:marked])
-        self.session.paused = not marked
+        self.run = Run(MultiTracker(engine), open_reader(open_source(str(video))))
+        self.run.first_frame()
+        self.view = WebView(self.run, 0, host)
+        self.run.sinks.append(self.view)
+        self.run.start(TRUTH[0][:marked])
+        self.run.paused = not marked
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
         parts = urlsplit(self.view.url)
         self.address = f"127.0.0.1:{parts.port}"
 
     def _run(self) -> None:
-        self.session.run()
-        if not self.session.ended:
-            self.session.linger()
+        self.run.follow()
+        if not self.run.ended:
+            self.run.linger()
 
     def get(self, path: str, **headers: str) -> Tuple[int, bytes, Dict[str, str]]:
         connection = http.client.HTTPConnection(self.address, timeout=10)
@@ -65,9 +65,9 @@ class Running:
         return connect(f"ws://{self.address}{path}", max_size=None, compression=None, **options)
 
     def close(self) -> None:
-        self.session.end()
+        self.run.end()
         self.thread.join(10)
-        self.session.close()
+        self.run.close()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_box_is_taken_from_the_frame_that_was_shown(run: Callable[..., Running])
         while header["frame"] < start + 60:
             header = next_header(socket)
         done = answer_to(socket, action="mark", frame=start, box=list(TRUTH[start][2]))
-        colour = running.session.tracker.backend.colours[1]  # type: ignore[attr-defined]
+        colour = running.run.tracker.backend.colours[1]  # type: ignore[attr-defined]
     assert done["target"] == 1
     assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
 
@@ -163,7 +163,7 @@ def test_a_box_on_a_picture_long_gone_is_refused(run: Callable[..., Running]) ->
             pass
         refused = answer_to(socket, action="mark", frame=first, box=list(TRUTH[first][2]))
         assert "draw the box again" in refused["error"]
-    assert len(running.session.tracker) == 1
+    assert len(running.run.tracker) == 1
 
 
 def test_page_and_its_parts(run: Callable[..., Running]) -> None:
@@ -226,9 +226,9 @@ def test_slow_viewer_gets_few_pictures_but_fresh_ones(run: Callable[..., Running
     running = run(marked=1, pause=0.005)
     with running.connect() as socket:
         next_header(socket)
-        while running.session.count < 150:
+        while running.run.count < 150:
             sleep(0.02)  # shows nothing for long
-        before = running.session.count
+        before = running.run.count
         socket.recv(timeout=10)  # the one that was under way
         socket.send('{"action": "ack"}')
         assert next_header(socket)["frame"] >= before - 5
@@ -254,8 +254,8 @@ def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
                 next_header(socket)
 
     def rate(frames: int) -> float:
-        count, began = running.session.count, monotonic()
-        while running.session.count < count + frames:
+        count, began = running.run.count, monotonic()
+        while running.run.count < count + frames:
             sleep(0.005)
         return frames / (monotonic() - began)
 
@@ -285,7 +285,7 @@ def test_a_token_of_ones_own_outlives_a_restart(run: Callable[..., Running], mon
         assert running.get("/", authorization="Bearer of-my-own-0123456789")[0] == 200
     monkeypatch.setenv("ASYMTRACK_TOKEN", "short")
     with pytest.raises(UsageError, match="at least 16"):
-        WebView(running.session, 0, "0.0.0.0")
+        WebView(running.run, 0, "0.0.0.0")
 
 
 def test_rows_of_a_run_without_end_are_the_newest() -> None:
@@ -306,7 +306,7 @@ def test_rows_of_a_run_without_end_are_the_newest() -> None:
 def test_port_in_use_is_a_clear_error(run: Callable[..., Running]) -> None:
     running = run()
     with pytest.raises(SourceError, match="cannot serve the web view"):
-        WebView(running.session, int(running.address.split(":")[1]))
+        WebView(running.run, int(running.address.split(":")[1]))
 
 
 def test_viewer_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:

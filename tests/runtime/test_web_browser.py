@@ -122,7 +122,7 @@ def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Ru
     assert red > 150 and 90 < green < 210 and blue < 110
     page.click("button[aria-label='Remove target 0']")
     page.wait_for_selector("li[data-id='0']", state="detached")
-    assert run.session.tracker.ids == [1]
+    assert run.run.tracker.ids == [1]
     with page.expect_download() as download:
         page.click("#download")
     assert Path(download.value.path()).read_text().startswith("frame,x,y,w,h,score,state,target\n1,")
@@ -181,6 +181,6 @@ def test_end_button_and_lost_connection(open_page: Callable[..., Any], run: Runn
     page = open_page()
     page.click("#end")
     run.thread.join(10)
-    assert not run.thread.is_alive() and run.session.ended
-    run.session.close()
+    assert not run.thread.is_alive() and run.run.ended
+    run.run.close()
     until(page, "document.querySelector('#connection').dataset.state === 'lost'")

@@ -12,13 +12,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic, time
-from types import TracebackType
-from typing import Callable, Deque, Iterator, List, NamedTuple, Optional, Type
+from typing import Callable, Deque, Iterator, List, NamedTuple, Optional
 
 import numpy as np
 
 from asymtrack_edge.errors import SourceError
-from asymtrack_edge.runtime.sources.sources import LiveSource, Source
+from asymtrack_edge.runtime.sources.base import LiveSource, Source
 
 
 class Captured(NamedTuple):
@@ -30,12 +29,14 @@ class Captured(NamedTuple):
         received: ``time.monotonic()`` at which it reached this process.
         time: the same moment in seconds since 1970, by the system's clock when the frame was handed
             over. Ages are never computed from it: that clock may jump.
+        pts: its time on the source's own clock in seconds, such as that of a video; None without one.
     """
 
     image: Optional[np.ndarray]
     number: int
     received: float
     time: float
+    pts: Optional[float] = None
 
     @property
     def age(self) -> float:
@@ -124,12 +125,7 @@ class Reader(ABC):
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(
-        self,
-        kind: Optional[Type[BaseException]],
-        error: Optional[BaseException],
-        trace: Optional[TracebackType],
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _guarded(self) -> None:
@@ -147,14 +143,13 @@ class Reader(ABC):
     def _read(self) -> None:
         """Reads until the source ends or ``_closing`` is set; runs on the thread."""
 
-    def _deliver(self, image: Optional[np.ndarray], number: int, received: float) -> Captured:
-        stats = self.stats
-        age = monotonic() - received
+    def _deliver(self, frame: Captured) -> Captured:
+        stats, age = self.stats, frame.age
         stats.delivered += 1
-        stats.unreadable += image is None
+        stats.unreadable += frame.image is None
         stats.age = age
         stats.worst_age = max(stats.worst_age, age)
-        return Captured(image, number, received, time() - age)
+        return frame._replace(time=time() - age)
 
     def _finish(self) -> Captured:
         if self._error is not None:
@@ -176,7 +171,7 @@ class ReadAhead(Reader):
         self._thread.start()
 
     def __next__(self) -> Captured:
-        """See ``Reader``."""
+        """Waits for the next frame; any error of the source is raised here."""
         with self._changed:
             while not self._queue:
                 if self._closing:
@@ -184,17 +179,17 @@ class ReadAhead(Reader):
                 self._changed.wait()
             waiting = self._queue.popleft()
             self._changed.notify_all()
-        return self._deliver(waiting.image, waiting.number, waiting.received)
+        return self._deliver(waiting)
 
     def close(self) -> None:
-        """See ``Reader``. What was read ahead is dropped."""
+        """Ends the thread, releases the source and drops what was read ahead."""
         super().close()
         with self._changed:
             self._queue.clear()
 
     def _read(self) -> None:
         for number, image in enumerate(self.source):
-            frame = Captured(image, number, monotonic(), 0.0)
+            frame = Captured(image, number, monotonic(), 0.0, self.source.pts)
             with self._changed:
                 while len(self._queue) >= self._depth and not self._closing:
                     self._changed.wait()
@@ -232,7 +227,7 @@ class LiveReader(Reader):
         self._thread.start()
 
     def __next__(self) -> Captured:
-        """See ``Reader``."""
+        """Waits for a frame newer than the last, and reports meanwhile what the source does."""
         policy, stalled = self.policy, False
         while True:
             with self._changed:
@@ -245,7 +240,7 @@ class LiveReader(Reader):
             for line in news:
                 self._report(f"{self.source.name}: {line}")
             if newest is not None:
-                return self._deliver(newest.image, newest.number, newest.received)
+                return self._deliver(newest)
             if closing:
                 return self._finish()
             if silence > policy.stall_after and not stalled:
@@ -260,23 +255,27 @@ class LiveReader(Reader):
         gone: Optional[float] = None  # since when
         delay = self.policy.first_delay
         while not self._closing:
-            stamped = self._live.read()
-            if stamped is None:
+            read = self._live.read()
+            if read is None:
+                if self._live.ended:
+                    self._tell("gave the same frames twice: a recording, which ends here")
+                    return
                 if gone is None:
                     gone, delay = monotonic(), self.policy.first_delay
                     self._tell("went away; reconnecting")
                 self._reconnect(delay)
                 delay = min(2 * delay, self.policy.longest_delay)
                 continue
+            image, received = read
             if gone is not None:
                 self.stats.reconnects += 1
-                self._tell(f"back after {stamped.received - gone:.1f} s")
+                self._tell(f"back after {received - gone:.1f} s")
                 gone = None
             with self._changed:
                 if self._newest is not None:
                     self.stats.dropped += 1
-                self._newest = Captured(stamped.image, self.stats.received, stamped.received, 0.0)
-                self._heard = stamped.received
+                self._newest = Captured(image, self.stats.received, received, 0.0)
+                self._heard = received
                 self.stats.received += 1
                 self._changed.notify_all()
 

@@ -1,0 +1,185 @@
+"""Frames with the tracks drawn on them: as a video, as a strip of pictures, in a window."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import List, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.files import OutputFile, check_output, opencv_path, printable, write_image
+from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.target import State, Track
+
+#: Encoders do not tell that the disk is full, and need room for their index at the end.
+LEAST_FREE = 32 << 20
+
+#: BGR colours told apart by people with colour-blindness too (Okabe and Ito), one per target.
+COLOURS = (
+    (0, 159, 230),
+    (233, 180, 86),
+    (115, 158, 0),
+    (66, 228, 240),
+    (178, 114, 0),
+    (0, 94, 213),
+    (167, 121, 204),
+)
+
+
+def draw_track(frame: np.ndarray, track: Track, target: int = 0, label: str = "") -> None:
+    """Draws a box with its score into ``frame`` (BGR uint8, in place); thin and grey while lost."""
+    lost = track.state is State.LOST
+    colour: Tuple[int, int, int] = (150, 150, 150) if lost else COLOURS[target % len(COLOURS)]
+    x, y, w, h = (round(v) for v in track.box)
+    scale = max(0.4, min(frame.shape[:2]) / 900)
+    cv2.rectangle(frame, (x, y), (x + w, y + h), colour, 1 if lost else 2, cv2.LINE_AA)
+    text = f"{label}{track.score:.2f}{' lost' if lost else ''}"
+    at = x, y - 4 if y > 20 else y + h + int(24 * scale)
+    for paint, thickness in (((0, 0, 0), 3), (colour, 1)):  # a dark outline, to be read on any picture
+        cv2.putText(frame, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thickness, cv2.LINE_AA)
+
+
+def annotated(image: np.ndarray, result: Result) -> np.ndarray:
+    """A copy of ``image`` (BGR uint8) with the tracks drawn on it."""
+    picture = image.copy()
+    for number, track in result.tracks.items():
+        draw_track(picture, track, number, f"{number}: " if len(result.tracks) > 1 else "")
+    return picture
+
+
+def video_rate(fps: float) -> float:
+    """The rate next to ``fps`` that MPEG-4 can hold, whose time base has 16 bits; 30 if it makes no sense."""
+    if not 1 <= fps <= 1000:
+        return 30.0
+    return round(fps, 3 if fps < 65 else 2 if fps < 650 else 1)
+
+
+class VideoWriter(Sink):
+    """Writes the annotated frames as a video of a constant rate; frames without a picture are left out.
+
+    Args:
+        path: ``.mp4``, ``.avi`` or ``.mkv``.
+        fps: nominal rate; see ``video_rate``.
+        shape: (H, W, ...) of the first frame; others are resized to it.
+
+    Raises:
+        UsageError: it cannot be written there.
+        SourceError: this OpenCV cannot encode it.
+    """
+
+    def __init__(self, path: Path, fps: float, shape: Tuple[int, ...]) -> None:
+        self.name = printable(path)
+        if path.suffix.lower() not in (".mp4", ".avi", ".mkv"):
+            raise UsageError(f"the output video is .mp4, .avi or .mkv, not {self.name}")
+        if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
+            raise UsageError(f"{self.name} is a pipe: a video has to go back to write its index")
+        self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
+        self._checked = -1.0
+        self._file = OutputFile(path)
+        try:
+            self._check_disk()
+            code = "MJPG" if path.suffix.lower() == ".avi" else "mp4v"
+            fourcc = cv2.VideoWriter_fourcc(*code)  # type: ignore[attr-defined]
+            self._writer = cv2.VideoWriter(opencv_path(self._file.place), fourcc, video_rate(fps), self._size)
+            if not self._writer.isOpened():
+                raise SourceError(f"cannot encode {self.name}: this OpenCV has no {code} encoder; try an .avi")
+        except BaseException:
+            self._file.discard()
+            raise
+
+    def _check_disk(self) -> None:
+        now = monotonic()
+        if now - self._checked > 0.5:
+            self._checked = now
+            if shutil.disk_usage(self._file.place.parent).free < LEAST_FREE:
+                raise OSError(errno.ENOSPC, "the disk is almost full", self.name)
+
+    def write(self, result: Result) -> None:
+        """Adds the frame; the disk being almost full is an OSError."""
+        if result.frame.image is None:
+            return
+        self._check_disk()
+        picture = annotated(result.frame.image, result)
+        self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
+
+    def close(self) -> None:
+        """Completes the file."""
+        self._writer.release()
+        self._file.close()
+
+    def discard(self) -> None:
+        """Leaves an earlier file as it was."""
+        self._writer.release()
+        self._file.discard()
+
+
+class StripWriter(Sink):
+    """Keeps six annotated frames and writes them side by side when it is closed.
+
+    Args:
+        path: ``.png`` or ``.jpg``.
+        length: expected number of frames; None if unknown.
+    """
+
+    def __init__(self, path: Path, length: Optional[int]) -> None:
+        self.name = printable(path)
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise UsageError(f"the strip is a .png or .jpg, not {self.name}")
+        check_output(path)
+        self._path = path
+        self._every = max(1, (length or 120) // 6)
+        self._count = 0
+        self._tiles: List[np.ndarray] = []
+
+    def write(self, result: Result) -> None:
+        """Keeps every so manieth frame."""
+        image = result.frame.image
+        if image is not None and self._count % self._every == 0 and len(self._tiles) < 6:
+            self._tiles.append(annotated(image, result))
+        self._count += 1
+
+    def close(self) -> None:
+        """Writes what was kept."""
+        if self._tiles:
+            height = min(tile.shape[0] for tile in self._tiles)
+            tiles = [cv2.resize(t, (round(t.shape[1] * height / t.shape[0]), height)) for t in self._tiles]
+            write_image(self._path, np.concatenate(tiles, 1))
+
+
+class Window(Sink):
+    """Shows the annotated frames; the key q ends the run."""
+
+    name = "window"
+
+    def write(self, result: Result) -> None:
+        """Shows the frame."""
+        if result.frame.image is not None:
+            cv2.imshow("asymtrack-track", annotated(result.frame.image, result))
+            self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
+
+
+def check_display(option: str, instead: str) -> None:
+    """Opens a window in another process: without a display many builds of OpenCV abort theirs.
+
+    Raises:
+        UsageError: there is no display, or this OpenCV has no windows.
+    """
+    code = "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"
+    if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        try:
+            command = [sys.executable, "-c", code]
+            quiet = subprocess.DEVNULL
+            if not subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=30).returncode:
+                return
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    raise UsageError(f"{option} needs a display, and an OpenCV with windows: {instead}")

@@ -1,0 +1,110 @@
+"""URLs: live streams, and recordings behind HTTP."""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from http.client import HTTPException
+from typing import Any, Callable, List, Optional, Tuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.errors import SourceError
+from asymtrack_edge.runtime.sources.base import LiveSource, Source
+from asymtrack_edge.runtime.sources.files import Video
+
+#: Schemes read by OpenCV's FFmpeg as a stream.
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
+
+#: Milliseconds after which a silent stream counts as gone (opening it, and each frame of it).
+STREAM_TIMEOUT = 5000
+
+
+def open_stream(url: str) -> Source:
+    """A live stream, or a recording behind HTTP: that has an end, and waits for us.
+
+    Raises:
+        SourceError: it cannot be opened now.
+    """
+    shown = without_secrets(url)
+    http = url.startswith("http")
+    recording = http and _has_end(url)
+    first = _connect(url, shown)
+    # RTSP announces made-up lengths.
+    if recording or (http and 0 < first.get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
+        return Video(first, shown)
+    ready = [first]
+    kind = _HttpStream if http else LiveSource
+    return kind(shown, lambda: ready.pop() if ready else _connect(url, shown))
+
+
+class _HttpStream(LiveSource):
+    """A live stream over HTTP. If it gives the same frames twice it is a recording, and ends."""
+
+    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
+        super().__init__(name, connect)
+        self._count = self._first = 0
+        self._before = (0, 0)
+
+    def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
+        """Also compares how a connection began, and how many frames it gave, with the one before."""
+        read = super().read()
+        if read is None:
+            given = self._first, self._count
+            self.ended = self._count > 1 and given == self._before
+            self._before, self._count = given, 0
+        else:
+            if not self._count and read[0] is not None:
+                self._first = zlib.crc32(read[0])
+            self._count += 1
+        return read
+
+
+def _has_end(url: str) -> bool:
+    """Whether an HTTP server states a length: it is a file then, and no camera."""
+    parts = urlsplit(url)
+    headers = {"Range": "bytes=0-0"}  # for the answer's head; we read no more of it
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+    try:
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        with urlopen(Request(bare, headers=headers), timeout=STREAM_TIMEOUT / 1000) as answer:
+            kind = answer.headers.get_content_type()
+            sized = answer.headers.get("Content-Length") is not None
+    except (OSError, ValueError, HTTPException):
+        return False
+    return sized and not re.search(r"^(image|multipart)/|mpegurl|dash\+xml", kind)
+
+
+def _connect(url: str, shown: str) -> cv2.VideoCapture:
+    parameters: List[int] = []
+    for name in ("CAP_PROP_OPEN_TIMEOUT_MSEC", "CAP_PROP_READ_TIMEOUT_MSEC"):
+        prop = getattr(cv2, name, None)  # OpenCV before 4.5.2 waits 30 seconds instead
+        if prop is not None:
+            parameters += [prop, STREAM_TIMEOUT]
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, parameters) if parameters else cv2.VideoCapture(url)
+    if not capture.isOpened():
+        raise SourceError(f"cannot open {shown}: is the server up, the path right, the password too?")
+    return capture
+
+
+def without_secrets(text: str) -> str:
+    """A text with every URL in it as ``rtsp://host:554/***``, for messages, logs and documents.
+
+    Cameras and servers take passwords and tokens before the host, in paths and in queries.
+    """
+    return re.sub(r"(\w+://)([^/?#\s\"']*)([^\s\"']*)", _shown, text)
+
+
+def _shown(url: re.Match[str]) -> str:
+    scheme, place, rest = url.groups()
+    host = place.rpartition("@")[2]
+    # A password with a slash in it looks like a host and a path.
+    if "@" in rest or not re.fullmatch(r"(\[[\da-fA-F:.%]+\]|[\w.-]*)(:\d*)?", host):
+        return f"{scheme}***"
+    return scheme + host + ("" if rest in ("", "/") and host == place else "/***")

@@ -17,7 +17,7 @@ FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 CLIP := build/clip/carphone_pristine.mp4
 CLIP_BOX := 60,14,57,88
 
-.PHONY: setup demo test lint types unit device clean
+.PHONY: setup demo test lint types unit device commands clean
 
 setup: $(VENV)/.installed
 
@@ -65,6 +65,10 @@ $(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
 	$(VENV38)/bin/python -m pip install --quiet --upgrade "pip>=23"
 	$(VENV38)/bin/python -m pip install --quiet -c constraints.txt pytest ".[openvino]"
 	touch $@
+
+# The page of commands is made from their parsers; a test says when it is out of date.
+commands: setup
+	$(BIN)/python -m tests.docs_commands
 
 clean:
 	rm -rf build dist $(VENV) $(VENV38) *.egg-info demo-output

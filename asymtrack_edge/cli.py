@@ -54,13 +54,16 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
-    """Adds the model: ``args.model``, a bundled variant or a directory; a list of them if ``several``."""
+    """Adds the model: ``args.model``, a bundled variant or a directory.
+
+    With ``several`` it is a list of them; None where an option is not given.
+    """
     text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
     options: Any = {"metavar": "MODEL", "help": text + ("" if positional else " (default: T)")}
     if several:
-        options["nargs"] = "+"
+        options.update(nargs="+", action="extend")
     if not positional:
-        options["default"] = ["T"] if several else "T"
+        options["default"] = None if several else "T"
     parser.add_argument("model" if positional else "--model", **options)
 
 

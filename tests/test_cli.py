@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import List
 
 import pytest
 
-from asymtrack_edge import cli
+import asymtrack_edge
+from asymtrack_edge import cli, commands
 from asymtrack_edge.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parsed(arguments: List[str]) -> object:
@@ -67,3 +75,49 @@ def test_mistakes_are_one_line_and_exit_code_2(
 def test_a_box_is_four_numbers(text: str) -> None:
     with pytest.raises(UsageError, match="--box takes x,y,w,h in pixels"):
         cli.box_argument(text)
+
+
+def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(commands.COMMANDS)
+    assert commands.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"asymtrack-edge {asymtrack_edge.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"), [("trakc", "did you mean track?"), ("xyz", "choose among export, build, check, track")]
+)
+def test_a_mistyped_command(typed: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main([typed]) == 2
+    error = capsys.readouterr().err
+    assert f"there is no command {typed!r}" in error and words in error and len(error.splitlines()) == 1
+
+
+def test_asymtrack_runs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.main(["export", "--variant", "X"]) == 2
+    assert "unknown variant 'X'" in capsys.readouterr().err
+
+
+def test_entry_points_are_the_commands() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options.entry_points"]["console_scripts"].split("\n")
+    entries = dict(line.split(" = ") for line in lines if line)
+    assert entries.pop("asymtrack") == "asymtrack_edge.commands:main"
+    assert entries == {f"asymtrack-{name}": f"{module}:main" for name, (module, _) in commands.COMMANDS.items()}
+
+
+def test_the_list_of_commands_is_quick() -> None:
+    """Listing imports no command, and nothing heavy."""
+    code = "import sys, asymtrack_edge.commands as c; c.main([]); print(sorted(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"'numpy'", "'cv2'", "'torch'", "'onnxruntime'"} & set(re.findall(r"'[\w.]+'", ran.stdout))
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    """``make commands`` writes it; it is made where torch is absent."""
+    code = "import sys; sys.modules['torch'] = None; from tests.docs_commands import page; print(page(), end='')"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == (ROOT / "docs" / "commands.md").read_text(encoding="utf-8"), "run: make commands"

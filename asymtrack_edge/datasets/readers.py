@@ -87,7 +87,7 @@ def _otb_sequence(name: str, path: Path) -> Sequence:
     omitted = splits.OTB_OMITTED.get(folder.name, 0)
     number = path.stem.rpartition(".")[2]
     aliases = tuple(f"{folder.name}{mark}{number}" for mark in ".-_") if number.isdigit() else ()
-    return Sequence(name, frames.cut(omitted, len(frames)), truth[omitted:], aliases=aliases)
+    return Sequence(name, frames.cut(omitted, len(frames)), truth[omitted:], aliases=aliases, omitted=omitted)
 
 
 def _lasot_folders(root: Path, wanted: Callable[[str], bool], looked_for: str) -> Loaders:

@@ -63,6 +63,7 @@ class Sequence:
             where the data set does not say.
         size: width and height of the frames in pixels; None to have it measured when it is needed.
         aliases: what other toolkits call the sequence.
+        omitted: frames at the start that the data set's toolkit leaves out, and others do not.
         withheld: only the start box is published.
         note: what was not as published and is mended here; empty where nothing was.
 
@@ -77,6 +78,7 @@ class Sequence:
     absent: Optional[np.ndarray] = None
     size: Optional[Tuple[int, int]] = None
     aliases: Tuple[str, ...] = ()
+    omitted: int = 0
     withheld: bool = False
     note: str = ""
 

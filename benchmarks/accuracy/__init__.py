@@ -1,6 +1,6 @@
-"""Accuracy of trackers on the field's data sets: readers, one-pass evaluation, metrics, tables and plots.
+"""Accuracy of trackers on the field's data sets: one-pass evaluation, metrics, tables and plots.
 
-The command is ``asymtrack-eval`` (``command.py``); ``docs/accuracy.md`` states which definition of each
+The command is ``asymtrack-eval`` (``command.py``); ``docs/evaluation.md`` states which definition of each
 metric is used on which data set.
 """
 

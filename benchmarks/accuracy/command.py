@@ -3,213 +3,333 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS
-from asymtrack_edge.benchmarks.accuracy.metrics import (
-    SequenceScore,
-    by_attribute,
-    score_sequence,
-    summarise,
-)
-from asymtrack_edge.benchmarks.accuracy.plots import draw_plots
+from asymtrack_edge.benchmarks.accuracy import plots, probes
+from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS, Protocol
+from asymtrack_edge.benchmarks.accuracy.executors import Executor, LocalExecutor, RayExecutor
+from asymtrack_edge.benchmarks.accuracy.metrics import by_attribute, counted, score_sequence, summarise
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
-from asymtrack_edge.benchmarks.accuracy.results import ResultStore, speed, split_complete
-from asymtrack_edge.benchmarks.accuracy.run import run
+from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
 from asymtrack_edge.datasets.readers import Kind
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import DatasetError, UsageError
+from asymtrack_edge.files import printable, read_lines
+
+_NAMES = [name for name, kind in DATASETS.items() if kind.protocol]
 
 _EXAMPLES = """\
-asymtrack-eval folder my-sequences --tracker T --tracker opencv:MIL --plots plots
-asymtrack-eval lasot /data/LaSOT --tracker exports/asymtrack-b --jobs 4 --json lasot.json
-asymtrack-eval got10k-test /data/GOT-10k --tracker S        (writes the zip for the server)
-asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing <sequence>.txt files)
+asymtrack-eval folder my-sequences --model T S --tracker opencv:MIL --plots plots
+asymtrack-eval lasot /data/LaSOT --model exports/asymtrack-b --jobs 4 --json lasot.json
+asymtrack-eval got10k-test /data/GOT-10k --model S          (writes the zip for the server)
+asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing result files)
+asymtrack-eval attributes lasot /data/LaSOT results/lasot/asymtrack-t other/LaSOT
+asymtrack-eval features T --clip video.mp4 --box 120,80,40,60
 """
 
 _DESCRIPTION = f"""\
-Evaluate trackers on a data set in one pass, scored as the data set's toolkit does.
+Evaluates trackers on a data set in one pass, scored as the data set's toolkit does.
 
-data sets (layouts and metric definitions: docs/accuracy.md):
-  {", ".join(DATASETS)}
+data sets (their layouts and metrics: docs/evaluation.md):
+  {", ".join(_NAMES[:7])},
+  {", ".join(_NAMES[7:])}
 
 trackers:
-  T, S, B                     this package's bundled weights
-  exports/asymtrack-t-fp16    an export directory
-  opencv:MIL                  OpenCV's own; also KCF, CSRT (opencv-contrib-python),
+  --model T S B               this package's bundled weights
+  --model exports/t-fp16      a directory written by asymtrack-export
+  --tracker opencv:MIL        OpenCV's own; also KCF, CSRT (opencv-contrib-python),
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
-  python:module:callable      your own: returns an object with init(frame, box) and update(frame)
+  --tracker python:mod:name   your own: returns an object with init(frame, box) and update(frame)
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; ``run`` is the one meant where a data set is named."""
     parser = cli.parser("asymtrack-eval", _DESCRIPTION, _EXAMPLES)
-    parser.add_argument("dataset", choices=list(DATASETS), metavar="DATASET", help="which data set (above)")
-    parser.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
-    parser.add_argument("--tracker", action="append", default=[], metavar="NAME", help="run this one (repeatable)")
-    parser.add_argument(
-        "--results",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="DIR",
-        help="score these files (repeatable)",
+    commands = parser.add_subparsers(dest="command", required=True, metavar="DATASET | COMMAND")
+
+    run = commands.add_parser("run", help="evaluate on DATASET; the word itself may be left out", allow_abbrev=False)
+    _add_data(run)
+    cli.add_model(run, several=True)
+    several: Dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    run.add_argument("--tracker", metavar="NAME", help="opencv:... and python:... (above)", **several)
+    run.add_argument("--results", type=Path, metavar="DIR", help="score the result files in DIR", **several)
+    cli.add_backend(run)
+    run.add_argument("--no-recover", dest="recover", action="store_false", help="do not look for lost targets")
+    run.add_argument(
+        "--jobs", type=cli.positive, default=1, metavar="N", help="processes (default: 1, as timings want)"
     )
-    parser.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help="default: results")
-    parser.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
-    parser.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
-    parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
-    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of each process")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1; timings want 1)")
-    parser.add_argument("--fresh", action="store_true", help="run again what already has results")
-    parser.add_argument("--per-sequence", action="store_true", help="print the table of sequences too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="write success and precision plots, PNG and SVG")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to FILE")
+    run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto or local")
+    run.add_argument("--fresh", action="store_true", help="run again what already has results")
+    cli.add_output(run, "where results go (default: results)")
+    run.add_argument("--per-sequence", action="store_true", help="print the table of sequences too")
+    run.add_argument("--plots", type=Path, metavar="DIR", help="draw success and precision plots, PNG and SVG")
+    run.set_defaults(body=_run, output=Path("results"))
+
+    text = "draw the gap between trackers by attribute"
+    attributes = commands.add_parser("attributes", help=text, description=text, allow_abbrev=False)
+    _add_data(attributes)
+    attributes.add_argument(
+        "results", nargs="+", type=Path, metavar="RESULTS", help="the first: held against the others"
+    )
+    cli.add_output(attributes, "where attributes.png and .svg go (default: plots)")
+    attributes.set_defaults(body=_attributes, output=Path("plots"))
+
+    for name, (text, body) in probes.COMMANDS.items():
+        probe = commands.add_parser(name, help=text, description=body.__doc__, allow_abbrev=False)
+        probe.add_argument("root", type=Path, metavar="FOLDER", help="sequences in GOT-10k's layout")
+        cli.add_model(probe)
+        cli.add_backend(probe)
+        cli.add_json(probe)
+        probe.set_defaults(body=body)
     return parser
 
 
+def _add_data(parser: Any) -> None:
+    parser.add_argument("dataset", choices=_NAMES, metavar="DATASET", help="which data set (above)")
+    parser.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
+    parser.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
+    parser.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
+    cli.add_json(parser)
+
+
 def main(argv: Optional[Items[str]] = None) -> int:
-    """Runs the command; returns 0, 1 (a sequence failed), 2 (a mistake in its use) or 130 (interrupted)."""
-    return cli.run(_evaluate, _parser().parse_args(argv))
+    """Runs the command.
+
+    Returns:
+        0; 1 where a sequence is not as published or has no score; 2 for a mistake in its use; 130 or 143
+        where it was interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in _NAMES:
+        words.insert(0, "run")
+    for stream in (sys.stdout, sys.stderr):  # names of sequences may be no UTF-8
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    args = make_parser().parse_args(words)
+    return cli.run(args.body, args)
 
 
-def _evaluate(args: argparse.Namespace) -> int:
-    if not args.tracker and not args.results:
-        raise UsageError("nothing to evaluate: give --tracker or --results")
-    if args.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
-    dataset = DATASETS[args.dataset]
-    opened = open_dataset(args.dataset, args.root, args.attributes)
-    wanted = _names(args.sequences)
-    sequences = [opened.sequence(name) for name in (opened.names if wanted is None else opened.select(wanted))]
-    frames = sum(len(s) for s in sequences)
-    print(f"{dataset.title}: {len(sequences)} sequences, {frames} frames")
-    if dataset.size is not None and args.sequences is None and len(sequences) != dataset.size:
-        print(f"note: the published set has {dataset.size} sequences: do not compare with published figures")
-    specs = [TrackerSpec(name, args.backend, args.device, args.threads) for name in args.tracker]
-    labels = [spec.label for spec in specs] + [path.resolve().name for path in args.results]
+class _Data(NamedTuple):
+    """What is evaluated.
+
+    Attributes:
+        kind: which data set.
+        protocol: how it is scored.
+        sequences: those that can be read.
+        left_out: those that cannot -> why.
+        notes: of ``sequences`` -> what is not as published.
+    """
+
+    kind: Kind
+    protocol: Protocol
+    sequences: List[Sequence]
+    left_out: Dict[str, str]
+    notes: Dict[str, str]
+
+
+def _read(args: argparse.Namespace, say: Callable[..., None]) -> _Data:
+    """Reads the sequences that are asked for; a bad one costs itself alone.
+
+    Raises:
+        DatasetError: the data set is not laid out as published, or none of its sequences can be read.
+    """
+    dataset = open_dataset(args.dataset, args.root, args.attributes)
+    kind = dataset.kind
+    names = dataset.names if args.sequences is None else dataset.select(_names(args.sequences))
+    data = _Data(kind, PROTOCOLS[kind.protocol], [], {}, {})
+    for name in names:
+        try:
+            sequence = dataset.sequence(name)
+        except DatasetError as error:
+            data.left_out[name] = str(error)
+            continue
+        data.sequences.append(sequence)
+        if sequence.note:
+            data.notes[name] = f"sequence {name}: {sequence.note}"
+        elif not sequence.withheld and not counted(data.protocol, sequence).any():
+            data.notes[name] = f"sequence {name}: no frame can be scored: the target is absent or not annotated in all"
+    if not data.sequences:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        raise DatasetError(f"no sequence can be read: {data.left_out[names[0]]}{more}")
+    say(f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
+    if kind.size is not None and args.sequences is None and len(names) != kind.size:
+        say(f"note: the published set has {kind.size} sequences: do not compare with published figures")
+    return data
+
+
+def _names(option: str) -> List[str]:
+    """Names given on the command line, or in a file of them."""
+    names = read_lines(option) if Path(option).is_file() else [name for name in option.split(",") if name]
+    if not names:
+        raise UsageError("--sequences names no sequence")
+    return names
+
+
+def _say(args: argparse.Namespace) -> Callable[..., None]:
+    """Prints where JSON on standard output is not disturbed."""
+    stream = sys.stderr if args.json == "-" else sys.stdout
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _run(args: argparse.Namespace) -> int:
+    say = _say(args)
+    names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
+    options = (args.backend, args.device, args.threads, args.precision, args.recover)
+    specs = [TrackerSpec(name, *options) for name in names]
+    _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
+    data = _read(args, say)
+    evaluations = []
+    if specs:
+        executor: Executor = LocalExecutor(args.jobs) if args.ray is None else RayExecutor(args.ray, args.jobs)
+        for spec in specs:
+            store = ResultStore(args.output / args.dataset / spec.label, data.kind.layout)
+            identity = spec.identity()
+            store.claim(identity, args.fresh)
+            failures = _track(data, spec, store, executor, args.fresh, say)
+            evaluations.append(_score(data, spec.label, store, identity, failures))
+    evaluations += [_score_foreign(data, path) for path in args.results]
+    say(f"{data.protocol.definition}\n\n{text_report(evaluations, args.per_sequence)}")
+    if args.jobs > 1 or args.ray:
+        say("note: speeds were measured with several processes side by side")
+    summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
+    if args.plots is not None and summaries:
+        for path in plots.draw_curves(_title(args, data), summaries, args.plots):
+            say(f"wrote {printable(path)}")
+    return _finish(args, data, evaluations, say)
+
+
+def _attributes(args: argparse.Namespace) -> int:
+    say = _say(args)
+    _refuse_namesakes([path.resolve().name for path in args.results])
+    data = _read(args, say)
+    evaluations = [_score_foreign(data, path) for path in args.results]
+    scores = {e.tracker: e.attributes for e in evaluations if e.attributes}
+    if not scores:
+        raise UsageError(f"no sequence of {data.kind.title} has attributes here: give --attributes DIR, the toolkit's")
+    say(text_report(evaluations))
+    tags, found = plots.gaps(scores)
+    for name, gap in found.items():
+        say(f"{name} - {next(iter(scores))}: " + ", ".join(f"{tag} {value:+.2f}" for tag, value in zip(tags, gap)))
+    for path in plots.draw_attributes(_title(args, data), scores, args.output):
+        say(f"wrote {printable(path)}")
+    return _finish(args, data, evaluations, say)
+
+
+def _title(args: argparse.Namespace, data: _Data) -> str:
+    return args.root.resolve().name if args.dataset == "folder" else data.kind.title
+
+
+def _refuse_namesakes(labels: List[str]) -> None:
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them apart")
-    evaluations = [_run_and_score(dataset, args, sequences, spec) for spec in specs]
-    for path in args.results:
-        if not path.is_dir():
-            raise UsageError(f"there is no folder of results {path}")
-        store = ResultStore(path, dataset.layout)
-        evaluations.append(_score(dataset, sequences, store, path.resolve().name, None, {}))
-    protocol = PROTOCOLS[dataset.protocol]
-    print(f"{protocol.definition}\n\n{text_report(evaluations, args.per_sequence)}")
-    if args.jobs > 1:
-        print(f"note: speeds were measured with {args.jobs} processes side by side")
-    summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
-    if args.plots is not None and summaries:
-        title = args.root.resolve().name if args.dataset == "folder" else dataset.title
-        for path in draw_plots(title, summaries, args.plots):
-            print(f"wrote {path}")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        report = json_report(args.dataset, protocol.definition, evaluations)
-        args.json.write_text(json.dumps(report, indent=1) + "\n")
-    for e in evaluations:
-        for name, error in e.failures.items():
-            print(f"error: {e.tracker} failed on {name}: {error}", file=sys.stderr)
-        if e.submission is not None:
-            print(f"wrote {e.submission}, ready for the {dataset.title} server")
-        if e.summary is None and not e.failures:
-            print(f"{e.tracker}: the ground truth of {dataset.title} is withheld: only its server can score")
-    return 1 if any(e.failures for e in evaluations) else 0
 
 
-def _names(option: Optional[str]) -> Optional[List[str]]:
-    """Names given on the command line, or in a file of them."""
-    if option is None:
-        return None
-    names = Path(option).read_text().split() if Path(option).is_file() else option.split(",")
-    if not any(names):
-        raise UsageError("--sequences names no sequence")
-    return [name for name in names if name]
-
-
-def _run_and_score(dataset: Kind, args: argparse.Namespace, sequences: List[Sequence], spec: TrackerSpec) -> Evaluation:
-    store = ResultStore(args.output / args.dataset / spec.label, dataset.layout)
-    identity = spec.identity()
-    store.claim(identity, args.fresh)
-    if args.fresh:
-        store.forget(sequences)
-    done, missing = split_complete(store, sequences)
-    if done:
-        print(f"{spec.label}: {len(done)} sequences already have results (--fresh runs them again)")
-    with _progress(spec.label, sum(len(s) for s in missing)) as advance:
-        outcomes = run(spec, missing, store, min(args.jobs, max(1, len(missing))), advance)
+def _track(
+    data: _Data, spec: TrackerSpec, store: ResultStore, executor: Executor, fresh: bool, say: Callable[..., None]
+) -> Dict[str, str]:
+    """Runs a tracker where results are missing, and writes them; returns sequence -> error."""
+    if fresh:
+        store.forget(data.sequences)
+    missing = [sequence for sequence in data.sequences if not store.complete(sequence)]
+    if len(missing) < len(data.sequences):
+        say(f"{spec.label}: {len(data.sequences) - len(missing)} sequences already have results (--fresh redoes them)")
     failures = {}
-    for outcome in outcomes:
-        if outcome.error is None:
-            continue
-        failures[outcome.sequence.name] = outcome.error
-        if outcome.detail:
-            log = store.root / "errors" / f"{outcome.sequence.name}.txt"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            log.write_text(outcome.detail)
-            failures[outcome.sequence.name] += f" (traceback: {log})"
-    return _score(dataset, sequences, store, spec.label, identity, failures)
+    with _progress(spec.label, sum(map(len, missing))) as advanced:
+        for outcome in executor.run(spec, missing, advanced):
+            name = outcome.sequence.name
+            if outcome.error is None:
+                store.write(outcome.sequence, outcome.boxes, outcome.times)
+                continue
+            failures[name] = outcome.error
+            if outcome.detail:
+                failures[name] += f" (traceback: {printable(store.log(name, outcome.detail))})"
+    return failures
+
+
+def _score_foreign(data: _Data, folder: Path) -> Evaluation:
+    return _score(data, folder.resolve().name, ForeignResults(folder, data.sequences), None, {})
 
 
 def _score(
-    dataset: Kind,
-    sequences: List[Sequence],
-    store: ResultStore,
+    data: _Data,
     label: str,
+    store: Union[ResultStore, ForeignResults],
     identity: Optional[Dict[str, object]],
     failures: Dict[str, str],
 ) -> Evaluation:
     """Scores the result files, so that what is reported is what is written."""
-    protocol = PROTOCOLS[dataset.protocol]
-    there = [s for s in sequences if s.name not in failures]
-    found: List[Tuple[Sequence, SequenceScore]] = []
-    for sequence in there:
-        score = score_sequence(protocol, sequence, store.boxes(sequence))
+    scores, times, notes = [], [], {}
+    for sequence in data.sequences:
+        if sequence.name in failures:
+            continue
+        try:
+            boxes, seconds, note = store.read(sequence)
+        except DatasetError as error:
+            failures[sequence.name] = str(error)
+            continue
+        times.append(seconds)
+        if note:
+            notes[sequence.name] = note
+        score = score_sequence(data.protocol, sequence, boxes)
         if score is not None:
-            found.append((sequence, score))
-    scores = [score for _, score in found]
+            scores.append(score)
     submission = None
-    if identity is not None and dataset.layout in ("got10k", "trackingnet") and not failures:
-        submission = str(store.submission(there))
+    if isinstance(store, ResultStore) and store.layout in ("got10k", "trackingnet") and not (failures or data.left_out):
+        submission = str(store.submission(data.sequences))
     return Evaluation(
-        tracker=label,
-        identity=identity,
-        summary=summarise(protocol, scores) if scores else None,
-        attributes=by_attribute(protocol, [s for s, _ in found], scores) if scores else {},
-        speed=speed([store.times(s) for s in there]),
-        failures=failures,
-        submission=submission,
+        label,
+        identity,
+        summarise(data.protocol, scores) if scores else None,
+        by_attribute(data.protocol, scores),
+        speed(times),
+        failures,
+        notes,
+        submission,
     )
 
 
+def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], say: Callable[..., None]) -> int:
+    """Writes the JSON and says what is missing; returns the exit code."""
+    report = json_report(args.dataset, data.protocol.definition, data.left_out, data.notes, evaluations)
+    if isinstance(args.json, str) and args.json != "-":
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+    cli.write_json(args.json, report)
+    for e in evaluations:
+        if e.submission is not None:
+            say(f"wrote {printable(e.submission)}, ready for the {data.kind.title} server")
+    if all(sequence.withheld for sequence in data.sequences):
+        say(f"the ground truth of {data.kind.title} is withheld: only its server can score")
+    problems: List[Tuple[str, str]] = [*data.left_out.items(), *data.notes.items()]
+    for e in evaluations:
+        problems += [(name, f"{e.tracker} failed on {name}: {error}") for name, error in e.failures.items()]
+        problems += [(name, f"{e.tracker} on {name}: {note}") for name, note in e.notes.items()]
+    if not problems:
+        return 0
+    names = dict.fromkeys(name for name, _ in problems)
+    total = len(data.sequences) + len(data.left_out)
+    print(f"{len(names)} of {total} sequences are not whole: {', '.join(names)}", file=sys.stderr)
+    for _, text in problems:
+        print(f"error: {text}", file=sys.stderr)
+    return 1
+
+
 @contextmanager
-def _progress(label: str, frames: int) -> Iterator[Callable[[int], None]]:
-    """A bar that counts frames; a plain line every thousand where tqdm is not installed."""
+def _progress(label: str, frames: int) -> Iterator[Callable[[int], Any]]:
+    """A bar that counts frames, where tqdm is installed; seldom renewed where it goes to a file."""
     try:
         from tqdm import tqdm
     except ImportError:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            if (done + count) // 1000 > done // 1000 or done + count == frames:
-                print(f"{label}: {done + count} of {frames} frames", file=sys.stderr)
-            done += count
-
-        yield advance
+        yield lambda count: None
         return
-    with tqdm(total=frames, desc=label, unit="frame", disable=not frames) as bar:
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=frames, desc=label, unit="frame", disable=not frames, mininterval=seconds) as bar:
         yield bar.update
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 from typing import Sequence as Items
 
@@ -16,14 +16,16 @@ from asymtrack_edge.benchmarks.accuracy.results import Speed
 HEADINGS: Dict[str, str] = {
     "auc": "AUC",
     "auc_visible": "AUC vis",
+    "success": "Success",
     "precision": "P",
     "norm_precision": "P_norm",
     "sr50": "OP50",
-    "success": "Success",
     "ao": "AO",
     "sr0.5": "SR0.5",
     "sr0.75": "SR0.75",
 }
+#: The metric that stands for a data set: the first of these that it has.
+MAIN = ("auc", "success", "ao")
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Evaluation:
     Attributes:
         tracker: label.
         identity: what made the results; None for result files of unknown origin.
-        summary: scores; None where the ground truth is withheld or every sequence failed.
+        summary: scores; None where there are none.
         attributes: scores of the sequences that share an attribute.
         speed: as measured during the run.
-        failures: sequence -> error line.
+        failures: sequence without a score -> why, in one line.
+        notes: sequence with a score -> what was done to its results.
         submission: zip file for the data set's server.
     """
 
@@ -45,26 +48,31 @@ class Evaluation:
     summary: Optional[Summary]
     attributes: Dict[str, Summary]
     speed: Speed
-    failures: Dict[str, str]
+    failures: Dict[str, str] = field(default_factory=dict)
+    notes: Dict[str, str] = field(default_factory=dict)
     submission: Optional[str] = None
 
 
-def table(rows: Items[Tuple[str, Dict[str, float]]], first: str, counts: Optional[Items[int]] = None) -> str:
+def main_metric(summary: Summary) -> float:
+    """The metric that stands for the data set: success AUC, or AO."""
+    return next(summary.metrics[name] for name in MAIN if name in summary.metrics)
+
+
+def table(rows: Items[Tuple[str, Summary]], first: str, counted: bool = True) -> str:
     """Aligned text table of metrics in percent.
 
     Args:
-        rows: (name, metrics) each; the metrics of the first decide the columns.
+        rows: (name, scores) each.
         first: heading of the names.
-        counts: a further column, how many sequences a row is over.
+        counted: a further column tells how many sequences a row is over.
     """
-    names = [m for m in HEADINGS if any(m in metrics for _, metrics in rows)]
+    names = [m for m in HEADINGS if any(m in scores.metrics for _, scores in rows)]
     width = max([len(first), *(len(name) for name, _ in rows)])
-    head = f"{first:<{width}}" + ("      n" if counts is not None else "")
-    lines = [head + "".join(f"{HEADINGS[m]:>9}" for m in names)]
-    for i, (name, metrics) in enumerate(rows):
-        line = f"{name:<{width}}" + (f"{counts[i]:>7}" if counts is not None else "")
-        values = (metrics.get(m, math.nan) for m in names)
-        lines.append(line + "".join("        -" if math.isnan(v) else f"{100 * v:9.2f}" for v in values))
+    lines = [f"{first:<{width}}" + ("      n" if counted else "") + "".join(f"{HEADINGS[m]:>9}" for m in names)]
+    for name, scores in rows:
+        values = (scores.metrics.get(m, math.nan) for m in names)
+        cells = "".join("        -" if math.isnan(v) else f"{100 * v:9.2f}" for v in values)
+        lines.append(f"{name:<{width}}" + (f"{len(scores.sequences):>7}" if counted else "") + cells)
     return "\n".join(lines)
 
 
@@ -73,15 +81,13 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
     parts: List[str] = []
     for e in evaluations:
         if e.summary is not None and per_sequence:
-            parts.append(table([(s.name, s.metrics) for s in e.summary.sequences], f"{e.tracker}, by sequence"))
+            rows = [(s.name, e.summary._replace(metrics=s.metrics)) for s in e.summary.sequences]
+            parts.append(table(rows, f"{e.tracker}, by sequence", counted=False))
         if e.attributes:
-            counts = [len(s.sequences) for s in e.attributes.values()]
-            rows = [(tag, s.metrics) for tag, s in e.attributes.items()]
-            parts.append(table(rows, f"{e.tracker}, by attribute", counts))
-    scored = [e for e in evaluations if e.summary is not None]
+            parts.append(table(list(e.attributes.items()), f"{e.tracker}, by attribute"))
+    scored = [(e.tracker, e.summary) for e in evaluations if e.summary is not None]
     if scored:
-        rows = [(e.tracker, e.summary.metrics) for e in scored if e.summary is not None]
-        parts.append(table(rows, "tracker", [len(e.summary.sequences) for e in scored if e.summary is not None]))
+        parts.append(table(scored, "tracker"))
     timed = [e for e in evaluations if e.speed.frames]
     if timed:
         width = max(len("speed (P7)"), *(len(e.tracker) for e in timed))
@@ -104,36 +110,35 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def json_report(dataset: str, definition: str, evaluations: Items[Evaluation]) -> Dict[str, Any]:
+def _json(e: Evaluation) -> Dict[str, Any]:
+    scores = e.summary or Summary({}, {}, ())
+    return {
+        "tracker": e.tracker,
+        "identity": e.identity,
+        "metrics": scores.metrics if e.summary else None,
+        "curves": {name: {"thresholds": x, "values": y} for name, (x, y) in scores.curves.items()},
+        "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
+        "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
+        "speed": {
+            "protocol": "P7",
+            "frames": e.speed.frames,
+            "frames_over_total_time": e.speed.total,
+            "mean_of_rates": e.speed.mean_of_rates,
+        },
+        "failures": e.failures,
+        "notes": e.notes,
+        "submission": e.submission,
+    }
+
+
+def json_report(
+    dataset: str, definition: str, left_out: Dict[str, str], notes: Dict[str, str], evaluations: Items[Evaluation]
+) -> Dict[str, Any]:
     """Everything in the tables and plots, JSON-serialisable; metrics are shares of 1, not percent."""
     return {
         "dataset": dataset,
         "definition": definition,
-        "trackers": [
-            {
-                "tracker": e.tracker,
-                "identity": e.identity,
-                "metrics": _plain(e.summary.metrics) if e.summary else None,
-                "curves": {
-                    name: {"thresholds": _plain(x), "values": _plain(y)}
-                    for name, (x, y) in (e.summary.curves.items() if e.summary else ())
-                },
-                "sequences": {
-                    s.name: {"frames": s.counted, **_plain(s.metrics)}
-                    for s in (e.summary.sequences if e.summary else ())
-                },
-                "attributes": {
-                    tag: {"sequences": len(s.sequences), **_plain(s.metrics)} for tag, s in e.attributes.items()
-                },
-                "speed": {
-                    "protocol": "P7",
-                    "frames": e.speed.frames,
-                    "frames_over_total_time": _plain(e.speed.total),
-                    "mean_of_rates": _plain(e.speed.mean_of_rates),
-                },
-                "failures": e.failures,
-                "submission": e.submission,
-            }
-            for e in evaluations
-        ],
+        "left_out": left_out,
+        "notes": notes,
+        "trackers": [_plain(_json(e)) for e in evaluations],
     }

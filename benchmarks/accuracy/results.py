@@ -11,8 +11,8 @@ seconds per frame, the first being the initialisation.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -20,16 +20,20 @@ from typing import Sequence as Items
 
 import numpy as np
 
-from asymtrack_edge.datasets.sequences import Sequence, read_boxes, read_labels
+from asymtrack_edge.datasets import Sequence
+from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
+from asymtrack_edge.files import OutputFile, printable, write_text
 
 #: File beside the results that says what made them.
 IDENTITY_FILE = "tracker.json"
+#: What pytracking puts before the names of some data sets' sequences.
+PREFIXES = ("", "uav_", "nfs_")
 
 
 @dataclass(frozen=True)
 class ResultStore:
-    """Result files of one tracker on one data set.
+    """Result files that this package writes, of one tracker on one data set.
 
     Attributes:
         root: their folder.
@@ -41,15 +45,11 @@ class ResultStore:
 
     def box_file(self, name: str) -> Path:
         """Where the boxes of sequence ``name`` are."""
-        if self.layout == "got10k":
-            return self.root / name / f"{name}_001.txt"
-        return self.root / f"{name}.txt"
+        return self.root / name / f"{name}_001.txt" if self.layout == "got10k" else self.root / f"{name}.txt"
 
     def time_file(self, name: str) -> Path:
         """Where the times of sequence ``name`` are."""
-        if self.layout == "got10k":
-            return self.root / name / f"{name}_time.txt"
-        return self.root / "times" / f"{name}_time.txt"
+        return self.root / (name if self.layout == "got10k" else "times") / f"{name}_time.txt"
 
     def write(self, sequence: Sequence, boxes: np.ndarray, times: np.ndarray) -> None:
         """Writes one result; the box file appears last and whole, so that its presence means complete.
@@ -63,30 +63,21 @@ class ResultStore:
         _write(self.time_file(sequence.name), [f"{t:.8f}" for t in times])
         _write(self.box_file(sequence.name), [",".join(f"{v:.3f}" for v in box) for box in boxes])
 
-    def boxes(self, sequence: Sequence) -> np.ndarray:
-        """Reads the boxes of one sequence, float64 ``(N, 4)``.
+    def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
+        """Reads what ``write`` wrote; as ``ForeignResults.read``."""
+        return _read(sequence, self.box_file(sequence.name), self.time_file(sequence.name))
 
-        Raises:
-            DatasetError: the file is missing, unreadable or has another number of rows.
-        """
-        path = self.box_file(sequence.name)
-        boxes = read_boxes(path)
-        if len(boxes) != len(sequence):
-            raise DatasetError(f"{path}: {len(boxes)} boxes for {len(sequence)} frames")
-        return boxes
-
-    def times(self, sequence: Sequence) -> np.ndarray:
-        """Reads the seconds per frame, float64 ``(N,)``; empty where they are not there or not whole."""
-        try:
-            times = read_labels(self.time_file(sequence.name))
-        except DatasetError:
-            return np.zeros(0)
-        return times if len(times) == len(sequence) else np.zeros(0)
+    def log(self, name: str, text: str) -> Path:
+        """Writes what a failed sequence has to tell; returns the file."""
+        path = self.root / "errors" / f"{name}.txt"
+        _write(path, text.splitlines())
+        return path
 
     def complete(self, sequence: Sequence) -> bool:
-        """Whether the sequence has a result for every frame."""
+        """Whether the sequence has a result for every frame, and no more."""
         try:
-            return self.boxes(sequence).shape == (len(sequence), 4)
+            _, _, note = self.read(sequence)
+            return not note
         except DatasetError:
             return False
 
@@ -103,7 +94,7 @@ class ResultStore:
         path = self.root / IDENTITY_FILE
         if not fresh and path.exists():
             try:
-                found = json.loads(path.read_text())
+                found = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise UsageError(f"cannot read {path} ({error}): redo its results with --fresh") from None
             if found != identity:
@@ -121,7 +112,7 @@ class ResultStore:
         """Removes the results of ``sequences``."""
         for sequence in sequences:
             for path in (self.box_file(sequence.name), self.time_file(sequence.name)):
-                if path.exists():
+                with suppress(FileNotFoundError):
                     path.unlink()
 
     def submission(self, sequences: Items[Sequence]) -> Path:
@@ -129,17 +120,92 @@ class ResultStore:
 
         GOT-10k: a folder per sequence with its box and time files. TrackingNet: the box files alone.
         """
-        target = self.root.with_name(f"{self.root.name}.zip")
-        partial = target.with_name(f"{target.name}.part")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        path = self.root.with_name(f"{self.root.name}.zip")
+        with OutputFile(path) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
             for sequence in sequences:
                 files = [self.box_file(sequence.name)]
                 if self.layout == "got10k":
                     files.append(self.time_file(sequence.name))
-                for path in files:
-                    archive.write(path, str(path.relative_to(self.root)))
-        os.replace(partial, target)
-        return target
+                for found in files:
+                    archive.write(found, str(found.relative_to(self.root)))
+        return path
+
+
+class ForeignResults:
+    """Result files of any toolkit, found under the names that toolkits give them.
+
+    A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, in upper or lower case, its name with
+    pytracking's prefixes, or one of ``Sequence.aliases``. The files lie in the folder itself, or in that
+    of its subfolders (pytracking's ``<tracker>_000``) which has the most.
+
+    Args:
+        root: the folder.
+        sequences: what is looked for.
+
+    Raises:
+        UsageError: there is no such folder, or no result in it.
+    """
+
+    def __init__(self, root: Path, sequences: Items[Sequence]) -> None:
+        if not root.is_dir():
+            raise UsageError(f"there is no folder of results {printable(root)}")
+        found = []
+        for base in [root, *sorted(p for p in root.iterdir() if p.is_dir())]:
+            files = [*base.glob("*.txt"), *base.glob("*/*.txt")]
+            index = {path.relative_to(base).with_suffix("").as_posix().lower(): path for path in files}
+            matches = ((s.name, _candidate(s, index)) for s in sequences)
+            found.append({name: path for name, path in matches if path is not None})
+        self.root = root
+        self.files = max(found, key=len)
+        if not self.files:
+            first = f"{sequences[0].name}.txt"
+            raise UsageError(f"{printable(root)} holds no result of any sequence: looked for {first} and so on")
+
+    def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
+        """Reads one result.
+
+        Returns:
+            boxes: float64 ``(N, 4)``, x, y, w, h.
+            times: float64 ``(N,)``, seconds; empty where they are not there or not whole.
+            note: what was done to make it fit; empty where nothing was.
+
+        Raises:
+            DatasetError: the file is missing or unreadable, or has fewer rows than the sequence has frames.
+        """
+        path = self.files.get(sequence.name)
+        if path is None:
+            raise DatasetError(f"{printable(self.root)} holds no result of it")
+        name = f"{path.stem[:-4] if path.stem.endswith('_001') else path.stem}_time.txt"
+        beside, apart = path.with_name(name), path.parent / "times" / name
+        return _read(sequence, path, beside if beside.is_file() else apart)
+
+
+def _candidate(sequence: Sequence, index: Dict[str, Path]) -> Any:
+    for name in (sequence.name, *sequence.aliases):
+        for key in (f"{prefix}{name}".lower() for prefix in PREFIXES):
+            if key in index or f"{key}/{key}_001" in index:
+                return index.get(key) or index[f"{key}/{key}_001"]
+    return None
+
+
+def _read(sequence: Sequence, path: Path, times: Path) -> Tuple[np.ndarray, np.ndarray, str]:
+    boxes, note = read_boxes(path), ""
+    if len(boxes) < len(sequence):
+        raise DatasetError(f"{printable(path)}: {len(boxes)} boxes for {len(sequence)} frames")
+    if len(boxes) == len(sequence) + sequence.omitted:
+        boxes = boxes[sequence.omitted :]
+    elif len(boxes) > len(sequence):
+        note = f"{len(boxes)} boxes in the results for {len(sequence)} frames: cut to the annotation"
+        boxes = boxes[: len(sequence)]
+    seconds = np.zeros(0)
+    with suppress(DatasetError):
+        seconds = read_labels(times)
+    return boxes, seconds if len(seconds) == len(sequence) else np.zeros(0), note
+
+
+def _write(path: Path, lines: List[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "\n".join(lines) + "\n")
 
 
 @dataclass(frozen=True)
@@ -164,17 +230,3 @@ def speed(times: Items[np.ndarray]) -> Speed:
     if not len(joined):
         return Speed(0, float("nan"), float("nan"))
     return Speed(len(joined), float(len(joined) / joined.sum()), float((1 / joined).mean()))
-
-
-def _write(path: Path, lines: List[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, path)
-
-
-def split_complete(store: ResultStore, sequences: Items[Sequence]) -> Tuple[List[Sequence], List[Sequence]]:
-    """Sequences that have a whole result, and those that must be run."""
-    done = [s for s in sequences if store.complete(s)]
-    names = {s.name for s in done}
-    return done, [s for s in sequences if s.name not in names]

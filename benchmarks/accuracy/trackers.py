@@ -2,7 +2,7 @@
 
 A tracker is named by a string:
 
-* ``T``, ``S``, ``B`` or an export directory: this package
+* ``T``, ``S``, ``B`` or a directory written by asymtrack-export: this package
 * ``opencv:MIL``, ``opencv:KCF``, ``opencv:CSRT``
 * ``opencv:nano=BACKBONE.onnx,HEAD.onnx`` and ``opencv:vit=MODEL.onnx``
 * ``python:module:callable``: an importable callable that returns an object with ``init`` and ``update``
@@ -24,7 +24,10 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import __version__
-from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.errors import BoxError, UsageError
+from asymtrack_edge.geometry import check_box
+from asymtrack_edge.manifest import FILE_NAME
+from asymtrack_edge.variants import VARIANTS
 
 _OPENCV_CONTRIB = ("KCF", "CSRT")
 
@@ -57,21 +60,22 @@ class BoxTracker:
 class _OpenCvTracker:
     """OpenCV's trackers: whole-pixel boxes, and none where the target is lost (the last one stays)."""
 
-    def __init__(self, create: Callable[[], Any]) -> None:
+    def __init__(self, create: Callable[[], Any], smallest: int) -> None:
         self.create = create
+        self.smallest = smallest
         self.tracker: Any = None
         self.box: Tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
     def init(self, frame: np.ndarray, box: Items[float]) -> None:
+        x, y, w, h = check_box(box, frame.shape)
+        left, top = max(round(x), 0), max(round(y), 0)
+        right, bottom = min(round(x + w), frame.shape[1]), min(round(y + h), frame.shape[0])
+        if min(right - left, bottom - top) < self.smallest:
+            raise BoxError(f"{w:g}x{h:g} pixels, less outside the frame, is too small a box for this tracker of OpenCV")
         # A new object each time: some of OpenCV's trackers cannot be initialised twice.
         self.tracker = self.create()
-        left, top = round(box[0]), round(box[1])
-        right, bottom = max(round(box[0] + box[2]), left + 1), max(round(box[1] + box[3]), top + 1)
-        height, width = frame.shape[:2]
-        left, top = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
-        right, bottom = min(max(right, left + 1), width), min(max(bottom, top + 1), height)
         self.tracker.init(frame, (left, top, right - left, bottom - top))
-        self.box = tuple(float(v) for v in box)
+        self.box = (x, y, w, h)
 
     def update(self, frame: np.ndarray) -> Tuple[float, ...]:
         found, box = self.tracker.update(frame)
@@ -86,24 +90,31 @@ class TrackerSpec:
 
     Attributes:
         name: the string described in the module's docstring.
-        backend: inference backend, for this package's trackers.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        threads: CPU threads; None for the runtime's default.
+        backend, device, threads, precision, recover: as ``Tracker.load`` takes them; all but the threads
+            are for this package's trackers.
     """
 
     name: str
     backend: str = "auto"
     device: str = "auto"
     threads: Optional[int] = None
+    precision: Optional[str] = None
+    recover: bool = True
+
+    @property
+    def kind(self) -> str:
+        """``"opencv"``, ``"python"``, or ``"model"`` for this package's trackers."""
+        kind = self.name.partition(":")[0]
+        return kind if kind in ("opencv", "python") and ":" in self.name else "model"
 
     @property
     def label(self) -> str:
         """Short name, fit for a folder."""
-        if self.name.startswith("opencv:"):
+        if self.kind == "opencv":
             return "opencv-" + self.name[7:].partition("=")[0].lower()
-        if self.name.startswith("python:"):
+        if self.kind == "python":
             return re.sub(r"[^\w.-]+", "-", self.name[7:])
-        if self.name.upper() in ("T", "S", "B"):
+        if self.name.upper() in VARIANTS:
             return f"asymtrack-{self.name.lower()}"
         return Path(self.name).resolve().name
 
@@ -113,35 +124,38 @@ class TrackerSpec:
         Raises:
             AsymTrackError: it does not exist, or what it needs is missing.
         """
-        if self.name.startswith("opencv:"):
+        if self.kind == "opencv":
             if self.threads is not None:
                 cv2.setNumThreads(self.threads)
-            return BoxTracker(_OpenCvTracker(_opencv_factory(self.name[7:])))
-        if self.name.startswith("python:"):
+            # MIL looks for features in the box, for ever where it is smaller than this.
+            smallest = 6 if self.name.upper() == "OPENCV:MIL" else 1
+            return BoxTracker(_OpenCvTracker(_opencv_factory(self.name[7:]), smallest))
+        if self.kind == "python":
             return BoxTracker(_import_callable(self.name[7:])())
         from asymtrack_edge.runtime import Tracker
 
-        return BoxTracker(Tracker.load(self.name, self.backend, self.device, self.threads))
+        options = {"backend": self.backend, "device": self.device, "threads": self.threads}
+        return BoxTracker(Tracker.load(self.name, precision=self.precision, recover=self.recover, **options))
 
     def identity(self) -> Dict[str, Any]:
         """What decides this tracker's results and times, for telling old results from new ones."""
         identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
-        if self.name.startswith("opencv:"):
+        if self.kind == "opencv":
             # Asked for here too, so that a tracker this OpenCV lacks is refused before anything is written.
             _opencv_factory(self.name[7:])
             identity["opencv"] = cv2.__version__
             identity["sha256"] = [_sha256(path) for path in _opencv_models(self.name[7:])]
-        elif self.name.startswith("python:"):
+        elif self.kind == "python":
             _import_callable(self.name[7:])
             source = getattr(sys.modules[self.name[7:].partition(":")[0]], "__file__", None)
             identity["sha256"] = [_sha256(Path(source))] if source else []
         else:
-            from asymtrack_edge.manifest import FILE_NAME
             from asymtrack_edge.runtime.backends.loading import model_folder
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
             identity["sha256"] = [_sha256(model_folder(self.name) / FILE_NAME)]
-            identity.update(backend=self.backend, device=self.device, version=__version__)
+            identity.update(backend=self.backend, device=self.device, precision=self.precision)
+            identity.update(recovers=self.recover, version=__version__)
         return identity
 
 
@@ -205,16 +219,3 @@ def _opencv_attribute(attribute: str, tracker: str) -> Any:
     if found is None:
         raise UsageError(f"opencv:{tracker} is not in OpenCV {cv2.__version__}: install a newer one")
     return found
-
-
-def require_trax() -> Any:
-    """Imports the TraX bindings.
-
-    Raises:
-        MissingDependencyError: they are not installed.
-    """
-    try:
-        import trax
-    except ImportError:
-        raise MissingDependencyError("vot-trax", "vot", "driving a tracker by the VOT toolkit") from None
-    return trax

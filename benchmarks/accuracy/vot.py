@@ -1,8 +1,8 @@
 """TraX entry point: lets the VOT toolkit drive a tracker.
 
-``python -m asymtrack_edge.benchmarks.accuracy.vot --tracker T`` speaks the TraX protocol on its standard
+``python -m asymtrack_edge.benchmarks.accuracy.vot --model T`` speaks the TraX protocol on its standard
 input and output, or on the socket that the toolkit names in the environment. It answers with rectangles
-and a ``confidence``; several objects are followed by one tracker each. See docs/accuracy.md for the
+and a ``confidence``; several objects are followed by one tracker each. See docs/evaluation.md for the
 entry in the toolkit's ``trackers.ini``.
 """
 
@@ -14,11 +14,10 @@ from contextlib import suppress
 from typing import Any, List, Optional, Tuple
 from typing import Sequence as Items
 
-import cv2
-
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec, require_trax
-from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec
+from asymtrack_edge.errors import MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.files import printable, read_image
 
 
 def serve(spec: TrackerSpec) -> int:
@@ -27,7 +26,10 @@ def serve(spec: TrackerSpec) -> int:
     Raises:
         AsymTrackError: the TraX bindings or the tracker are missing, or a frame cannot be read.
     """
-    trax = require_trax()
+    try:
+        import trax
+    except ImportError:
+        raise MissingDependencyError("vot-trax", "vot", "driving a tracker by the VOT toolkit") from None
     # Made before the server: a model that does not load must be told in words, not as a dead connection.
     spare: List[BoxTracker] = [spec.build()]
     following: List[BoxTracker] = []
@@ -76,9 +78,9 @@ def serve(spec: TrackerSpec) -> int:
 
 def _read(images: Any) -> Any:
     path = images["color"].path()
-    frame = cv2.imread(path, cv2.IMREAD_COLOR)
+    frame = read_image(path)
     if frame is None:
-        raise SourceError(f"cannot read the frame {path} that the client asked for")
+        raise SourceError(f"cannot read the frame {printable(path)} that the client asked for")
     return frame
 
 
@@ -101,17 +103,16 @@ def main(argv: Optional[Items[str]] = None) -> int:
     parser = cli.parser(
         "python -m asymtrack_edge.benchmarks.accuracy.vot",
         "Serve a tracker over the TraX protocol, for the VOT toolkit.",
-        "python -m asymtrack_edge.benchmarks.accuracy.vot --tracker exports/asymtrack-t-fp16",
+        "python -m asymtrack_edge.benchmarks.accuracy.vot --model exports/asymtrack-t-fp16",
     )
-    parser.add_argument("--tracker", default="T", metavar="NAME", help="as for asymtrack-eval (default: T)")
-    parser.add_argument("--backend", default="auto", help="inference backend (default: auto)")
-    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    cli.add_model(parser)
+    parser.add_argument("--tracker", metavar="NAME", help="another tracker, as for asymtrack-eval")
+    cli.add_backend(parser)
     return cli.run(_serve, parser.parse_args(argv))
 
 
 def _serve(args: argparse.Namespace) -> None:
-    serve(TrackerSpec(args.tracker, args.backend, args.device, args.threads))
+    serve(TrackerSpec(args.tracker or args.model, args.backend, args.device, args.threads, args.precision))
 
 
 if __name__ == "__main__":

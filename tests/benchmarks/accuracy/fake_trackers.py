@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 import numpy as np
 
@@ -38,11 +40,20 @@ class DiesOnBlack(Still):
         return super().update(frame)
 
 
-class Counting(Still):
-    """Counts how many sequences were begun in this process."""
+class DiesOnce(Still):
+    """Ends its process where a frame is black, the first time; the file named by DIES_ONCE remembers."""
 
-    begun = 0
+    def update(self, frame):
+        if not frame.any() and not Path(os.environ["DIES_ONCE"]).exists():
+            Path(os.environ["DIES_ONCE"]).touch()
+            os._exit(7)
+        return super().update(frame)
 
-    def init(self, frame, box):
-        Counting.begun += 1
-        super().init(frame, box)
+
+class NeverReturns(Still):
+    """Does not return where a frame is black."""
+
+    def update(self, frame):
+        while not frame.any():
+            time.sleep(60)
+        return super().update(frame)

@@ -124,8 +124,8 @@ def test_missing_bindings_and_models_are_one_line(monkeypatch, capsys):
 
 
 def test_missing_model_is_one_line(trax, capsys):
-    assert vot.main(["--tracker", "no/such/export"]) == 2
-    assert "no export directory" in capsys.readouterr().err
+    assert vot.main(["--model", "no/such/model"]) == 2
+    assert "no/such/model" in capsys.readouterr().err
 
 
 def test_a_real_client_over_pipes(tmp_path):

@@ -1,0 +1,48 @@
+"""``asymtrack``: the seven commands behind one name; ``asymtrack track ...`` is ``asymtrack-track ...``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from typing import Dict, Optional, Sequence, Tuple
+
+import asymtrack_edge
+
+#: Module and purpose of each command.
+COMMANDS: Dict[str, Tuple[str, str]] = {
+    "export": ("asymtrack_edge.export.command", "write a checkpoint as verified ONNX models and engines"),
+    "build": ("asymtrack_edge.runtime.commands.build", "build TensorRT engines on the device that runs them"),
+    "check": ("asymtrack_edge.runtime.commands.check", "hold a backend of this device against the verified model"),
+    "track": ("asymtrack_edge.runtime.commands.track", "follow objects in videos, cameras and streams"),
+    "bench": ("asymtrack_edge.benchmarks.speed.command", "measure speed, energy and memory"),
+    "eval": ("asymtrack_edge.benchmarks.accuracy.command", "measure accuracy on data sets"),
+    "train": ("asymtrack_edge.training.command", "train, fine-tune and label"),
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; without arguments it lists the commands."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        # What a command needs is imported when it is asked for: torch alone takes seconds.
+        code: int = importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
+        return code
+    if name in ("-h", "--help", "help"):
+        print("usage: asymtrack COMMAND ...\n")
+        for command, (_, purpose) in COMMANDS.items():
+            print(f"  {command:8}{purpose}")
+        print("\nasymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same.")
+        return 0
+    if name == "--version":
+        print(f"asymtrack-edge {asymtrack_edge.__version__}")
+        return 0
+    near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
+    print(f"error: there is no command {name!r}: {hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

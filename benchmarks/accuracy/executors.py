@@ -1,0 +1,280 @@
+"""Running a tracker over sequences: in worker processes here, or as tasks of a Ray cluster.
+
+No tracker runs in the process of the command: one that crashes costs its sequence alone, and one that never
+returns can be ended. An executor yields how each sequence ended; whoever asked writes the results, so that the
+files are the same wherever the tracker ran.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import signal
+import sys
+import tempfile
+import traceback
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Protocol, cast
+from typing import Sequence as Items
+
+import numpy as np
+
+from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec
+from asymtrack_edge.datasets import Sequence
+from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
+from asymtrack_edge.files import printable
+
+#: Frames between two reports of progress.
+_REPORT_EVERY = 20
+#: How often a task of Ray is run again when its worker or node dies.
+_RETRIES = 3
+
+Advanced = Callable[[int], Any]
+
+
+class Outcome(NamedTuple):
+    """How one sequence ended.
+
+    Attributes:
+        sequence: which one.
+        boxes: float64 ``(N, 4)``, x, y, w, h; row 0 is the start box; None after an error.
+        times: float64 ``(N,)``, seconds of ``init`` and of each ``update``, decoding of files left out.
+        error: one line; None where there is a result.
+        detail: the traceback, where there is one.
+    """
+
+    sequence: Sequence
+    boxes: Optional[np.ndarray] = None
+    times: Optional[np.ndarray] = None
+    error: Optional[str] = None
+    detail: str = ""
+
+
+class Executor(Protocol):
+    """What runs trackers."""
+
+    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
+        """Runs a tracker over sequences.
+
+        Args:
+            spec: the tracker.
+            sequences: over what.
+            advanced: called now and then with the number of frames done since the last call.
+
+        Yields:
+            An outcome for each sequence, in any order.
+
+        Raises:
+            AsymTrackError: the tracker cannot be made at all.
+        """
+
+
+def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcome:
+    """Runs one pass: initialise on frame 0, then update on every other frame."""
+    boxes, times = np.empty((len(sequence), 4)), np.empty(len(sequence))
+    boxes[0] = sequence.start
+    try:
+        for i in range(len(sequence)):
+            frame = sequence.read(i)
+            began = perf_counter()
+            if i == 0:
+                tracker.init(frame, sequence.start)
+            else:
+                boxes[i] = tracker.update(frame)
+            times[i] = perf_counter() - began
+            if (i + 1) % _REPORT_EVERY == 0 or i + 1 == len(sequence):
+                advanced(i % _REPORT_EVERY + 1)
+    except AsymTrackError as error:
+        return Outcome(sequence, error=str(error))
+    except Exception as error:
+        # Whatever a tracker raises must not cost the other sequences.
+        return Outcome(sequence, error=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
+    return Outcome(sequence, boxes, times)
+
+
+def _worker(spec: TrackerSpec, link: Connection) -> None:
+    """Answers each sequence with numbers of frames done and, at its end, the outcome.
+
+    The first message, None or an error, says whether the tracker could be made.
+    """
+    # An interrupt from the keyboard reaches every process: the parent's is the one that decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(OSError, AttributeError):  # Linux: ends with its parent, even from within a tracker's endless loop
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    try:
+        tracker = spec.build()
+    except AsymTrackError as error:
+        link.send(str(error))
+        return
+    link.send(None)
+    with suppress(EOFError, OSError):
+        while True:
+            link.send(track(tracker, link.recv(), link.send))
+
+
+class LocalExecutor:
+    """Worker processes that are given one sequence at a time, so that a death can be laid to one.
+
+    Args:
+        jobs: how many at once.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
+        # Not fork: the parent may already run threads of OpenCV or of an inference runtime.
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: Dict[Any, Any] = {}
+
+    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
+        """Gives the longest sequences out first: begun last, one would keep a worker busy after the others."""
+        waiting = sorted(sequences, key=len)
+        busy: Dict[Any, Sequence] = {}
+        try:
+            idle = [self._start(spec) for _ in range(min(self.jobs, len(waiting)))]
+            while waiting or busy:
+                while waiting and idle:
+                    link = idle.pop()
+                    try:
+                        link.send(waiting[-1])
+                    except OSError:
+                        # It died between two sequences (killed for memory, say): none is to blame.
+                        self._drop(link)
+                        idle.append(self._start(spec))
+                        continue
+                    busy[link] = waiting.pop()
+                for ready in wait(list(busy)):
+                    link = cast(Connection, ready)
+                    try:
+                        message = link.recv()
+                        if isinstance(message, int):
+                            advanced(message)
+                            continue
+                        outcome = message
+                        idle.append(link)
+                    except (EOFError, ConnectionResetError):
+                        outcome = Outcome(busy[link], error=f"the worker process died ({self._drop(link)})")
+                        if waiting:
+                            idle.append(self._start(spec))
+                    del busy[link]
+                    yield outcome
+        except KeyboardInterrupt:
+            names = ", ".join(printable(sequence.name) for sequence in busy.values())
+            print(f"\n{spec.label} is ended in {names or 'no sequence'}", file=sys.stderr)
+            raise
+        finally:
+            for link, process in self._workers.items():
+                process.kill()  # a tracker in an endless loop of its own hears nothing milder
+                link.close()
+            self._workers.clear()
+
+    def _start(self, spec: TrackerSpec) -> Connection:
+        """Starts a worker and waits until its tracker is ready.
+
+        Raises:
+            AsymTrackError: it cannot be made.
+        """
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_worker, args=(spec, there), daemon=True)
+        process.start()
+        there.close()
+        self._workers[here] = process
+        try:
+            error = here.recv()
+        except EOFError:
+            error = f"a worker process ended while making the tracker ({self._drop(here)})"
+        if error is not None:
+            raise AsymTrackError(error)
+        return here
+
+    def _drop(self, link: Connection) -> str:
+        """Forgets a dead worker; returns how it ended."""
+        process = self._workers.pop(link)
+        process.join()
+        link.close()
+        code = process.exitcode
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+class RayExecutor:
+    """A Ray cluster: one task a sequence, which Ray runs again where a worker or a node dies.
+
+    The files of a model travel through the object store, once. The frames do not: every node must see the
+    data set under the same path.
+
+    Args:
+        address: ``"local"`` starts a cluster on this machine, ``"auto"`` finds the one that runs; or its address.
+        jobs: processors that a local cluster has; None for all.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        AsymTrackError: there is no such cluster.
+    """
+
+    def __init__(self, address: str, jobs: Optional[int] = None) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise MissingDependencyError("ray", "ray", "--ray") from None
+        self._ray = ray
+        cluster = {"num_cpus": jobs} if address == "local" and jobs else {}
+        try:
+            # Workers find what this process finds, trackers in the working directory among it.
+            environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
+            options = {"log_to_driver": False, "logging_level": "error", "include_dashboard": None}
+            ray.init(address, runtime_env=environment, ignore_reinit_error=True, **options, **cluster)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
+
+    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
+        """Counts the frames of a sequence when it is done."""
+        ray = self._ray
+        files = ray.put(_model_files(spec))
+        gpus = 1 if "cuda" in spec.device or "cuda" in spec.backend or "tensorrt" in spec.backend else 0
+        task = ray.remote(num_cpus=spec.threads or 1, num_gpus=gpus, max_retries=_RETRIES)(_task)
+        # Longest first, as above.
+        pending = {task.remote(spec, [files], s): s for s in sorted(sequences, key=len, reverse=True)}
+        try:
+            while pending:
+                (done,), _ = ray.wait(list(pending))
+                sequence = pending.pop(done)
+                try:
+                    outcome = ray.get(done)
+                except ray.exceptions.RayError as error:
+                    outcome = Outcome(sequence, error=f"Ray gave up: {str(error).strip().splitlines()[0]}")
+                advanced(len(sequence))
+                yield outcome
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+
+
+def _model_files(spec: TrackerSpec) -> Dict[str, bytes]:
+    """The files of a model directory, for nodes that do not have it; empty for all other trackers."""
+    folder = Path(spec.name)
+    if spec.kind != "model" or not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@lru_cache(maxsize=2)
+def _tracker(spec: TrackerSpec, files: Any) -> BoxTracker:
+    """A tracker of this worker's; it stays, as loading takes longer than a short sequence."""
+    import ray
+
+    content = ray.get(files)
+    if not content:
+        return spec.build()
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in content.items():
+            Path(folder, name).write_bytes(data)
+        return replace(spec, name=folder).build()
+
+
+def _task(spec: TrackerSpec, files: List[Any], sequence: Sequence) -> Outcome:
+    """What a worker of Ray runs; ``files`` is a reference, in a list lest Ray fetch it each time."""
+    return track(_tracker(spec, files[0]), sequence, lambda frames: None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ TemplateState = Dict[str, Tensor]
 
 
 class Prediction(NamedTuple):
-    """What the search stream answers.
+    """The output of the search stream.
 
     Attributes:
         corners: ``(B, 4)`` x1, y1, x2, y2 in crop units (0..1).
@@ -57,16 +57,18 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.downsample = PatchEmbed(width, outputs, 3, 2)
 
-    def template(self, z: Tensor) -> Tuple[Optional[Tensor], TemplateState]:
-        """Template features ``(B, H, W, C)`` to the next stage's (None after the last) and the state."""
+    def template(self, z: Tensor) -> Tuple[Tensor, TemplateState]:
+        """Template features ``(B, H, W, C)`` to the next stage's and the state.
+
+        The stage with attention returns the features that attention reads: nothing comes after them.
+        """
         state: TemplateState = {}
         for block in self.blocks:
             if isinstance(block, TemplateModulation):
                 state.update({f"etm{self.stage}_{k}": v for k, v in block.template(z).items()})
             elif isinstance(block, AttentionBlock):
-                # Nothing reads the template stream after this.
                 state.update(block.template(z))
-                return None, state
+                return z, state
             else:
                 z = block(z)
         return self.downsample(z), state
@@ -120,13 +122,7 @@ class AsymTrack(nn.Module):
         Returns:
             The template state: ``variant.state_shapes`` with a leading batch axis.
         """
-        z: Optional[Tensor] = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
-        state: TemplateState = {}
-        for layer in self.backbone.layers:
-            assert isinstance(layer, Stage) and z is not None
-            z, part = layer.template(z)
-            state.update(part)
-        return {name: state[name] for name in self.variant.state_shapes}
+        return self._template(image)[0]
 
     def search(self, image: Tensor, state: TemplateState) -> Prediction:
         """Search branch, run per frame.
@@ -135,13 +131,36 @@ class AsymTrack(nn.Module):
             image: normalised RGB search crop ``(B, 3, search_size, search_size)``.
             state: what ``template`` returned, with the same batch size.
         """
-        x = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
-        for layer in self.backbone.layers:
-            x = layer(x, state)
-        score_tl, score_br = self.box_head(self.bottleneck(x))
-        corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
-        return Prediction(corners, score_tl, score_br)
+        return self._search(image, state)[0]
 
     def forward(self, template: Tensor, search: Tensor) -> Prediction:
         """Both branches, for training: see ``template`` and ``search`` for the shapes."""
         return self.search(search, self.template(template))
+
+    def with_features(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
+        """Both branches, and what stage 3 makes of either crop.
+
+        Returns:
+            The prediction; template features ``(B, Z / 16, Z / 16, C)`` as attention reads them; search
+            features ``(B, X / 16, X / 16, C)`` after attention.
+        """
+        state, z = self._template(template)
+        prediction, x = self._search(search, state)
+        return prediction, z, x
+
+    def _template(self, image: Tensor) -> Tuple[TemplateState, Tensor]:
+        z: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
+        state: TemplateState = {}
+        for layer in self.backbone.layers:
+            z, part = layer.template(z)  # type: ignore[operator]
+            state.update(part)
+        return {name: state[name] for name in self.variant.state_shapes}, z
+
+    def _search(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
+        x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
+        for layer in self.backbone.layers:
+            features: Tensor = layer.features(x, state)  # type: ignore[operator]
+            x = layer.downsample(features)  # type: ignore[operator]
+        score_tl, score_br = self.box_head(self.bottleneck(x))
+        corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
+        return Prediction(corners, score_tl, score_br), features

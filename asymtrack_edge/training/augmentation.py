@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from asymtrack_edge.training.randomness import Random
+from asymtrack_edge.training.crops import Random
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 #: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
 TURN, STRETCH = 0.2, 0.12
-#: Part of the centre jitter that steady pairs have.
-STEADY = 0.2
-#: A template keeps its own surroundings up to this many half sides of the box, and fades over the rest.
-KEPT, FADED = 1.05, 1.3
 
 
 @dataclass(frozen=True)
@@ -28,28 +24,24 @@ class Augmentation:
 
     Attributes:
         centre_jitter: the search crop's centre moves by up to half of this times ``sqrt(w * h)``.
-        steady: in this share of pairs by ``STEADY`` of that only. A target is seldom far from where it
-            was: among alike objects the network should prefer the one in the middle.
         size_jitter: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis.
         max_gap: most frames between template and search frame of one clip.
         greyscale: both crops lose their colour.
         flip: both crops are mirrored.
         brightness: half width of the brightness factor, per crop.
         contrast, saturation, tint: the same for further colour changes, per crop.
-        backdrop: the target's surroundings in the template show another picture: what is to be found
-            is the target, not what it stood before.
         deformation: the search crop is turned by ``TURN`` and stretched by ``STRETCH``.
         blur: the search crop is blurred along a random direction.
         occlusion: a patch of another picture covers part of the search crop.
         fill: what lies outside the picture in the search crop shows another picture, not black.
         stills, cutouts, patches: shares of pairs made from one still's box, from a pasted cut-out,
             and from an arbitrary region of any picture; the rest comes from clips. They say how a
-            ``Pool`` is used; data sets on disk are drawn in equal parts.
+            ``Pool`` is used; data sets on disk are drawn in equal parts. With a teacher the search crop of
+            a region is of another frame of its clip.
         negatives: the target is not in the search crop: its template belongs to another pair.
     """
 
     centre_jitter: float = 3.5
-    steady: float = 0.0
     size_jitter: float = 0.5
     max_gap: int = 200
     greyscale: float = 0.05
@@ -58,7 +50,6 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     tint: float = 0.0
-    backdrop: float = 0.0
     deformation: float = 0.0
     blur: float = 0.0
     occlusion: float = 0.0
@@ -85,7 +76,7 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
     if probability <= 0:
         return search, corners
     batch, size = len(search), search.shape[-1]
-    chosen = (random.uniform(batch) < probability).nonzero()[:, 0]
+    chosen = random.some(batch, probability)
     angle, stretch = TURN * random.normal(batch)[chosen], torch.exp(STRETCH * random.normal(batch)[chosen])
     if len(chosen) == 0:
         return search, corners
@@ -110,32 +101,6 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
     return search, corners
 
 
-def change_backdrop(template: Tensor, search: Tensor, extent: Tensor, probability: float, random: Random) -> Tensor:
-    """Sets the targets of some templates before a piece of the next pair's search crop.
-
-    Args:
-        template: uint8 ``(B, 3, Z, Z)``, each target in the middle.
-        search: uint8 ``(B, 3, X, X)``, X at least Z.
-        extent: ``(B, 2)`` width and height of the targets, in template crop units.
-        probability: per template.
-        random: source of randomness.
-    """
-    if probability <= 0:
-        return template
-    size = template.shape[-1]
-    chosen = (random.uniform(len(template)) < probability).nonzero()[:, 0]
-    left, top = random.integers(2, search.shape[-1] - size + 1).tolist()
-    if len(chosen) == 0:
-        return template
-    axis = ((torch.arange(size, device=template.device) + 0.5) / size - 0.5).abs()
-    across, down = (axis / (extent[chosen, i, None] / 2) for i in (0, 1))
-    distance = torch.maximum(down[:, None, :, None], across[:, None, None, :])
-    own = ((FADED - distance) / (FADED - KEPT)).clamp(0, 1)
-    behind = search[(chosen + 1) % len(search), :, top : top + size, left : left + size]
-    mixed = (own * template[chosen] + (1 - own) * behind).round().to(torch.uint8)
-    return template.index_put((chosen,), mixed)
-
-
 def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:
     """Covers up to 0.6 of the target's width and height with a piece of the next pair's search crop.
 
@@ -147,7 +112,7 @@ def occlude(search: Tensor, corners: Tensor, probability: float, random: Random)
     """
     if probability <= 0:
         return search
-    chosen = (random.uniform(len(search)) < probability).nonzero()[:, 0]
+    chosen = random.some(len(search), probability)
     count = len(chosen)
     if count == 0:
         return search
@@ -194,13 +159,14 @@ def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Rand
         # Every seventh pixel tells the mean well enough (7 is coprime to the crops' sides).
         mean = pixels[:, :, ::7].float().mean(2) @ luma
         shift = (gain * ((1 - contrast) * mean[:, None]))[:, :, None]
-    mean3, std3 = _normalisation(device)
+    mean3, std3 = normalisation(device)
     changed = torch.baddbmm((shift - mean3) / std3, matrix / std3, pixels.float())
     changed = changed.clamp(min=-mean3 / std3, max=(255 - mean3) / std3)
     return changed.view(image.shape).contiguous(memory_format=torch.channels_last)
 
 
-def _normalisation(device: torch.device) -> Tuple[Tensor, Tensor]:
+def normalisation(device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the network's input, each ``(3, 1)``, in 0..255."""
     mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1) * 255
     return mean, torch.tensor(IMAGE_STD, device=device).view(3, 1) * 255
 
@@ -215,7 +181,7 @@ def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
     """
     if probability <= 0:
         return search
-    chosen = (random.uniform(len(search)) < probability).nonzero()[:, 0]
+    chosen = random.some(len(search), probability)
     reach, direction = (random.integers(2, 4) + torch.tensor([1, 0], device=search.device)).tolist()
     if len(chosen) == 0:
         return search

@@ -1,52 +1,45 @@
-"""``asymtrack-train``: trains, continues, labels video, measures and plots."""
+"""``asymtrack-train``: trains, continues, labels video and plots."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
-try:
-    import torch
-except ImportError:
-    torch = None  # type: ignore[assignment]
-
 EXAMPLES = """
 asymtrack-train --preset small --data images/ clips/ --variant T --output runs/t --time-budget 3600
 asymtrack-train --preset paper --lasot LaSOT --got10k GOT-10k --coco COCO --trackingnet TrackingNet
-torchrun --nproc_per_node 2 -m asymtrack_edge.training --preset paper --got10k GOT-10k
+asymtrack-train --preset small --init T --data my-clip/ --lr 1e-4 --output runs/mine --time-budget 900
+asymtrack-train --preset small --data clips/ --teacher fear/ --output runs/t
 asymtrack-train --resume runs/t --time-budget 3600
-asymtrack-train --init bundled --data footage/ --lr 1e-4 --output runs/mine
+torchrun --nproc_per_node 2 -m asymtrack_edge.training --preset paper --got10k GOT-10k
 asymtrack-train label videos/ --output labelled/ --model T
 asymtrack-train plot runs/t
-asymtrack-train benchmark
 """
-COMMANDS = ("run", "label", "plot", "benchmark")
+COMMANDS = ("run", "label", "plot")
+DATASETS = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "trackingnet": "TrackingNet"}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``run`` is the one meant where none is named."""
     parser = cli.parser("asymtrack-train", "Trains and fine-tunes AsymTrack.", EXAMPLES)
-    commands = parser.add_subparsers(dest="command", metavar="{run,label,plot,benchmark}")
+    commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
     _add_run(commands)
-    _add_label(commands)
+    label = commands.add_parser("label", help="turn a folder of videos into a collection with pseudo-labels")
+    label.add_argument("folder", type=Path, help="of videos")
+    cli.add_output(label, "the collection (default: the folder's name with -labelled)")
+    cli.add_model(label)
+    cli.add_backend(label)
+    label.add_argument("--seed", type=_seed, default=0, help="of the regions that are tried (default 0)")
+    label.set_defaults(func=_label)
     plot = commands.add_parser("plot", help="draw loss, IoU and learning rate of a run as an image")
     plot.add_argument("folder", type=Path, help="of the run")
     plot.set_defaults(func=_plot)
-    bench = commands.add_parser("benchmark", help="compare the training step with the reference form's")
-    bench.add_argument("--variant", default="T", help="T, S or B (default T)")
-    bench.add_argument("--batch", type=_positive, default=16, help="pairs per step (default 16)")
-    bench.add_argument("--rounds", type=_positive, default=5, help="alternating rounds (default 5)")
-    bench.add_argument("--threads", type=_positive, help="CPU threads")
-    bench.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
-    bench.set_defaults(func=_benchmark)
     return parser
 
 
@@ -55,50 +48,46 @@ def _add_run(commands: Any) -> None:
         "run", help="train (this is what happens without a command's name)", description="Trains AsymTrack."
     )
     data = run.add_argument_group("data, held in memory or read from disk as published")
-    data.add_argument("--data", nargs="+", metavar="DIR", help="collections, folders of images or videos")
-    for name, title in (
-        ("lasot", "LaSOT"),
-        ("got10k", "GOT-10k"),
-        ("coco", "COCO2017"),
-        ("trackingnet", "TrackingNet"),
-    ):
+    data.add_argument(
+        "--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos"
+    )
+    for name, title in DATASETS.items():
         data.add_argument(f"--{name}", metavar="DIR", help=f"root of {title}")
-    data.add_argument("--limit", type=_positive, help="at most this many images or records of each folder")
-    data.add_argument("--canvas", type=_positive, help="long side of images in memory, pixels (default 320)")
-    data.add_argument("--workers", type=_positive, help="threads that read from disk (default: one per CPU)")
-    data.add_argument("--tracker", metavar="MODEL", help="labels videos: variant or export directory")
+    data.add_argument("--limit", type=cli.positive, help="at most this many images or records of each folder")
+    data.add_argument("--canvas", type=cli.positive, help="long side of images in memory, pixels (default 320)")
+    data.add_argument("--workers", type=cli.positive, help="threads that read from disk (default: one per CPU)")
+    data.add_argument("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
     model = run.add_argument_group("model")
     model.add_argument("--variant", help="T, S or B (default T)")
-    model.add_argument("--init", metavar="FILE", help="weights to start from, or 'bundled'")
-    model.add_argument("--distill", type=_seconds, metavar="SECONDS", help="first teach the encoder alone")
-    model.add_argument("--search-size", type=_positive, help="search crop in pixels (smaller is faster)")
+    model.add_argument("--init", metavar="FILE", help="weights to start from: a file, 'bundled', or T, S or B")
+    model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two graphs")
+    model.add_argument("--search-size", type=cli.positive, help="search crop in pixels (smaller is faster)")
     recipe = run.add_argument_group("recipe")
-    recipe.add_argument("--preset", choices=("paper", "small"), help="default: paper")
-    recipe.add_argument("--batch", type=_positive, help="pairs per step and process")
-    recipe.add_argument("--lr", type=_rate, help="learning rate")
-    recipe.add_argument("--epochs", type=_positive, help="of 60,000 pairs")
+    recipe.add_argument("--preset", choices=("paper", "small", "gpu"), help="default: paper")
+    recipe.add_argument("--batch", type=cli.positive, help="pairs per step and process")
+    recipe.add_argument("--lr", type=_rate, help="learning rate (default: the preset's, for the batch)")
+    recipe.add_argument("--epochs", type=cli.positive, help="of 60,000 pairs")
     recipe.add_argument("--cooldown", type=_share, help="last part (0..1) in which the rate falls to zero")
     recipe.add_argument("--seed", type=_seed, help="of weights and pairs (default 0)")
-    recipe.add_argument("--overfit", type=_positive, metavar="N", help="learn N pairs only, as a check")
+    recipe.add_argument("--overfit", type=cli.positive, metavar="N", help="learn N pairs only, as a check")
     recipe.add_argument("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     recipe.add_argument("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
-    call.add_argument("--output", type=Path, metavar="DIR", help="of the run (default runs/VARIANT-PRESET)")
+    cli.add_output(call, "of the run (default runs/VARIANT-PRESET)")
     call.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     call.add_argument("--time-budget", type=_seconds, metavar="SECONDS", help="stop, saved, after this long")
-    call.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    call.add_argument("--threads", type=_positive, help="CPU threads")
+    call.add_argument(
+        "--on-divergence",
+        choices=("stop", "retry"),
+        default="stop",
+        help="when the loss rises and stays high: stop, or go back to the last good state with half the rate "
+        "(default: stop)",
+    )
+    cli.add_device(call)
+    call.add_argument("--threads", type=cli.positive, metavar="N", help="CPU threads")
     call.add_argument("--compile", action="store_true", help="optimise with torch.compile")
+    cli.add_json(call)
     run.set_defaults(func=_run)
-
-
-def _add_label(commands: Any) -> None:
-    label = commands.add_parser("label", help="turn a folder of videos into a collection with pseudo-labels")
-    label.add_argument("folder", type=Path, help="of videos")
-    label.add_argument("--output", type=Path, required=True, metavar="DIR", help="the collection")
-    label.add_argument("--model", default="T", help="tracker: variant or export directory (default T)")
-    label.add_argument("--seed", type=_seed, default=0, help="of the regions that are tried (default 0)")
-    label.set_defaults(func=_label)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -115,77 +104,76 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace) -> Optional[int]:
-    if torch is None and arguments.func is not _plot:
-        raise MissingDependencyError("torch", "train", "training")
+    try:
+        import matplotlib  # noqa: F401
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "a package", "train", "training") from None
     return arguments.func(arguments)
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    from asymtrack_edge.training.session import run_session
+def _run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from asymtrack_edge.training.log import read_log
+    from asymtrack_edge.training.run import Run
 
     stored, folder = _stored_run(arguments)
     config = _configure(arguments, stored)
     folder = folder or arguments.output or Path("runs") / f"{config.variant.lower()}-{arguments.preset or 'paper'}"
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    run_session(
-        config,
-        folder,
-        resume=arguments.resume is not None,
-        device=arguments.device,
-        time_budget=arguments.time_budget,
-        compile_network=arguments.compile,
-    )
-    return 0
+    run = Run(config, folder, resume=arguments.resume is not None)
+    retry = arguments.on_divergence == "retry"
+    finished = run.train(arguments.device, arguments.time_budget, arguments.compile, retry)
+    if arguments.json:
+        rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
+        cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
 
 
-def _stored_run(arguments: argparse.Namespace) -> Any:
+def _stored_run(arguments: argparse.Namespace) -> Tuple[Any, Optional[Path]]:
     """Configuration and folder of the run to go on with, each None where there is none."""
-    from asymtrack_edge.training.runs import RunConfig
-    from asymtrack_edge.training.state import has_state
+    from asymtrack_edge.training.run import RunConfig
 
     folder: Optional[Path] = arguments.resume
     if folder is None:
         return None, None
     if not folder.is_dir():
         raise UsageError(f"cannot resume: there is no folder {folder}")
+    if arguments.output not in (None, folder):
+        raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
     config = RunConfig.load(folder)
-    if config is None and not has_state(folder):
+    if config is None:
         raise UsageError(f"cannot resume: {folder} holds no run")
-    if arguments.output is not None and arguments.output != folder:
-        from asymtrack_edge.training.session import copy_state
-
-        copy_state(folder, arguments.output)
-        folder = arguments.output
     return config, folder
 
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     """The stored configuration, or the preset's, with what the command line says."""
-    from asymtrack_edge.training.recipes import PRESETS
-    from asymtrack_edge.training.runs import READERS, RunConfig
+    from asymtrack_edge.training.recipes import preset
+    from asymtrack_edge.training.run import READERS, RunConfig
 
-    config = stored or RunConfig(PRESETS[arguments.preset or "paper"])
-    recipe = config.recipe if arguments.preset is None else PRESETS[arguments.preset]
-    asked = {name: getattr(arguments, name) for name in ("batch", "lr", "cooldown", "bf16")}
+    batch = arguments.overfit or arguments.batch
+    asked = {"batch": batch, **{name: getattr(arguments, name) for name in ("lr", "cooldown", "bf16")}}
+    config, recipe = stored, preset(arguments.preset or "paper", batch)
+    if stored is not None and arguments.preset is None:
+        recipe = stored.recipe
+    elif stored is None:
+        config = RunConfig(recipe)
     if arguments.epochs is not None:
         asked["epochs"] = arguments.epochs
         if recipe.decay_epoch is not None:
             asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
-    if arguments.overfit:
-        asked["batch"] = arguments.overfit
-    changes: Dict[str, Any] = {"recipe": replace(recipe, **_given(asked))}
-    names = ("variant", "search_size", "seed", "init", "distill", "canvas", "limit", "workers", "tracker", "overfit")
-    changes.update(_given({name: getattr(arguments, name) for name in names}))
+    names = ["search_size", "seed", "init", "teacher", "canvas", "limit", "workers", "tracker", "overfit", "variant"]
+    changes = _given({name: getattr(arguments, name) for name in names})
     if "variant" in changes:
         changes["variant"] = changes["variant"].upper()
     datasets = _given({name: getattr(arguments, name) for name in READERS})
     if arguments.data or datasets:
-        changes["data"] = tuple(arguments.data or ())
-        changes["datasets"] = datasets
-    config = replace(config, **changes)
-    config.training_variant()
-    return config
+        changes.update(data=tuple(arguments.data or ()), datasets=datasets)
+    return replace(config, recipe=replace(recipe, **_given(asked)), **changes)
 
 
 def _given(values: Dict[str, Any]) -> Dict[str, Any]:
@@ -195,36 +183,19 @@ def _given(values: Dict[str, Any]) -> Dict[str, Any]:
 def _label(arguments: argparse.Namespace) -> None:
     from asymtrack_edge.runtime import Tracker
     from asymtrack_edge.training.labels import LabelOptions, label_videos
-    from asymtrack_edge.training.runs import show_progress
+    from asymtrack_edge.training.log import show_progress
 
-    tracker = Tracker.load(arguments.model)
-    options = LabelOptions(seed=arguments.seed)
-    count = label_videos(arguments.folder, tracker, arguments.output, options, show_progress)
-    print(f"{arguments.output}: {count} tracks on which both directions agree")
+    output = arguments.output or arguments.folder.with_name(arguments.folder.name + "-labelled")
+    options = {name: getattr(arguments, name) for name in ("backend", "device", "threads", "precision")}
+    tracker = Tracker.load(arguments.model, **options)
+    count = label_videos(arguments.folder, tracker, output, LabelOptions(seed=arguments.seed), show_progress)
+    print(f"{output}: {count} tracks on which both directions agree")
 
 
 def _plot(arguments: argparse.Namespace) -> None:
-    from asymtrack_edge.training.progress import plot_run
+    from asymtrack_edge.training.log import plot_run
 
     print(plot_run(arguments.folder))
-
-
-def _benchmark(arguments: argparse.Namespace) -> None:
-    from asymtrack_edge.training.benchmark import compare_steps
-    from asymtrack_edge.training.distributed import pick_device
-    from asymtrack_edge.variants import get_variant
-
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = pick_device(arguments.device)
-    figures = compare_steps(get_variant(arguments.variant), arguments.batch, arguments.rounds, device)
-    if arguments.json:
-        print(json.dumps(figures))
-        return
-    print(f"{'training step':<34}{'pairs/s':>9}{'ratio':>8}")
-    reference = figures["reference_fp32"]
-    for name, value in figures.items():
-        print(f"{name:<34}{value:>9.2f}{value / reference:>8.2f}")
 
 
 def _number(kind: Any, low: float, high: float, what: str) -> Any:
@@ -240,7 +211,6 @@ def _number(kind: Any, low: float, high: float, what: str) -> Any:
     return parse
 
 
-_positive = _number(int, 1, 1 << 40, "a whole number of 1 or more")
 _seed = _number(int, 0, (1 << 63) - 1, "a whole number of 0 or more")
 _seconds = _number(float, 0.0, 1e9, "seconds, 0 or more")
 _rate = _number(float, 1e-12, 1e3, "a positive number")

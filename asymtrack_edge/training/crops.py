@@ -1,4 +1,4 @@
-"""Square crops as the tracker makes them, in batches, on whatever device the pictures live.
+"""Reproducible random numbers, and square crops as the tracker makes them, in batches.
 
 A crop is a window of whole pixels, zeros where it leaves the picture, resized bilinearly. On a CPU
 OpenCV cuts one after the other, which is several times faster than sampling the batch; elsewhere
@@ -15,6 +15,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymtrack_edge.geometry import Cropper, CropWindow
+
+
+class Random:
+    """A stream of random numbers on one device that depends on nothing but its key.
+
+    Each batch starts its own stream, by seed, process and step. A run that stopped after any step goes
+    on with exactly the pairs it would have seen, and loaders may prepare batches ahead.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.generator = torch.Generator(device)
+
+    def start(self, *key: int) -> None:
+        """Begins the stream that belongs to ``key``, non-negative integers."""
+        seed = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
+        self.generator.manual_seed(int(seed) >> 1)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Float32 in 0..1."""
+        return torch.rand(shape, generator=self.generator, device=self.device)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Float32, standard normal."""
+        return torch.randn(shape, generator=self.generator, device=self.device)
+
+    def integers(self, count: int, below: int) -> Tensor:
+        """int64 ``(count,)`` in ``0 .. below - 1``."""
+        return torch.randint(below, (count,), generator=self.generator, device=self.device)
+
+    def choose(self, weight: Tensor, count: int) -> Tensor:
+        """int64 ``(count,)`` indices drawn in proportion to ``weight``, with repetition."""
+        # torch.multinomial takes no more than 2^24 weights; a cumulative sum takes any number.
+        edges = weight.double().cumsum(0)
+        at = torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float64) * edges[-1]
+        return torch.searchsorted(edges, at, right=True).clamp(max=len(weight) - 1)
+
+    def some(self, count: int, probability: float) -> Tensor:
+        """Indices of those out of ``count`` that are chosen with ``probability`` each."""
+        return (self.uniform(count) < probability).nonzero()[:, 0]
 
 
 class Windows(NamedTuple):

@@ -22,9 +22,8 @@ from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
 from asymtrack_edge.training.augmentation import Augmentation
-from asymtrack_edge.training.crops import Windows, cut_one, inside
+from asymtrack_edge.training.crops import Random, Windows, cut_one, inside
 from asymtrack_edge.training.pairs import Pairs, Plan, finish_pairs, plan_windows
-from asymtrack_edge.training.randomness import Random
 from asymtrack_edge.variants import Variant
 
 #: Draws before giving up finding a target that is visible somewhere.
@@ -53,7 +52,8 @@ class DiskPairs:
         variant: gives crop sizes and factors.
         augmentation: see there.
         device: where the batches go.
-        seed, rank: with the step they decide what is drawn.
+        seed: with the step and the process it decides what is drawn.
+        share: number of this process and how many there are: each draws every n-th target of its own.
         workers: threads that read and decode; by default one per processor, 16 at most.
         ahead: batches that are prepared while one is learnt from.
     """
@@ -65,17 +65,16 @@ class DiskPairs:
         augmentation: Augmentation,
         device: torch.device,
         seed: int = 0,
-        rank: int = 0,
+        share: Tuple[int, int] = (0, 1),
         workers: Optional[int] = None,
         ahead: int = 3,
     ) -> None:
-        if not datasets:
-            raise DatasetError("no data set is given: name at least one")
         self.datasets = datasets
         self.variant = variant
         self.augmentation = augmentation
         self.device = device
-        self.key = (seed, rank)
+        self.share = share
+        self.key = (seed, share[0])
         self.ahead = ahead
         self.planning = Random(torch.device("cpu"))
         self.finishing = Random(device)
@@ -100,9 +99,9 @@ class DiskPairs:
         self.finishing.start(*self.key, step, 1)
         plan = job.plan
         search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
-        extent, corners = plan.extent.to(self.device), plan.corners.to(self.device)
-        identity = job.identity.to(self.device)
-        return finish_pairs(template, search, extent, corners, identity, self.augmentation, self.finishing)
+        corners, identity = plan.corners.to(self.device), job.identity.to(self.device)
+        known = torch.ones_like(identity, dtype=torch.bool)
+        return finish_pairs(template, search, corners, identity, known, self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""
@@ -121,7 +120,8 @@ class DiskPairs:
             which, target, first, second = random.uniform(4).tolist()
             number = int(which * len(self.datasets))
             dataset = self.datasets[number]
-            index = int(target * len(dataset))
+            rank, size = self.share if len(dataset) >= self.share[1] else (0, 1)
+            index = int(target * len(range(rank, len(dataset), size))) * size + rank
             boxes, usable, frames = dataset.annotation(index)
             if not len(usable):
                 continue

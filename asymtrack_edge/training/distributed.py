@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import List
+from typing import Dict, List
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 from asymtrack_edge.errors import UsageError
 
@@ -32,12 +33,27 @@ class World:
         """Whether this process writes files and reports."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Lets gradients be averaged over all processes."""
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Averages gradients, and the statistics of normalisation, over all processes.
+
+        What is learnt then does not depend on how many processes share a batch.
+        """
         if self.size == 1:
-            return model
+            return network
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SharedBatchNorm
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        # Running statistics are the same everywhere, so none need to be sent.
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+
+    def average(self, value: Tensor) -> Tensor:
+        """The mean of a number over all processes."""
+        if self.size == 1:
+            return value
+        value = value.detach().clone()
+        distributed.all_reduce(value)
+        return value / self.size
 
     def agree(self, *values: float) -> List[float]:
         """The largest of each value over all processes, so that all take the same decision."""
@@ -58,18 +74,37 @@ class World:
             distributed.destroy_process_group()
 
 
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, C, H, W)`` to the same shape."""
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()
+        sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
+        mean, square = (all_reduce(sums) / distributed.get_world_size()).unbind()
+        variance = square - mean.square()
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * distributed.get_world_size()
+            running: Dict[str, Tensor] = dict(self.named_buffers())
+            running["running_mean"].lerp_(mean, self.momentum or 0.1)
+            running["running_var"].lerp_(variance * count / (count - 1), self.momentum or 0.1)
+            running["num_batches_tracked"] += 1
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
+
+
 def pick_device(name: str) -> torch.device:
     """The device called ``name``; ``"auto"`` is the first GPU, or the CPU where there is none.
 
     Raises:
-        UsageError: PyTorch does not know or has no such device.
+        UsageError: PyTorch has no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"PyTorch sees no device {name!r}: use --device cpu, or install a PyTorch with CUDA")
     return device
@@ -84,11 +119,10 @@ def join_world(device: str = "auto") -> World:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World(0, 1, pick_device(device))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device)
     if chosen.type == "cuda":
-        chosen = pick_device(f"cuda:{local}")
+        chosen = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(chosen)
-    # The others wait while the main process labels videos or distils.
+    # The others wait while the main process labels videos.
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     return World(distributed.get_rank(), size, chosen)

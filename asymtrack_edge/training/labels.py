@@ -14,7 +14,8 @@ import numpy as np
 
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.training.collection import VIDEO_SUFFIXES, Progress, _silent, files_under
+from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under
+from asymtrack_edge.training.log import Progress, silent
 from asymtrack_edge.training.state import save_json
 
 DONE = "videos.json"
@@ -172,7 +173,7 @@ def label_videos(
     tracker: BoxTracker,
     output: Path,
     options: Optional[LabelOptions] = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> int:
     """Turns any folder of videos into a collection; returns how many tracks it has.
 

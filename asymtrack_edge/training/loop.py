@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
+import signal
+import sys
+import threading
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ContextManager, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asymtrack_edge.checkpoints import save_weights
 from asymtrack_edge.errors import AsymTrackError, CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.distributed import World
+from asymtrack_edge.training.log import Log
 from asymtrack_edge.training.losses import tracking_loss
 from asymtrack_edge.training.pairs import DrawPairs
-from asymtrack_edge.training.progress import Log, StopSignals
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import RunState
+from asymtrack_edge.training.teacher import Student, Teacher, relabel, teacher_loss
 
 WEIGHTS = "weights.safetensors"
+#: How often a run goes back to its last good state before it ends.
+RETRIES = 4
 
 
 class DivergedError(AsymTrackError):
-    """The loss or its gradient is no longer a number."""
+    """The loss rose and stayed high, or is no longer a number."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class RunOptions:
     Attributes:
         folder: where state, weights and log go.
         time_budget: stop after this many seconds of this call (None: run all epochs).
+        retry: go back to the last good state with half the rate when the loss diverges, instead of ending.
         save_every: seconds between saved states.
         log_every: seconds between lines of the log.
         bf16: compute in bfloat16 where it is safe.
@@ -45,22 +51,50 @@ class RunOptions:
 
     folder: Path
     time_budget: Optional[float] = None
+    retry: bool = False
     save_every: float = 45.0
     log_every: float = 5.0
     bf16: bool = False
     compile: bool = False
-    metadata: Optional[Dict[str, str]] = None
+    metadata: Dict[str, str] = field(default_factory=dict)
 
 
-def make_optimiser(model: AsymTrack, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with the encoder's learning rate scaled (see ``Recipe.backbone_lr_scale``)."""
+class StopSignals:
+    """Turns SIGINT and SIGTERM into a wish to stop; a second SIGINT interrupts at once. A context manager."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._before: Dict[int, Any] = {}
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+    def __enter__(self) -> StopSignals:
+        # Only the main thread may install handlers.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] = None) -> RunState:
+    """A run's state before its first step, with AdamW; see ``Recipe.backbone_lr_scale``."""
     scale = recipe.backbone_lr_scale
     if scale is None:
         scale = 0.1 if model.variant.name == "T" else 1.0
-    encoder = list(model.backbone.parameters())
     others = [*model.bottleneck.parameters(), *model.box_head.parameters()]
-    groups: List[Dict[str, Any]] = [{"params": encoder, "scale": scale}, {"params": others, "scale": 1.0}]
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    if readouts is not None:
+        others += readouts.parameters()
+    groups: List[Dict[str, Any]] = [
+        {"params": list(model.backbone.parameters()), "scale": scale},
+        {"params": others, "scale": 1.0},
+    ]
+    return RunState(model, torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay), readouts)
 
 
 class Trainer:
@@ -72,6 +106,11 @@ class Trainer:
         recipe: optimisation settings.
         options: where to write, how long to go on.
         world: the processes that take part; by default this one alone.
+        teacher: what is imitated beside the labels.
+        student: the state's network with its read-outs, where there is a teacher.
+
+    Attributes:
+        stop: set to true, ends the run after the current step, saved.
     """
 
     def __init__(
@@ -81,16 +120,20 @@ class Trainer:
         recipe: Recipe,
         options: RunOptions,
         world: Optional[World] = None,
+        teacher: Optional[Teacher] = None,
+        student: Optional[Student] = None,
     ) -> None:
         self.state = state
         self.draw = draw
         self.recipe = recipe
         self.options = options
-        device = next(state.model.parameters()).device
-        self.world = world or World(0, 1, device)
-        network: nn.Module = torch.compile(state.model) if options.compile else state.model  # type: ignore[assignment]
-        self.network = self.world.wrap(network)
+        self.world = world or World(0, 1, next(state.model.parameters()).device)
+        self.teacher = teacher
+        network = self.world.wrap(student or state.model)
+        self.network: nn.Module = torch.compile(network) if options.compile else network  # type: ignore[assignment]
+        self.parameters = [parameter for _, parameter in state.named_parameters()]
         self.total = recipe.epochs * recipe.pairs_per_epoch
+        self.stop = False
 
     def run(self) -> bool:
         """Trains, saving as it goes; returns whether the recipe's pairs are used up.
@@ -98,30 +141,40 @@ class Trainer:
         A signal to terminate or interrupt ends the run after the current step, saved.
 
         Raises:
-            DivergedError: the loss became NaN or infinite; the last good state is on disk.
+            DivergedError: the loss diverged; the last good state is on disk.
         """
         state, options = self.state, self.options
-        state.model.train()
+        self.network.train()
         if state.step == 0:
             self.save()
         began = saved = time.monotonic()
-        spent_before = state.seconds
-        with Log(options.folder if self.world.is_main else None, options.log_every, state.pairs) as log:
-            with StopSignals() as signals:
-                while state.pairs < self.total:
-                    elapsed = time.monotonic() - began
-                    progress, stop = self.world.agree(
-                        self._progress(elapsed), self._out_of_time(elapsed) or signals.received
-                    )
-                    if stop:
-                        break
-                    values = self._step(self.recipe.rate(state.step, progress))
-                    state.seconds = spent_before + time.monotonic() - began
-                    log.add(state, progress, values)
-                    if time.monotonic() - saved > options.save_every:
-                        self.save()
-                        saved = time.monotonic()
-            self.save()
+        spent_before, count = state.seconds, self.recipe.batch * self.world.size
+        with Log(options.folder if self.world.is_main else None, options.log_every) as log, StopSignals() as signals:
+            while state.pairs < self.total:
+                elapsed = time.monotonic() - began
+                wish = self.stop or signals.received or self._out_of_time(elapsed)
+                progress, stop, diverged = self.world.agree(
+                    self._progress(elapsed), wish, state.guard.above >= self.recipe.patience
+                )
+                if diverged:
+                    self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")
+                    continue
+                if stop:
+                    break
+                values = self._step(self.recipe.rate(state.step, progress) * state.rate)
+                # Gradients are averaged over all processes, so that all see a NaN in the same step.
+                if not math.isfinite(values["gradient"] + values["loss"]):
+                    self._back("is no longer a number")
+                    continue
+                state.guard.add(values["loss"], self.recipe.divergence)
+                state.seconds = spent_before + time.monotonic() - began
+                log.add(state.step, state.pairs, count, progress, values)
+                # What may be on its way down must not take the place of what was good.
+                if time.monotonic() - saved > options.save_every and state.guard.good:
+                    self.save()
+                    saved = time.monotonic()
+            if state.guard.above == 0:
+                self.save()
         return state.pairs >= self.total
 
     def _progress(self, elapsed: float) -> float:
@@ -134,38 +187,61 @@ class Trainer:
     def _out_of_time(self, elapsed: float) -> bool:
         return self.options.time_budget is not None and elapsed >= self.options.time_budget
 
-    def _autocast(self) -> ContextManager[Any]:
-        return torch.autocast(self.world.device.type, torch.bfloat16) if self.options.bf16 else nullcontext()
+    def _back(self, what: str) -> None:
+        """Goes back to the last good state with half the rate, or ends the run there."""
+        state, folder, step = self.state, self.options.folder, self.state.step
+        rate = state.rate / 2
+        state.load(folder)
+        if not self.options.retry or rate < 0.5**RETRIES:
+            lower = self.recipe.lr * rate
+            raise DivergedError(
+                f"the loss {what} by step {step}. {folder} holds the state of step {state.step}: go on with "
+                f"--resume {folder} --lr {lower:.2g}, or have it done with --on-divergence retry"
+            )
+        state.rate = rate
+        if self.world.is_main:
+            print(
+                f"the loss {what} by step {step}: back to step {state.step} with {rate:g} of the rate", file=sys.stderr
+            )
+
+    def _loss(self, step: int) -> Any:
+        """The loss of a step's pairs, and its terms, detached."""
+        recipe, kind = self.recipe, self.world.device.type
+        pairs = self.draw(recipe.batch, step)
+        with torch.autocast(kind, torch.bfloat16, enabled=self.options.bf16):
+            if self.teacher is None:
+                prediction = self.network(pairs.template, pairs.search)
+            else:
+                opinion = self.teacher(pairs)
+                pairs = relabel(pairs, opinion)
+                prediction, response, features = self.network(pairs.template, pairs.search)
+        loss, terms = tracking_loss(prediction, pairs, recipe.loss, self.world.average)
+        if self.teacher is not None:
+            taught, more = teacher_loss(response, features, opinion, recipe.teacher)
+            loss, terms = loss + taught, {**terms, **more}
+        return loss, terms
 
     def _step(self, rate: float) -> Dict[str, float]:
-        """One batch: returns the learning rate and the terms of the loss."""
+        """One batch: returns the learning rate and the terms of the loss. A NaN changes nothing."""
         state, recipe = self.state, self.recipe
         for group in state.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         if recipe.shallow_every > 1 and self.world.size == 1:
             self._choose_depth(state.step % recipe.shallow_every == 0)
-        pairs = self.draw(recipe.batch, state.step)
-        with self._autocast():
-            prediction = self.network(pairs.template, pairs.search)
-        loss, terms = tracking_loss(prediction, pairs, recipe.loss)
+        loss, terms = self._loss(state.step)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
-        names = ["loss", *terms, "gradient"]
+        norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         # One transfer for all values: each would wait for the device.
-        values = torch.stack([loss.detach(), *terms.values(), norm.detach()]).tolist()
-        # Gradients are averaged over all processes, so that all see a NaN in the same step.
-        if not (math.isfinite(values[-1]) and math.isfinite(values[0])):
-            raise DivergedError(
-                f"the loss is {values[0]:g} and its gradient {values[-1]:g} at step {state.step}: "
-                f"continue from the last good state with --resume {self.options.folder} and a lower --lr"
-            )
-        state.optimiser.step()
-        state.step += 1
-        state.pairs += recipe.batch * self.world.size
-        if recipe.ema:
-            state.update_ema(recipe.ema)
-        return {"lr": rate, **dict(zip(names, values))}
+        values = self.world.average(torch.stack([loss.detach(), *terms.values(), norm.detach()])).tolist()
+        named = {"lr": rate, **dict(zip(["loss", *terms, "gradient"], values))}
+        if math.isfinite(named["gradient"] + named["loss"]):
+            state.optimiser.step()
+            state.step += 1
+            state.pairs += recipe.batch * self.world.size
+            if recipe.ema:
+                state.update_ema(recipe.ema)
+        return named
 
     def _choose_depth(self, shallow: bool) -> None:
         """Sets whether stem and first stage learn in this step (see ``Recipe.shallow_every``)."""
@@ -176,15 +252,14 @@ class Trainer:
         """Writes the state and the weights to be deployed (main process only)."""
         if self.world.is_main:
             self.state.save(self.options.folder)
-            deploy(self.state, self.options)
+            self._deploy()
 
-
-def deploy(state: RunState, options: RunOptions) -> None:
-    """Writes the best weights of a run for export, in half precision where they fit it."""
-    path = options.folder / WEIGHTS
-    metadata = {**(options.metadata or {}), "pairs": state.pairs}
-    try:
-        save_weights(path, state.best_weights(), metadata)
-    except CheckpointError:
-        # A running variance beyond 65,504 must not end a run; full precision holds it.
-        save_weights(path, state.best_weights(), metadata, half=False)
+    def _deploy(self) -> None:
+        """Writes the best weights of the run for export, in half precision where they fit it."""
+        path, weights = self.options.folder / WEIGHTS, self.state.best_weights()
+        metadata = {**self.options.metadata, "pairs": self.state.pairs}
+        try:
+            save_weights(path, weights, metadata)
+        except CheckpointError:
+            # A running variance beyond 65,504 must not end a run; full precision holds it.
+            save_weights(path, weights, metadata, half=False)

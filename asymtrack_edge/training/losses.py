@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 from asymtrack_edge.network import Prediction
 from asymtrack_edge.training.pairs import Pairs
+
+#: The mean of a number over all processes.
+Average = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,30 @@ def corner_targets(corners: Tensor, side: int) -> Tensor:
     return (near[:, :, 1, :, None] * near[:, :, 0, None, :]).flatten(2)
 
 
-def tracking_loss(prediction: Prediction, pairs: Pairs, weights: LossWeights) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """The weighted sum of all terms, and what to log (detached): ``giou``, ``l1``, ``corner``, ``iou``."""
+def tracking_loss(
+    prediction: Prediction, pairs: Pairs, weights: LossWeights, average: Average = lambda value: value
+) -> Tuple[Tensor, Dict[str, Tensor]]:
+    """The weighted sum of all terms, over the pairs that are known.
+
+    Args:
+        prediction: the network's.
+        pairs: what it was shown.
+        weights: of the terms.
+        average: the mean of a number over all processes, so that pairs count alike in each.
+
+    Returns:
+        The loss, and what to log (detached): ``giou``, ``l1``, ``corner``, ``iou``.
+    """
     target = pairs.corners.clamp(0, 1)
-    present = pairs.present.float()
-    count = present.sum().clamp(min=1)
+    present = (pairs.present & pairs.known).float()
+
+    def mean(values: Tensor, of: Tensor) -> Tensor:
+        return (values * of).sum() / average(of.sum()).clamp(min=1e-6)
+
     iou, giou = iou_and_giou(prediction.corners, target)
     terms = {
-        "giou": ((1 - giou) * present).sum() / count,
-        "l1": ((prediction.corners - target).abs().mean(1) * present).sum() / count,
+        "giou": mean(1 - giou, present),
+        "l1": mean((prediction.corners - target).abs().mean(1), present),
     }
     loss = weights.giou * terms["giou"] + weights.l1 * terms["l1"]
     if weights.corner > 0:
@@ -69,7 +87,8 @@ def tracking_loss(prediction: Prediction, pairs: Pairs, weights: LossWeights) ->
         side = maps.shape[-1]
         wanted = corner_targets(target, side)
         wanted = torch.where(pairs.present[:, None, None], wanted, torch.full_like(wanted, side**-2))
-        terms["corner"] = -(wanted * F.log_softmax(maps.flatten(2), -1)).sum(-1).mean()
+        entropy = -(wanted * F.log_softmax(maps.flatten(2), -1)).sum(-1).mean(1)
+        terms["corner"] = mean(entropy, pairs.known.float())
         loss = loss + weights.corner * terms["corner"]
-    terms["iou"] = (iou * present).sum() / count
+    terms["iou"] = mean(iou, present)
     return loss, {name: value.detach() for name, value in terms.items()}

@@ -7,22 +7,13 @@ from typing import Callable, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from asymtrack_edge.training.augmentation import (
-    STEADY,
-    Augmentation,
-    change_backdrop,
-    colour,
-    deform,
-    motion_blur,
-    occlude,
-    paste,
-)
-from asymtrack_edge.training.crops import Windows, cut, inside, windows_around
-from asymtrack_edge.training.pool import CLIP, STILL, Pool
-from asymtrack_edge.training.randomness import Random
+from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
+from asymtrack_edge.training.crops import Random, Windows, cut, inside, windows_around
+from asymtrack_edge.training.imagery import CLIP, STILL, Pool
 from asymtrack_edge.variants import Variant
 
-#: So many places on in the batch stands the pair that a negative takes its template from.
+#: So many places on in the batch stands the pair that a negative takes its template from: neighbours
+#: lend each other occluders, and those must not tell whether the target is there.
 STRANGER = 2
 
 
@@ -34,12 +25,15 @@ class Pairs(NamedTuple):
         search: normalised RGB ``(B, 3, X, X)``.
         corners: ``(B, 4)`` x1, y1, x2, y2 of the target in search crop units (may leave 0..1).
         present: ``(B,)`` bool, whether the search crop shows the template's target.
+        known: ``(B,)`` bool, whether ``corners`` and ``present`` are right; a teacher's pairs only may
+            be unknown.
     """
 
     template: Tensor
     search: Tensor
     corners: Tensor
     present: Tensor
+    known: Tensor
 
 
 #: Makes the batch of a step: ``draw(batch, step)``. The same step always gives the same batch.
@@ -51,13 +45,11 @@ class Plan(NamedTuple):
 
     Attributes:
         template, search: windows of either crop.
-        extent: ``(B, 2)`` width and height of the target, in template crop units.
         corners: as in ``Pairs``.
     """
 
     template: Windows
     search: Windows
-    extent: Tensor
     corners: Tensor
 
 
@@ -80,43 +72,38 @@ def plan_windows(
     scale = extent.prod(1).sqrt()
     # At a smaller search factor the jitter shrinks, so that the target stays inside the crop.
     reach = augmentation.centre_jitter * (variant.search_factor / 4.0) * scale
-    if augmentation.steady > 0:
-        reach = torch.where(random.uniform(batch) < augmentation.steady, STEADY * reach, reach)
     centre = _centre(search_box) + reach[:, None] * (random.uniform(batch, 2) - 0.5)
     search = windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
     # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.
-    mirror = torch.where(flip, -1.0, 1.0)[:, None] * torch.tensor([1.0, 0.0], device=flip.device)
-    mirror = mirror + torch.tensor([0.0, 1.0], device=flip.device)
-    offset = (_centre(search_box) - centre) / search.side[:, None] * mirror
+    offset = (_centre(search_box) - centre) / search.side[:, None]
+    offset = torch.stack([torch.where(flip, -offset[:, 0], offset[:, 0]), offset[:, 1]], 1)
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
     half = search_box[:, 2:] / search.side[:, None] / 2
-    corners = torch.cat([middle - half, middle + half], 1)
     template = windows_around(_centre(template_box), template_side, flip)
-    return Plan(template, search, template_box[:, 2:] / template.side[:, None], corners)
+    return Plan(template, search, torch.cat([middle - half, middle + half], 1))
 
 
 def finish_pairs(
     template: Tensor,
     search: Tensor,
-    extent: Tensor,
     corners: Tensor,
     identity: Tensor,
+    known: Tensor,
     augmentation: Augmentation,
     random: Random,
 ) -> Pairs:
-    """Backdrop, deformation, occlusion, colour, blur and negatives, for crops from any source.
+    """Deformation, occlusion, colour, blur and negatives, for crops from any source.
 
     Args:
         template: uint8 RGB ``(B, 3, Z, Z)``.
         search: uint8 RGB ``(B, 3, X, X)``.
-        extent: as in ``Plan``.
         corners: as in ``Pairs``.
         identity: int64 ``(B,)``, the same for pairs whose pictures may show the same target.
+        known: as in ``Pairs``.
         augmentation: strengths.
         random: source of randomness.
     """
     batch = len(template)
-    template = change_backdrop(template, search, extent, augmentation.backdrop, random)
     search, corners = deform(search, corners, augmentation.deformation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
@@ -124,32 +111,44 @@ def finish_pairs(
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
     present = torch.ones(batch, dtype=torch.bool, device=template.device)
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
-        # Neighbours lend each other backdrops, occluders and borders: those of a template must not tell
-        # whether its target is there, so it comes from a pair that shares no picture with this one. In a
-        # smaller batch there is none.
+        # A smaller batch has no pair that shares no picture with this one.
         present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
-        absent = (~present).nonzero()[:, 0]
-        template[absent] = template[(absent + STRANGER) % batch]
-    return Pairs(template, search, corners, present)
+        template = torch.where(present[:, None, None, None], template, template.roll(-STRANGER, 0))
+    return Pairs(template, search, corners, present, known | ~present)
 
 
 class PairSampler:
     """Draws augmented pairs from a pool, reproducibly.
 
     Args:
-        pool: imagery on the training device.
+        pool: imagery, on the device where the pairs are made.
         variant: gives crop sizes and factors.
         augmentation: see there.
         seed, rank: with the step they decide what is drawn.
+        teacher: an arbitrary region is looked for in another frame of its clip, where it has one; a
+            teacher has to say where it is.
     """
 
-    def __init__(self, pool: Pool, variant: Variant, augmentation: Augmentation, seed: int = 0, rank: int = 0) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        variant: Variant,
+        augmentation: Augmentation,
+        seed: int = 0,
+        rank: int = 0,
+        teacher: bool = False,
+    ) -> None:
         self.pool = pool
         self.variant = variant
         self.augmentation = augmentation
         self.key = (seed, rank)
+        self.teacher = teacher
         self.random = Random(pool.canvases.device)
         self.target_weight = self._target_weight()
+        _, group, count = torch.unique_consecutive(pool.still, return_inverse=True, return_counts=True)
+        end = count.cumsum(0)[group]
+        #: First and last frame of the clip of each image.
+        self.clip = torch.stack([end - count[group], end - 1], 1)
 
     def _target_weight(self) -> Tensor:
         """How often each target is drawn: clips and stills in the shares asked for."""
@@ -164,39 +163,44 @@ class PairSampler:
         """Makes the ``batch`` pairs of ``step``."""
         pool, variant, random = self.pool, self.variant, self.random
         random.start(*self.key, step)
-        image, box = self._targets(batch)
+        image, box, known = self._targets(batch)
         plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], plan.template, variant.template_size)
         search = self._fill(self._cut(image[:, 1], plan.search, variant.search_size), image[:, 1], plan.search)
-        extent, corners, identity = plan.extent, plan.corners, pool.still[image[:, 1]]
+        corners, identity = plan.corners, pool.still[image[:, 1]]
         count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
         if count:
-            template[:count], search[:count], extent[:count], corners[:count], chosen = self._cutouts(count)
+            template[:count], search[:count], corners[:count], chosen = self._cutouts(count)
             identity[:count] = -1 - chosen
-        return finish_pairs(template, search, extent, corners, identity, self.augmentation, random)
+            known[:count] = True
+        return finish_pairs(template, search, corners, identity, known, self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
 
-    def _targets(self, batch: int) -> Tuple[Tensor, Tensor]:
-        """Image indices ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frame."""
-        pool, random, gap = self.pool, self.random, self.augmentation.max_gap
+    def _targets(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """Images ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frame; which are known ``(B,)``."""
+        pool, random = self.pool, self.random
+        image, box, known = self._regions(batch)
         if not len(pool):
-            return self._regions(batch)
+            return image, box, known
         target = random.choose(self.target_weight, batch)
         length = pool.length[target]
         first = (random.uniform(batch) * length).long().clamp(max=length - 1)
-        low = (first - gap).clamp(min=0)
-        high = torch.minimum(first + gap, length - 1)
-        second = torch.minimum(low + (random.uniform(batch) * (high - low + 1)).long(), high)
+        second = self._near(first, torch.zeros_like(first), length - 1)
         entry = pool.start[target][:, None] + torch.stack([first, second], 1)
         arbitrary = random.uniform(batch) < self.augmentation.patches
-        image, box = self._regions(batch)
         image = torch.where(arbitrary[:, None], image, pool.image[entry])
-        return image, torch.where(arbitrary[:, None, None], box, pool.box[entry])
+        return image, torch.where(arbitrary[:, None, None], box, pool.box[entry]), known | ~arbitrary
 
-    def _regions(self, batch: int) -> Tuple[Tensor, Tensor]:
-        """Arbitrary regions of arbitrary pictures, as targets (both frames show the same one)."""
+    def _near(self, first: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """An arbitrary number from ``low`` to ``high``, not too far from ``first``."""
+        gap = self.augmentation.max_gap
+        low, high = torch.maximum(first - gap, low), torch.minimum(first + gap, high)
+        return torch.minimum(low + (self.random.uniform(len(first)) * (high - low + 1)).long(), high)
+
+    def _regions(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """Arbitrary regions of arbitrary pictures, as ``_targets``; without a teacher in one frame only."""
         random = self.random
         picture = self._scenery(batch)
         sizes = self.pool.sizes[picture]
@@ -204,14 +208,15 @@ class PairSampler:
         aspect = torch.tensor([1.0, -1.0], device=random.device)
         extent = extent * torch.exp(0.3 * random.normal(batch, 1) * aspect)
         region = torch.cat([random.uniform(batch, 2) * (sizes - extent).clamp(min=0), extent], 1)
-        return picture[:, None].expand(-1, 2), region[:, None].expand(-1, 2, -1)
+        other = self._near(picture, *self.clip[picture].unbind(1)) if self.teacher else picture
+        return torch.stack([picture, other], 1), region[:, None].expand(-1, 2, -1), picture == other
 
     def _fill(self, search: Tensor, image: Tensor, windows: Windows) -> Tensor:
         """Shows another picture where some of the search crops leave theirs."""
         share, size = self.augmentation.fill, search.shape[-1]
         if share <= 0:
             return search
-        chosen = (self.random.uniform(len(search)) < share).nonzero()[:, 0]
+        chosen = self.random.some(len(search), share)
         if len(chosen):
             behind = self._background(len(chosen), size)
             seen = inside(Windows(*(v[chosen] for v in windows)), self.pool.sizes[image[chosen]], size)
@@ -230,8 +235,8 @@ class PairSampler:
         centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
         return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
 
-    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Pairs that show one cut-out on two backgrounds, beside two others in the search crop; and which one."""
+    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Crops and corners of one cut-out on two backgrounds, beside two others in the search crop; and which."""
         aug, pool, random = self.augmentation, self.pool, self.random
         chosen = random.integers(count, len(pool.cutouts))
         shape = pool.cutout_sizes[chosen]
@@ -243,8 +248,7 @@ class PairSampler:
 
         template = self._background(count, self.variant.template_size)
         middle = torch.full((count, 2), 0.5, device=random.device)
-        own = shape / self.variant.template_factor
-        template = lay(template, chosen, middle, own, flip)
+        template = lay(template, chosen, middle, shape / self.variant.template_factor, flip)
         search = self._background(count, self.variant.search_size)
         factor = self.variant.search_factor
         others = len(pool.cutouts) - 1
@@ -254,14 +258,11 @@ class PairSampler:
             search = lay(search, other, random.uniform(count, 2), extent, random.uniform(count) < 0.5)
         extent = shape / factor * torch.exp(aug.size_jitter * random.normal(count, 1))
         extent = extent * torch.exp(0.1 * random.normal(count, 2))
-        reach = torch.full((count, 1), aug.centre_jitter / 4.0, device=random.device)
-        if aug.steady > 0:
-            reach = torch.where(random.uniform(count, 1) < aug.steady, STEADY * reach, reach)
-        at = 0.5 + (random.uniform(count, 2) - 0.5) * reach
+        at = 0.5 + (random.uniform(count, 2) - 0.5) * aug.centre_jitter / 4.0
         search = lay(search, chosen, at, extent, flip)
         # The corners follow the published convention, in which the crop's centre is (S - 1) / 2.
         at = at - 0.5 / self.variant.search_size
-        return template, search, own, torch.cat([at - extent / 2, at + extent / 2], 1), chosen
+        return template, search, torch.cat([at - extent / 2, at + extent / 2], 1), chosen
 
 
 def _centre(box: Tensor) -> Tensor:

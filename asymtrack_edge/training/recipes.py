@@ -1,13 +1,14 @@
-"""How to train: the paper's recipe, and one for little data and little time."""
+"""How to train: the paper's recipe, and two for little data and little time."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Dict, Optional
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.training.augmentation import Augmentation
 from asymtrack_edge.training.losses import LossWeights
+from asymtrack_edge.training.teacher import TeacherWeights
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class Recipe:
             third of a step.
         ema: decay per step of the averaged weights that are evaluated and bundled; 0 for none.
         loss: weights of the objective's terms.
+        teacher: weights of a teacher's terms, where there is one.
+        divergence, patience: a run has diverged when its averaged loss has been above ``divergence``
+            times its best for ``patience`` steps.
         augmentation: how pairs are drawn.
     """
 
@@ -51,6 +55,9 @@ class Recipe:
     shallow_every: int = 1
     ema: float = 0.0
     loss: LossWeights = field(default_factory=LossWeights)
+    teacher: TeacherWeights = field(default_factory=TeacherWeights)
+    divergence: float = 1.5
+    patience: int = 100
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, step: int, progress: float) -> float:
@@ -76,11 +83,12 @@ class Recipe:
         try:
             parts = {
                 "loss": LossWeights(**values["loss"]),
+                "teacher": TeacherWeights(**values["teacher"]),
                 "augmentation": Augmentation(**values["augmentation"]),
             }
             return Recipe(**{**values, **parts})
         except (KeyError, TypeError) as error:
-            raise UsageError(f"the stored recipe does not fit this version: {error}") from None
+            raise UsageError(f"the stored recipe is of another version ({error}): start anew with --init") from None
 
 
 PAPER = Recipe()
@@ -118,4 +126,20 @@ SMALL = Recipe(
     ),
 )
 
-PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL}
+#: As ``small``, for batches that fill a GPU: gradients are less noisy there, so that AdamW's steps are
+#: nearly of full size and a lower rate does.
+GPU = replace(SMALL, batch=128, lr=2e-4, backbone_lr_scale=0.25, warmup=500, shallow_every=1)
+
+PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "gpu": GPU}
+
+
+def preset(name: str, batch: Optional[int] = None) -> Recipe:
+    """A preset, for another batch where one is given.
+
+    The rate of ``gpu`` falls with the square root of the batch below its own, and does not rise above it.
+    """
+    recipe = PRESETS[name]
+    if batch is None:
+        return recipe
+    scale = min(1.0, (batch / recipe.batch) ** 0.5) if name == "gpu" else 1.0
+    return replace(recipe, batch=batch, lr=recipe.lr * scale)

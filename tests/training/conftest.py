@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from asymtrack_edge.training.pairs import Pairs
 from asymtrack_edge.variants import VARIANTS, Variant
 
 
@@ -28,6 +29,23 @@ def _one_thread() -> Any:
 def tiny() -> Variant:
     """AsymTrack-T on crops of a quarter of the area."""
     return VARIANTS["T"].with_(template_size=64, search_size=128)
+
+
+@pytest.fixture(scope="session")
+def mini() -> Variant:
+    """The smallest crops the network takes sensibly."""
+    return VARIANTS["T"].with_(template_size=32, search_size=64)
+
+
+def random_pairs(variant: Variant, batch: int) -> Pairs:
+    """Noise with known targets, always the same."""
+    random = torch.Generator().manual_seed(0)
+    template, search = (
+        torch.randn(batch, 3, side, side, generator=random) for side in (variant.template_size, variant.search_size)
+    )
+    low = 0.2 + 0.2 * torch.rand(batch, 2, generator=random)
+    yes = torch.ones(batch, dtype=torch.bool)
+    return Pairs(template, search, torch.cat([low, low + 0.3], 1), yes, yes)
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:

@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asymtrack_edge.training.collection import load_collection
 from asymtrack_edge.training.command import main
+from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_videos
-from asymtrack_edge.training.pool import CLIP
 from asymtrack_edge.training.recipes import PAPER, Recipe
 from tests.training.conftest import moving, picture
 
@@ -74,7 +73,9 @@ def test_paper_preset_starts_on_each_published_layout(name: str, request: Any, t
 def test_a_run_goes_on_with_its_own_recipe(collection: Path, tmp_path: Path, capsys: Any) -> None:
     folder = str(tmp_path / "t")
     first = ["--preset", "small", "--data", str(collection), "--canvas", "128", "--lr", "2e-4", "--output", folder]
-    assert main([*first, *QUICK]) == 0
+    assert main([*first, *QUICK, "--json", str(tmp_path / "result.json")]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["folder"] == folder and result["pairs"] >= 2 and not result["finished"]
     before = json.loads((tmp_path / "t" / "state.json").read_text())["step"]
     assert f"--resume {folder}" in capsys.readouterr().err
     assert main(["--resume", folder, "--time-budget", "0.1", "--device", "cpu"]) == 0
@@ -82,19 +83,10 @@ def test_a_run_goes_on_with_its_own_recipe(collection: Path, tmp_path: Path, cap
     assert stored["recipe"]["lr"] == 2e-4 and stored["search_size"] == 64 and stored["canvas"] == 128
     assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
     assert (tmp_path / "t" / "plot.png").is_file()
+    assert main(["plot", folder]) == 0 and "plot.png" in capsys.readouterr().out
     # The same folder is not trained over by accident.
     assert main([*first, *QUICK]) == 2
     assert "--resume" in capsys.readouterr().err
-
-
-def test_a_state_without_a_stored_recipe_goes_on_with_the_preset(collection: Path, tmp_path: Path) -> None:
-    first = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "t"), *QUICK]
-    assert main(first) == 0
-    (tmp_path / "t" / "run.json").unlink()
-    again = ["--resume", str(tmp_path / "t"), "--preset", "small", "--data", str(collection), *QUICK]
-    before = json.loads((tmp_path / "t" / "state.json").read_text())["step"]
-    assert main(again) == 0
-    assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
 
 
 def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> None:
@@ -115,8 +107,11 @@ def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> Non
         (["--variant", "X", "--data", "."], "choose one of"),
         (["--search-size", "100", "--data", "."], "multiples of 32"),
         (["--resume", "nowhere"], "nowhere"),
+        (["--resume", ".", "--output", "other"], "leave out --output"),
+        (["--resume", "."], "holds no run"),
         (["plot", "nowhere"], "nowhere"),
-        (["--data", ".", "--device", "tpu9"], "device"),
+        (["--data", ".", "--device", "cuda:99"], "cuda:99"),
+        (["--data", ".", "--init", "nowhere.pth"], "nowhere.pth"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(
@@ -128,7 +123,9 @@ def test_a_users_mistake_is_one_line_and_code_2(
     assert says in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--lr", "-1"), ("--batch", "0"), ("--time-budget", "soon")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--lr", "-1"), ("--batch", "0"), ("--time-budget", "soon"), ("--device", "tpu9")]
+)
 def test_numbers_out_of_range_are_refused(flag: str, value: str, capsys: Any) -> None:
     with pytest.raises(SystemExit) as stop:
         main([flag, value])
@@ -152,7 +149,7 @@ def test_any_folder_of_videos_becomes_a_collection(tmp_path: Path) -> None:
     options = LabelOptions(frames=4, stride=2, tracks=2, side=240)
     count = label_videos(tmp_path / "videos", Follower(), tmp_path / "out", options)
     assert count > 0
-    pool = load_collection(tmp_path / "out", 256)
+    pool = load_pool([tmp_path / "out"], 256)
     assert set(pool.kind.tolist()) == {CLIP} and len(pool) == count
     assert pool.length.max() == 4 and pool.sizes.max() == 240
     # What is done already is not done again.
@@ -166,7 +163,7 @@ def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, 
     frames = [cv2.resize(f, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for f in moving(1, 24)]
     write_video(tmp_path / "videos" / "a.avi", frames + frames[::-1])
     cv2.imwrite(str(tmp_path / "videos" / "still.png"), picture(0))
-    monkeypatch.setattr("asymtrack_edge.training.runs._load_tracker", lambda model: Follower())
+    monkeypatch.setattr("asymtrack_edge.training.run.load_tracker", lambda model: Follower())
     run = ["--preset", "small", "--data", str(tmp_path / "videos"), "--output", str(tmp_path / "r"), *QUICK]
     assert main(run) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "r" / "labels" / "0" / "clips.json").read_text())

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from asymtrack_edge.datasets import open_dataset
-from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.augmentation import Augmentation
+from asymtrack_edge.training.crops import Random
 from asymtrack_edge.training.disk import DiskPairs
+from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.pairs import PairSampler
-from asymtrack_edge.training.pool import PoolBuilder
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
@@ -29,10 +29,7 @@ def test_pairs_from_disk_equal_pairs_from_memory(lasot: Path, tiny: Variant) -> 
     job = disk.jobs[6, 4] = disk._submit(6, 4)
     pairs = disk.draw(6, 4)
     disk.close()
-    builder = PoolBuilder(128, 6)
-    for i in range(6):
-        builder.add_image(read_frame(data.sequence(data.names[0]).frames[i])[..., ::-1])
-    sampler = PairSampler(builder.build(), tiny, aug)
+    sampler = PairSampler(load_pool([lasot / "airplane" / "airplane-1" / "img"], 128), tiny, aug)
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGE_MEAN, IMAGE_STD))
     from_each = [sampler._cut(torch.full((6,), i), job.plan.search, tiny.search_size).float() for i in range(6)]
     chosen = []
@@ -56,8 +53,6 @@ def test_disk_pairs_are_reproducible_in_any_order(got10k: Path, coco: Path, tiny
 
 
 def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, trackingnet: Path, tiny: Variant) -> None:
-    from asymtrack_edge.training.randomness import Random
-
     sources = [
         open_dataset("got10k-train", got10k),
         open_dataset("coco-train", coco),
@@ -77,8 +72,6 @@ def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, trackingne
 
 
 def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
-    from asymtrack_edge.training.randomness import Random
-
     disk = DiskPairs([open_dataset("got10k-train", got10k)], tiny, Augmentation(max_gap=1), CPU, workers=1)
     random = Random(CPU)
     random.start(1)
@@ -113,3 +106,12 @@ def test_a_damaged_sequence_is_left_out(got10k: Path, tiny: Variant, tmp_path: P
     with pytest.raises(DatasetError, match="none of 100 targets"):
         disk.draw(2, 0)
     disk.close()
+
+
+def test_each_process_draws_its_own_targets(coco: Path, tiny: Variant) -> None:
+    seen = []
+    for rank in (0, 1):
+        disk = DiskPairs([open_dataset("coco-train", coco)], tiny, Augmentation(), CPU, share=(rank, 2), workers=1)
+        seen.append(set(disk._submit(60, 0).identity.tolist()))
+        disk.close()
+    assert seen == [{0, 2, 4}, {1, 3}]

@@ -14,26 +14,13 @@ import torch
 
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import LARGEST_PADDED, Cropper
-from asymtrack_edge.training.augmentation import (
-    FADED,
-    KEPT,
-    STEADY,
-    Augmentation,
-    change_backdrop,
-    colour,
-    deform,
-    motion_blur,
-    occlude,
-    paste,
-)
-from asymtrack_edge.training.collection import load_collection, load_images
-from asymtrack_edge.training.crops import Windows, cut, cut_one, inside, windows_around
+from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
+from asymtrack_edge.training.crops import Random, Windows, cut, cut_one, inside, windows_around
+from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
 from asymtrack_edge.training.pairs import STRANGER, PairSampler, finish_pairs, plan_windows
-from asymtrack_edge.training.pool import CLIP, STILL, merge_pools
-from asymtrack_edge.training.randomness import Random
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, VARIANTS, Variant
-from tests.training.conftest import moving, picture
+from tests.training.conftest import boxes_of, moving, picture
 
 PLAIN = Augmentation(centre_jitter=0.0, size_jitter=0.0, greyscale=0.0, flip=0.0, brightness=0.0)
 
@@ -123,19 +110,8 @@ def test_jitter_stays_within_the_published_range() -> None:
     assert (plan.template.side == 80).all()
 
 
-def test_steady_pairs_keep_near_the_middle() -> None:
-    variant, box = VARIANTS["T"], torch.tensor([[50.0, 40.0, 30.0, 30.0]]).expand(400, -1)
-    moving_about = replace(PLAIN, centre_jitter=2.0, steady=0.5)
-    plan = plan_windows(box, box, variant, moving_about, rng(3))
-    away = ((plan.corners[:, :2] + plan.corners[:, 2:]) / 2 - 0.5).abs().amax(1) * variant.search_factor
-    near = (away < STEADY + 0.1).float().mean()
-    assert 0.45 < near < 0.6
-    assert away.max() > 0.9
-    assert torch.allclose(plan.extent, torch.full((400, 2), 0.5))
-
-
 def test_pairs_show_the_object_where_the_target_says(collection: Path, tiny: Variant) -> None:
-    pool = load_collection(collection, 128)
+    pool = load_pool([collection], 128)
     pairs = PairSampler(pool, tiny, replace(PLAIN, centre_jitter=2.0, flip=0.5)).draw(32, 3)
     assert pairs.template.shape == (32, 3, 64, 64)
     assert pairs.present.all()
@@ -150,7 +126,7 @@ def test_pairs_show_the_object_where_the_target_says(collection: Path, tiny: Var
 
 
 def test_a_step_draws_the_same_pairs_again_and_ranks_differ(collection: Path, tiny: Variant) -> None:
-    pool = load_collection(collection, 128)
+    pool = load_pool([collection], 128)
     sampler = PairSampler(pool, tiny, SMALL.augmentation, seed=5)
     first = sampler.draw(8, 11)
     sampler.draw(8, 12)
@@ -161,7 +137,7 @@ def test_a_step_draws_the_same_pairs_again_and_ranks_differ(collection: Path, ti
 
 
 def test_small_preset_draws_all_kinds_and_negatives(collection: Path, tiny: Variant) -> None:
-    pool = load_collection(collection, 128)
+    pool = load_pool([collection], 128)
     pairs = PairSampler(pool, tiny, SMALL.augmentation).draw(200, 0)
     assert torch.isfinite(pairs.search).all() and torch.isfinite(pairs.template).all()
     share = 1 - pairs.present.float().mean().item()
@@ -171,7 +147,7 @@ def test_small_preset_draws_all_kinds_and_negatives(collection: Path, tiny: Vari
 
 
 def test_pool_holds_what_the_collection_says(collection: Path) -> None:
-    pool = load_collection(collection, 100)
+    pool = load_pool([collection], 100)
     assert pool.canvases.shape == (16, 100, 100, 3)
     assert pool.kind.tolist() == [STILL] * 4 + [CLIP] * 2
     assert pool.length.tolist() == [1, 1, 1, 1, 5, 5]  # the unknown box is left out
@@ -189,17 +165,7 @@ def test_boxes_too_small_on_the_canvas_are_left_out(tmp_path: Path) -> None:
     record = {"file": "large.png", "shard": "a.tar", "boxes": [[0, 0, 12, 12], [0, 0, 80, 40]]}
     (tmp_path / "stills.json").write_text(json.dumps([record]))
     # At an eighth 12 pixels are 1.5: nothing can be learnt from them.
-    assert load_collection(tmp_path, 100).box.tolist() == [[0, 0, 10, 5]]
-
-
-def test_merged_pools_keep_their_targets(collection: Path) -> None:
-    pool = load_collection(collection, 100)
-    both = merge_pools([pool, pool])
-    t = len(pool) + 5
-    entry = both.start[t] + 2
-    assert both.image[entry] == len(pool.canvases) + pool.image[pool.start[5] + 2]
-    assert torch.equal(both.box[entry], pool.box[pool.start[5] + 2])
-    assert len(set(both.groups().tolist())) == 2 * len(set(pool.groups().tolist()))
+    assert load_pool([tmp_path], 100).box.tolist() == [[0, 0, 10, 5]]
 
 
 def test_any_folder_of_images_gives_pairs(tmp_path: Path, tiny: Variant) -> None:
@@ -207,8 +173,12 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path, tiny: Variant) -> None
     for i in range(3):
         cv2.imwrite(str(tmp_path / "deep" / f"{i}.png"), picture(i))
     cv2.imwrite(str(tmp_path / "grey.jpg"), picture(7)[..., 0])
-    pool = load_images(tmp_path, 96)
-    assert len(pool) == 0 and len(pool.canvases) == 4 and len(pool.cutouts) > 0
+    rgba = np.dstack([picture(8, 40, 40), np.zeros((40, 40), np.uint8)])
+    rgba[10:30, 10:30, 3] = 255
+    cv2.imwrite(str(tmp_path / "cutout.png"), rgba)
+    cv2.imwrite(str(tmp_path / "._0.png"), rgba)
+    pool = load_pool([tmp_path], 96)
+    assert len(pool) == 0 and len(pool.canvases) == 4 and len(pool.cutouts) == 1
     pairs = PairSampler(pool, tiny, SMALL.augmentation).draw(16, 0)
     assert torch.isfinite(pairs.search).all()
     assert (pairs.corners[:, 2:] > pairs.corners[:, :2]).all()
@@ -217,7 +187,7 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path, tiny: Variant) -> None
 def test_a_broken_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"bad\.jpg"):
-        load_images(tmp_path)
+        load_pool([tmp_path])
 
 
 def test_colour_without_changes_is_the_networks_normalisation() -> None:
@@ -228,54 +198,8 @@ def test_colour_without_changes_is_the_networks_normalisation() -> None:
     torch.testing.assert_close(grey[:, 0], grey[:, 2], atol=1e-3, rtol=0)
 
 
-def test_colour_contrast_keeps_the_mean_and_brightness_its_range() -> None:
-    image = torch.full((400, 3, 8, 8), 100, dtype=torch.uint8)
-    aug = Augmentation(brightness=0.2, contrast=0.5)
-    out = pixels(colour(image, torch.zeros(400, dtype=torch.bool), aug, rng(0)))
-    # A uniform picture has no contrast to change.
-    assert out.min() >= 79.9 and out.max() <= 120.1 and out.max() > 115
-
-
-def test_a_changed_backdrop_leaves_the_target() -> None:
-    template = torch.full((4, 3, 64, 64), 200, dtype=torch.uint8)
-    search = torch.full((4, 3, 128, 128), 10, dtype=torch.uint8)
-    extent = torch.tensor([[0.5, 0.25]]).expand(4, -1)
-    changed = change_backdrop(template, search, extent, 1.0, rng(1))
-    kept_x, kept_y = int(32 * 0.5 * KEPT), int(32 * 0.25 * KEPT)
-    gone_x, gone_y = round(32 * 0.5 * FADED) + 1, round(32 * 0.25 * FADED) + 1
-    assert (changed[:, :, 32 - kept_y : 32 + kept_y, 32 - kept_x : 32 + kept_x] == 200).all()
-    changed[:, :, 32 - gone_y : 32 + gone_y, 32 - gone_x : 32 + gone_x] = 10
-    assert (changed == 10).all()
-    assert (template == 200).all()
-    some = change_backdrop(template, search, extent, 0.5, rng(2))
-    assert 0 < (some[:, 0, 0, 0] == 10).sum() < 4
-    assert change_backdrop(template, search, extent, 0.0, rng(1)) is template
-
-
-@pytest.mark.parametrize("known", [True, False])
-def test_a_negative_shares_no_picture_with_its_pair_and_is_of_another_target(known: bool) -> None:
-    batch = 12
-    # Each pair has its own grey level: template 10 i, search crop 10 i + 5.
-    level = (10 * torch.arange(batch)).to(torch.uint8).view(-1, 1, 1, 1)
-    template, search = level.expand(-1, 3, 32, 32), (level + 5).expand(-1, 3, 64, 64)
-    extent = torch.full((batch, 2), 0.5)
-    corners = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(batch, -1).clone()
-    identity = torch.arange(batch) if known else torch.zeros(batch, dtype=torch.int64)
-    lively = replace(PLAIN, backdrop=1.0, occlusion=1.0, negatives=0.5)
-    pairs = finish_pairs(template, search, extent, corners, identity, lively, rng(4))
-    assert known == bool((~pairs.present).any())
-    numbers = (pixels(pairs.template).round() // 10).int(), (pixels(pairs.search).round() // 10).int()
-    for i, (template_numbers, search_numbers) in enumerate(zip(*numbers)):
-        # Of which pair is what one sees: target and backdrop of the template, anything in the search crop?
-        own = i if pairs.present[i] else (i + STRANGER) % batch
-        target, backdrop = template_numbers[0, 16, 16].item(), template_numbers[0, 0, 0].item()
-        assert (target, backdrop) == (own, (own + 1) % batch)
-        seen = set(search_numbers.unique().tolist())
-        assert i in seen and (pairs.present[i] or not seen & {target, backdrop})
-
-
 def test_the_only_cutout_is_not_its_own_distractor(collection: Path, tiny: Variant) -> None:
-    pool = load_collection(collection, 100)
+    pool = load_pool([collection], 100)
     assert len(pool.cutouts) == 1
     pool.canvases = torch.zeros_like(pool.canvases)
     pairs = PairSampler(pool, tiny, replace(PLAIN, cutouts=1.0)).draw(8, 0)
@@ -288,7 +212,7 @@ def test_the_only_cutout_is_not_its_own_distractor(collection: Path, tiny: Varia
 
 
 def test_held_out_pictures_are_no_scenery(collection: Path, tiny: Variant) -> None:
-    learnt, held = load_collection(collection, 100).split(3)
+    learnt, held = load_pool([collection], 100).split(3)
     seen = set(learnt.still[learnt.scenery].tolist())
     assert seen.isdisjoint(held.groups().tolist()) and seen.isdisjoint(held.still[held.scenery].tolist())
     learnt.canvases = learnt.canvases.clone()
@@ -337,11 +261,6 @@ def test_weighted_choice_follows_the_weights() -> None:
     assert count[3] / 4000 == pytest.approx(0.75, abs=0.03)
 
 
-def test_frames_of_the_fixture_move() -> None:
-    frames = moving(0, 3)
-    assert not np.array_equal(frames[0], frames[2])
-
-
 def test_a_deformed_target_lies_where_its_corners_say() -> None:
     """An ellipse that fills its box does so after the turn as well."""
     size, box = 128, (40, 30, 84, 70)
@@ -359,3 +278,57 @@ def test_a_deformed_target_lies_where_its_corners_say() -> None:
         assert torch.allclose(seen, expected * size, atol=1.6)
     same, where = deform(search, corners, 0.0, rng(4))
     assert torch.equal(same, search) and torch.equal(where, corners)
+
+
+def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path) -> None:
+    for name, frames in (("a", "."), ("b", "img")):
+        (tmp_path / name / frames).mkdir(parents=True)
+        for i, frame in enumerate(moving(1, 4)):
+            cv2.imwrite(str(tmp_path / name / frames / f"{i}.png"), frame)
+    lines = [",".join(map(str, box)) for box in boxes_of(4)]
+    (tmp_path / "a" / "groundtruth.txt").write_text("\n".join([*lines[:2], "nan,nan,nan,nan", lines[3]]))
+    (tmp_path / "b" / "groundtruth_rect.txt").write_text("\n".join(lines))
+    cv2.imwrite(str(tmp_path / "still.png"), picture(0))
+    pool = load_pool([tmp_path], 120)
+    assert pool.kind.tolist() == [CLIP, CLIP] and pool.length.tolist() == [3, 4] and len(pool.canvases) == 9
+    assert pool.box[0].tolist() == [20, 30, 24, 24] and pool.box[3].tolist() == [19, 29, 24, 24]
+    assert pool.image[pool.start[1] :].tolist() == [4, 5, 6, 7]
+    (tmp_path / "a" / "groundtruth.txt").write_text("1,2,3,4\n")
+    with pytest.raises(DatasetError, match="1 boxes for 4 images"):
+        load_pool([tmp_path])
+
+
+def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
+    for i in range(20):
+        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), np.full((20, 20, 3), 10 * i, np.uint8))
+    whole = load_pool([tmp_path], 32)
+    shares = [load_pool([tmp_path], 32, share=(rank, 2)) for rank in (0, 1)]
+    levels = [set(pool.canvases[:, 5, 5, 0].tolist()) for pool in (whole, *shares)]
+    assert levels[0] == levels[1] | levels[2] and not levels[1] & levels[2]
+    # Too little to divide: all of it for each.
+    assert len(load_pool([tmp_path], 32, share=(3, 4)).canvases) == 20
+
+
+def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> None:
+    level = (20 * torch.arange(12)).to(torch.uint8).view(-1, 1, 1, 1)
+    template, search = level.expand(-1, 3, 32, 32), level.expand(-1, 3, 64, 64)
+    corners = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(12, -1)
+    lively, known = replace(PLAIN, occlusion=1.0, negatives=0.5), torch.ones(12, dtype=torch.bool)
+    pairs = finish_pairs(template, search, corners, torch.arange(12), known, lively, rng(4))
+    assert (~pairs.present).any() and pairs.present.any() and pairs.known.all()
+    for i in range(12):
+        own = i if pairs.present[i] else (i + STRANGER) % 12
+        assert pixels(pairs.template)[i].round().unique().tolist() == [20 * own]
+        seen = set(pixels(pairs.search)[i].round().unique().tolist())
+        assert 20 * i in seen and (pairs.present[i] or 20 * own not in seen)
+    same = finish_pairs(template, search, corners, torch.zeros(12, dtype=torch.int64), known, lively, rng(4))
+    assert same.present.all()
+
+
+def test_a_teachers_regions_are_looked_for_in_other_frames_of_their_clip(collection: Path, tiny: Variant) -> None:
+    pool = load_pool([collection], 128)
+    image, box, known = PairSampler(pool, tiny, replace(PLAIN, max_gap=2), teacher=True)._regions(200)
+    assert torch.equal(pool.still[image[:, 0]], pool.still[image[:, 1]])
+    assert (image[:, 0] - image[:, 1]).abs().max() == 2 and torch.equal(known, image[:, 0] == image[:, 1])
+    assert known[image[:, 0] < 4].all() and torch.equal(box[:, 0], box[:, 1])
+    assert PairSampler(pool, tiny, PLAIN)._regions(50)[2].all()

@@ -1,0 +1,136 @@
+"""What a run tells while it goes on: progress bars, a JSON-lines log, and its plot."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Optional
+
+from asymtrack_edge.errors import UsageError
+
+LOG = "log.jsonl"
+PLOT = "plot.png"
+
+#: Wraps an iterable to show progress; called with it and a title.
+Progress = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+def silent(items: Iterable[Any], title: str) -> Iterable[Any]:
+    """Shows nothing."""
+    return items
+
+
+def show_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
+    """A progress bar over ``items``, on a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=title, leave=False, file=sys.stderr, disable=None)
+
+
+class Log:
+    """Averages what each step gives and, every few seconds, writes and shows it. A context manager.
+
+    Args:
+        folder: of the run; None writes and shows nothing.
+        every: seconds between lines.
+    """
+
+    def __init__(self, folder: Optional[Path], every: float) -> None:
+        from tqdm import tqdm
+
+        self.folder = folder
+        self.every = every
+        self.written = self.began = time.monotonic()
+        self.pairs = 0
+        self.values: Dict[str, float] = {}
+        form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
+        self.bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, disable=True if folder is None else None)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
+        """Takes in the values of a step.
+
+        Args:
+            step: how far the run is.
+            pairs: the same in pairs.
+            count: pairs of this step.
+            progress: how much of the run lies behind, 0..1.
+            values: what to average; ``lr`` is taken as it is.
+        """
+        self.pairs += count
+        for name, value in values.items():
+            self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
+        self.values["lr"] = values["lr"]
+        now = time.monotonic()
+        if self.folder is None or (now - self.written < self.every and step > 1):
+            return
+        self.written = now
+        speed = self.pairs / max(1e-9, now - self.began)
+        append(self.folder, {"step": step, "pairs": pairs, "pairs_per_s": speed, **self.values})
+        text = f"{pairs:,} pairs, {speed:.1f} pairs/s, loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
+        if self.bar.disable:
+            print(f"{100 * progress:5.1f} %  {text}", file=sys.stderr, flush=True)
+        else:
+            self.bar.n = min(1.0, progress)
+            self.bar.set_postfix_str(text)
+
+
+def append(folder: Path, row: Dict[str, Any]) -> None:
+    """Adds a row to a run's log."""
+    with open(folder / LOG, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_log(folder: Path) -> List[Dict[str, Any]]:
+    """The rows of a run's log; a last line cut short by a kill is left out.
+
+    Raises:
+        UsageError: there is no log.
+    """
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        raise UsageError(f"{folder} holds no {LOG}: name the folder of a run") from None
+    rows = []
+    for line in lines:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def plot_run(folder: Path) -> Path:
+    """Draws loss, IoU and learning rate of a run over its pairs; returns the image's path.
+
+    Raises:
+        UsageError: there is no log, or nothing in it yet.
+    """
+    from matplotlib.figure import Figure
+
+    log = read_log(folder)
+    rows = [row for row in log if "loss" in row]
+    held = [(row["pairs"] / 1000, row["held_out_iou"]) for row in log if "held_out_iou" in row]
+    if not rows:
+        raise UsageError(f"the log of {folder} is still empty: plot it after the first seconds of training")
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    panels = figure.subplots(3, 1, sharex=True)
+    for panel, name, label in zip(panels, ("loss", "iou", "lr"), ("loss", "IoU", "learning rate")):
+        panel.plot([row["pairs"] / 1000 for row in rows], [row[name] for row in rows], linewidth=1)
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+    if held:
+        panels[1].plot(*zip(*held), "o", label="held out, averaged weights")
+        panels[1].legend()
+    panels[-1].set_xlabel("thousand pairs")
+    path = folder / PLOT
+    figure.savefig(path.with_suffix(".part.png"), dpi=120)
+    path.with_suffix(".part.png").replace(path)
+    return path

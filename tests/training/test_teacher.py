@@ -1,0 +1,179 @@
+"""The teacher: graphs run in torch as ONNX Runtime runs them, its labels, and what learns from it."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any, List
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+
+from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.training.command import main
+from asymtrack_edge.training.teacher import OnnxGraph, Opinion, Student, Teacher, TeacherWeights, relabel, teacher_loss
+from asymtrack_edge.variants import VARIANTS
+from tests.training.conftest import random_pairs
+
+CPU = torch.device("cpu")
+
+
+def save_graph(path: Path, nodes: List[Any], constants: Any, inputs: Any, outputs: Any) -> None:
+    value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)  # noqa: E731
+    graph = helper.make_graph(
+        nodes,
+        "teacher",
+        [value(*i) for i in inputs],
+        [value(*o) for o in outputs],
+        [numpy_helper.from_array(v, k) for k, v in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, str(path))
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: Any) -> Path:
+    """Small graphs with the teacher's names, shapes and operators; the shapes have a batch of one baked in."""
+    folder = tmp_path_factory.mktemp("teacher")
+    random = np.random.default_rng(0)
+    node = helper.make_node
+
+    def weights(*shape: int) -> np.ndarray:
+        return (random.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+    constants = {"w": weights(256, 3, 16, 16), "b": weights(256), "s": np.full((1, 3, 1, 1), 0.02, np.float32)}
+    encode = [
+        node("Mul", ["image", "s"], ["scaled"]),
+        node("Conv", ["scaled", "w", "b"], ["raw"], strides=[16, 16], pads=[0, 0, 1, 1]),
+    ]
+    first = [*encode, node("Relu", ["raw"], ["template_features"])]
+    shapes = [("image", [1, 3, 128, 128])], [("template_features", [1, 256, 8, 8])]
+    save_graph(folder / "fear_xs_init.onnx", first, constants, *shapes)
+    constants.update(flat=np.array([1, 256, -1]), map=np.array([1, -1, 16, 16]), minus=np.full(1, -3, np.float32))
+    constants.update(reach=weights(4, 320, 1, 1), score=weights(1, 320, 3, 3))
+    second = [
+        *encode,
+        node("Relu", ["raw"], ["x"]),
+        node("Reshape", ["template_features", "flat"], ["z"]),
+        node("Transpose", ["z"], ["zt"], perm=[0, 2, 1]),
+        node("Reshape", ["x", "flat"], ["xf"]),
+        node("MatMul", ["zt", "xf"], ["product"]),
+        node("Reshape", ["product", "map"], ["similar"]),
+        node("Concat", ["x", "similar"], ["both"], axis=1),
+        node("Conv", ["both", "score"], ["sum"], pads=[1, 1, 1, 1]),
+        node("Add", ["sum", "minus"], ["cls"]),
+        node("Conv", ["both", "reach"], ["log"]),
+        node("Mul", ["log", "minus"], ["far"]),
+        node("Exp", ["far"], ["bbox"]),
+    ]
+    inputs = [("image", [1, 3, 256, 256]), ("template_features", [1, 256, 8, 8])]
+    outputs = [("bbox", [1, 4, 16, 16]), ("cls", [1, 1, 16, 16])]
+    save_graph(folder / "fear_xs_track.onnx", second, constants, inputs, outputs)
+    return folder
+
+
+def test_a_batch_gives_what_onnx_runtime_gives_for_each(graphs: Path) -> None:
+    random = np.random.default_rng(1)
+    image = random.uniform(0, 255, (3, 3, 256, 256)).astype(np.float32)
+    features = random.normal(size=(3, 256, 8, 8)).astype(np.float32)
+    path = graphs / "fear_xs_track.onnx"
+    found = OnnxGraph(path)(image=torch.from_numpy(image), template_features=torch.from_numpy(features))
+    reference = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for i in range(3):
+        expected = reference.run(None, {"image": image[i : i + 1], "template_features": features[i : i + 1]})
+        for ours, theirs in zip(found, expected):
+            np.testing.assert_allclose(ours[i : i + 1].numpy(), theirs, rtol=2e-3, atol=1e-3)
+
+
+def test_the_opinion_is_in_the_coordinates_of_pairs(graphs: Path) -> None:
+    teacher = Teacher(graphs, VARIANTS["T"], CPU)
+    logits, reach = torch.full((2, 1, 16, 16), -9.0), torch.zeros(2, 4, 16, 16)
+    logits[0, 0, 5, 9] = logits[1, 0, 0, 3] = 4.0
+    reach[0, :, 5, 9] = torch.tensor([10.0, 20.0, 30.0, 40.0])
+    teacher.search = lambda **_: [reach, logits]  # type: ignore[assignment]
+    opinion = teacher(random_pairs(VARIANTS["T"], 2))
+    assert (opinion.corners[0] * 256 + 0.5).tolist() == pytest.approx([144 - 10, 80 - 20, 144 + 30, 80 + 40])
+    assert opinion.peak.tolist() == pytest.approx([0.982, 0.982], abs=1e-3)
+    assert opinion.features.shape == (2, 256, 8, 8) and opinion.response.shape == (2, 16, 16)
+
+
+def test_labels_come_from_a_teacher_that_is_sure() -> None:
+    pairs = random_pairs(VARIANTS["T"].with_(template_size=32, search_size=32), 6)
+    known = torch.tensor([False, False, False, True, True, True])
+    present = torch.tensor([True, True, True, True, False, False])
+    peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.9, 0.2])
+    box = torch.full((6, 4), 0.5)
+    labelled = relabel(pairs._replace(known=known, present=present), Opinion(peak, peak, box, peak))
+    # Sure, unsure, absent; a label stays; a negative that the teacher finds is none, another stays.
+    assert labelled.known.tolist() == [True, False, True, True, False, True]
+    assert labelled.present.tolist() == [True, False, False, True, False, False]
+    assert torch.equal(labelled.corners[:3], box[:3]) and torch.equal(labelled.corners[3:], pairs.corners[3:])
+
+
+def test_read_outs_fall_to_nothing_where_they_agree() -> None:
+    torch.manual_seed(0)
+    response, features = torch.rand(2, 16, 16), torch.randn(2, 256, 8, 8)
+    opinion = Opinion(response.round(), response, response, features)
+    loss, terms = teacher_loss(100 * (response.round() - 0.5), 3 * features, opinion, TeacherWeights())
+    assert loss < 1e-4 and set(terms) == {"response", "features"}
+    worse, terms = teacher_loss(0 * response, -features, opinion, TeacherWeights(4.0, 1.0))
+    assert worse.item() == pytest.approx(4 * np.log(2) + 2, rel=1e-3)
+
+
+def test_the_students_prediction_is_the_networks() -> None:
+    torch.manual_seed(0)
+    model = AsymTrack(VARIANTS["T"]).eval()
+    pairs = random_pairs(VARIANTS["T"], 1)
+    with torch.no_grad():
+        prediction, response, features = Student(model)(pairs.template, pairs.search)
+        assert torch.equal(prediction.score_tl, model(pairs.template, pairs.search).score_tl)
+    assert response.shape == (1, 16, 16) and features.shape == (1, 256, 8, 8)
+    assert not [name for name in model.state_dict() if "readout" in name]
+
+
+def test_learning_from_a_teacher_and_going_on(graphs: Path, collection: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    quick = ["--device", "cpu", "--threads", "1", "--time-budget", "0.1", "--fp32"]
+    data = ["--data", str(collection), "--canvas", "128", "--preset", "small", "--batch", "2"]
+    assert main([*data, "--teacher", str(graphs), "--output", str(folder), *quick]) == 0
+    files = json.loads((folder / "state.json").read_text())["files"]
+    readouts = load_file(str(folder / files["readouts"]))
+    assert set(readouts) == {f"{n}.{p}" for n in ("response.0", "response.2", "features") for p in ("weight", "bias")}
+    assert "readouts.features.weight" in load_file(str(folder / files["exp_avg"]))
+    assert max(path.stat().st_size for path in folder.iterdir()) < 16 << 20
+    published = set(AsymTrack(VARIANTS["T"]).state_dict())
+    assert set(load_file(str(folder / "weights.safetensors"))) == published
+    row = json.loads((folder / "log.jsonl").read_text().splitlines()[0])
+    assert {"response", "features"} <= set(row)
+    assert main(["--resume", str(folder), *quick]) == 0
+
+
+def test_what_a_teacher_lacks_is_named(graphs: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    with pytest.raises(DatasetError, match=r"no fear_xs_init\.onnx"):
+        Teacher(tmp_path, VARIANTS["T"], CPU)
+    (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(DatasetError, match=r"bad\.onnx is no ONNX"):
+        OnnxGraph(tmp_path / "bad.onnx")
+    shapes = [("image", [1, 3])], [("out", [1, 3])]
+    save_graph(tmp_path / "odd.onnx", [helper.make_node("Tanh", ["image"], ["out"])], {}, *shapes)
+    with pytest.raises(DatasetError, match="Tanh"):
+        OnnxGraph(tmp_path / "odd.onnx")
+    with pytest.raises(UsageError, match="--search-size"):
+        Teacher(graphs, VARIANTS["T"].with_(search_factor=3.0), CPU)
+    imported = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "onnx":
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[train\]"):
+        OnnxGraph(graphs / "fear_xs_init.onnx")

@@ -13,6 +13,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy import plots, probes
 from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS, Protocol
 from asymtrack_edge.benchmarks.accuracy.executors import Executor, LocalExecutor, RayExecutor
+from asymtrack_edge.benchmarks.accuracy.features import features
 from asymtrack_edge.benchmarks.accuracy.metrics import by_attribute, counted, score_sequence, summarise
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
 from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
@@ -80,6 +81,13 @@ def make_parser() -> argparse.ArgumentParser:
     )
     cli.add_output(attributes, "where attributes.png and .svg go (default: plots)")
     attributes.set_defaults(body=_attributes, output=Path("plots"))
+
+    text = "draw feature maps with and without OPE"
+    maps = commands.add_parser("features", help=text, description=features.__doc__, allow_abbrev=False)
+    maps.add_argument("model", metavar="MODEL", help="T, S or B for the bundled weights, or a checkpoint")
+    cli.add_clip(maps)
+    cli.add_output(maps, "the picture (default: features.png)", "FILE")
+    maps.set_defaults(body=features, output=Path("features.png"))
 
     for name, (text, body) in probes.COMMANDS.items():
         probe = commands.add_parser(name, help=text, description=body.__doc__, allow_abbrev=False)

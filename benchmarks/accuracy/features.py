@@ -1,0 +1,122 @@
+"""Feature maps of a search region with and without object perception enhancement (OPE; the paper's Fig. 7)."""
+
+from __future__ import annotations
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+
+import numpy as np
+
+from asymtrack_edge.benchmarks.accuracy.plots import figure
+from asymtrack_edge.errors import CheckpointError, UsageError
+from asymtrack_edge.files import OutputFile, check_output, printable
+from asymtrack_edge.geometry import Box, Cropper, crop_window
+from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
+from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, VARIANTS
+
+if TYPE_CHECKING:
+    from asymtrack_edge.network import AsymTrack
+
+#: Stage -> its features (H, W, C) without OPE and with it.
+Maps = Dict[int, Tuple[np.ndarray, np.ndarray]]
+
+
+def features(args: argparse.Namespace) -> None:
+    """Draws feature maps of the three stages for the search region of the second frame, with and without OPE.
+
+    Without: the trained network with its OPE blocks bypassed. Maps show the mean over the channels and the
+    largest activation of any channel, each pair in the same colours.
+    """
+    check_output(args.output)
+    frames, box = clip_argument(args.clip, args.box) or default_clip(2)
+    model = _model(args.model)
+    search, maps = feature_maps(model, frames, box)
+    if args.output.suffix.lower() != ".png":
+        raise UsageError(f"--output takes a .png here, not {printable(args.output)}")
+    drawn = _draw(search, maps)
+    with OutputFile(args.output) as file:
+        drawn.savefig(file.place, dpi=120, format="png")
+    print(f"wrote {printable(args.output)}")
+
+
+def _model(name: str) -> AsymTrack:
+    """A bundled model, or that of a checkpoint."""
+    from asymtrack_edge.checkpoints import load_model, open_checkpoint
+
+    if name.upper() in VARIANTS:
+        return load_model(None, VARIANTS[name.upper()])
+    if Path(name).is_dir():
+        raise UsageError(f"{name} is an exported model, whose OPE is folded: give T, S, B or the checkpoint")
+    variants = open_checkpoint(name).variants
+    if not variants:
+        raise CheckpointError(f"{name} fits none of {', '.join(VARIANTS)}")
+    return load_model(name, VARIANTS[variants[0]])
+
+
+def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[np.ndarray, Maps]:
+    """Runs both forms of a network on the template of the first frame and the search region of the second.
+
+    Args:
+        model: in training form.
+        frames: BGR uint8 ``(H, W, 3)``.
+        box: the target in the first frame.
+
+    Returns:
+        The search crop, BGR uint8, and the features where the OPE blocks of the stages are.
+    """
+    import torch
+
+    from asymtrack_edge.network.enhancement import PerceptionEnhancement
+
+    variant = model.variant
+    crops = []
+    for frame, size, factor in (
+        (frames[0], variant.template_size, variant.template_factor),
+        (frames[1], variant.search_size, variant.search_factor),
+    ):
+        crops.append(np.empty((size, size, 3), np.uint8))
+        Cropper().crop(frame, crop_window(box, factor), crops[-1])
+    images = [(crop[..., ::-1] / 255 - IMAGE_MEAN) / IMAGE_STD for crop in crops]
+    template, search = (torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)) for image in images)
+    plain = deepcopy(model)
+    found: Dict[int, List[np.ndarray]] = {}
+    for form in (plain, model):
+        hooks = []
+        for stage, layer in enumerate(form.backbone.layers, start=1):
+            for i, block in enumerate(layer.blocks):  # type: ignore
+                if isinstance(block, PerceptionEnhancement):
+                    if form is plain:
+                        block = layer.blocks[i] = torch.nn.Identity()  # type: ignore
+                    kept = found.setdefault(stage, [])
+                    hooks.append(block.register_forward_hook(_keeper(kept)))
+        with torch.inference_mode():
+            state = form.eval().template(template)
+            for kept in found.values():
+                del kept[form is model :]  # of the template
+            form.search(search, state)
+        for hook in hooks:
+            hook.remove()
+    return crops[1], {stage: (without, with_ope) for stage, (without, with_ope) in found.items()}
+
+
+def _keeper(kept: List[np.ndarray]) -> Any:
+    return lambda module, inputs, output: kept.append(output[0].numpy().copy())
+
+
+def _draw(search: np.ndarray, maps: Maps) -> Any:
+    drawn = figure(13, 2.6 * len(maps))
+    axes = drawn.subplots(len(maps), 5, squeeze=False)
+    for row, (stage, pair) in zip(axes, maps.items()):
+        row[0].imshow(search[..., ::-1])
+        row[0].set_title("search region")
+        for kind, reduce, columns in (("mean", np.mean, row[1:3]), ("largest", np.max, row[3:5])):
+            pictures = [reduce(values, axis=-1) for values in pair]
+            low, high = min(p.min() for p in pictures), max(p.max() for p in pictures)
+            for column, picture, form in zip(columns, pictures, ("without OPE", "with OPE")):
+                column.imshow(picture, cmap="viridis", vmin=low, vmax=high)
+                column.set_title(f"stage {stage}, {kind}, {form}", fontsize=9)
+        for each in row:
+            each.axis("off")
+    return drawn

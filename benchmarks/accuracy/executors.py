@@ -225,8 +225,8 @@ class RayExecutor:
         try:
             # Workers find what this process finds, trackers in the working directory among it.
             environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
-            options = {"log_to_driver": False, "logging_level": "error", "include_dashboard": None}
-            ray.init(address, runtime_env=environment, ignore_reinit_error=True, **options, **cluster)
+            quiet = {"log_to_driver": False, "logging_level": "error"}
+            ray.init(address, runtime_env=environment, ignore_reinit_error=True, **quiet, **cluster)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
 

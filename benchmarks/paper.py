@@ -7,78 +7,34 @@ Tracking", AAAI 2025. Speeds are frames per second of the model alone in PyTorch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.variants import VARIANTS
 
+Three = Tuple[Optional[float], Optional[float], Optional[float]]
 
-@dataclass(frozen=True)
-class Device:
-    """A machine of the paper.
-
-    Attributes:
-        key: ``"gpu"``, ``"cpu"`` or ``"agx"``: the column of the tables.
-        name: as the paper writes it.
-        marks: words that all occur in the name a system reports for this device, lower case.
-    """
-
-    key: str
-    name: str
-    marks: Tuple[str, ...]
-
-    def matches(self, reported: Optional[str]) -> bool:
-        """Whether a name reported by a system is this device."""
-        text = (reported or "").lower()
-        return bool(text) and all(mark in text for mark in self.marks)
-
-
-DEVICES: Dict[str, Device] = {
-    "gpu": Device("gpu", "Nvidia GeForce RTX 2080 Ti", ("2080 ti",)),
-    "cpu": Device("cpu", "Intel i7-9700KF at 3.6 GHz", ("i7-9700kf",)),
-    "agx": Device("agx", "Jetson AGX Xavier", ("agx", "xavier")),
-}
+#: The paper's machines by the columns of its tables.
+MACHINES = {"gpu": "Nvidia GeForce RTX 2080 Ti", "cpu": "Intel i7-9700KF at 3.6 GHz", "agx": "Jetson AGX Xavier"}
+#: Words that all occur in the name that a system reports for them, lower case.
+_MARKS = {"gpu": ("2080 ti",), "cpu": ("i7-9700kf",), "agx": ("agx", "xavier")}
 
 
 class Speeds(NamedTuple):
-    """Frames per second on the paper's three devices."""
+    """Frames per second on the paper's three machines."""
 
     gpu: Optional[float]
     cpu: Optional[float]
     agx: Optional[float]
 
-    def on(self, key: str) -> Optional[float]:
-        """Speed on the device of ``DEVICES`` called ``key``."""
-        return {"gpu": self.gpu, "cpu": self.cpu, "agx": self.agx}[key]
 
-
-@dataclass(frozen=True)
-class Configuration:
-    """A column of Table 1."""
-
-    blocks: Tuple[int, int, int]
-    input_sizes: Tuple[int, int]  #: template and search crop, pixels
-    speeds: Speeds
-    params_m: float
-    flops_g: float
-
-
-#: Table 1, by variant. What ``variants.py`` holds already is not written a second time.
-TABLE_1: Dict[str, Configuration] = {
-    name: Configuration(
-        v.depths,
-        (v.template_size, v.search_size),
-        Speeds(v.published.fps_gpu, v.published.fps_cpu, v.published.fps_agx),
-        v.published.params_m,
-        v.published.flops_g,
-    )
-    for name, v in VARIANTS.items()
+#: Speeds of Table 1 by variant; ``variants.Published`` has the rest of the table.
+TABLE_1: Dict[str, Speeds] = {
+    name: Speeds(v.published.fps_gpu, v.published.fps_cpu, v.published.fps_agx) for name, v in VARIANTS.items()
 }
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """A row of Table 2; accuracies in percent.
 
     Attributes:
@@ -89,9 +45,9 @@ class Comparison:
     """
 
     tracker: str
-    got10k: Tuple[Optional[float], Optional[float], Optional[float]]
-    lasot: Tuple[Optional[float], Optional[float], Optional[float]]
-    trackingnet: Tuple[Optional[float], Optional[float], Optional[float]]
+    got10k: Three
+    lasot: Three
+    trackingnet: Three
     speeds: Speeds
     real_time: bool
 
@@ -166,8 +122,7 @@ TABLE_3: Tuple[MoreBenchmarks, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(NamedTuple):
     """A row of Table 4 (AsymTrack-S): which modules are on, speeds, GOT-10k AO and LaSOT AUC."""
 
     number: int
@@ -230,19 +185,50 @@ def published(tracker: str) -> Comparison:
     raise UsageError(f"the paper's Table 2 has no {tracker!r}: it has {', '.join(r.tracker for r in TABLE_2)}")
 
 
-def column_for(cpu: Optional[str], gpu: Optional[str], board: Optional[str], on_gpu: bool) -> Tuple[str, bool]:
+def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
     """Which of the paper's columns a measurement is to be read beside.
 
     Args:
-        cpu: name that the system reports.
-        gpu: the same; None where there is none.
-        board: the same of an embedded device.
-        on_gpu: whether the network ran on the GPU.
+        machine: ``cpu``, ``gpu`` and ``board`` as the system reports them; None where there is none.
+        device: ``"cpu"`` or ``"cuda:N"``: where the network ran.
 
     Returns:
-        Key of ``DEVICES`` and whether the device is the paper's own.
+        Key of ``MACHINES``, and whether the machine is the paper's own.
     """
-    if board and "jetson" in board.lower():
-        return "agx", DEVICES["agx"].matches(board) and on_gpu
-    key = "gpu" if on_gpu else "cpu"
-    return key, DEVICES[key].matches(gpu if on_gpu else cpu)
+    on_gpu = device.startswith("cuda")
+    jetson = "jetson" in (machine["board"] or "").lower()
+    key = "agx" if jetson else "gpu" if on_gpu else "cpu"
+    name = (machine["board" if jetson else key] or "").lower()
+    return key, all(mark in name for mark in _MARKS[key]) and (on_gpu or not jetson)
+
+
+def tables() -> List[Tuple[str, Sequence[str], List[Sequence[Any]]]]:
+    """All five tables as the paper prints them: title, header and rows; None stands for a dash."""
+    machines = ", ".join(f"{key.upper()}: {name}" for key, name in MACHINES.items())
+    accuracies = ("GOT-10k AO", "LaSOT AUC")
+    speeds = ("GPU fps", "CPU fps", "AGX fps")
+    return [
+        (
+            f"Table 1: variants ({machines}; PyTorch, fp32, model only)",
+            ("variant", "blocks", "crops px", *speeds, "params M", "FLOPs G"),
+            [
+                (f"AsymTrack-{n}", ",".join(map(str, v.depths)), f"{v.template_size}/{v.search_size}", *TABLE_1[n],
+                 v.published.params_m, v.published.flops_g)
+                for n, v in VARIANTS.items()
+            ],
+        ),
+        (
+            "Table 2: state of the art",
+            ("tracker", "GOT-10k AO", "SR0.5", "SR0.75", "LaSOT AUC", "PNorm", "P", "TrackingNet AUC", "PNorm", "P",
+             *speeds),
+            [(t.tracker, *t.got10k, *t.lasot, *t.trackingnet, *t.speeds) for t in TABLE_2],
+        ),
+        ("Table 3: more benchmarks (AUC)", ("tracker", "NFS", "UAV123", "LaSOText"), [t[:4] for t in TABLE_3]),
+        (
+            "Table 4: components of AsymTrack-S",
+            ("model", *speeds, *accuracies),
+            [(c.label, *c.speeds, c.got10k_ao, c.lasot_auc) for c in TABLE_4],
+        ),
+        ("Table 5a: designs of ETM", ("method", *accuracies), list(TABLE_5A)),
+        ("Table 5b: stages with OPE", ("method", *accuracies), list(TABLE_5B)),
+    ]  # fmt: skip

@@ -73,12 +73,6 @@ def _message(folder: Path) -> Target:
     return lambda data: parse_wish(_text(data))
 
 
-def _tegrastats(folder: Path) -> Target:
-    from asymtrack_edge.benchmarks.speed.jetson import parse_tegrastats
-
-    return lambda data: parse_tegrastats(_text(data))
-
-
 def _checkpoint_seeds() -> List[bytes]:
     import torch
 
@@ -99,10 +93,6 @@ def _manifest_seeds() -> List[bytes]:
     return [(model_folder("T") / "manifest.json").read_bytes()]
 
 
-TEGRASTATS = (
-    b"RAM 1903/31919MB (lfb 4x4MB) SWAP 0/15959MB CPU [3%@1190,off,1%@1190] EMC_FREQ 0%@1600 GR3D_FREQ 21%@[905,306] "
-    b"AUX@40.5C CPU@41C GPU 1224mW/1224mW CPU 306/306 SOC 2142/2142"
-)
 #: What is fuzzed: how the reader is made, in a folder of its own, and inputs to begin with.
 TARGETS: Dict[str, Tuple[Callable[[Path], Target], Callable[[], List[bytes]]]] = {
     "checkpoint": (_checkpoint, _checkpoint_seeds),
@@ -110,7 +100,6 @@ TARGETS: Dict[str, Tuple[Callable[[Path], Target], Callable[[], List[bytes]]]] =
     "groundtruth": (_groundtruth, lambda: [b"1,2,3,4\n5.5\t6 7 nan\n", b"1\n0\n"]),
     "box": (_box, lambda: [b"10,20,30,40", b"-1.5,nan,1e9,inf"]),
     "message": (_message, lambda: [json.dumps({"action": "mark", "frame": 3, "box": [1, 2, 3, 4]}).encode()]),
-    "tegrastats": (_tegrastats, lambda: [TEGRASTATS]),
 }
 
 

@@ -1,69 +1,47 @@
 """Protocol P8: joules per frame, rail by rail, camera-paced and flat out.
 
-Power comes from the board's own sensors: jetson-stats or tegrastats on a Jetson, RAPL counters on a PC,
-nvidia-smi for a graphics card. Every figure carries the name of its rail; rails are not added up, because
-on most boards some contain others.
+Power comes from the board's own sensors: the INA3221 monitors of a Jetson, the RAPL counters of a PC,
+NVML for a graphics card. Every figure carries the name of its rail; rails are not added up, because on
+most boards some contain others.
 """
 
 from __future__ import annotations
 
-import re
-import subprocess
 import threading
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
-from asymtrack_edge.benchmarks.speed.facts import ask_nvidia_smi, run_command
-from asymtrack_edge.benchmarks.speed.jetson import parse_jtop_power, parse_tegrastats
+from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts, read
 from asymtrack_edge.errors import BackendError, UsageError
 
-#: A reading of all rails: the clock in seconds, and milliwatts by rail.
+#: Gives milliwatts by rail now; rails that have nothing to say yet are left out.
+Sensor = Callable[[], Dict[str, float]]
+#: The clock in seconds, and a reading of all rails.
 Sample = Tuple[float, Dict[str, float]]
+#: The machine is watched for so long before anything runs.
+IDLE_SECONDS = 5.0
 
-INTERVAL = 0.1
 
+class PowerMeter:
+    """Reads sensors at an interval, from a thread of its own.
 
-class PowerMeter(ABC):
-    """Samples power between ``start`` and ``stop``.
-
-    Attributes:
-        name: of the source, for the report.
+    Args:
+        sensors: by name of the source, for the report.
+        interval: seconds between readings.
     """
 
-    name = ""
-
-    @abstractmethod
-    def start(self) -> None:
-        """Begins sampling."""
-
-    @abstractmethod
-    def stop(self) -> List[Sample]:
-        """Ends sampling; the samples in order."""
-
-
-class PollingMeter(PowerMeter):
-    """Calls a function at an interval from a thread of its own."""
-
-    def __init__(
-        self,
-        name: str,
-        read: Callable[[], Dict[str, float]],
-        interval: float = INTERVAL,
-        close: Callable[[], Any] = lambda: None,
-    ) -> None:
-        self.name = name
-        self._read = read
+    def __init__(self, sensors: Mapping[str, Sensor], interval: float = 0.1) -> None:
+        self.name = ", ".join(sensors)
+        self._sensors = list(sensors.values())
         self._interval = interval
-        self._close = close
         self._samples: List[Sample] = []
         self._ended = threading.Event()
-        self._thread: Optional[threading.Thread] = None
+        self._thread = threading.Thread()
 
     def start(self) -> None:
-        """See ``PowerMeter.start``."""
+        """Begins sampling."""
         self._samples = []
         self._ended.clear()
         self._thread = threading.Thread(target=self._poll, daemon=True)
@@ -71,154 +49,87 @@ class PollingMeter(PowerMeter):
 
     def _poll(self) -> None:
         while not self._ended.is_set():
-            self._samples.append((monotonic(), self._read()))
+            now = monotonic()
+            self._samples.append((now, {rail: mw for sensor in self._sensors for rail, mw in sensor().items()}))
             self._ended.wait(self._interval)
 
     def stop(self) -> List[Sample]:
-        """See ``PowerMeter.stop``."""
+        """Ends sampling; the samples in order."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        self._close()
+        self._thread.join()
         return self._samples
 
 
-class TegrastatsMeter(PowerMeter):
-    """Reads the lines of a running ``tegrastats``."""
+def find_meter(gpu: int = 0) -> PowerMeter:
+    """All power sensors of this machine together.
 
-    name = "tegrastats"
+    Args:
+        gpu: index of the CUDA device.
 
-    def __init__(self, command: Sequence[str] = ("tegrastats", "--interval", "100")) -> None:
-        self._command = list(command)
-        self._process: Optional[subprocess.Popen[str]] = None
-        self._samples: List[Sample] = []
-        self._thread: Optional[threading.Thread] = None
-
-    def start(self) -> None:
-        """See ``PowerMeter.start``."""
-        self._samples = []
-        try:
-            self._process = subprocess.Popen(
-                self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-            )
-        except OSError as error:
-            raise BackendError(f"cannot run {self._command[0]}: {error.strerror}") from None
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        assert self._process is not None and self._process.stdout is not None
-        for line in self._process.stdout:
-            reading = parse_tegrastats(line)
-            if reading is not None and reading.milliwatts:
-                self._samples.append((monotonic(), reading.milliwatts))
-
-    def stop(self) -> List[Sample]:
-        """See ``PowerMeter.stop``."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
-        if self._thread is not None:
-            self._thread.join(timeout=2)
-        return self._samples
+    Raises:
+        BackendError: it has none that can be read.
+    """
+    monitors, counters = Ina3221(), Rapl()
+    sensors: Dict[str, Sensor] = {}
+    if monitors.rails:
+        sensors["INA3221"] = monitors.read
+    if counters.files:
+        sensors["RAPL"] = counters.read
+    if gpu_milliwatts(gpu):
+        sensors["NVML"] = partial(gpu_milliwatts, gpu)
+    if not sensors:
+        raise BackendError(
+            "this machine has no power sensor that can be read: energy needs a Jetson's INA3221 monitors "
+            "(/sys/class/hwmon), RAPL counters (/sys/class/powercap, usually for root) or an NVIDIA graphics card "
+            "with nvidia-ml-py"
+        )
+    return PowerMeter(sensors)
 
 
-class RaplCounters:
-    """Intel's and AMD's energy counters; milliwatts come from the difference between two readings."""
+class Ina3221:
+    """The power monitors of a Jetson (JetPack 5 and 6), which every user may read.
+
+    Attributes:
+        rails: files of voltage and current by rail.
+    """
+
+    def __init__(self, root: Path = Path("/sys/class/hwmon")) -> None:
+        self.rails: Dict[str, Tuple[Path, Path]] = {}
+        for monitor in sorted(root.glob("hwmon*")):
+            for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in read(monitor / "name") else ():
+                rail, number = read(label), label.name[2]
+                if rail and rail != "NC":  # not connected
+                    self.rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")
+
+    def read(self) -> Dict[str, float]:
+        """Milliwatts by rail, from millivolts and milliamperes."""
+        texts = {rail: (read(volts), read(amperes)) for rail, (volts, amperes) in self.rails.items()}
+        return {rail: int(v) * int(a) / 1000 for rail, (v, a) in texts.items() if v and a}
+
+
+class Rapl:
+    """Intel's and AMD's energy counters; milliwatts come from the difference between two readings.
+
+    Attributes:
+        files: by rail, of those counters that this user may read.
+    """
 
     def __init__(self, root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._last: Dict[str, Tuple[float, int]] = {}
-        self._files: Dict[str, Path] = {}
-        for zone in sorted(root.glob("intel-rapl:*")):
-            try:
-                name = (zone / "name").read_text().strip()
-                int((zone / "energy_uj").read_text())
-            except (OSError, ValueError):
-                continue  # readable only by root on most systems
-            self._files[f"{name} (RAPL)"] = zone / "energy_uj"
-
-    @property
-    def available(self) -> bool:
-        """Whether there is a counter that this user may read."""
-        return bool(self._files)
+        zones = {f"{read(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
+        self.files = {rail: file for rail, file in zones.items() if read(file).isdigit()}
 
     def read(self) -> Dict[str, float]:
-        """Mean milliwatts since the last reading; empty the first time and where a counter wrapped."""
+        """Mean milliwatts since the last reading; without a rail the first time and where its counter wrapped."""
         found = {}
-        for rail, path in self._files.items():
-            now, energy = self._clock(), int(path.read_text())
+        for rail, file in self.files.items():
+            now, energy = self._clock(), int(read(file))
             before = self._last.get(rail)
             self._last[rail] = (now, energy)
             if before is not None and energy >= before[1] and now > before[0]:
                 found[rail] = (energy - before[1]) / 1000 / (now - before[0])
         return found
-
-
-def find_meter(gpu: Optional[str] = None) -> PowerMeter:
-    """The best power sensor of this machine; on a PC those of processor and graphics card together.
-
-    Args:
-        gpu: PCI address of the graphics card; None for the first.
-
-    Raises:
-        BackendError: it has none that can be read.
-    """
-    try:
-        from jtop import jtop
-    except ImportError:
-        pass
-    else:
-        board = jtop(interval=INTERVAL)
-        try:
-            board.start()
-        except Exception as error:  # jetson-stats raises its own and many others
-            raise BackendError(
-                f"jetson-stats is installed but does not answer ({error}): is its service running? In a container, "
-                "mount /run/jtop.sock"
-            ) from None
-        return PollingMeter("jetson-stats", lambda: parse_jtop_power(board.power), close=board.close)
-    if run_command(["which", "tegrastats"]):
-        return TegrastatsMeter()
-    counters = RaplCounters()
-    sensors = {"RAPL": counters.read} if counters.available else {}
-    if _graphics_card(gpu):
-        sensors["nvidia-smi"] = lambda: _graphics_card(gpu)
-    if sensors:
-        return PollingMeter(", ".join(sensors), lambda: {k: v for read in sensors.values() for k, v in read().items()})
-    raise BackendError(
-        "this machine has no power sensor that can be read: energy needs tegrastats or jetson-stats (Jetson), "
-        "readable RAPL counters (/sys/class/powercap, usually root) or nvidia-smi"
-    )
-
-
-def find_meter_or_fail() -> None:
-    """Finds out whether there is a power sensor, before anything slow is done.
-
-    Raises:
-        BackendError: there is none.
-    """
-    meter = find_meter()
-    if isinstance(meter, PollingMeter):
-        meter.stop()
-
-
-def values(energy: Energy) -> Dict[str, float]:
-    """Figures of a row, named with rail and unit."""
-    found: Dict[str, float] = {}
-    for rail, joule in energy.joules_per_frame.items():
-        found[f"{rail} (J/frame)"] = joule
-        found[f"{rail} above idle (J/frame)"] = energy.joules_above_idle[rail]
-        found[f"{rail} (W)"] = energy.watts[rail]
-        found[f"{rail} idle (W)"] = energy.idle_watts.get(rail, 0.0)
-    if energy.paced is not None:
-        found["late frames (%)"] = 100.0 * energy.late / energy.frames
-    return found
-
-
-def _graphics_card(gpu: Optional[str]) -> Dict[str, float]:
-    match = re.match(r"\s*([\d.]+)", ask_nvidia_smi("power.draw", gpu) or "")
-    return {"GPU board (nvidia-smi)": 1000 * float(match.group(1))} if match else {}
 
 
 def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
@@ -240,41 +151,15 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
     return found
 
 
-@dataclass(frozen=True)
-class Energy:
-    """What one way of running costs.
-
-    Attributes:
-        meter: source of the figures.
-        paced: frames per second of the camera that was imitated; None for flat out.
-        frames: tracked.
-        seconds: of it.
-        late: frames that were not done when the next one was due.
-        joules_per_frame: by rail, everything the rail fed.
-        joules_above_idle: by rail, less what the idle machine draws in the same time.
-        idle_watts, watts: by rail, mean.
-    """
-
-    meter: str
-    paced: Optional[float]
-    frames: int
-    seconds: float
-    late: int
-    joules_per_frame: Dict[str, float]
-    joules_above_idle: Dict[str, float]
-    idle_watts: Dict[str, float]
-    watts: Dict[str, float]
-
-
 def measure(
     step: Callable[[], Any],
-    meter: PowerMeter,
+    meter: Any,
     seconds: float,
-    paced: Optional[float] = 30.0,
-    idle_seconds: float = 5.0,
+    paced: Optional[float],
+    idle_seconds: float = IDLE_SECONDS,
     clock: Callable[[], float] = monotonic,
     wait: Callable[[float], Any] = sleep,
-) -> Energy:
+) -> Dict[str, float]:
     """Runs ``step`` once per frame while the meter runs.
 
     Args:
@@ -286,12 +171,17 @@ def measure(
         clock: in seconds, the same that the meter reads.
         wait: sleeps for some seconds.
 
+    Returns:
+        ``fps`` and, by rail, joules per frame (everything the rail fed, and less what the idle machine
+        draws in the same time), mean watts and idle watts; for a paced run the share of late frames,
+        which were not done when the next one was due.
+
     Raises:
         UsageError: times that cannot be.
         BackendError: the meter gave no readings.
     """
-    if seconds <= 0 or idle_seconds <= 0 or (paced is not None and paced <= 0):
-        raise UsageError("durations and the frame rate must be positive")
+    if seconds <= 0 or (paced is not None and paced <= 0):
+        raise UsageError("--seconds and --fps must be positive")
     step()
     meter.start()
     idle_start = clock()
@@ -310,16 +200,13 @@ def measure(
     end = clock()
     samples = meter.stop()
     idle, used = joules(samples, idle_start, start), joules(samples, start, end)
-    duration = end - start
-    idle_watts = {rail: e / (start - idle_start) for rail, e in idle.items()}
-    return Energy(
-        meter=meter.name,
-        paced=paced,
-        frames=frames,
-        seconds=duration,
-        late=late,
-        joules_per_frame={rail: e / frames for rail, e in used.items()},
-        joules_above_idle={r: (e - idle_watts.get(r, 0.0) * duration) / frames for r, e in used.items()},
-        idle_watts=idle_watts,
-        watts={rail: e / duration for rail, e in used.items()},
-    )
+    found = {"fps": frames / (end - start)}
+    for rail, energy in used.items():
+        idle_watts = idle.get(rail, 0.0) / (start - idle_start)
+        found[f"{rail} (J/frame)"] = energy / frames
+        found[f"{rail} above idle (J/frame)"] = (energy - idle_watts * (end - start)) / frames
+        found[f"{rail} (W)"] = energy / (end - start)
+        found[f"{rail} idle (W)"] = idle_watts
+    if paced is not None:
+        found["late frames (%)"] = 100.0 * late / frames
+    return found

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Optional
+from dataclasses import astuple
+from typing import Any, Dict, List
 
 import numpy as np
 
+from asymtrack_edge.benchmarks.speed.cases import Setting
 from asymtrack_edge.errors import BackendError
 
 _CHILD = """
@@ -22,9 +22,10 @@ import json, sys, time
 began = time.perf_counter()
 from asymtrack_edge.runtime import Tracker
 imported = time.perf_counter()
-model, backend, device, threads, frames = json.loads(sys.argv[1])
+gpu, frames, setting = json.loads(sys.argv[1])
+model, backend, precision, device, threads = setting
 cpu = time.process_time()
-tracker = Tracker.load(model, backend, threads=threads)
+tracker = Tracker.load(model, backend, device, threads, precision)
 loaded, cpu = time.perf_counter(), time.process_time() - cpu
 import numpy as np
 frame = np.random.RandomState(0).randint(0, 256, (720, 1280, 3)).astype(np.uint8)
@@ -34,82 +35,37 @@ tracker.update(frame)
 tracked = time.perf_counter()
 for _ in range(frames):
     tracker.update(frame)
-from asymtrack_edge.benchmarks.speed.memory import device_memory, process_memory
-print(json.dumps({
-    "import_s": imported - began, "load_s": loaded - imported, "load_cpu_s": cpu, "first_track_s": tracked - first,
-    "device_mb": device_memory(), **process_memory(),
-    "heavy": [m for m in ("torch", "onnx", "matplotlib") if m in sys.modules],
-    "engine": tracker.backend.description,
-}))
+heavy = [m for m in ("torch", "onnx", "matplotlib") if m in sys.modules]
+from asymtrack_edge.benchmarks.speed.machine import process_memory
+print(json.dumps({"import (s)": imported - began, "load (s)": loaded - imported, "load, processor time (s)": cpu,
+                  "first init and update (s)": tracked - first, **process_memory(gpu), "heavy": heavy}))
 """
 
 
-@dataclass(frozen=True)
-class StartUp:
-    """One kind of tracking process; times are medians over the runs, in seconds.
-
-    Attributes:
-        import_s: of ``asymtrack_edge.runtime`` with numpy, OpenCV and the inference runtime.
-        load_s: of ``Tracker.load``, which reads, checks and optimises both networks.
-        load_least_s: the fastest of the runs.
-        load_cpu_s: processor time of the load, which other programs do not lengthen.
-        first_track_s: of the first ``init`` and ``update`` together.
-        peak_rss_mb, rss_mb: of the process, greatest over the runs (10^6 bytes).
-        device_mb: on the GPU, where nvidia-smi can tell.
-        heavy: heavy packages that got imported though tracking needs none of them.
-        runs: processes started.
-    """
-
-    engine: str
-    import_s: float
-    load_s: float
-    load_least_s: float
-    load_cpu_s: float
-    first_track_s: float
-    rss_mb: Optional[float]
-    peak_rss_mb: Optional[float]
-    device_mb: Optional[float]
-    heavy: List[str]
-    runs: int
-
-
-def measure(
-    model: Path, backend: str = "auto", device: int = 0, threads: Optional[int] = None, runs: int = 5, frames: int = 20
-) -> StartUp:
-    """Starts ``runs`` processes one after the other.
+def measure(setting: Setting, runs: int, gpu: int = 0, frames: int = 20) -> Dict[str, Any]:
+    """Starts ``runs`` tracking processes one after the other.
 
     The first one, which may have to read the packages from the disk, counts like the others; the
     medians are those of a program that was started before.
+
+    Returns:
+        Medians of the times in seconds, the greatest memory in MB (10^6 bytes), and under ``heavy`` the
+        packages that got imported though tracking needs none of them.
 
     Raises:
         BackendError: the child failed; the message is its own.
     """
     answers: List[Dict[str, Any]] = []
-    arguments = json.dumps([str(model), backend, device, threads, frames])
     for _ in range(runs):
-        done = subprocess.run([sys.executable, "-c", _CHILD, arguments], capture_output=True, text=True)
+        command = [sys.executable, "-c", _CHILD, json.dumps([gpu, frames, astuple(setting)])]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise BackendError(f"a tracking process could not be started: {lines[-1]}")
         answers.append(json.loads(done.stdout.splitlines()[-1]))
-
-    def median(key: str) -> float:
-        return float(np.median([a[key] for a in answers]))
-
-    def greatest(key: str) -> Optional[float]:
-        values = [a[key] for a in answers if a.get(key) is not None]
-        return max(values) if values else None
-
-    return StartUp(
-        engine=answers[0]["engine"],
-        import_s=median("import_s"),
-        load_s=median("load_s"),
-        load_least_s=min(a["load_s"] for a in answers),
-        load_cpu_s=median("load_cpu_s"),
-        first_track_s=median("first_track_s"),
-        rss_mb=greatest("rss"),
-        peak_rss_mb=greatest("peak_rss"),
-        device_mb=greatest("device_mb"),
-        heavy=sorted({name for a in answers for name in a["heavy"]}),
-        runs=runs,
-    )
+    found: Dict[str, Any] = {"heavy": sorted({name for a in answers for name in a["heavy"]})}
+    for key in answers[0]:
+        if key != "heavy":
+            values = [a[key] for a in answers if key in a]
+            found[key] = float(np.median(values) if key.endswith("(s)") else max(values))
+    return found

@@ -1,0 +1,210 @@
+"""Where a figure was measured: hardware, system, versions, power mode, clocks, temperatures, memory.
+
+Everything is asked of the running system; nothing can be passed in by hand. What the system does not
+report is None. psutil, py-cpuinfo and nvidia-ml-py (extra ``bench``) are asked where they are
+installed; ``missing`` says which are not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import subprocess
+from contextlib import suppress
+from functools import lru_cache
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import asymtrack_edge
+from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.runtime.backends.cuda.gpu import find_gpu, load_driver
+from asymtrack_edge.runtime.backends.threads import processors
+
+_PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-headless", "onnxruntime",
+             "onnxruntime-gpu", "openvino", "onnx", "torch", "tensorrt", "tensorrt-rtx", "pycuda")  # fmt: skip
+#: Module, its package, and what is not known without it.
+_HELPERS = (
+    ("psutil", "psutil", "memory, clocks and temperatures"),
+    ("cpuinfo", "py-cpuinfo", "the processor's name"),
+    ("pynvml", "nvidia-ml-py", "driver, clock and temperature of the GPU"),
+)
+
+
+def package(name: str) -> Any:
+    """An optional module; None where it is not installed."""
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+def missing(gpu: int = 0) -> List[str]:
+    """One line for each optional package without which something is not known here."""
+    wanted = _HELPERS if facts(gpu)["gpu"] else _HELPERS[:2]
+    return [
+        f"{name} is not installed, so {what} are not known: pip install 'asymtrack-edge[bench]'"
+        for module, name, what in wanted
+        if package(module) is None
+    ]
+
+
+def output_of(command: Sequence[str], timeout: float = 10.0) -> str:
+    """What a command prints; empty if it is absent, fails or takes longer than ``timeout`` seconds."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=timeout, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace")
+
+
+def read(path: Path) -> str:
+    """A small text file of the system; empty where there is none."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    return ""
+
+
+def l4t_release(text: str) -> Optional[str]:
+    """Jetson Linux release, such as ``"35.4.1"``, from ``/etc/nv_tegra_release``; None if it is no such text."""
+    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
+    return f"{match.group(1)}.{match.group(2)}" if match else None
+
+
+def nvpmodel(text: str) -> Optional[str]:
+    """Power mode of a Jetson from what ``nvpmodel -q`` prints, such as ``"nvpmodel MAXN (0)"``."""
+    name = re.search(r"NV Power Mode:\s*(\S+)", text)
+    number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
+    return f"nvpmodel {name.group(1)}" + (f" ({number.group(1)})" if number else "") if name else None
+
+
+def clocks_locked(root: Path = Path("/sys")) -> Optional[bool]:
+    """Whether all clocks of CPU and GPU are fixed, lowest equal to highest, as jetson_clocks does; None: not told."""
+    pairs = [
+        (p, p.with_name("scaling_max_freq")) for p in root.glob("devices/system/cpu/cpu*/cpufreq/scaling_min_freq")
+    ]
+    pairs += [(p, p.with_name("max_freq")) for p in root.glob("class/devfreq/*gpu*/min_freq")]
+    return all(read(low) == read(high) for low, high in pairs) if pairs else None
+
+
+@lru_cache(maxsize=None)
+def facts(gpu: int = 0) -> Dict[str, Any]:
+    """What does not change during a run.
+
+    Args:
+        gpu: index of the CUDA device.
+
+    Returns:
+        ``cpu``, ``cores`` (that this process may use), ``ram_mb``, ``board`` (of an embedded device),
+        ``virtual_machine``, ``gpu``, ``compute_capability``, ``driver``, ``os``, ``kernel``, ``l4t``,
+        ``power_mode`` (nvpmodel's, on a PC the frequency governor), ``clocks_locked``,
+        ``asymtrack_edge``, ``python`` and ``versions`` of the packages that take part. None: not known,
+        or not there.
+    """
+    psutil, cpuinfo, nvml = package("psutil"), package("cpuinfo"), _nvml(gpu)
+    cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
+    pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', read(Path("/etc/os-release")), re.MULTILINE)
+    governor = read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    found: Dict[str, Any] = {
+        "cpu": cpu.get("brand_raw") or platform.machine() or None,
+        "cores": processors(),
+        "ram_mb": psutil.virtual_memory().total // 2**20 if psutil else None,
+        "board": read(Path("/proc/device-tree/model")) or None,
+        "virtual_machine": "hypervisor" in cpu["flags"] if "flags" in cpu else None,
+        "gpu": None,
+        "compute_capability": None,
+        "driver": str(nvml[0].nvmlSystemGetDriverVersion()) if nvml else None,
+        "os": pretty.group(1) if pretty else platform.system(),
+        "kernel": platform.release(),
+        "l4t": l4t_release(read(Path("/etc/nv_tegra_release"))),
+        "power_mode": nvpmodel(output_of(["nvpmodel", "-q"])) or (f"governor {governor}" if governor else None),
+        "clocks_locked": clocks_locked(),
+        "asymtrack_edge": asymtrack_edge.__version__,
+        "python": platform.python_version(),
+        "versions": {},
+    }
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found["versions"][name] = metadata.version(name)
+    with suppress(AsymTrackError):
+        card = find_gpu(gpu)
+        found.update(gpu=card.name, compute_capability="{}.{}".format(*card.compute_capability))
+    return found
+
+
+def title(machine: Dict[str, Any]) -> str:
+    """A machine's ``facts`` in a few words."""
+    parts = [machine["board"]] if machine["board"] else [machine["cpu"] or "unknown", f"{machine['cores']} cores"]
+    parts += [machine[key] for key in ("gpu", "power_mode") if machine[key]]
+    return ", ".join([*parts, *(["virtual machine"] if machine["virtual_machine"] else [])])
+
+
+def conditions(gpu: int = 0) -> Dict[str, Any]:
+    """What changes during a run; takes a few milliseconds.
+
+    Returns:
+        ``temperatures`` in degrees Celsius by sensor, ``cpu_mhz`` and ``gpu_mhz`` now, and ``load``:
+        processes that ran or waited on average over the last minute.
+    """
+    psutil, nvml = package("psutil"), _nvml(gpu)
+    temperatures: Dict[str, float] = {}
+    mhz = gpu_mhz = None
+    if psutil:
+        for name, sensors in getattr(psutil, "sensors_temperatures", dict)().items():
+            # A sensor that is switched off reports -256 on a Jetson.
+            temperatures.update({s.label or name: s.current for s in sensors if s.current > -200})
+        clock = psutil.cpu_freq()
+        mhz = clock.current if clock else None
+    for path in Path("/sys/class/devfreq").glob("*gpu*/cur_freq"):  # Jetson
+        gpu_mhz = int(read(path)) / 1e6
+    if nvml:
+        with suppress(nvml[0].NVMLError):
+            temperatures["GPU"] = float(nvml[0].nvmlDeviceGetTemperature(nvml[1], 0))
+            gpu_mhz = float(nvml[0].nvmlDeviceGetClockInfo(nvml[1], nvml[0].NVML_CLOCK_SM))
+    return {"temperatures": temperatures, "cpu_mhz": mhz, "gpu_mhz": gpu_mhz, "load": os.getloadavg()[0]}
+
+
+@lru_cache(maxsize=None)
+def _nvml(gpu: int) -> Optional[Tuple[Any, Any]]:
+    """nvidia-ml-py, and its handle of what CUDA counts as ``gpu``; None without either.
+
+    CUDA and the management library count cards in different orders; the PCI address is the same.
+    """
+    module = package("pynvml")
+    if module is None:
+        return None
+    try:
+        driver, number, address = load_driver(), ctypes.c_int(), ctypes.create_string_buffer(32)
+        if driver.cuDeviceGet(ctypes.byref(number), gpu) or driver.cuDeviceGetPCIBusId(address, 32, number):
+            return None
+        module.nvmlInit()
+        return module, module.nvmlDeviceGetHandleByPciBusId(address.value)
+    except (AsymTrackError, module.NVMLError):
+        return None
+
+
+def gpu_milliwatts(gpu: int = 0) -> Dict[str, float]:
+    """Power of the whole graphics card now; empty where nobody tells."""
+    nvml = _nvml(gpu)
+    if nvml:
+        with suppress(nvml[0].NVMLError):
+            return {"GPU board (NVML)": float(nvml[0].nvmlDeviceGetPowerUsage(nvml[1]))}
+    return {}
+
+
+def process_memory(gpu: int = 0) -> Dict[str, float]:
+    """Memory of this process in MB (10^6 bytes): resident now, at most, and on the GPU, where known."""
+    found = {}
+    for name, key in (("RSS (MB)", "VmRSS"), ("peak RSS (MB)", "VmHWM")):
+        match = re.search(rf"^{key}:\s+(\d+) kB", read(Path("/proc/self/status")), re.MULTILINE)
+        if match:
+            found[name] = int(match.group(1)) * 1024 / 1e6
+    nvml = _nvml(gpu)
+    if nvml:
+        with suppress(nvml[0].NVMLError):
+            for process in nvml[0].nvmlDeviceGetComputeRunningProcesses(nvml[1]):
+                if process.pid == os.getpid() and process.usedGpuMemory:
+                    found["GPU (MB)"] = process.usedGpuMemory / 1e6
+    return found

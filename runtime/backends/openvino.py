@@ -2,7 +2,7 @@
 
 It reads the same ONNX models as the ONNX Runtime backend. In fp32 it is about as fast; what it has
 that ONNX Runtime has not is arithmetic in bf16 on CPUs with AVX512-BF16 or AMX, without another
-export: docs/performance.md has the figures. bf16 has the range of fp32, so that nothing overflows.
+export: docs/benchmarks.md has the figures. bf16 has the range of fp32, so that nothing overflows.
 fp16, which Arm CPUs have, is not offered: with OpenVINO 2025.2 the answers were wrong there.
 
 Some versions of OpenVINO answer wrongly in fp32 too, without a word: of these networks 2023.3 to 2024.1

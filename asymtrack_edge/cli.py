@@ -23,6 +23,9 @@ from asymtrack_edge.files import check_output, write_text
 #: What ``--backend`` takes, everywhere.
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")
 
+#: What the address of a Triton server begins with, which ``--backend`` takes too: ``triton://host:8001``.
+TRITON = "triton://"
+
 #: What ``--precision`` takes: the model's own (None), or bf16 where the backend can compute in it.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -76,11 +79,15 @@ def add_backend(parser: Any, several: bool = False) -> None:
     listed: Callable[[Callable[[str], Any]], Callable[[str], Any]] = (
         (lambda one: lambda text: tuple(one(part) for part in text.split(","))) if several else (lambda one: one)
     )
-    backend = listed(_choice("backend", BACKENDS))
+    backend = listed(_backend)
     precision = listed(_choice("precision", PRECISIONS))
     more = ",..." if several else ""
     parser.add_argument(
-        "--backend", type=backend, default=backend("auto"), metavar=f"NAME{more}", help=f"of {', '.join(BACKENDS)}"
+        "--backend",
+        type=backend,
+        default=backend("auto"),
+        metavar=f"NAME{more}",
+        help=f"of {', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT",
     )
     parser.add_argument(
         "--precision", type=precision, metavar=f"NAME{more}", help=f"of {', '.join(PRECISIONS)} (default: the model's)"
@@ -156,6 +163,10 @@ def positive(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", text.strip()):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _backend(text: str) -> str:
+    return text if text.startswith(TRITON) else _choice("backend", BACKENDS)(text)
 
 
 def _choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:

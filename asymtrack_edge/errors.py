@@ -34,6 +34,10 @@ class BackendError(AsymTrackError):
     """An inference backend that is absent, or an engine that does not fit this device."""
 
 
+class ServerError(BackendError):
+    """An inference server that does not answer. The tracker stays as it was and can go on with the next frame."""
+
+
 class FrameError(AsymTrackError, ValueError):
     """A frame that is not an image the tracker can use."""
 

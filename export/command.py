@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="N", help="most targets in one call, 1..64 (default: 1, static)"
+        "--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)"
     )
     parser.add_argument(
         "--input",
@@ -58,6 +58,9 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)",
     )
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: exports/asymtrack-t-fp16 or the like")
+    parser.add_argument(
+        "--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server"
+    )
     parser.add_argument("--no-engine", action="store_true", help="write ONNX only")
     parser.add_argument("--clip", metavar="SOURCE", help="video or image folder to verify on (default: synthetic)")
     parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame")
@@ -80,6 +83,8 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.sizes:
         return _print_sizes()
     clip = clip_argument(arguments.clip, arguments.box)
+    if arguments.triton and arguments.batch == 1:
+        raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
     # torch takes seconds to import: not before the arguments are known to be right.
     from asymtrack_edge.export.pipeline import ExportOptions, export
 
@@ -87,7 +92,7 @@ def _main(arguments: argparse.Namespace) -> int:
         precision="fp16" if arguments.fp16 else "int8" if arguments.int8 else "fp32",
         target=arguments.target,
         opset=arguments.opset,
-        max_batch=arguments.batch,
+        max_batch=arguments.batch or (16 if arguments.triton else 1),
         input_format=arguments.input,
     )
     name = f"asymtrack-{variant.name.lower()}-{options.precision}"
@@ -105,6 +110,11 @@ def _main(arguments: argparse.Namespace) -> int:
         return engines_or_note(folder, manifest, output, report=lambda line: _say(arguments, line))
 
     manifest = export(model, options, output, provenance, clip, finish)
+    if arguments.triton:
+        from asymtrack_edge.export.triton import write_repository
+
+        version = write_repository(output, manifest, arguments.triton)
+        _say(arguments, f"version {version} in the Triton model repository {arguments.triton}")
     if arguments.json:
         print((output / "manifest.json").read_text(), end="")
     else:

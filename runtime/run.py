@@ -10,7 +10,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.errors import FrameError, SourceError, UsageError
+from asymtrack_edge.errors import FrameError, ServerError, SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_frame
 from asymtrack_edge.runtime.outputs.base import Result, Sink
 from asymtrack_edge.runtime.sources.reader import Captured, Reader
@@ -34,7 +34,7 @@ class Run:
         sinks: take every frame's result; closed with the run. One that fails is completed and left out;
             the failure ends the run when no other is left.
         count: frames taken from the reader.
-        unreadable: those that could not be used.
+        unreadable: those that could not be used, or for which an inference server did not answer.
         lost: decisions with state LOST.
         latest: result of the last frame.
         failures: sinks that failed, as lines for people.
@@ -61,6 +61,7 @@ class Run:
         self._began = perf_counter()
         self._read_seconds = 0.0
         self._steps = 0
+        self._away = False
         self._begun = False
         #: Shortest and longest time between frames on the source's own clock.
         self._periods = (float("inf"), 0.0)
@@ -180,11 +181,17 @@ class Run:
             if frame.image is None:
                 raise FrameError("unreadable")
             tracks = self.tracker.update(frame.image)
-        except FrameError:
+        except (FrameError, ServerError) as error:
+            if isinstance(error, ServerError) and not self._away:
+                self._away = True
+                self._report(f"{error}; frames are left out until it answers again")
             self.count += 1
             self.unreadable += 1
             self._for_each_sink(lambda sink: sink.skip(frame))
             return
+        if self._away:
+            self._away = False
+            self._report(f"{self.tracker.backend.description} answers again")
         self.updates += 1
         before = self.latest.frame if self.latest is not None else frame
         if frame.pts is not None and before.pts is not None and frame.number > before.number:

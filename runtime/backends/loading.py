@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import List, Optional, Union
 
-from asymtrack_edge.cli import BACKENDS
+from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
 from asymtrack_edge.runtime.backends.base import Backend, device_index
@@ -71,12 +71,15 @@ def open_backend(
 
 
 def _check(backend: str, device: str, threads: Optional[int]) -> None:
-    if backend not in BACKENDS:
-        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    remote = backend.startswith(TRITON)
+    if backend not in BACKENDS and not remote:
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:PORT")
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise UsageError(f"{device!r} is no device: choose auto, cpu, cuda or cuda:N")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}")
+    if remote and (device != "auto" or threads is not None):
+        raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
     if device.startswith("cuda") and backend in _ON_CPU:
         raise UsageError(f"the backend {backend} runs on the CPU, not on {device}: use onnxruntime-cuda or tensorrt")
     if device == "cpu" and backend not in ("auto", *_ON_CPU):
@@ -125,6 +128,10 @@ def _choose(manifest: Manifest, backend: str, device: str, passed: List[str]) ->
 def _open(
     folder: Path, manifest: Manifest, backend: str, device: str, threads: Optional[int], precision: Optional[str]
 ) -> Backend:
+    if backend.startswith(TRITON):
+        from asymtrack_edge.runtime.backends.triton import TritonBackend
+
+        return TritonBackend(manifest, backend)
     if backend == "tensorrt":
         from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 

@@ -1,0 +1,129 @@
+"""A model as two entries of a Triton model repository.
+
+Each entry has a numbered folder per version, which holds the network and the manifest of the model it is
+from, and ``config.pbtxt``, which holds the hash of every version: a client takes the version of its own model
+(``runtime.backends.triton``). A model that is there already keeps its number.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+from asymtrack_edge.errors import ExportError, UsageError
+from asymtrack_edge.export.directory import replaced_directory
+from asymtrack_edge.files import write_text
+from asymtrack_edge.manifest import Manifest, TensorSpec, load_manifest
+from asymtrack_edge.runtime.backends.triton import HASH_PARAMETER, network_name, networks_hash
+
+_TYPES = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+
+#: Of each network: clients of the version before go on while others are moved to the newest one.
+SERVED_VERSIONS = 2
+
+#: How long a request waits for others to share its run: little beside a frame's 33 ms.
+QUEUE_DELAY_MICROSECONDS = 1000
+
+
+def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
+    """Adds a model to a repository, which is made if it is not there.
+
+    Networks with TensorRT engines are written as plans, for the GPU and TensorRT that built them; all others
+    as ONNX models for Triton's ONNX Runtime backend.
+
+    Args:
+        folder: the model's directory.
+        manifest: of the model; its batch axis has to be free.
+        repository: what ``tritonserver --model-repository`` is given.
+
+    Returns:
+        The number of the model's version.
+
+    Raises:
+        UsageError: the model has a static batch of one.
+        ExportError: the repository has a network of that name with other inputs, or cannot be written.
+    """
+    if manifest.max_batch == 1:
+        raise UsageError("a server joins requests in batches: export the model with --batch 16 or the like")
+    plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
+    kind = "plan" if plan else "onnx"
+    versions: Dict[int, Manifest] = {}
+    for network in ("template", "search"):
+        entry = repository / network_name(manifest, network)
+        for path in entry.glob("*/manifest.json"):
+            if not path.parent.name.isdigit():
+                continue
+            other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
+            if _interface(other) != _interface(manifest) or not (path.parent / f"model.{kind}").is_file():
+                raise ExportError(
+                    f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
+                    "another --triton"
+                )
+    served = sorted(versions)[-SERVED_VERSIONS:]
+    same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
+    number = max(same) if same else 1 + max(versions, default=0)
+    versions[number] = manifest
+    for network in ("template", "search"):
+        entry = repository / network_name(manifest, network)
+        with replaced_directory(entry / str(number)) as version:
+            source = f"{network}.engine" if plan else f"{network}.onnx"
+            shutil.copyfile(folder / source, version / f"model.{kind}")
+            manifest.save(version)
+        # After the networks: a server that polls never sees the hash of a version that is not there.
+        write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
+    return number
+
+
+def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool = False) -> str:
+    """The text of ``config.pbtxt``.
+
+    Args:
+        manifest: of the newest version.
+        network: ``"template"`` or ``"search"``.
+        versions: all versions' manifests by number.
+        plan: whether the networks are TensorRT plans.
+    """
+    search = network == "search"
+    inputs = (manifest.search, *manifest.state) if search else (manifest.template,)
+    outputs = (manifest.output,) if search else manifest.state
+    # An engine of the template network takes one template at a time.
+    batch = manifest.max_batch if search or not plan else 1
+    kind = "plan" if plan else "onnx"
+    lines = [
+        f'name: "{network_name(manifest, network)}"',
+        f'platform: "{"tensorrt_plan" if plan else "onnxruntime_onnx"}"',
+        f'backend: "{"tensorrt" if plan else "onnxruntime"}"',
+        f'default_model_filename: "model.{kind}"',
+        f"max_batch_size: {batch}",
+        *(f"input {{ {_tensor(spec)} }}" for spec in inputs),
+        *(f"output {{ {_tensor(spec)} }}" for spec in outputs),
+        f"version_policy {{ latest {{ num_versions: {SERVED_VERSIONS} }} }}",
+        f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}",
+        "# Two runs of the search network overlap their copies.",
+        f"instance_group {{ count: {2 if search else 1} kind: {'KIND_GPU' if plan else 'KIND_AUTO'} }}",
+        "# The first run of a network takes seconds on a GPU: it is done before any client's.",
+        *(_warmup(size, inputs) for size in sorted({1, batch})),
+        *(
+            f'parameters {{ key: "{HASH_PARAMETER}{n}" value {{ string_value: "{networks_hash(m)}" }} }}'
+            for n, m in sorted(versions.items())[-SERVED_VERSIONS:]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(spec: TensorSpec) -> str:
+    return f'name: "{spec.name}" {_type(spec)}'
+
+
+def _type(spec: TensorSpec) -> str:
+    return f"data_type: {_TYPES[spec.dtype]} dims: {list(spec.shape)}"
+
+
+def _warmup(batch: int, inputs: Tuple[TensorSpec, ...]) -> str:
+    zeros = " ".join(f'inputs {{ key: "{i.name}" value {{ {_type(i)} zero_data: true }} }}' for i in inputs)
+    return f'model_warmup {{ name: "batch of {batch}" batch_size: {batch} {zeros} }}'
+
+
+def _interface(manifest: Manifest) -> List[object]:
+    return [manifest.template, manifest.search, manifest.state, manifest.output, manifest.max_batch]

@@ -1,0 +1,258 @@
+"""NVIDIA Triton Inference Server as a backend: the networks run on a server that many clients share.
+
+The client cuts the crops and keeps the template state of its targets; the server keeps nothing. A target's
+frame is one request, and the requests of all targets of a frame are under way together, so that the
+server's dynamic batching joins them with those of other clients. Where the server is on this machine, crops
+and state are in memory that both share, and a request holds only where they are.
+
+The server has to hold the very networks of the client's model: ``asymtrack-export --triton`` writes their
+hash into the server's configuration, version by version, and the client takes the version that fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Dict, List
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
+from asymtrack_edge.manifest import Manifest, TensorSpec
+from asymtrack_edge.runtime.backends.base import HostBackend
+
+#: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
+_TIMEOUT, _PATIENCE = 10.0, 1.0
+
+#: Without the short pauses gRPC would look for a server that has come back every two minutes only.
+_CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+#: Before a version's number: the parameter of a network's configuration that holds the version's hash.
+HASH_PARAMETER = "asymtrack_sha256_"
+
+
+def network_name(manifest: Manifest, network: str) -> str:
+    """A network's name on the server: ``"asymtrack-t-fp32-search"``."""
+    return f"asymtrack-{manifest.variant}-{manifest.precision}-{network}".lower()
+
+
+def networks_hash(manifest: Manifest) -> str:
+    """SHA-256 over the hashes of both ONNX models: the same for a model that got engines since."""
+    both = manifest.files["template.onnx"].sha256 + manifest.files["search.onnx"].sha256
+    return hashlib.sha256(both.encode()).hexdigest()
+
+
+class TritonBackend(HostBackend):
+    """The networks of a model on a Triton server.
+
+    A server that goes away costs the frames of that time: their call of ``search`` or ``template`` looks for
+    it for a second and raises ``ServerError``. The first call after its return goes on as if nothing had been.
+
+    Args:
+        manifest: of the model, already verified.
+        address: ``"triton://host:8001"``, the server's gRPC port (default: 8001).
+
+    Raises:
+        MissingDependencyError: ``tritonclient`` is not installed.
+        UsageError: not such an address.
+        ServerError: no server answers, or it does not know the model.
+        BackendError: it has other networks under the model's name.
+    """
+
+    name = "triton"
+
+    def __init__(self, manifest: Manifest, address: str) -> None:
+        try:
+            import tritonclient.grpc as grpc
+            from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+        except ImportError:
+            raise MissingDependencyError("tritonclient", "triton", "the backend triton://") from None
+        try:
+            parts = urlsplit(address)
+            host, port = parts.hostname, parts.port or 8001
+        except ValueError:
+            host = None
+        if not host or parts.netloc.count("@") or parts.path.strip("/") or parts.query:
+            raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:PORT")
+        super().__init__(manifest, f"Triton at {host}:{port}")
+        self._grpc, self._error, self._dtype = grpc, InferenceServerException, np_to_triton_dtype
+        self._local = host in ("localhost", "127.0.0.1", "::1")
+        url = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
+        #: The version of the networks that fits; empty while no server is known to be there.
+        self._version = ""
+        #: Name and layout of the shared memory; empty without.
+        self._region = ""
+        self._offsets: Dict[str, int] = {}
+        #: Per slot the inputs of its requests that stay: all in shared memory, else the template state.
+        self._inputs: Dict[int, List[Any]] = {}
+        self.reserve(1)
+        try:
+            self._connect()
+        except InferenceServerException as error:
+            raise self._lost(error) from None
+
+    def reserve(self, slots: int) -> None:
+        """Makes room for at least this many targets. All arrays are replaced by larger ones."""
+        if slots > self.capacity:
+            super().reserve(slots)
+            if self._version:
+                self._share()
+
+    def move(self, source: int, target: int) -> None:
+        """Copies one slot's rows of ``state`` over another's."""
+        super().move(source, target)
+        if not self._region:
+            self._inputs.pop(target, None)
+
+    def close(self) -> None:
+        """Takes the shared memory from the server and ends the connection."""
+        self._unshare()
+        self._client.close()
+
+    def _run_template(self, slot: int) -> None:
+        result = self._ask("template", 1)[0]
+        for spec in self.manifest.state:
+            self.state[spec.name][slot] = result.as_numpy(spec.name)[0]
+        if not self._region:
+            self._inputs.pop(slot, None)
+
+    def _run_searches(self, count: int) -> None:
+        for slot, result in enumerate(self._ask("search", count)):
+            self._predictions[slot] = result.as_numpy(self.manifest.output.name)[0]
+
+    def _ask(self, network: str, count: int) -> List[Any]:
+        """Sends the requests of slots 0 to ``count`` - 1; returns the results in that order.
+
+        Raises:
+            ServerError: the server has been away for ``_PATIENCE`` seconds.
+            BackendError: a server that came back has other networks.
+        """
+        began = monotonic()
+        while True:
+            try:
+                if not self._version:
+                    self._connect()
+                return self._send(network, count)
+            except self._error as error:
+                self._version = ""
+                if monotonic() - began > _PATIENCE:
+                    raise self._lost(error) from None
+                sleep(0.1)
+
+    def _send(self, network: str, count: int) -> List[Any]:
+        answers: queue.Queue[Any] = queue.Queue()
+        name = network_name(self.manifest, network)
+        for slot in range(count):
+            inputs = self._search_inputs(slot) if network == "search" else [self._template_input()]
+
+            def done(result: Any, error: Any, slot: int = slot) -> None:
+                answers.put((slot, result, error))
+
+            self._client.async_infer(name, inputs, done, self._version, client_timeout=_TIMEOUT)
+        results: List[Any] = [None] * count
+        failures = []
+        for _ in range(count):  # all of them: the next frame must not overwrite what one still reads
+            slot, results[slot], error = answers.get()
+            failures += [error] if error is not None else []
+        if failures:
+            raise failures[0]
+        return results
+
+    def _template_input(self) -> Any:
+        return self._input(self.manifest.template).set_data_from_numpy(self._template_image)
+
+    def _search_inputs(self, slot: int) -> List[Any]:
+        kept = self._inputs.get(slot)
+        if kept is None:
+            specs = (self.manifest.search, *self.manifest.state)[0 if self._region else 1 :]
+            kept = self._inputs[slot] = [self._input(spec) for spec in specs]
+            for spec, made in zip(specs, kept):
+                if self._region:
+                    size = _nbytes(spec)
+                    made.set_shared_memory(self._region, size, self._offsets[spec.name] + slot * size)
+                else:
+                    made.set_data_from_numpy(self.state[spec.name][slot : slot + 1])
+        if self._region:
+            return kept
+        return [self._input(self.manifest.search).set_data_from_numpy(self._search_images[slot : slot + 1]), *kept]
+
+    def _input(self, spec: TensorSpec) -> Any:
+        return self._grpc.InferInput(spec.name, [1, *spec.shape], self._dtype(np.dtype(spec.dtype)))
+
+    def _connect(self) -> None:
+        """Finds the version of both networks that is the model's own, and shares memory with the server."""
+        wanted, versions = networks_hash(self.manifest), []
+        for network in ("template", "search"):
+            name = network_name(self.manifest, network)
+            config = self._client.get_model_config(name, client_timeout=_TIMEOUT).config
+            hashes = {key: p.string_value for key, p in config.parameters.items() if key.startswith(HASH_PARAMETER)}
+            fitting = [int(key[len(HASH_PARAMETER) :]) for key, value in hashes.items() if value == wanted]
+            if not fitting:
+                raise BackendError(
+                    f"{self.description} has other networks as {name} than this model (SHA-256 {wanted:.12}): give the "
+                    "model exported for it, or add this one to its repository with asymtrack-export --triton"
+                )
+            versions.append(max(fitting))
+        self._version = str(min(versions))
+        self._share()
+
+    def _lost(self, error: Any) -> ServerError:
+        reason = " ".join(str(error.message()).split())
+        return ServerError(f"{self.description} cannot be used: {reason}")
+
+    def _share(self) -> None:
+        """Puts what requests hold into memory shared with the server, where that is possible."""
+        self._unshare()
+        if not self._local or not _SHARED_MEMORY.is_dir():
+            return
+        arrays = {self.manifest.search.name: self._search_images, **self.state}
+        size = 0
+        for name, array in arrays.items():
+            self._offsets[name] = size
+            size += -(-array.nbytes // 64) * 64
+        region = f"asymtrack-{uuid.uuid4().hex}"
+        path = _SHARED_MEMORY / region
+        try:
+            with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full /dev/shm would kill the process later
+                memory = np.asarray(np.memmap(file, np.uint8, "r+"))
+            self._client.register_system_shared_memory(region, f"/{region}", size, client_timeout=_TIMEOUT)
+        except (OSError, self._error):  # a server in a container has a /dev/shm of its own: send plainly
+            return
+        finally:
+            # Both have it mapped by now: it goes with the last of them, whatever ends the process.
+            path.unlink() if path.exists() else None
+        for name, array in arrays.items():
+            at = self._offsets[name]
+            shared = memory[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
+            shared[...] = array
+            arrays[name] = shared
+        self._search_images = arrays.pop(self.manifest.search.name)
+        self.state.update(arrays)
+        self._region = region
+
+    def _unshare(self) -> None:
+        region, self._region = self._region, ""
+        self._inputs.clear()
+        if region:
+            with suppress(self._error):  # gone with the server
+                self._client.unregister_system_shared_memory(region, client_timeout=1.0)
+
+
+def _nbytes(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize

@@ -1,0 +1,237 @@
+"""A Triton server as backend: the same tracks, its absence survived, the wrong model refused, requests joined."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Tuple
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import BackendError, ExportError, MissingDependencyError, ServerError, UsageError
+from asymtrack_edge.manifest import FileEntry, load_manifest
+from asymtrack_edge.runtime.backends import triton as backend_module
+from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.commands import track
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
+
+pytest.importorskip("tritonclient.grpc", exc_type=ImportError)
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from asymtrack_edge.export.triton import write_repository
+from tests.runtime.inference_servers import Server, kinds
+
+SEARCH = "asymtrack-t-fp32-search"
+CLIP = list(synthetic_clip(12))
+FRAMES = [frame for frame, _ in CLIP]
+BOXES = [CLIP[0][1], (40, 60, 50, 40), (200, 150, 40, 60)]
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture()
+def repository(tmp_path: Path) -> Path:
+    """The bundled T as a model repository."""
+    folder = model_folder("T")
+    write_repository(folder, replace(load_manifest(folder), max_batch=8), tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture(params=kinds(), ids=lambda kind: kind.__name__)
+def start(request: pytest.FixtureRequest, repository: Path) -> Iterator[Start]:
+    """Starts a server of the repository, on a port of one's choice."""
+    servers: List[Server] = []
+
+    def begin(port: int = 0) -> Server:
+        servers.append(request.param(repository, port))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.close()
+
+
+def address(server: Server) -> str:
+    return f"triton://127.0.0.1:{server.port}"
+
+
+def parsed(path: Path) -> Any:
+    return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+
+
+def numbers(tracks: Any) -> List[Tuple[float, ...]]:
+    return [(*t.box, t.score) for t in (tracks.values() if isinstance(tracks, dict) else [tracks])]
+
+
+def test_a_repository_says_what_the_networks_take_and_which_they_are(repository: Path) -> None:
+    manifest = replace(load_manifest(model_folder("T")), max_batch=8)
+    config = parsed(repository / SEARCH / "config.pbtxt")
+    assert (config.name, config.backend, config.max_batch_size) == (SEARCH, "onnxruntime", 8)
+    assert [(i.name, list(i.dims)) for i in config.input][:2] == [("image", [256, 256, 3]), ("etm2_taps", [2, 3])]
+    assert config.input[0].data_type == model_config_pb2.TYPE_UINT8
+    assert config.dynamic_batching.max_queue_delay_microseconds == 1000
+    assert config.instance_group[0].count == 2
+    assert config.parameters["asymtrack_sha256_1"].string_value == backend_module.networks_hash(manifest)
+    assert (repository / SEARCH / "1" / "model.onnx").read_bytes() == (model_folder("T") / "search.onnx").read_bytes()
+    template = parsed(repository / "asymtrack-t-fp32-template" / "config.pbtxt")
+    assert [o.name for o in template.output] == [i.name for i in config.input[1:]]
+
+
+def test_half_precision_and_engines_are_declared(tmp_path: Path) -> None:
+    """Made-up engines: Triton's own TensorRT is not here."""
+    manifest = load_manifest(model_folder("T"))
+    half = tuple(replace(spec, dtype="float16") for spec in manifest.state)
+    engines = {f"{n}.engine": {"flavour": "tensorrt"} for n in ("template", "search")}
+    for name in engines:
+        (tmp_path / name).write_bytes(name.encode())
+    write_repository(tmp_path, replace(manifest, state=half, engines=engines, precision="fp16"), tmp_path / "models")
+    config = parsed(tmp_path / "models" / "asymtrack-t-fp16-search" / "config.pbtxt")
+    assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
+    assert {i.data_type for i in config.input[1:]} == {model_config_pb2.TYPE_FP16}
+    assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
+    assert (tmp_path / "models" / config.name / "1" / "model.plan").read_bytes() == b"search.engine"
+    assert parsed(tmp_path / "models" / "asymtrack-t-fp16-template" / "config.pbtxt").max_batch_size == 1
+
+
+def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_own(repository: Path) -> None:
+    folder = model_folder("T")
+    manifest = replace(load_manifest(folder), max_batch=8)
+    other = replace(manifest, files={**manifest.files, "search.onnx": FileEntry(1, "0" * 64)})
+    assert write_repository(folder, other, repository) == 2
+    assert write_repository(folder, manifest, repository) == 1
+    config = parsed(repository / SEARCH / "config.pbtxt")
+    hashes = {key: value.string_value for key, value in config.parameters.items()}
+    expected = [backend_module.networks_hash(m) for m in (manifest, other)]
+    assert hashes == dict(zip(("asymtrack_sha256_1", "asymtrack_sha256_2"), expected))
+    with pytest.raises(ExportError, match="another --batch"):
+        write_repository(folder, replace(other, max_batch=2), repository)
+    with pytest.raises(UsageError, match="--batch 16"):
+        write_repository(folder, replace(manifest, max_batch=1), repository)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "plain"])
+def test_tracks_equal_those_of_the_local_backend(start: Start, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shared:
+        monkeypatch.setattr(backend_module, "_SHARED_MEMORY", Path("/nowhere"))
+    server = start()
+    with Tracker.load("T", backend=address(server)) as ours, Tracker.load("T", backend="onnxruntime") as local:
+        for tracker in (ours, local):
+            tracker.init(FRAMES[0], BOXES[0])
+        assert bool(ours.backend._region) is shared  # type: ignore[attr-defined]
+        for frame in FRAMES[1:]:
+            np.testing.assert_allclose(numbers(ours.update(frame)), numbers(local.update(frame)), rtol=1e-5, atol=1e-5)
+
+
+def test_several_targets_come_and_go(start: Start) -> None:
+    server = start()
+    with MultiTracker.load("T", backend=address(server)) as ours, MultiTracker.load(
+        "T", backend="onnxruntime"
+    ) as local:
+        for tracker in (ours, local):
+            for box in BOXES:
+                tracker.add(FRAMES[0], box)
+        for i, frame in enumerate(FRAMES[1:]):
+            if i == 4:
+                for tracker in (ours, local):
+                    tracker.remove(0)
+            got, expected = ours.update(frame), local.update(frame)
+            assert list(got) == list(expected)
+            np.testing.assert_allclose(numbers(got), numbers(expected), rtol=1e-5, atol=1e-3)
+    assert not list(Path("/dev/shm").glob("asymtrack-*"))
+
+
+def test_a_run_reports_a_server_that_goes_away_and_goes_on(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, frame in enumerate(FRAMES):
+        cv2.imwrite(str(tmp_path / f"{i:03}.png"), frame)
+    server = start()
+    calls: List[int] = []
+    search = backend_module.TritonBackend.search
+
+    def interrupted(self: Any, frame: np.ndarray, windows: Any) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 3:
+            server.close()
+        if len(calls) == 5:
+            start(server.port)
+        return search(self, frame, windows)
+
+    monkeypatch.setattr(backend_module.TritonBackend, "search", interrupted)
+    box = ",".join(map(str, BOXES[0]))
+    boxes = tmp_path / "boxes.csv"
+    arguments = [str(tmp_path), "--box", box, "--backend", address(server), "--boxes", str(boxes)]
+    assert track.main(arguments) == 0
+    told = capsys.readouterr().err
+    assert told.count("cannot be used") == told.count(f"Triton at 127.0.0.1:{server.port} answers again\n") == 1
+    rows = {int(row["frame"]): row for row in csv.DictReader(boxes.open())}
+    assert sorted(rows) == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]  # the calls for frames 3 and 4 found no server
+    with Tracker.load("T", backend="onnxruntime") as local:
+        local.init(FRAMES[0], BOXES[0])
+        for i in sorted(rows)[1:]:
+            expected = local.update(FRAMES[i]).box
+            np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
+
+
+def test_another_model_is_refused_in_one_line(start: Start, repository: Path, capsys: Any) -> None:
+    for path in repository.glob("*/config.pbtxt"):
+        wanted = backend_module.networks_hash(load_manifest(model_folder("T")))
+        path.write_text(path.read_text().replace(wanted, "0" * 64))
+    assert track.main(["nothing.mp4", "--box", "1,2,30,40", "--backend", address(start())]) == 2
+    told = capsys.readouterr().err
+    assert "has other networks as asymtrack-t-fp32-template" in told
+    assert told.count("\n") == 1
+
+
+def test_a_server_that_comes_back_with_another_model_is_refused(start: Start, repository: Path) -> None:
+    server = start()
+    with Tracker.load("T", backend=address(server)) as tracker:
+        tracker.init(FRAMES[0], BOXES[0])
+        server.close()
+        with pytest.raises(ServerError, match="cannot be used"):
+            tracker.update(FRAMES[1])
+        config = repository / SEARCH / "config.pbtxt"
+        config.write_text(config.read_text().replace("asymtrack_sha256_1", "other"))
+        start(server.port)
+        with pytest.raises(BackendError, match="other networks"):
+            tracker.update(FRAMES[2])
+
+
+def test_requests_of_several_clients_share_runs(start: Start) -> None:
+    server = start()
+
+    def follow(_: int) -> None:
+        with Tracker.load("T", backend=address(server)) as tracker:
+            tracker.init(FRAMES[0], BOXES[0])
+            for frame in FRAMES[1:]:
+                tracker.update(frame)
+
+    warm = server.counts(SEARCH)
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(follow, range(8)))
+    runs, frames = (after - before for after, before in zip(server.counts(SEARCH), warm))
+    assert frames == 8 * 11
+    assert runs < 0.7 * frames
+
+
+def test_what_cannot_be_an_address_or_an_argument_is_said() -> None:
+    for wrong in ("triton://", "triton://host:port", "triton://host/path", "triton://me@host"):
+        with pytest.raises(UsageError, match="triton://HOST"):
+            Tracker.load("T", backend=wrong)
+    with pytest.raises(UsageError, match="leave out"):
+        Tracker.load("T", backend="triton://127.0.0.1", device="cpu")
+    with pytest.raises(ServerError, match=r"Triton at 127\.0\.0\.1:9 cannot be used"):
+        Tracker.load("T", backend="triton://127.0.0.1:9")
+
+
+def test_without_the_client_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
+    with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[triton\]"):
+        Tracker.load("T", backend="triton://127.0.0.1:8001")

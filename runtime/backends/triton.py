@@ -220,7 +220,7 @@ class TritonBackend(HostBackend):
         self._unshare()
         if not self._local or not _SHARED_MEMORY.is_dir():
             return
-        arrays = {self.manifest.search.name: self._search_images, **self.state}
+        arrays: Dict[str, np.ndarray] = {self.manifest.search.name: self._search_images, **self.state}
         size = 0
         for name, array in arrays.items():
             self._offsets[name] = size

@@ -58,7 +58,7 @@ def _with_unknown(truth: np.ndarray, frames: Frames) -> np.ndarray:
     return np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)]) if len(truth) == 1 < len(frames) else truth
 
 
-def read_otb(root: Path) -> Loaders:
+def _read_otb(root: Path) -> Loaders:
     """OTB-2013/2015: ``<seq>/img/0001.jpg ...`` and ``<seq>/groundtruth_rect.txt``.
 
     Sequences with two targets have ``groundtruth_rect.1.txt`` and ``.2.txt`` and become ``<seq>.1`` and
@@ -90,11 +90,22 @@ def _otb_sequence(name: str, path: Path) -> Sequence:
     return Sequence(name, frames.cut(omitted, len(frames)), truth[omitted:], aliases=aliases, omitted=omitted)
 
 
-def _lasot_folders(root: Path, wanted: Callable[[str], bool], looked_for: str) -> Loaders:
+def _read_lasot(split: str, root: Path) -> Loaders:
+    """LaSOT: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, ...}``.
+
+    Beside the boxes (one row per frame) each sequence has ``full_occlusion.txt`` and ``out_of_view.txt``
+    (0/1 per frame, on one line). ``airplane-1`` may also lie directly in the root, as in the archive of the
+    test split alone. The split ``test`` or ``train`` is what ``testing_set.txt`` or ``training_set.txt`` in the
+    root lists, else the published one. ``all`` takes every folder: LaSOText, LaSOT's extension.
+    """
+    listed = root / f"{split}ing_set.txt"
+    wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
+    outsiders = split == "train" and not listed.is_file()
     outer = _subfolders(root)
     folders = outer + [folder for category in outer for folder in _subfolders(category)]
-    folders = [f for f in folders if (f / "groundtruth.txt").is_file() and wanted(f.name)]
-    _require(folders, root, f"{looked_for}, as <category>/<category>-<number>/groundtruth.txt")
+    folders = [f for f in folders if split == "all" or (f.name in wanted) is not outsiders]
+    folders = [folder for folder in folders if (folder / "groundtruth.txt").is_file()]
+    _require(folders, root, f"sequences ({split}) as <category>/<category>-<number>/groundtruth.txt")
     return {f.name: partial(_lasot_sequence, f) for f in sorted(folders, key=lambda path: path.name)}
 
 
@@ -111,33 +122,6 @@ def _lasot_sequence(folder: Path) -> Sequence:
             raise DatasetError(f"{label} has {len(values)} labels for {len(truth)} frames")
         absent |= values[: len(truth)] > 0
     return Sequence(folder.name, frames, truth, absent=absent, note=note)
-
-
-def read_lasot(root: Path) -> Loaders:
-    """LaSOT, test split: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, ...}``.
-
-    Beside the boxes (one row per frame) each sequence has ``full_occlusion.txt`` and
-    ``out_of_view.txt`` (0/1 per frame, on one line). ``airplane-1`` may also lie directly in the root,
-    as in the archive of the test split alone. Of the folders there, those of the test split are read:
-    the list is ``testing_set.txt`` in the root where that exists, else the published one.
-    """
-    listed = root / "testing_set.txt"
-    wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
-    return _lasot_folders(root, wanted.__contains__, "sequences of the test split")
-
-
-def read_lasot_train(root: Path) -> Loaders:
-    """LaSOT, training split: those of ``training_set.txt`` where it exists, else all but the test split."""
-    listed = root / "training_set.txt"
-    if listed.is_file():
-        return _lasot_folders(root, set(read_lines(listed)).__contains__, "sequences of the training split")
-    test = set(splits.LASOT_TEST)
-    return _lasot_folders(root, lambda name: name not in test, "training sequences")
-
-
-def read_lasot_extension(root: Path) -> Loaders:
-    """LaSOText, the 150 sequences of LaSOT's extension, laid out as LaSOT; all folders are read."""
-    return _lasot_folders(root, lambda name: True, "sequences")
 
 
 def _got10k_size(folder: Path) -> Optional[Tuple[int, int]]:
@@ -196,37 +180,17 @@ def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
     return folders
 
 
-def _read_got10k(root: Path, subset: str, **how: bool) -> Loaders:
-    looked_for = f"{subset or '.'}/<sequence>/groundtruth.txt beside {subset or '.'}/<sequence>/*.jpg, and list.txt"
-    return {f.name: partial(_got10k_sequence, f, **how) for f in _listed_folders(root, subset, looked_for)}
+def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
+    """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt}``.
 
-
-def read_folder(root: Path) -> Loaders:
-    """Any folder in GOT-10k's layout: ``<seq>/{images, groundtruth.txt}``, labels optional.
-
-    ``list.txt``, where there, says which sequences and in what order; otherwise every subfolder with a
-    ``groundtruth.txt`` is one, by name. Frames without annotation have ``nan`` rows.
+    Each sequence may also have ``cover.label``, ``absence.label``, ``cut_by_image.label`` (a number per frame)
+    and ``meta_info.ini``. The root may also be the subset's folder itself; with the subset ``""`` it is any folder
+    of sequences. ``list.txt``, where there, says which sequences and in what order. Frames without annotation
+    have ``nan`` rows.
     """
-    return _read_got10k(root, "")
-
-
-def read_got10k_val(root: Path) -> Loaders:
-    """GOT-10k validation: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt}``.
-
-    Each sequence also has ``cover.label``, ``absence.label``, ``cut_by_image.label`` (a number per
-    frame) and ``meta_info.ini``. The root may also be the ``val`` folder itself.
-    """
-    return _read_got10k(root, "val")
-
-
-def read_got10k_test(root: Path) -> Loaders:
-    """GOT-10k test: as validation under ``test``, ``groundtruth.txt`` holding only the start box."""
-    return _read_got10k(root, "test", start_only=True)
-
-
-def read_got10k_train(root: Path) -> Loaders:
-    """GOT-10k training: as validation under ``train``."""
-    return _read_got10k(root, "train", visible_only=True)
+    place = f"{subset or '.'}/<sequence>"
+    folders = _listed_folders(root, subset, f"{place}/groundtruth.txt beside {place}/*.jpg, and list.txt")
+    return {folder.name: partial(_got10k_sequence, folder, **how) for folder in folders}
 
 
 def _trackingnet_sequence(path: Path) -> Sequence:
@@ -235,26 +199,19 @@ def _trackingnet_sequence(path: Path) -> Sequence:
     return Sequence(path.stem, frames, _with_unknown(truth, frames), withheld=withheld)
 
 
-def read_trackingnet(root: Path) -> Loaders:
-    """TrackingNet test: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``.
+def _read_trackingnet(chunks: str, root: Path) -> Loaders:
+    """TrackingNet: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``; ``TRAIN_0`` and so on.
 
     The published annotation of the test set is the start box alone; a file with a box for every frame
-    (a split of the training set arranged so) can be scored here. The root may also be ``TEST`` itself.
+    (a split of the training set arranged so) can be scored too. The root may also be the chunk itself.
     """
-    files = _texts(_within(root, "TEST") / "anno")
-    _require(files, root, "TEST/anno/<sequence>.txt and TEST/frames/<sequence>/0.jpg")
+    folders = sorted(root.glob(chunks), key=lambda path: natural(path.name)) or [root]
+    files = [path for folder in folders for path in _texts(folder / "anno")]
+    _require(files, root, f"{chunks}/anno/<sequence>.txt and {chunks}/frames/<sequence>/0.jpg")
     return {path.stem: partial(_trackingnet_sequence, path) for path in files}
 
 
-def read_trackingnet_train(root: Path) -> Loaders:
-    """TrackingNet training, all chunks that are present: ``TRAIN_0/anno/<seq>.txt`` and so on as for the test."""
-    chunks = sorted(root.glob("TRAIN_*"), key=lambda path: natural(path.name))
-    files = [path for chunk in chunks for path in _texts(chunk / "anno")]
-    _require(files, root, "TRAIN_0/anno/<sequence>.txt and TRAIN_0/frames/<sequence>/0.jpg")
-    return {path.stem: partial(_trackingnet_sequence, path) for path in files}
-
-
-def read_nfs30(root: Path) -> Loaders:
+def _read_nfs30(root: Path) -> Loaders:
     """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``.
 
     A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where
@@ -284,7 +241,7 @@ def _nfs_sequence(path: Path) -> Sequence:
     return Sequence(path.stem, frames, truth)
 
 
-def read_uav123(root: Path) -> Loaders:
+def _read_uav123(root: Path) -> Loaders:
     """UAV123: ``anno/UAV123/<seq>.txt`` and ``data_seq/UAV123/<folder>/000001.jpg ...``.
 
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
@@ -307,7 +264,7 @@ def _uav123_sequence(images: Path, path: Path) -> Sequence:
     return Sequence(path.stem, Frames(images / folder).cut(start - 1, start - 1 + len(truth)), truth)
 
 
-def read_vot(root: Path) -> Loaders:
+def _read_vot(root: Path) -> Loaders:
     """VOT challenges: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag``.
 
     Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box
@@ -341,7 +298,10 @@ def _around(line: str) -> List[float]:
 
 
 class _Coco(Mapping[str, Callable[[], Sequence]]):
-    """COCO's boxes by their position in the annotation; kept as arrays, as there are 800,000."""
+    """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame.
+
+    Boxes are named by their position in the annotation and kept as arrays, as there are 800,000.
+    """
 
     def __init__(self, root: Path) -> None:
         path = root / "annotations" / "instances_train2017.json"
@@ -376,11 +336,6 @@ class _Coco(Mapping[str, Callable[[], Sequence]]):
         return Sequence(name, Frames(self.images, [self.files[int(name)]]), self.boxes[[int(name)]])
 
 
-def read_coco(root: Path) -> Loaders:
-    """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame."""
-    return _Coco(root)
-
-
 @dataclass(frozen=True)
 class Kind:
     """How a data set is read, scored and written.
@@ -404,22 +359,23 @@ class Kind:
     size: Optional[int] = None
 
 
+_GOT10K = ("got10k", "got10k")
 _LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
 DATASETS: Dict[str, Kind] = {
-    "folder": Kind("GOT-10k-style folder", read_folder, "folder"),
-    "otb": Kind("OTB", read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
-    "lasot": Kind("LaSOT", read_lasot, "lasot", attributes=_LASOT, size=280),
-    "lasot-train": Kind("LaSOT train", read_lasot_train, "lasot", attributes=_LASOT, size=1120),
-    "lasotext": Kind("LaSOText", read_lasot_extension, "lasot", attributes=_LASOT, size=150),
-    "got10k-val": Kind("GOT-10k val", read_got10k_val, "got10k", "got10k", size=180),
-    "got10k-test": Kind("GOT-10k test", read_got10k_test, "got10k", "got10k", size=180),
-    "got10k-train": Kind("GOT-10k train", read_got10k_train, "got10k", "got10k", size=9335),
-    "trackingnet": Kind("TrackingNet", read_trackingnet, "trackingnet", "trackingnet", size=511),
-    "trackingnet-train": Kind("TrackingNet train", read_trackingnet_train, "trackingnet"),
-    "nfs30": Kind("NfS (30 fps)", read_nfs30, "nfs", size=100),
-    "uav123": Kind("UAV123", read_uav123, "uav123", "plain", _UAV, "anno/UAV123/att", 123),
-    "vot": Kind("VOT", read_vot, "folder"),
-    "coco-train": Kind("COCO2017 train", read_coco, ""),
+    "folder": Kind("GOT-10k-style folder", partial(_read_got10k, ""), "folder"),
+    "otb": Kind("OTB", _read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
+    "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
+    "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
+    "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),
+    "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), *_GOT10K, size=180),
+    "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), *_GOT10K, size=180),
+    "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), *_GOT10K, size=9335),
+    "trackingnet": Kind("TrackingNet", partial(_read_trackingnet, "TEST"), "trackingnet", "trackingnet", size=511),
+    "trackingnet-train": Kind("TrackingNet train", partial(_read_trackingnet, "TRAIN_*"), "trackingnet"),
+    "nfs30": Kind("NfS (30 fps)", _read_nfs30, "nfs", size=100),
+    "uav123": Kind("UAV123", _read_uav123, "uav123", "plain", _UAV, "anno/UAV123/att", 123),
+    "vot": Kind("VOT", _read_vot, "folder"),
+    "coco-train": Kind("COCO2017 train", _Coco, ""),
 }
 
 
@@ -440,17 +396,32 @@ class Annotation(NamedTuple):
 class Dataset:
     """A data set on disk; a sequence is read when it is asked for.
 
+    Args:
+        name: key of ``DATASETS``.
+        root: the data set's folder.
+        attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as the toolkits of OTB, LaSOT
+            and UAV123 have; default the data set's own place under ``root``, if it is there.
+
     Attributes:
         kind: which one.
-        root: its folder.
         names: of all sequences, in the published order.
+
+    Raises:
+        DatasetError: the folder is not laid out as published.
+        UsageError: an unknown data set, or attributes for a data set without them.
     """
 
-    def __init__(self, kind: Kind, root: Path, attributes: Optional[Path] = None) -> None:
-        self.kind = kind
+    def __init__(self, name: str, root: Path, attributes: Optional[Path] = None) -> None:
+        if name not in DATASETS:
+            raise UsageError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+        self.kind = DATASETS[name]
+        if attributes is not None and not self.kind.attributes:
+            raise UsageError(f"{self.kind.title} has no attribute files: leave --attributes out")
+        if attributes is not None and not attributes.is_dir():
+            raise UsageError(f"there is no folder of attributes {printable(attributes)}")
         self.root = root
-        self._loaders = kind.read(root)
-        self._attributes = attributes or root / kind.attribute_folder
+        self._loaders = self.kind.read(root)
+        self._attributes = attributes or root / self.kind.attribute_folder
         self.names = list(self._loaders)
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
 
@@ -509,24 +480,5 @@ class Dataset:
         return Annotation(boxes, np.nonzero(usable)[0], sequence.frames)
 
 
-def open_dataset(name: str, root: Path, attributes: Optional[Path] = None) -> Dataset:
-    """Opens a data set.
-
-    Args:
-        name: key of ``DATASETS``.
-        root: the data set's folder.
-        attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as the toolkits of OTB, LaSOT
-            and UAV123 have; default the data set's own place under ``root``, if it is there.
-
-    Raises:
-        DatasetError: the folder is not laid out as published.
-        UsageError: an unknown data set, or attributes for a data set without them.
-    """
-    if name not in DATASETS:
-        raise UsageError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    kind = DATASETS[name]
-    if attributes is not None and not kind.attributes:
-        raise UsageError(f"{kind.title} has no attribute files: leave --attributes out")
-    if attributes is not None and not attributes.is_dir():
-        raise UsageError(f"there is no folder of attributes {printable(attributes)}")
-    return Dataset(kind, root, attributes)
+#: ``open_dataset("lasot", root)`` reads nicer than a class.
+open_dataset = Dataset

@@ -253,7 +253,7 @@ def _track(
         for outcome in executor.run(spec, missing, advanced):
             name = outcome.sequence.name
             if outcome.error is None:
-                store.write(outcome.sequence, outcome.boxes, outcome.times)
+                store.write(name, outcome.boxes, outcome.times)
                 continue
             failures[name] = outcome.error
             if outcome.detail:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Protocol, cast
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, cast
 from typing import Sequence as Items
 
 import numpy as np
@@ -55,25 +55,6 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-class Executor(Protocol):
-    """What runs trackers."""
-
-    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """Runs a tracker over sequences.
-
-        Args:
-            spec: the tracker.
-            sequences: over what.
-            advanced: called now and then with the number of frames done since the last call.
-
-        Yields:
-            An outcome for each sequence, in any order.
-
-        Raises:
-            AsymTrackError: the tracker cannot be made at all.
-        """
-
-
 def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcome:
     """Runs one pass: initialise on frame 0, then update on every other frame."""
     boxes, times = np.empty((len(sequence), 4)), np.empty(len(sequence))
@@ -97,6 +78,26 @@ def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcom
     return Outcome(sequence, boxes, times)
 
 
+class Executor:
+    """What runs trackers."""
+
+    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
+        """Runs a tracker over sequences, the longest first: begun last, it would keep one worker busy alone.
+
+        Args:
+            spec: the tracker.
+            sequences: over what.
+            advanced: called now and then with the number of frames done since the last call.
+
+        Yields:
+            An outcome for each sequence, in any order.
+
+        Raises:
+            AsymTrackError: the tracker cannot be made at all.
+        """
+        raise NotImplementedError
+
+
 def _worker(spec: TrackerSpec, link: Connection) -> None:
     """Answers each sequence with numbers of frames done and, at its end, the outcome.
 
@@ -117,7 +118,7 @@ def _worker(spec: TrackerSpec, link: Connection) -> None:
             link.send(track(tracker, link.recv(), link.send))
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Worker processes that are given one sequence at a time, so that a death can be laid to one.
 
     Args:
@@ -131,7 +132,7 @@ class LocalExecutor:
         self._workers: Dict[Any, Any] = {}
 
     def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """Gives the longest sequences out first: begun last, one would keep a worker busy after the others."""
+        """An interrupt ends the workers and names the sequences they were in."""
         waiting = sorted(sequences, key=len)
         busy: Dict[Any, Sequence] = {}
         try:
@@ -200,7 +201,7 @@ class LocalExecutor:
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """A Ray cluster: one task a sequence, which Ray runs again where a worker or a node dies.
 
     The files of a model travel through the object store, once. The frames do not: every node must see the
@@ -231,12 +232,11 @@ class RayExecutor:
             raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
 
     def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """Counts the frames of a sequence when it is done."""
+        """Progress is told when a sequence is done."""
         ray = self._ray
         files = ray.put(_model_files(spec))
         gpus = 1 if "cuda" in spec.device or "cuda" in spec.backend or "tensorrt" in spec.backend else 0
         task = ray.remote(num_cpus=spec.threads or 1, num_gpus=gpus, max_retries=_RETRIES)(_task)
-        # Longest first, as above.
         pending = {task.remote(spec, [files], s): s for s in sorted(sequences, key=len, reverse=True)}
         try:
             while pending:

@@ -97,8 +97,7 @@ def _load(args: argparse.Namespace) -> Any:
     """The tracker as published: it is the weights that are looked at, not what is done about lost targets."""
     from asymtrack_edge.runtime import Tracker
 
-    options = {"backend": args.backend, "device": args.device, "threads": args.threads}
-    return Tracker.load(args.model, precision=args.precision, recover=False, **options)
+    return Tracker.load(args.model, args.backend, args.device, args.threads, args.precision, recover=False)
 
 
 #: Name -> what ``--help`` says, and the body.

@@ -10,7 +10,6 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
-from asymtrack_edge.benchmarks.accuracy.results import Speed
 
 #: How metrics are headed in tables, in the order they are shown.
 HEADINGS: Dict[str, str] = {
@@ -37,7 +36,7 @@ class Evaluation:
         identity: what made the results; None for result files of unknown origin.
         summary: scores; None where there are none.
         attributes: scores of the sequences that share an attribute.
-        speed: as measured during the run.
+        speed: as ``results.speed`` gives it.
         failures: sequence without a score -> why, in one line.
         notes: sequence with a score -> what was done to its results.
         submission: zip file for the data set's server.
@@ -47,7 +46,7 @@ class Evaluation:
     identity: Optional[Dict[str, Any]]
     summary: Optional[Summary]
     attributes: Dict[str, Summary]
-    speed: Speed
+    speed: Dict[str, Any]
     failures: Dict[str, str] = field(default_factory=dict)
     notes: Dict[str, str] = field(default_factory=dict)
     submission: Optional[str] = None
@@ -88,13 +87,13 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
     scored = [(e.tracker, e.summary) for e in evaluations if e.summary is not None]
     if scored:
         parts.append(table(scored, "tracker"))
-    timed = [e for e in evaluations if e.speed.frames]
+    timed = [e for e in evaluations if e.speed["frames"]]
     if timed:
         width = max(len("speed (P7)"), *(len(e.tracker) for e in timed))
         lines = [f"{'speed (P7)':<{width}}   frames  frames/total time  mean(1/t)  [frames/s]"]
         for e in timed:
-            s = e.speed
-            lines.append(f"{e.tracker:<{width}}{s.frames:>9}{s.total:>19.1f}{s.mean_of_rates:>11.1f}")
+            _, frames, total, mean = e.speed.values()
+            lines.append(f"{e.tracker:<{width}}{frames:>9}{total:>19.1f}{mean:>11.1f}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -119,12 +118,7 @@ def _json(e: Evaluation) -> Dict[str, Any]:
         "curves": {name: {"thresholds": x, "values": y} for name, (x, y) in scores.curves.items()},
         "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
         "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
-        "speed": {
-            "protocol": "P7",
-            "frames": e.speed.frames,
-            "frames_over_total_time": e.speed.total,
-            "mean_of_rates": e.speed.mean_of_rates,
-        },
+        "speed": e.speed,
         "failures": e.failures,
         "notes": e.notes,
         "submission": e.submission,

@@ -15,7 +15,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, Tuple
 from typing import Sequence as Items
 
 import numpy as np
@@ -29,6 +29,10 @@ from asymtrack_edge.files import OutputFile, printable, write_text
 IDENTITY_FILE = "tracker.json"
 #: What pytracking puts before the names of some data sets' sequences.
 PREFIXES = ("", "uav_", "nfs_")
+
+
+#: Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
+Result = Tuple[np.ndarray, np.ndarray, str]
 
 
 @dataclass(frozen=True)
@@ -51,33 +55,30 @@ class ResultStore:
         """Where the times of sequence ``name`` are."""
         return self.root / (name if self.layout == "got10k" else "times") / f"{name}_time.txt"
 
-    def write(self, sequence: Sequence, boxes: np.ndarray, times: np.ndarray) -> None:
+    def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
         """Writes one result; the box file appears last and whole, so that its presence means complete.
 
         Args:
-            sequence: which one.
+            name: of the sequence.
             boxes: float ``(N, 4)``, x, y, w, h.
             times: float ``(N,)``, seconds.
         """
         # Precision of the GOT-10k toolkit's own files.
-        _write(self.time_file(sequence.name), [f"{t:.8f}" for t in times])
-        _write(self.box_file(sequence.name), [",".join(f"{v:.3f}" for v in box) for box in boxes])
-
-    def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
-        """Reads what ``write`` wrote; as ``ForeignResults.read``."""
-        return _read(sequence, self.box_file(sequence.name), self.time_file(sequence.name))
+        _write(self.time_file(name), "".join(f"{t:.8f}\n" for t in times))
+        _write(self.box_file(name), "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in boxes))
 
     def log(self, name: str, text: str) -> Path:
         """Writes what a failed sequence has to tell; returns the file."""
-        path = self.root / "errors" / f"{name}.txt"
-        _write(path, text.splitlines())
-        return path
+        return _write(self.root / "errors" / f"{name}.txt", text)
+
+    def read(self, sequence: Sequence) -> Result:
+        """Reads what ``write`` wrote; raises DatasetError where there is no whole result."""
+        return _read(sequence, self.box_file(sequence.name), self.time_file(sequence.name))
 
     def complete(self, sequence: Sequence) -> bool:
         """Whether the sequence has a result for every frame, and no more."""
         try:
-            _, _, note = self.read(sequence)
-            return not note
+            return not self.read(sequence)[2]
         except DatasetError:
             return False
 
@@ -94,19 +95,15 @@ class ResultStore:
         path = self.root / IDENTITY_FILE
         if not fresh and path.exists():
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+                found = dict(json.loads(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError) as error:
                 raise UsageError(f"cannot read {path} ({error}): redo its results with --fresh") from None
-            if found != identity:
-                names = set(found) | set(identity) if isinstance(found, dict) else {"identity"}
-                found = found if isinstance(found, dict) else {"identity": found}
-                differing = sorted(n for n in names if found.get(n) != identity.get(n))
-                changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in differing)
-                raise UsageError(
-                    f"the results in {self.root} were made otherwise ({changes}): redo them with --fresh, or "
-                    "give another --output"
-                )
-        _write(path, json.dumps(identity, indent=1, sort_keys=True).splitlines())
+            names = sorted(n for n in set(found) | set(identity) if found.get(n) != identity.get(n))
+            changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)
+            if changes:
+                advice = "redo them with --fresh, or give another --output"
+                raise UsageError(f"the results in {self.root} were made otherwise ({changes}): {advice}")
+        _write(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
     def forget(self, sequences: Items[Sequence]) -> None:
         """Removes the results of ``sequences``."""
@@ -161,23 +158,14 @@ class ForeignResults:
             first = f"{sequences[0].name}.txt"
             raise UsageError(f"{printable(root)} holds no result of any sequence: looked for {first} and so on")
 
-    def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
-        """Reads one result.
-
-        Returns:
-            boxes: float64 ``(N, 4)``, x, y, w, h.
-            times: float64 ``(N,)``, seconds; empty where they are not there or not whole.
-            note: what was done to make it fit; empty where nothing was.
-
-        Raises:
-            DatasetError: the file is missing or unreadable, or has fewer rows than the sequence has frames.
-        """
+    def read(self, sequence: Sequence) -> Result:
+        """Reads one result; raises DatasetError where it is missing, unreadable or shorter than the sequence."""
         path = self.files.get(sequence.name)
         if path is None:
             raise DatasetError(f"{printable(self.root)} holds no result of it")
         name = f"{path.stem[:-4] if path.stem.endswith('_001') else path.stem}_time.txt"
-        beside, apart = path.with_name(name), path.parent / "times" / name
-        return _read(sequence, path, beside if beside.is_file() else apart)
+        beside = path.with_name(name)
+        return _read(sequence, path, beside if beside.is_file() else path.parent / "times" / name)
 
 
 def _candidate(sequence: Sequence, index: Dict[str, Path]) -> Any:
@@ -188,8 +176,8 @@ def _candidate(sequence: Sequence, index: Dict[str, Path]) -> Any:
     return None
 
 
-def _read(sequence: Sequence, path: Path, times: Path) -> Tuple[np.ndarray, np.ndarray, str]:
-    boxes, note = read_boxes(path), ""
+def _read(sequence: Sequence, path: Path, times: Path) -> Result:
+    boxes, note, seconds = read_boxes(path), "", np.zeros(0)
     if len(boxes) < len(sequence):
         raise DatasetError(f"{printable(path)}: {len(boxes)} boxes for {len(sequence)} frames")
     if len(boxes) == len(sequence) + sequence.omitted:
@@ -197,36 +185,31 @@ def _read(sequence: Sequence, path: Path, times: Path) -> Tuple[np.ndarray, np.n
     elif len(boxes) > len(sequence):
         note = f"{len(boxes)} boxes in the results for {len(sequence)} frames: cut to the annotation"
         boxes = boxes[: len(sequence)]
-    seconds = np.zeros(0)
     with suppress(DatasetError):
         seconds = read_labels(times)
     return boxes, seconds if len(seconds) == len(sequence) else np.zeros(0), note
 
 
-def _write(path: Path, lines: List[str]) -> None:
+def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, text)
+    return path
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Frames per second of whole steps, decoding of image files not included, initialisation included.
+def speed(times: Items[np.ndarray]) -> Dict[str, Any]:
+    """Frames per second of whole steps, initialisation included, decoding of image files not.
 
-    Attributes:
-        frames: how many were timed.
-        total: frames over their total time: what a camera would see.
-        mean_of_rates: mean of 1/t, the figure of the GOT-10k toolkit, never below ``total``.
+    Returns:
+        ``frames``: how many were timed, those whose time is not positive left out;
+        ``frames_over_total_time``: what a camera would see;
+        ``mean_of_rates``: mean of 1/t, the figure of the GOT-10k toolkit, never below the former.
     """
-
-    frames: int
-    total: float
-    mean_of_rates: float
-
-
-def speed(times: Items[np.ndarray]) -> Speed:
-    """Speed over all sequences; frames whose time is not positive are not counted."""
-    joined = np.concatenate([np.zeros(0), *times])
-    joined = joined[joined > 0]
-    if not len(joined):
-        return Speed(0, float("nan"), float("nan"))
-    return Speed(len(joined), float(len(joined) / joined.sum()), float((1 / joined).mean()))
+    seconds = np.concatenate([np.zeros(0), *times])
+    seconds = seconds[seconds > 0]
+    total, mean = (len(seconds) / seconds.sum(), (1 / seconds).mean()) if len(seconds) else (np.nan, np.nan)
+    return {
+        "protocol": "P7",
+        "frames": len(seconds),
+        "frames_over_total_time": float(total),
+        "mean_of_rates": float(mean),
+    }

@@ -10,7 +10,6 @@ A tracker is named by a string:
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -25,19 +24,28 @@ import numpy as np
 
 from asymtrack_edge import __version__
 from asymtrack_edge.errors import BoxError, UsageError
+from asymtrack_edge.files import opencv_path, printable
 from asymtrack_edge.geometry import check_box
-from asymtrack_edge.manifest import FILE_NAME
+from asymtrack_edge.manifest import FILE_NAME, file_entry
 from asymtrack_edge.variants import VARIANTS
 
-_OPENCV_CONTRIB = ("KCF", "CSRT")
+_CONTRIB = "pip uninstall opencv-python, then pip install opencv-contrib-python"
+#: OpenCV's trackers: class, files of the model, what to do where this OpenCV lacks it.
+_OPENCV = {
+    "mil": ("TrackerMIL", (), "install another"),
+    "kcf": ("TrackerKCF", (), _CONTRIB),
+    "csrt": ("TrackerCSRT", (), _CONTRIB),
+    "nano": ("TrackerNano", ("BACKBONE.onnx", "HEAD.onnx"), "install 4.7 or newer"),
+    "vit": ("TrackerVit", ("MODEL.onnx",), "install 4.9 or newer"),
+}
 
 
 class BoxTracker:
     """One target, boxes only: what the evaluation drives.
 
     Args:
-        tracker: has ``init(frame, (x, y, w, h))`` and ``update(frame)``, which returns a box or an
-            object with a ``box`` and perhaps a ``score``.
+        tracker: has ``init(frame, box)`` and ``update(frame)``, which returns a box, or an object with a
+            ``box`` and perhaps a ``score``.
     """
 
     def __init__(self, tracker: Any) -> None:
@@ -134,8 +142,8 @@ class TrackerSpec:
             return BoxTracker(_import_callable(self.name[7:])())
         from asymtrack_edge.runtime import Tracker
 
-        options = {"backend": self.backend, "device": self.device, "threads": self.threads}
-        return BoxTracker(Tracker.load(self.name, precision=self.precision, recover=self.recover, **options))
+        options = (self.backend, self.device, self.threads, self.precision, self.recover)
+        return BoxTracker(Tracker.load(self.name, *options))
 
     def identity(self) -> Dict[str, Any]:
         """What decides this tracker's results and times, for telling old results from new ones."""
@@ -144,26 +152,19 @@ class TrackerSpec:
             # Asked for here too, so that a tracker this OpenCV lacks is refused before anything is written.
             _opencv_factory(self.name[7:])
             identity["opencv"] = cv2.__version__
-            identity["sha256"] = [_sha256(path) for path in _opencv_models(self.name[7:])]
+            identity["sha256"] = [file_entry(path).sha256 for path in _opencv_models(self.name[7:])]
         elif self.kind == "python":
             _import_callable(self.name[7:])
             source = getattr(sys.modules[self.name[7:].partition(":")[0]], "__file__", None)
-            identity["sha256"] = [_sha256(Path(source))] if source else []
+            identity["sha256"] = [file_entry(Path(source)).sha256] if source else []
         else:
             from asymtrack_edge.runtime.backends.loading import model_folder
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
-            identity["sha256"] = [_sha256(model_folder(self.name) / FILE_NAME)]
+            identity["sha256"] = [file_entry(model_folder(self.name) / FILE_NAME).sha256]
             identity.update(backend=self.backend, device=self.device, precision=self.precision)
             identity.update(recovers=self.recover, version=__version__)
         return identity
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise UsageError(f"cannot read the model {path}: {error.strerror or error}") from None
 
 
 def _import_callable(path: str) -> Callable[[], Any]:
@@ -181,41 +182,27 @@ def _import_callable(path: str) -> Callable[[], Any]:
 
 
 def _opencv_models(kind: str) -> List[Path]:
-    _, _, files = kind.partition("=")
-    return [Path(f) for f in files.split(",")] if files else []
+    return [Path(file) for file in kind.partition("=")[2].split(",") if file]
 
 
 def _opencv_factory(kind: str) -> Callable[[], Any]:
-    name, models = kind.partition("=")[0], _opencv_models(kind)
-    wanted = {"nano": 2, "vit": 1}.get(name.lower(), 0)
-    if len(models) != wanted:
-        example = {"nano": "opencv:nano=BACKBONE.onnx,HEAD.onnx", "vit": "opencv:vit=MODEL.onnx"}
-        raise UsageError(f"opencv:{kind}: expected {example.get(name.lower(), f'opencv:{name} alone')}")
+    """What makes a tracker of OpenCV's, such as ``MIL`` or ``vit=MODEL.onnx``."""
+    name, models = kind.partition("=")[0].lower(), _opencv_models(kind)
+    if name not in _OPENCV:
+        raise UsageError(f"unknown tracker opencv:{name}: choose {', '.join(_OPENCV)}")
+    class_name, files, advice = _OPENCV[name]
+    if len(models) != len(files):
+        raise UsageError(f"opencv:{kind}: expected opencv:{name}{'=' if files else ' alone'}{','.join(files)}")
     for path in models:
         if not path.is_file():
-            raise UsageError(f"opencv:{kind}: there is no file {path}")
-    if name.lower() == "nano":
-        nano = _opencv_attribute("TrackerNano_Params", "Nano")()
-        nano.backbone, nano.neckhead = str(models[0]), str(models[1])
-        return lambda: cv2.TrackerNano_create(nano)  # type: ignore[attr-defined]
-    if name.lower() == "vit":
-        vit = _opencv_attribute("TrackerVit_Params", "Vit")()
-        vit.net = str(models[0])
-        return lambda: cv2.TrackerVit_create(vit)  # type: ignore[attr-defined]
-    if name.upper() not in ("MIL", *_OPENCV_CONTRIB):
-        raise UsageError(f"unknown tracker opencv:{name}: choose MIL, KCF, CSRT, nano=... or vit=...")
-    create = _opencv_attribute(f"Tracker{name.upper()}_create", name.upper())
-    return create  # type: ignore[no-any-return]
-
-
-def _opencv_attribute(attribute: str, tracker: str) -> Any:
-    legacy = getattr(cv2, "legacy", None)
-    found = getattr(cv2, attribute, None) or getattr(legacy, attribute, None)
-    if found is None and tracker in _OPENCV_CONTRIB:
-        raise UsageError(
-            f"opencv:{tracker} is not in this OpenCV ({cv2.__version__}): pip uninstall opencv-python, then "
-            "pip install opencv-contrib-python"
-        )
-    if found is None:
-        raise UsageError(f"opencv:{tracker} is not in OpenCV {cv2.__version__}: install a newer one")
-    return found
+            raise UsageError(f"opencv:{kind}: there is no file {printable(path)}")
+    create = getattr(cv2, f"{class_name}_create", None)
+    create = create or getattr(getattr(cv2, "legacy", None), f"{class_name}_create", None)
+    if create is None:
+        raise UsageError(f"opencv:{name} is not in this OpenCV ({cv2.__version__}): {advice}")
+    if not models:
+        return create  # type: ignore[no-any-return]
+    parameters = getattr(cv2, f"{class_name}_Params")()
+    for attribute, path in zip(("backbone", "neckhead") if name == "nano" else ("net",), models):
+        setattr(parameters, attribute, opencv_path(path))
+    return lambda: create(parameters)

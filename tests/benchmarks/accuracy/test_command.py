@@ -302,10 +302,10 @@ def test_the_gap_by_attribute(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tracker", "opencv:BOOSTED"], "choose MIL, KCF"),
+        (["--tracker", "opencv:BOOSTED"], "choose mil, kcf"),
         (["--tracker", "opencv:nano"], "opencv:nano=BACKBONE.onnx,HEAD.onnx"),
         (["--tracker", "opencv:vit=absent.onnx"], "there is no file absent.onnx"),
-        (["--tracker", "opencv:MIL=x.onnx"], "opencv:MIL alone"),
+        (["--tracker", "opencv:MIL=x.onnx"], "opencv:mil alone"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--tracker", "python:absent_module:Tracker"], "cannot import the tracker"),
         (["--tracker", "python:fake_trackers:os"], "is not callable"),

@@ -6,9 +6,9 @@ Topics: ``image`` (``sensor_msgs/Image``) in; ``~/detections`` (``vision_msgs/De
 stamped as the image; ``~/target`` (``sensor_msgs/RegionOfInterest``) starts to follow what is in it
 in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
 
-Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as cores), ``recover`` (look for
-lost targets: ``always``, ``never`` or ``auto``, which means with bundled weights), and ``boxes``, a list
-of ``"x,y,w,h"`` to follow from the first image on.
+Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
+``recover`` (look for lost targets; true), and ``boxes``, a list of ``"x,y,w,h"`` to follow from the first
+image on.
 """
 
 from __future__ import annotations

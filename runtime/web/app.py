@@ -1,4 +1,4 @@
-"""The web view's routes (Starlette); see ``web`` for what they show."""
+"""The web view's routes (Starlette); ``view`` has what they show."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def _file(name: str, kind: str, request: Request) -> Response:
 
 async def _boxes(view: WebView, request: Request) -> Response:
     headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="boxes.csv"'}
-    return StreamingResponse(view.boxes(), media_type="text/csv", headers=headers)
+    return StreamingResponse(view.boxes.chunks(), media_type="text/csv", headers=headers)
 
 
 async def _health(view: WebView, request: Request) -> Response:
@@ -93,29 +93,26 @@ async def _view(view: WebView, socket: WebSocket) -> None:
 async def _tracks(view: WebView, socket: WebSocket) -> None:
     """Every frame's JSON, for programs."""
     await socket.accept()
-    waiting: Deque[str] = deque(maxlen=_BACKLOG)
-    came = asyncio.Event()
+    waiting: asyncio.Queue[str] = asyncio.Queue(_BACKLOG)
 
     def tell(text: str) -> None:
-        waiting.append(text)
-        came.set()
+        if waiting.full():
+            waiting.get_nowait()
+        waiting.put_nowait(text)
 
     async def feed() -> None:
         while True:
-            await came.wait()
-            came.clear()
-            while waiting:
-                await socket.send_text(waiting.popleft())
+            await socket.send_text(await waiting.get())
 
     async def drain() -> None:
         while True:  # notices that the other side has gone
             await socket.receive_text()
 
-    stop = view.listen(tell)
+    view.listeners.add(tell)
     try:
         await _until_gone(_first_to_end(feed(), drain()), socket)
     finally:
-        stop()
+        view.listeners.discard(tell)
 
 
 async def _until_gone(work: Any, socket: WebSocket) -> None:
@@ -123,8 +120,6 @@ async def _until_gone(work: Any, socket: WebSocket) -> None:
         await work
     except (WebSocketDisconnect, RuntimeError, KeyError):
         pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
-    except asyncio.CancelledError:
-        raise
     finally:
         with suppress(RuntimeError, WebSocketDisconnect):  # closed already
             await socket.close()
@@ -158,12 +153,12 @@ class _Viewer:
 
     async def run(self) -> None:
         """Until the page is closed."""
-        stop = self._view.watch(self._changed.set)
+        self._view.wakers.add(self._changed.set)
         self._shown.set()
         try:
             await _first_to_end(self._feed(), self._listen())
         finally:
-            stop()
+            self._view.wakers.discard(self._changed.set)
 
     async def _feed(self) -> None:
         sent = -1

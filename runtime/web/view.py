@@ -1,9 +1,9 @@
 """The web view of a run: watch it and draw targets from any browser.
 
 The server runs on a thread of its own. The tracker's thread only leaves it the newest result; the
-picture is encoded on a third, at most ``web_pictures.RATE`` times a second, once for all viewers and
-only if one has shown the picture before. So neither a slow nor a second viewer slows the tracker,
-and pictures never pile up.
+picture is encoded on a third, at most ``RATE`` times a second, once for all viewers and only if one has
+shown the picture before. So neither a slow nor a second viewer slows the tracker, and pictures never
+pile up.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import threading
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any, Callable, Dict, Iterator, Optional, Set
+from typing import Any, Callable, Dict, NamedTuple, Optional, Set
 
+import cv2
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
@@ -27,19 +28,39 @@ from asymtrack_edge.runtime.outputs.base import Result, Sink
 from asymtrack_edge.runtime.outputs.rows import as_json, as_message, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.target import State, Track
-from asymtrack_edge.runtime.web.boxes import BoxLog
-from asymtrack_edge.runtime.web.pictures import Pictures, Rates, Shown
-from asymtrack_edge.runtime.web.protocol import MAX_MESSAGE, Wish, is_loopback
+from asymtrack_edge.runtime.web.boxes import BoxLog, Rates
+from asymtrack_edge.runtime.web.protocol import MAX_MESSAGE, Wish, is_loopback, pack_picture
+
+#: Pictures per second sent to viewers at most, and their width in pixels; the tracker is held to neither.
+RATE = 15.0
+WIDTH = 960
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75]
 
 #: Connections at once; more are answered 503.
 MOST_CONNECTIONS = 512
+
+#: Targets that can be followed at once through the page.
+MOST_TARGETS = 32
 
 #: An environment variable for the token, so that a page and programs find the view again after a restart.
 TOKEN_VARIABLE = "ASYMTRACK_TOKEN"
 _SHORTEST_TOKEN = 16
 
-#: Targets that can be followed at once through the page.
-MOST_TARGETS = 32
+
+class Shown(NamedTuple):
+    """A picture as viewers get it.
+
+    Attributes:
+        version: of what there was to see; -1 before there is a picture.
+        packet: header and JPEG (``protocol.pack_picture``).
+        number: of the frame.
+        image: the frame itself, BGR uint8.
+    """
+
+    version: int = -1
+    packet: bytes = b""
+    number: int = -1
+    image: Optional[np.ndarray] = None
 
 
 class WebView(Sink):
@@ -54,6 +75,10 @@ class WebView(Sink):
     Attributes:
         url: what to open in a browser, token included.
         token: None on loopback.
+        version: grows with every change of what there is to see.
+        boxes: those of the run so far.
+        wakers: called after every change, on the server's thread.
+        listeners: called with every frame's JSON, on the server's thread.
 
     Raises:
         MissingDependencyError: the extra ``web`` is not installed.
@@ -78,13 +103,15 @@ class WebView(Sink):
         shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
         shown = f"[{shown}]" if ":" in shown else shown
         self.url = f"http://{shown}:{port}/" + (f"?token={self.token}" if self.token else "")
-        self._version = 0
+        self.version = 0
+        self.boxes = BoxLog()
+        self.wakers: Set[Callable[[], None]] = set()
+        self.listeners: Set[Callable[[str], None]] = set()
         self._result: Optional[Result] = None
-        self._pictures = Pictures()
-        self._wakers: Set[Callable[[], None]] = set()
-        self._listeners: Set[Callable[[str], None]] = set()
         self._rates = Rates(run)
-        self._boxes = BoxLog()
+        self._encoding = threading.Lock()
+        self._encoded = Shown()
+        self._encode_began = self._encode_seconds = 0.0
         self._server = uvicorn.Server(
             uvicorn.Config(
                 make_app(self),
@@ -98,7 +125,7 @@ class WebView(Sink):
             )
         )
         self._loop: Optional[asyncio.AbstractEventLoop] = None
-        self._thread = threading.Thread(target=self._serve, name="web view", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="web view", daemon=True)
         self._thread.start()
         deadline = monotonic() + 10
         while not self._server.started:
@@ -106,59 +133,48 @@ class WebView(Sink):
                 raise BackendError("the web server did not start: see above")
             sleep(0.01)
 
-    def _serve(self) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            await self._server.serve(sockets=[self._socket])
-
-        asyncio.run(serve())
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._socket])
 
     def write(self, result: Result) -> None:
-        """See ``Sink``. Costs the tracker's thread no more than waking the server's."""
+        """Leaves the result for the server; costs the tracker's thread no more than waking the server's."""
         self._rates.count(result)
         with suppress(OSError):  # no room for the copy behind the download button: go on showing
-            self._boxes.append(csv_rows(result, several=True).encode())
+            self.boxes.append(csv_rows(result, several=True).encode())
         self._publish(result)
-        if self._listeners:
+        if self.listeners:
             text = as_json(result).rstrip()
-            self._call(lambda: [tell(text) for tell in list(self._listeners)])
+            self._call(lambda: [tell(text) for tell in list(self.listeners)])
 
     def close(self) -> None:
-        """See ``Sink``."""
+        """Ends the server."""
         self._server.should_exit = True
         self._thread.join(3)
         self._socket.close()
-        self._boxes.close()
-
-    # What follows is for the server's thread (``web_app``).
-
-    def watch(self, wake: Callable[[], None]) -> Callable[[], None]:
-        """Has ``wake`` called after every change; returns what ends that. On the server's thread."""
-        self._wakers.add(wake)
-        wake()
-        return lambda: self._wakers.discard(wake)
-
-    def listen(self, tell: Callable[[str], None]) -> Callable[[], None]:
-        """Has ``tell`` called with every frame's JSON; returns what ends that."""
-        self._listeners.add(tell)
-        return lambda: self._listeners.discard(tell)
-
-    @property
-    def version(self) -> int:
-        """Grows with every change of what there is to see."""
-        return self._version
+        self.boxes.close()
 
     def due_in(self) -> float:
         """Seconds until another picture may be encoded."""
-        return self._pictures.due_in()
+        return self._encode_began + 1 / RATE - monotonic()
 
     def newest(self) -> Shown:
-        """The newest picture with its header."""
-        return self._pictures.show(self._version, self._result, self._header)
-
-    def boxes(self) -> Iterator[bytes]:
-        """The boxes so far as csv, a piece at a time."""
-        return self._boxes.chunks()
+        """The newest picture with its header, encoded if nobody has asked for it before."""
+        with self._encoding:
+            version, result = self.version, self._result
+            if self._encoded.version == version or result is None or result.frame.image is None:
+                return self._encoded
+            began = self._encode_began = monotonic()
+            image = result.frame.image
+            height, width = image.shape[:2]
+            small = (WIDTH, max(1, round(height * WIDTH / width)))
+            picture = cv2.resize(image, small, interpolation=cv2.INTER_AREA) if width > WIDTH else image
+            good, jpeg = cv2.imencode(".jpg", picture, _JPEG)
+            if good:
+                packet = pack_picture(self._header(result), jpeg.tobytes())
+                self._encoded = Shown(version, packet, result.frame.number, image)
+                self._encode_seconds = monotonic() - began
+            return self._encoded
 
     def obey(self, wish: Wish, held: Optional[np.ndarray]) -> Dict[str, Any]:
         """Does what a browser asks for; waits for the tracker's thread. Returns the answer to it.
@@ -170,56 +186,54 @@ class WebView(Sink):
         Raises:
             AsymTrackError: it cannot be done.
         """
+        run = self.run
         actions: Dict[str, Callable[[], Any]] = {
             "mark": lambda: self._mark(wish, held),
             "remove": lambda: self._remove(wish),
-            "pause": lambda: self.run.pause(True),
-            "resume": lambda: self.run.pause(False),
-            "step": self.run.step,
-            "end": self.run.end,
+            "pause": lambda: run.pause(True),
+            "resume": lambda: run.pause(False),
+            "step": run.step,
+            "end": run.end,
         }
         try:
-            done = self.run.submit(actions[wish.action]).result(timeout=10)
+            done = run.submit(actions[wish.action]).result(timeout=10)
         except FutureTimeout:
             raise SourceError("the source gives no frames now: this happens with the next") from None
-        return {"done": wish.action, "target": done, "paused": self.run.paused}
+        return {"done": wish.action, "target": done, "paused": run.paused}
 
     def _mark(self, wish: Wish, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
-        tracker, latest = self.run.tracker, self.run.latest
+        tracker = self.run.tracker
         if held is None or wish.box is None:
             # Not from another frame instead: something else may be in that place by now.
             raise UsageError("that picture is not known any more: draw the box again")
         if wish.target is not None and wish.target in tracker:
-            tracker.reset(wish.target, held, wish.box)
             number = wish.target
+            tracker.reset(number, held, wish.box)
+        elif len(tracker) >= MOST_TARGETS:
+            raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
         else:
-            if len(tracker) >= MOST_TARGETS:
-                raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
             number = tracker.add(held, wish.box)
-        if latest is not None:
-            shown = {**latest.tracks, number: Track(Box(*wish.box), 1.0, State.TRACKING)}
-            self._show_tracks(latest, shown)
+        self._change(lambda tracks: {**tracks, number: Track(Box(*wish.box or ()), 1.0, State.TRACKING)})
         return number
 
-    def _remove(self, wish: Wish) -> int:
+    def _remove(self, wish: Wish) -> Optional[int]:
         """Runs on the tracker's thread."""
-        assert wish.target is not None
         self.run.tracker.remove(wish.target)
-        latest = self.run.latest
-        if latest is not None:
-            self._show_tracks(latest, {n: t for n, t in latest.tracks.items() if n != wish.target})
+        self._change(lambda tracks: {n: t for n, t in tracks.items() if n != wish.target})
         return wish.target
 
-    def _show_tracks(self, latest: Result, tracks: Dict[int, Track]) -> None:
-        self.run.latest = Result(latest.frame, tracks, latest.latency)
-        self._publish(self.run.latest)
+    def _change(self, change: Callable[[Dict[int, Track]], Dict[int, Track]]) -> None:
+        latest = self.run.latest
+        if latest is not None:
+            self.run.latest = Result(latest.frame, change(latest.tracks), latest.latency)
+            self._publish(self.run.latest)
 
     def _publish(self, result: Result) -> None:
         self._result = result
-        self._version += 1
-        if self._wakers:
-            self._call(lambda: [wake() for wake in list(self._wakers)])
+        self.version += 1
+        if self.wakers:
+            self._call(lambda: [wake() for wake in list(self.wakers)])
 
     def _call(self, act: Callable[[], Any]) -> None:
         if self._loop is not None:
@@ -230,13 +244,13 @@ class WebView(Sink):
         source = self.run.reader.source
         return {
             **as_message(result),
-            **self._rates.shown(),
-            "encode_ms": round(1000 * self._pictures.encode_seconds, 2),
+            **self._rates.shown,
+            "encode_ms": round(1000 * self._encode_seconds, 2),
             "paused": self.run.paused,
             "live": source.live,
             "source": source.name,
             "length": source.length,
-            "backend": self.run.tracker.backend.description,
+            "backend": self.run.tracker.backend.name,
         }
 
 

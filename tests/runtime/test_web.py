@@ -36,12 +36,14 @@ TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
 class Running:
     """A run with a web view on a thread of its own."""
 
-    def __init__(self, video: Path, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0) -> None:
+    def __init__(
+        self, video: Path, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0, port: int = 0
+    ) -> None:
         engine = ColourBackend()
         engine.pause = pause
         self.run = Run(MultiTracker(engine), open_reader(open_source(str(video))))
         self.run.first_frame()
-        self.view = WebView(self.run, 0, host)
+        self.view = WebView(self.run, port, host)
         self.run.sinks.append(self.view)
         self.run.start(TRUTH[0][:marked])
         self.run.paused = not marked
@@ -315,9 +317,9 @@ def test_viewer_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:
         with running.connect() as socket:
             next_header(socket)
     deadline = monotonic() + 5
-    while running.view._wakers and monotonic() < deadline:
+    while running.view.wakers and monotonic() < deadline:
         sleep(0.02)
-    assert not running.view._wakers
+    assert not running.view.wakers
 
 
 def test_module_imports_nothing_of_the_web_by_itself() -> None:

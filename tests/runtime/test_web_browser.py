@@ -22,6 +22,8 @@ playwright = pytest.importorskip("playwright.sync_api")
 from tests.runtime.test_web import TRUTH, Running  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: As in a container, and silent: this Chromium asks nobody but the page.
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 _PLACE = """([x, y]) => {
@@ -36,7 +38,7 @@ _PLACE = """([x, y]) => {
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         yield opened
         opened.close()
 
@@ -177,10 +179,29 @@ def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide"
 
 
-def test_end_button_and_lost_connection(open_page: Callable[..., Any], run: Running) -> None:
+def test_end_button(open_page: Callable[..., Any], run: Running) -> None:
+    """The page knows that nobody answers any more: asking on would fill the console with errors."""
     page = open_page()
     page.click("#end")
     run.thread.join(10)
     assert not run.thread.is_alive() and run.run.ended
     run.run.close()
+    until(page, "document.querySelector('#connection').dataset.state === 'ended'")
+    page.wait_for_timeout(1500)
+    assert "has ended" in page.inner_text("#connection")
+
+
+def test_a_page_finds_the_view_again(browser: Any, run: Running, tmp_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(run.view.url)
+    until(page, "header !== null")
+    run.close()
     until(page, "document.querySelector('#connection').dataset.state === 'lost'")
+    again = Running(tmp_path / "in.avi", port=int(run.address.rpartition(":")[2]))
+    try:
+        until(page, "document.querySelector('#connection').dataset.state === 'open'")
+        drag(page, TRUTH[0][0])
+        page.wait_for_selector("li[data-id='0']")
+    finally:
+        again.close()
+        page.close()

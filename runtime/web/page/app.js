@@ -15,6 +15,7 @@ let bitmap = null;    // that picture
 let drawing = null;   // {x0, y0, x1, y1, frame}: a box that is being drawn, in frame pixels
 let keyboard = false; // whether it is drawn with the keyboard
 let moving = null;    // id of the target that the next box is for
+let ended = false;    // whether the run was ended from here: nobody will answer any more
 let states = "";      // what the list showed last, to rebuild it only when targets come or go
 
 // The token is in a cookie now: it need not stay in the address bar.
@@ -25,6 +26,7 @@ function connect() {
   socket.binaryType = "arraybuffer";
   socket.onopen = () => connection("open", "connected");
   socket.onclose = async () => {
+    if (ended) { connection("ended", "the run has ended; reload this page to look for another"); return; }
     connection("lost", "connection lost; trying again");
     try {
       const answered = await fetch("/", { method: "HEAD", cache: "no-store" });
@@ -49,6 +51,7 @@ function send(wish) {
 
 function answer(content) {
   $("notice").textContent = content.error || "";
+  if (content.error) ended = false;
   if (content.done === "mark") $("changes").textContent = `target ${content.target} marked`;
   if (content.done === "remove") $("changes").textContent = `target ${content.target} removed`;
   if (content.done && header) showPaused(content.paused);
@@ -279,6 +282,6 @@ function button(text, id) {
 
 $("pause").onclick = () => send({ action: $("pause").dataset.paused === "true" ? "resume" : "pause" });
 $("step").onclick = () => send({ action: "step" });
-$("end").onclick = () => send({ action: "end" });
+$("end").onclick = () => { ended = true; send({ action: "end" }); };
 
 connect();

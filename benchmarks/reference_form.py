@@ -35,33 +35,20 @@ class TemplateFeatures(NamedTuple):
 
 
 class ReferenceEnhancement(nn.Module):
-    """OPE as one convolution, or as the six that its definition has (paper, eq. 8).
+    """OPE with its six convolutions (paper, eq. 8) folded into one.
 
     Args:
         block: holds the weights.
-        folded: fold the six convolutions into one now; the kernel then receives no gradients.
     """
 
-    def __init__(self, block: PerceptionEnhancement, folded: bool) -> None:
+    def __init__(self, block: PerceptionEnhancement) -> None:
         super().__init__()
         self.block = block
-        self.kernel = block.folded_kernel().detach() if folded else None
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """The block's linear part, ``(B, C, H, W)`` to the same shape."""
-        if self.kernel is not None:
-            return F.conv2d(x, self.kernel, padding=1)
-        total = torch.zeros_like(x)
-        for conv in self.block.rbr_conv:
-            kernel = conv.weight
-            assert isinstance(kernel, Tensor)
-            gradient = F.conv2d(x, kernel.sum((2, 3), keepdim=True))
-            total = total + F.conv2d(x, kernel, padding=1) - torch.sigmoid(self.block.theta) * gradient
-        return total
+        self.kernel = block.folded_kernel().detach()
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
-        y = self.convolve(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        y = F.conv2d(x.permute(0, 3, 1, 2), self.kernel, padding=1).permute(0, 2, 3, 1)
         return x + self.block.ibe_scale * F.relu(self.block.ln(y))
 
 
@@ -70,17 +57,16 @@ class ReferenceForm(nn.Module):
 
     Args:
         model: its weights are shared, not copied.
-        fold_ope: whether OPE is one convolution (as when timed) or six (as when trained).
     """
 
-    def __init__(self, model: AsymTrack, fold_ope: bool = True) -> None:
+    def __init__(self, model: AsymTrack) -> None:
         super().__init__()
         self.model = model
         self.enhancements = nn.ModuleDict()
         for stage in model.variant.ope_stages:
             for block in model.backbone.layers[stage - 1].blocks:  # type: ignore[union-attr]
                 if isinstance(block, PerceptionEnhancement):
-                    self.enhancements[str(stage)] = ReferenceEnhancement(block, fold_ope)
+                    self.enhancements[str(stage)] = ReferenceEnhancement(block)
 
     def template(self, image: Tensor) -> TemplateFeatures:
         """Template branch.

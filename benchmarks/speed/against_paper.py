@@ -64,11 +64,9 @@ def measure_table_4(bench: Bench, device: str, threads: Optional[int]) -> None:
             name = f"Table 4, {component.label}"
             cases.append(reference_case(component_variant(component), device, threads, name))
             stack.callback(cases[-1].step.close)
-        first = len(bench.report.rows), len(bench.report.ratios)
+        first = len(bench.report.rows)
         protocols.networks(bench, cases, base=cases[3].name)
-    rows, ratios = bench.report.rows[first[0] :], bench.report.ratios[first[1] :]
-    bench.report.paper += beside_table_4(rows, ratios)
-    bench.report.say(order_sentence(rows, ratios))
+    bench.report.paper += beside_table_4(bench.report.rows[first:], bench.report.ratios)
 
 
 def beside_table_4(rows: Sequence[Row], ratios: Sequence[Row]) -> List[Row]:
@@ -79,29 +77,8 @@ def beside_table_4(rows: Sequence[Row], ratios: Sequence[Row]) -> List[Row]:
     measured = {ratio["name"]: ratio["speedup"] for ratio in ratios}
     lines = []
     for row in rows:
-        component = TABLE_4[_number(row["case"]["name"]) - 1]
+        component = next(c for c in TABLE_4 if row["case"]["name"].endswith(c.label))
         what = f"{component.label}: speed over model 4's"
         share = measured.get(row["case"]["name"], 1.0)
         lines.append(_beside("4", what, row, share, component.speeds, TABLE_4[3].speeds))
     return lines
-
-
-def _number(name: str) -> int:
-    """The model's number in a name that ``measure_table_4`` gave."""
-    return int(name.split()[2].rstrip(":"))
-
-
-def order_sentence(rows: Sequence[Row], ratios: Sequence[Row]) -> str:
-    """Says whether the models of Table 4 come out in the paper's order."""
-    key, _ = column_for(rows[0]["machine"], rows[0]["case"]["device"])
-    speeds = {4: 1.0, **{_number(ratio["name"]): ratio["speedup"] for ratio in ratios}}
-    measured = sorted(speeds, key=lambda n: -speeds[n])
-    published = [c.number for c in sorted(TABLE_4, key=lambda c: -getattr(c.speeds, key))]
-    agree = "the paper's order too" if measured == published else f"the paper's order is {_order(published)}"
-    doubt = " The spread is wide: repeat on a quiet machine." if any(r["warning"] for r in ratios) else ""
-    models = "models: 1 neither, 2 ETM, 3 OPE, 4 both"
-    return f"Table 4: speed order {_order(measured)}; {agree} ({models}).{doubt}"
-
-
-def _order(numbers: Sequence[int]) -> str:
-    return " > ".join(map(str, numbers))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
 
-from asymtrack_edge.benchmarks.speed.race import Case, Step
+from asymtrack_edge.benchmarks.speed.race import UNTRAINED, Case, Step
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
@@ -38,14 +38,6 @@ class Setting:
     precision: Optional[str] = None
     device: str = "auto"
     threads: Optional[int] = None
-
-    def open(self) -> Backend:
-        """The model's networks alone."""
-        return open_backend(self.model, self.backend, self.device, self.threads, self.precision)
-
-    def load(self) -> Tracker:
-        """The whole tracker."""
-        return Tracker.load(self.model, self.backend, self.device, self.threads, self.precision)
 
 
 def settings(
@@ -72,7 +64,7 @@ def describe(name: str, step: Step, backend: Backend, setting: Setting) -> Case:
     """A case of an open backend."""
     manifest = backend.manifest
     weights = str(manifest.provenance.get("weights", "not stated"))
-    notes = ["untrained weights (speed does not depend on them)"] if weights.startswith("random") else []
+    notes = [UNTRAINED] if weights.startswith("random") else []
     if backend.name == "tensorrt":
         notes.append("with the crop, which the GPU cuts in the same launch")
     return Case(
@@ -83,7 +75,6 @@ def describe(name: str, step: Step, backend: Backend, setting: Setting) -> Case:
         device="cpu" if backend.on_cpu else f"cuda:{gpu_index(setting.device)}",
         precision=backend.precision,
         threads=setting.threads if backend.on_cpu else None,
-        weights=weights,
         model_sha256=manifest.files["search.onnx"].sha256,
         multiply_adds=manifest.provenance.get("search_multiply_adds"),
         notes=tuple(notes),
@@ -135,7 +126,7 @@ def network_case(name: str, setting: Setting, targets: int = 1, together: bool =
     """
     if setting.model.endswith(".onnx"):
         return onnx_case(name, Path(setting.model), setting.threads)
-    backend = setting.open()
+    backend = open_backend(setting.model, setting.backend, setting.device, setting.threads, setting.precision)
     case = describe(name, BackendStep(backend, targets, together), backend, setting)
     return replace(case, batch=targets)
 
@@ -232,24 +223,15 @@ def make_clip(source: Optional[str], box: Optional[str], folder: Path) -> Clip:
         height, width = frames[0].shape[:2]
         return Clip(f"{Path(source).name}, {width}x{height}", frames, target, partial(open_source, source))
     pairs = list(synthetic_clip(36, HD))
-    for name, code in (("clip.mp4", "mp4v"), ("clip.avi", "MJPG")):
-        writer = cv2.VideoWriter(str(folder / name), sum(ord(c) << 8 * i for i, c in enumerate(code)), 30.0, HD)
-        try:
-            if writer.isOpened():
-                for i in [*range(36), *range(34, -1, -1)]:  # there and back, without a cut
-                    writer.write(pairs[i][0])
-                title = f"synthetic, {HD[0]}x{HD[1]}, {code}"
-                return Clip(title, [f for f, _ in pairs], pairs[0][1], partial(open_source, str(folder / name)))
-        finally:
-            writer.release()
-    raise SourceError("this OpenCV can encode neither mp4v nor MJPG: give --clip FILE and --box")
-
-
-def ping_pong(count: int) -> Iterator[int]:
-    """0, 1, ... count - 1, count - 2, ... 1, 0, 1, ...: a clip without a cut, for ever."""
-    while True:
-        yield from range(count)
-        yield from range(count - 2, 0, -1)
+    path = folder / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), sum(ord(c) << 8 * i for i, c in enumerate("mp4v")), 30.0, HD)
+    if not writer.isOpened():
+        raise SourceError("this OpenCV cannot encode mp4v: give --clip FILE and --box")
+    for i in [*range(36), *range(34, -1, -1)]:  # there and back, without a cut
+        writer.write(pairs[i][0])
+    writer.release()
+    name = f"synthetic, {HD[0]}x{HD[1]}, mp4v"
+    return Clip(name, [frame for frame, _ in pairs], pairs[0][1], partial(open_source, str(path)))
 
 
 class UpdateStep(Step):
@@ -267,7 +249,8 @@ class UpdateStep(Step):
         self.tracker = tracker
         self.calls = 0
         self._frames = clip.frames
-        self._order = ping_pong(len(clip.frames))
+        # There and back for ever, without a cut.
+        self._order = cycle([*range(len(clip.frames)), *range(len(clip.frames) - 2, 0, -1)])
         tracker.init(clip.frames[next(self._order)], tuple(clip.box))
 
     def sample(self) -> float:
@@ -290,10 +273,9 @@ class UpdateStep(Step):
 
 def tracker_case(name: str, setting: Setting, clip: Clip) -> Case:
     """One of this package's trackers on a clip."""
-    tracker = setting.load()
+    tracker = Tracker.load(setting.model, setting.backend, setting.device, setting.threads, setting.precision)
     case = describe(name, UpdateStep(tracker, clip), tracker.backend, setting)
-    wanders = ("the box wanders, so crops are not typical",) if case.weights.startswith("random") else ()
-    return replace(case, notes=(*case.notes, f"frames: {clip.name}", *wanders))
+    return replace(case, notes=(*case.notes, f"frames: {clip.name}"))
 
 
 def peer_case(name: str, threads: Optional[int], clip: Clip) -> Case:
@@ -307,7 +289,7 @@ def peer_case(name: str, threads: Optional[int], clip: Clip) -> Case:
     step = UpdateStep(TrackerSpec(name, threads=threads).build(), clip)
     kind = name.partition(":")[0]
     notes = (f"frames: {clip.name}",)
-    return Case(name, step, name, kind, "library", precision="", threads=threads, template="its own", notes=notes)
+    return Case(name, step, name, kind, precision="", threads=threads, template="its own", notes=notes)
 
 
 def gpu_index(device: str) -> int:

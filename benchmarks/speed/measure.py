@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -59,8 +58,7 @@ class Run:
             getattr(self, {"report": "merge"}.get(arguments.command, arguments.command))()
         # Files first: a reader of our output may go away before its end.
         if arguments.output is not None:
-            for path in self.report.write(arguments.output):
-                print(f"wrote {path}", file=sys.stderr)
+            self.report.write(arguments.output)
         if arguments.json != "-":
             print(self.report.markdown())
         cli.write_json(arguments.json, self.report.document())
@@ -118,7 +116,9 @@ class Run:
         cases = self.open(self.settings(), network_case)
         if self.arguments.reference:
             variant = get_variant(cases[0].tracker.replace("AsymTrack-", ""))
-            cases.insert(0, self.keep(reference_case(variant, cases[0].device, cases[0].threads)))
+            multiply_adds = cases[0].multiply_adds
+            case = reference_case(variant, cases[0].device, cases[0].threads, multiply_adds=multiply_adds)
+            cases.insert(0, self.keep(case))
         return cases
 
     def peak(self, cases: Sequence[Case]) -> Optional[Case]:

@@ -23,8 +23,6 @@ from asymtrack_edge.manifest import Manifest
 WARMUP, CALLS = 100, 1000
 #: Frame rates at which P6 says how many frames a camera would lose.
 CAMERA_FPS = (30.0, 60.0)
-#: Samples of a row that go into the report.
-KEPT = 400
 
 
 @dataclass
@@ -46,7 +44,7 @@ class Bench:
     def add(self, protocol: str, case: Case, before: Dict[str, Any], **figures: Any) -> None:
         """Adds a row that ends now; see ``Report`` for what it holds, ``samples`` here in seconds."""
         samples = figures.pop("samples", ())
-        empty = {"fps": None, "stages": {}, "values": {}, "share_of_peak": None}
+        empty: Dict[str, Any] = {"fps": None, "stages": {}, "values": {}, "share_of_peak": None}
         self.report.rows.append(
             {
                 "protocol": protocol,
@@ -55,8 +53,6 @@ class Bench:
                 "before": before,
                 "after": conditions(self.gpu),
                 "latency": summarise(samples) if samples else None,
-                # Evenly picked, for plots.
-                "samples": [round(1000 * s, 4) for s in samples[:: max(1, -(-len(samples) // KEPT))]],
                 "notes": [*case.notes, *figures.pop("notes", ())],
                 **empty,
                 **figures,
@@ -215,26 +211,23 @@ def find_trtexec() -> Optional[str]:
     return shutil.which("trtexec") or (usual if Path(usual).is_file() else None)
 
 
-def parse_trtexec(text: str) -> Tuple[float, Dict[str, Dict[str, float]]]:
+def parse_trtexec(text: str) -> Tuple[float, Dict[str, float]]:
     """The performance summary that trtexec prints (TensorRT 8.4 to 10).
 
     Returns:
-        Queries per second; by part (Latency, Enqueue Time, H2D Latency, GPU Compute Time, D2H Latency)
-        milliseconds: ``min``, ``max``, ``mean``, ``median``, ``percentile(90%)``, ...
+        Queries per second; median milliseconds by part: Latency, Enqueue Time, H2D Latency, GPU Compute
+        Time, D2H Latency.
 
     Raises:
         BackendError: there is no summary; the message has trtexec's first error.
     """
     throughput = re.search(r"Throughput: ([\d.]+) qps", text)
-    parts = {
-        name: {key: float(value) for key, value in re.findall(r"([\w()%]+) = ([\d.]+) ms", line)}
-        for name, line in re.findall(r"\[I\] ([\w ]+): (min = .*)", text)
-    }
-    if not throughput or "Latency" not in parts:
+    medians = {name: float(ms) for name, ms in re.findall(r"\[I\] ([\w ]+): min = .* median = ([\d.]+) ms", text)}
+    if not throughput or "Latency" not in medians:
         error = re.search(r"\[E\] (.*)", text)
         why = error.group(1) if error else "it printed no performance summary"
         raise BackendError(f"trtexec could not measure this engine: {why}")
-    return float(throughput.group(1)), parts
+    return float(throughput.group(1)), medians
 
 
 def trtexec(
@@ -267,15 +260,14 @@ def trtexec(
         shapes = (f"{s.name}:{'x'.join(map(str, (case.batch, *s.shape)))}" for s in (manifest.search, *manifest.state))
         command.append("--shapes=" + ",".join(shapes))
     before = conditions(bench.gpu)
-    throughput, parts = parse_trtexec(run(command))
+    throughput, medians = parse_trtexec(run(command))
     stages = {"copy in": "H2D Latency", "infer": "GPU Compute Time", "copy out": "D2H Latency"}
     bench.add(
         "P4",
         case,
         before,
         fps=case.batch * throughput,
-        stages={new: parts[old]["median"] for new, old in stages.items() if old in parts},
-        values={f"{name} {key} (ms)": part[key] for name, part in parts.items()
-                for key in ("median", "percentile(99%)") if key in part},
+        stages={new: medians[old] for new, old in stages.items() if old in medians},
+        values={f"{name} median (ms)": ms for name, ms in medians.items()},
         notes=("trtexec's own defaults; CUDA graph, spin wait and transfers differ between its versions",),
-    )  # fmt: skip
+    )

@@ -27,6 +27,9 @@ LEAST_ROUNDS = 5
 #: A middle-80-% range of ratios wider than this share of their median cannot size a difference.
 WIDE = 0.20
 
+#: A note on a case.
+UNTRAINED = "untrained weights (speed does not depend on them)"
+
 Clock = Callable[[], float]
 
 
@@ -78,13 +81,11 @@ class Case:
         step: runs it.
         tracker: ``"AsymTrack-T"`` or the name of somebody else's.
         backend: of ``cli.BACKENDS``, or ``"torch"``, ``"opencv"``, ...
-        form: ``"graph"`` (exported), ``"reference"`` (as published, eager PyTorch) or ``"library"``.
         device: ``"cpu"`` or ``"cuda:0"``: where the network ran.
         precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``; empty where nobody says.
         threads: CPU threads; None for the runtime's own choice.
         batch: targets in one call.
         template: ``"cached"`` (computed once, at init) or ``"its own"`` (a library's business).
-        weights: where they come from; speed does not depend on them.
         model_sha256: of the search network's file, or of the weights in memory.
         multiply_adds: of one call at batch 1; None if unknown.
         notes: what a reader must know of these figures.
@@ -94,13 +95,11 @@ class Case:
     step: Step
     tracker: str = ""
     backend: str = ""
-    form: str = "graph"
     device: str = "cpu"
     precision: str = "fp32"
     threads: Optional[int] = None
     batch: int = 1
     template: str = "cached"
-    weights: str = ""
     model_sha256: str = ""
     multiply_adds: Optional[int] = None
     notes: Tuple[str, ...] = ()

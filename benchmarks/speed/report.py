@@ -45,7 +45,7 @@ class Report:
             (``machine.facts``), ``before`` and ``after`` (``machine.conditions``), ``latency``
             (``race.summarise``, ms) or None, ``fps`` by the protocol's own definition or None, ``stages``
             (ms per frame), ``values`` (named with their unit), ``share_of_peak`` of the multiply-add rate of
-            a large matrix product or None, ``notes`` and ``samples`` (ms, a selection).
+            a large matrix product or None, and ``notes``.
         ratios: of ``race.judge``, with their ``protocol``.
         layers: ``model``, ``operator``, ``name`` and ``milliseconds`` of each.
         paper: measured beside published, see ``against_paper``.
@@ -110,24 +110,19 @@ class Report:
                 merged.say(message)
         return merged
 
-    def write(self, folder: Path) -> List[Path]:
-        """Writes ``report.json``, ``report.md`` and, with matplotlib, plots into ``folder``.
-
-        Returns:
-            The files written.
-        """
-        from asymtrack_edge.benchmarks.speed.plots import draw
+    def write(self, folder: Path) -> None:
+        """Writes ``report.json``, ``report.md`` and, with matplotlib, ``speed-accuracy.svg`` into ``folder``."""
+        from asymtrack_edge.benchmarks.speed.plots import CAPTION, draw_speed_accuracy
 
         folder.mkdir(parents=True, exist_ok=True)
-        pictures: Dict[str, Path] = {}
+        picture = ""
         try:
-            pictures = draw(self.rows, folder)
+            if draw_speed_accuracy(self.rows, folder / "speed-accuracy.svg"):
+                picture = f"\n![{CAPTION}](speed-accuracy.svg)\n\n{CAPTION}.\n"
         except MissingDependencyError as error:
             self.say(str(error))
-        page = self.markdown() + "".join(f"\n![{text}]({path.name})\n\n{text}.\n" for text, path in pictures.items())
         write_text(folder / "report.json", json.dumps(self.document(), indent=1) + "\n")
-        write_text(folder / "report.md", page)
-        return [folder / "report.json", folder / "report.md", *pictures.values()]
+        write_text(folder / "report.md", self.markdown() + picture)
 
     def markdown(self) -> str:
         """The page."""
@@ -264,9 +259,9 @@ def _layer_tables(model: str, layers: List[Dict[str, Any]]) -> Iterator[Table]:
     ]
     note = f"{total:.2f} ms in {len(layers)} layers, with the profiler on."
     yield f"Layers of {model}", ("operator", "layers", "ms", "share"), rows, note, 1
-    slowest = sorted(layers, key=lambda layer: -layer["milliseconds"])[:12]
-    lines = [[layer["name"], layer["operator"], f"{layer['milliseconds']:.3f}"] for layer in slowest]
-    yield f"Slowest layers of {model}", ("layer", "operator", "ms"), lines, "", 2
+    lines = [[layer["name"], layer["operator"], f"{layer['milliseconds']:.3f}"] for layer in layers]
+    lines.sort(key=lambda line: -float(line[2]))
+    yield f"Slowest layers of {model}", ("layer", "operator", "ms"), lines[:12], "", 2
 
 
 def markdown_table(

@@ -15,15 +15,19 @@ import multiprocessing
 import os
 from contextlib import suppress
 from time import perf_counter, process_time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
-from asymtrack_edge.benchmarks.speed.race import Case, Step, settle
-from asymtrack_edge.errors import AsymTrackError, BackendError, ManifestError, MissingDependencyError
+from asymtrack_edge.benchmarks.speed.race import UNTRAINED, Case, Step, settle
+from asymtrack_edge.errors import AsymTrackError, BackendError, MissingDependencyError
 from asymtrack_edge.variants import VARIANTS, Variant
 
 
 def reference_case(
-    variant: Variant, device: str = "cpu", threads: Optional[int] = None, name: str = "reference form, PyTorch"
+    variant: Variant,
+    device: str = "cpu",
+    threads: Optional[int] = None,
+    name: str = "reference form, PyTorch",
+    multiply_adds: Optional[int] = None,
 ) -> Case:
     """The search network in the form in which its authors publish and time it (``reference_form``).
 
@@ -32,6 +36,7 @@ def reference_case(
         device: ``"cpu"`` or ``"cuda:N"``.
         threads: None for PyTorch's choice.
         name: of the case.
+        multiply_adds: of the exported network, which the folded form has in common with it.
 
     Raises:
         MissingDependencyError: PyTorch is not installed.
@@ -40,37 +45,17 @@ def reference_case(
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
     step = ProcessStep(variant, device, threads)
-    untrained = step.described["weights"].startswith("random")
-    return Case(
-        name,
-        step,
-        f"AsymTrack-{variant.name}",
-        "torch",
-        "reference",
-        device,
-        threads=threads,
-        multiply_adds=_multiply_adds(variant),
-        notes=("untrained weights (speed does not depend on them)",) if untrained else (),
-        **step.described,
-    )
-
-
-def _multiply_adds(variant: Variant) -> Optional[int]:
-    """Of the folded search network, by its bundled export; None for a changed variant."""
-    from asymtrack_edge.manifest import load_manifest
-    from asymtrack_edge.runtime.backends.loading import model_folder
-
-    with suppress(ManifestError):
-        if VARIANTS.get(variant.name) == variant:
-            return load_manifest(model_folder(variant.name)).provenance.get("search_multiply_adds")
-    return None
+    tracker = f"AsymTrack-{variant.name}"
+    notes = () if VARIANTS.get(variant.name) == variant else (UNTRAINED,)
+    more = {"model_sha256": step.model_sha256, "multiply_adds": multiply_adds, "notes": notes}
+    return Case(name, step, tracker, "torch", device, threads=threads, **more)
 
 
 class ProcessStep(Step):
     """A step that runs in another process, which also holds the clock; see ``reference_case``.
 
     Attributes:
-        described: ``weights`` (where they come from) and ``model_sha256``.
+        model_sha256: of the weights in memory.
     """
 
     def __init__(self, variant: Variant, device: str, threads: Optional[int]) -> None:
@@ -81,7 +66,7 @@ class ProcessStep(Step):
         self._child = context.Process(target=_serve, args=(there, variant, device, threads), daemon=True)
         self._child.start()
         there.close()
-        self.described: Dict[str, str] = self._answer()
+        self.model_sha256: str = self._answer()["sha256"]
 
     def sample(self) -> float:
         """Seconds of one call."""
@@ -127,8 +112,8 @@ def _serve(pipe: Any, variant: Variant, device: str, threads: Optional[int]) -> 
     """The other process: builds the step and times it until the pipe is closed."""
     os.dup2(2, 1)  # stdout belongs to the results
     try:
-        described, timed = _build(variant, device, threads)
-        pipe.send(described)
+        sha256, timed = _build(variant, device, threads)
+        pipe.send({"sha256": sha256})
         while True:
             times, calls = pipe.recv()
             if times > 1:
@@ -146,11 +131,11 @@ def _serve(pipe: Any, variant: Variant, device: str, threads: Optional[int]) -> 
         pipe.send(f"{type(error).__name__}: {error}")
 
 
-def _build(variant: Variant, device: str, threads: Optional[int]) -> Tuple[Dict[str, str], Callable[[int], float]]:
+def _build(variant: Variant, device: str, threads: Optional[int]) -> Tuple[str, Callable[[int], float]]:
     """Makes the step.
 
     Returns:
-        ``ProcessStep.described``, and a function that makes a number of calls back to back and returns
+        Hash of the weights, and a function that makes a number of calls back to back and returns
         the seconds until the last result was there.
     """
     import torch
@@ -183,5 +168,4 @@ def _build(variant: Variant, device: str, threads: Optional[int]) -> Tuple[Dict[
                 torch.cuda.synchronize(device)
             return perf_counter() - began
 
-    weights = f"bundled {variant.name}" if bundled else "random, seed 0"
-    return {"weights": weights, "model_sha256": digest.hexdigest()}, timed
+    return digest.hexdigest(), timed

@@ -36,7 +36,7 @@ def row(protocol: str, case: Case, **figures: Any) -> Any:
     state = {"temperatures": {"CPU": 40.0}, "cpu_mhz": 3000.0, "gpu_mhz": None, "load": 0.1}
     hot = {**state, "temperatures": {"CPU": 55.0}}
     made = {"protocol": protocol, "case": case.facts(), "machine": PC, "before": state, "after": hot, "latency": None}
-    made.update(fps=None, stages={}, values={}, share_of_peak=None, notes=list(case.notes), samples=[])
+    made.update(fps=None, stages={}, values={}, share_of_peak=None, notes=list(case.notes))
     return {**made, **figures}
 
 
@@ -45,11 +45,11 @@ def report() -> Report:
     """A report with a row of every kind and a name that wants escaping."""
     step = Step(lambda: None)
     net = Case("onnxruntime", step, "AsymTrack-T", "onnxruntime", threads=2, model_sha256="abc", notes=("a note",))
-    odd = Case("peer|x", step, "peer", "opencv", "library", precision="")
-    latency, samples = summarise([0.010, 0.011, 0.012, 0.013]), [10.0, 11.0, 12.0, 13.0]
+    odd = Case("peer|x", step, "peer", "opencv", precision="")
+    latency = summarise([0.010, 0.011, 0.012, 0.013])
     rows = [
-        row(NETWORK, net, latency=latency, fps=87.0, share_of_peak=0.5, samples=samples),
-        row("P5", odd, latency=latency, fps=80.0, samples=samples),
+        row(NETWORK, net, latency=latency, fps=87.0, share_of_peak=0.5),
+        row("P5", odd, latency=latency, fps=80.0),
         row("P6", net, latency=latency, fps=60.0, stages={"infer": 11.0, "decode": 4.0, "crop": 0.3}),
         row("P8", net, fps=30.0, values={"VDD_IN (J/frame)": 0.25}),
         row("startup", net, values={"load (s)": 0.2}),

@@ -77,14 +77,10 @@ def test_measured_beside_table_1() -> None:
 def test_table_4_in_ratios() -> None:
     rows = [network(f"Table 4, {c.label}", 1.0, tracker="AsymTrack-S") for c in paper.TABLE_4]
     base = rows[3]["case"]["name"]
-    speeds = {1: 1.3, 2: 1.1, 3: 1.2}
-    ratios = [judge(rows[n - 1]["case"]["name"], base, [s] * 9) for n, s in speeds.items()]
-    assert "1 > 3 > 2 > 4; the paper's order too" in against_paper.order_sentence(rows, ratios)
+    ratios = [judge(r["case"]["name"], base, [s] * 9) for r, s in zip(rows, (1.3, 1.1, 1.2))]
     lines = against_paper.beside_table_4(rows, ratios)
     assert [x["measured"] for x in lines] == [1.3, 1.1, 1.2, 1.0]
-    assert lines[0]["published"] == pytest.approx(95 / 75)
-    ratios[1]["speedup"] = 1.25
-    assert "the paper's order is 1 > 3 > 2 > 4" in against_paper.order_sentence(rows, ratios)
+    assert [x["published"] for x in lines] == pytest.approx([95 / 75, 80 / 75, 86 / 75, 1])
 
 
 def test_components_are_the_variants_switches() -> None:

@@ -7,14 +7,12 @@ TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask fo
 
 from __future__ import annotations
 
-import ast
-import configparser
 import json
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 import numpy as np
 
@@ -124,19 +122,8 @@ def _lasot_sequence(folder: Path) -> Sequence:
     return Sequence(folder.name, frames, truth, absent=absent, note=note)
 
 
-def _got10k_size(folder: Path) -> Optional[Tuple[int, int]]:
-    """The resolution in ``meta_info.ini``, as (width, height); None where it is not stated."""
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
-    try:
-        parser.read_string("\n".join(read_lines(folder / "meta_info.ini")))
-        width, height = ast.literal_eval(parser.get("METAINFO", "resolution"))
-        return int(width), int(height)
-    except (DatasetError, configparser.Error, ValueError, SyntaxError, TypeError):
-        return None
-
-
 def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool = False) -> Sequence:
-    """One folder of GOT-10k: images, ``groundtruth.txt``, ``*.label`` and ``meta_info.ini`` where there.
+    """One folder of GOT-10k: images, ``groundtruth.txt`` and ``*.label`` where there.
 
     Args:
         folder: the sequence's.
@@ -164,7 +151,6 @@ def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool 
         _with_unknown(truth, frames),
         tuple(attributes),
         np.any(marks, axis=0) if marks else None,
-        _got10k_size(folder),
         withheld=len(truth) == 1 < len(frames),
     )
 
@@ -183,8 +169,8 @@ def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
 def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
     """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt}``.
 
-    Each sequence may also have ``cover.label``, ``absence.label``, ``cut_by_image.label`` (a number per frame)
-    and ``meta_info.ini``. The root may also be the subset's folder itself; with the subset ``""`` it is any folder
+    Each sequence may also have ``cover.label``, ``absence.label`` and ``cut_by_image.label``, a number per frame.
+    The root may also be the subset's folder itself; with the subset ``""`` it is any folder
     of sequences. ``list.txt``, where there, says which sequences and in what order. Frames without annotation
     have ``nan`` rows.
     """
@@ -447,20 +433,35 @@ class Dataset:
         except DatasetError as error:
             raise DatasetError(f"sequence {printable(name)}: {error}") from None
 
-    def sequences(self) -> Iterator[Sequence]:
-        """Reads all sequences, one at a time."""
-        return map(self.sequence, self.names)
+    def read(self, wanted: Optional[Iterable[str]] = None) -> Tuple[List[Sequence], Dict[str, str]]:
+        """Reads sequences; a bad one costs itself alone.
 
-    def select(self, wanted: Iterable[str]) -> List[str]:
-        """Those of ``names`` that are wanted.
+        Args:
+            wanted: their names; None for all.
+
+        Returns:
+            Those that can be read, in the published order; and name -> why of those that cannot.
 
         Raises:
             UsageError: one is not there.
+            DatasetError: none can be read.
         """
-        known, wanted = set(self.names), set(wanted)
-        if wanted - known:
-            missing = ", ".join(printable(name) for name in sorted(wanted - known))
-            raise UsageError(f"no sequence called {missing} in {printable(self.root)}")
+        names = self.names if wanted is None else self._select(set(wanted))
+        read, left_out = [], {}
+        for name in names:
+            try:
+                read.append(self.sequence(name))
+            except DatasetError as error:
+                left_out[name] = str(error)
+        if not read:
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise DatasetError(f"no sequence can be read: {left_out[names[0]]}{more}")
+        return read, left_out
+
+    def _select(self, wanted: Set[str]) -> List[str]:
+        missing = sorted(printable(name) for name in wanted - set(self.names))
+        if missing:
+            raise UsageError(f"no sequence called {', '.join(missing)} in {printable(self.root)}")
         return [name for name in self.names if name in wanted]
 
     def _annotation(self, index: int) -> Annotation:

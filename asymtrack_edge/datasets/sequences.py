@@ -61,7 +61,6 @@ class Sequence:
         attributes: names of the challenges the data set's authors gave the sequence.
         absent: bool ``(N,)``, true where the target is declared out of view or fully hidden; None
             where the data set does not say.
-        size: width and height of the frames in pixels; None to have it measured when it is needed.
         aliases: what other toolkits call the sequence.
         omitted: frames at the start that the data set's toolkit leaves out, and others do not.
         withheld: only the start box is published.
@@ -76,7 +75,6 @@ class Sequence:
     truth: np.ndarray
     attributes: Tuple[str, ...] = ()
     absent: Optional[np.ndarray] = None
-    size: Optional[Tuple[int, int]] = None
     aliases: Tuple[str, ...] = ()
     omitted: int = 0
     withheld: bool = False
@@ -108,13 +106,6 @@ class Sequence:
             DatasetError: the file is missing or no image.
         """
         return read_frame(self.frames[index])
-
-    def frame_size(self) -> Tuple[int, int]:
-        """Width and height of the frames: ``size``, or measured on the first frame."""
-        if self.size is not None:
-            return self.size
-        height, width = self.read(0).shape[:2]
-        return width, height
 
 
 def read_frame(path: Path) -> np.ndarray:

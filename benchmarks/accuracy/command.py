@@ -142,31 +142,18 @@ class _Data(NamedTuple):
 
 
 def _read(args: argparse.Namespace, say: Callable[..., None]) -> _Data:
-    """Reads the sequences that are asked for; a bad one costs itself alone.
-
-    Raises:
-        DatasetError: the data set is not laid out as published, or none of its sequences can be read.
-    """
+    """Reads the sequences that are asked for."""
     dataset = open_dataset(args.dataset, args.root, args.attributes)
     kind = dataset.kind
-    names = dataset.names if args.sequences is None else dataset.select(_names(args.sequences))
-    data = _Data(kind, PROTOCOLS[kind.protocol], [], {}, {})
-    for name in names:
-        try:
-            sequence = dataset.sequence(name)
-        except DatasetError as error:
-            data.left_out[name] = str(error)
-            continue
-        data.sequences.append(sequence)
-        if sequence.note:
-            data.notes[name] = f"sequence {name}: {sequence.note}"
-        elif not sequence.withheld and not counted(data.protocol, sequence).any():
-            data.notes[name] = f"sequence {name}: no frame can be scored: the target is absent or not annotated in all"
-    if not data.sequences:
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        raise DatasetError(f"no sequence can be read: {data.left_out[names[0]]}{more}")
-    say(f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
-    if kind.size is not None and args.sequences is None and len(names) != kind.size:
+    sequences, left_out = dataset.read(None if args.sequences is None else _names(args.sequences))
+    data = _Data(kind, PROTOCOLS[kind.protocol], sequences, left_out, {})
+    for s in sequences:
+        if s.note:
+            data.notes[s.name] = f"sequence {s.name}: {s.note}"
+        elif not s.withheld and not counted(data.protocol, s).any():
+            data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
+    say(f"{kind.title}: {len(sequences)} sequences, {sum(map(len, sequences))} frames")
+    if kind.size is not None and args.sequences is None and len(dataset) != kind.size:
         say(f"note: the published set has {kind.size} sequences: do not compare with published figures")
     return data
 
@@ -279,13 +266,13 @@ def _score(
             continue
         try:
             boxes, seconds, note = store.read(sequence)
+            score = score_sequence(data.protocol, sequence, boxes)
         except DatasetError as error:
             failures[sequence.name] = str(error)
             continue
         times.append(seconds)
         if note:
             notes[sequence.name] = note
-        score = score_sequence(data.protocol, sequence, boxes)
         if score is not None:
             scores.append(score)
     submission = None

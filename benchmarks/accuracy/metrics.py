@@ -136,7 +136,7 @@ def _valid(boxes: np.ndarray) -> np.ndarray:
     return np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def _clip(boxes: np.ndarray, size: Tuple[int, int]) -> np.ndarray:
+def _clip(boxes: np.ndarray, size: Items[int]) -> np.ndarray:
     """Cuts boxes to the frame as GOT-10k does: corner first, then what is left of the size."""
     limit = np.array(size, np.float64)
     corner = np.clip(boxes[:, :2], 0, limit)
@@ -214,7 +214,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
             seen = overlap[use & ~absent]
             metrics["auc_visible"] = float(success_curve(seen).mean()) if len(seen) else float("nan")
     if protocol.got10k:
-        size = sequence.frame_size()
+        size = sequence.read(0).shape[1::-1]
         clipped = overlaps(_clip(_valid(boxes[use]), size), _clip(truth[use], size))
         metrics.update(_got10k_metrics(clipped))
     return SequenceScore(sequence.name, sequence.attributes, metrics, curves, clipped, int(use.sum()))

@@ -46,16 +46,17 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
     return found
 
 
-def starts(args: argparse.Namespace) -> None:
+def starts(args: argparse.Namespace) -> int:
     """Success AUC over many tracks of few sequences, for comparing weights.
 
     With a handful of sequences, one lost track moves the mean by a hundredth or more. Here every sequence
     gives six tracks: from its first frame, from a quarter and from half of its length, as it is and
     mirrored left to right. Lost targets are not looked for. The figure is no published protocol's.
     """
+    sequences, left_out = open_dataset("folder", args.root).read()
     tracker = _load(args)
     means, tracks = {}, 0
-    for sequence in open_dataset("folder", args.root).sequences():
+    for sequence in sequences:
         aucs = track_aucs(tracker, sequence)
         if aucs:
             tracks += len(aucs)
@@ -63,15 +64,17 @@ def starts(args: argparse.Namespace) -> None:
             print(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks", file=sys.stderr)
     mean = float(np.mean(list(means.values()))) if means else float("nan")
     cli.write_json(args.json or "-", {"tracks": tracks, "success AUC": round(mean, 4), "sequences": means})
+    return _exit_code(left_out)
 
 
-def presence(args: argparse.Namespace) -> None:
+def presence(args: argparse.Namespace) -> int:
     """Does the score tell whether the target is there? Percentiles of the score with it and without.
 
     Each sequence gives one score with its target in view (its fifth frame) and four without (the seventh
     frame of four other sequences, resized to its own).
     """
-    sequences = [s for s in open_dataset("folder", args.root).sequences() if len(s) > ABSENT]
+    sequences, left_out = open_dataset("folder", args.root).read()
+    sequences = [sequence for sequence in sequences if len(sequence) > ABSENT]
     if len(sequences) <= max(OTHERS):
         need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
         raise UsageError(f"{args.root} has {len(sequences)} that can be used: this needs {need}")
@@ -91,6 +94,13 @@ def presence(args: argparse.Namespace) -> None:
         for kind, values in found.items()
     }
     cli.write_json(args.json or "-", {"sequences": len(sequences), "percentiles of the score": table})
+    return _exit_code(left_out)
+
+
+def _exit_code(left_out: Dict[str, str]) -> int:
+    for error in left_out.values():
+        print(f"error: left out: {error}", file=sys.stderr)
+    return 1 if left_out else 0
 
 
 def _load(args: argparse.Namespace) -> Any:

@@ -20,7 +20,8 @@ from tests.datasets.miniature import drift, rows, write_frames
 
 def read(name, root):
     """All sequences of a data set, each by itself."""
-    return list(open_dataset(name, root).sequences())
+    data = open_dataset(name, root)
+    return [data.sequence(one) for one in data.names]
 
 
 def names(name, root):
@@ -42,7 +43,7 @@ def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
     (one,) = read("folder", tmp_path)
     assert [path.name for path in one.frames][8:] == ["9.png", "10.png", "11.png", "12.png"]
     assert np.isnan(one.truth[11]).all() and np.array_equal(one.truth[10], [14, 5, 10, 8])
-    assert one.start == (4, 5, 10, 8) and one.absent is None and one.frame_size() == (32, 24)
+    assert one.start == (4, 5, 10, 8) and one.absent is None
     assert one.read(0).shape == (24, 32, 3)
 
 
@@ -54,17 +55,13 @@ def got10k(folder, count=4, cover="8 8 0 3", absence="0 0 1 0"):
     (folder / "cut_by_image.label").write_text("0\n" * count)
 
 
-def test_got10k_val_labels_size_and_order(tmp_path):
+def test_got10k_val_labels_and_order(tmp_path):
     for name in ("GOT-10k_Val_000001", "GOT-10k_Val_000002"):
         got10k(tmp_path / "val" / name)
-        (tmp_path / "val" / name / "meta_info.ini").write_text(
-            "[METAINFO]\nurl: https://example.org/100%25\nobject_class: dog\nresolution: (1920, 1080)\n"
-        )
     (tmp_path / "val" / "list.txt").write_text("GOT-10k_Val_000002\nGOT-10k_Val_000001\n")
     first, second = read("got10k-val", tmp_path)
     assert (first.name, second.name) == ("GOT-10k_Val_000002", "GOT-10k_Val_000001")
     assert first.absent.tolist() == [False, False, True, False]
-    assert first.frame_size() == (1920, 1080)
     assert first.attributes == ("absence", "occlusion")
     assert names("got10k-val", tmp_path / "val") == [first.name, second.name]
 
@@ -221,10 +218,7 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     assert data.annotation(1).frames[0].is_file()
 
 
-def test_selection_and_its_mistakes(folder_set):
-    assert open_dataset("folder", folder_set).select(["c", "a"]) == ["a", "c"]
-    with pytest.raises(UsageError, match="no sequence called x"):
-        open_dataset("folder", folder_set).select(["a", "x"])
+def test_mistakes_are_named(folder_set):
     with pytest.raises(UsageError, match="has no attribute files"):
         open_dataset("folder", folder_set, attributes=folder_set)
     with pytest.raises(UsageError, match="unknown data set"):
@@ -246,9 +240,14 @@ def test_selection_and_its_mistakes(folder_set):
 def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set, damage, said, caplog):
     (folder_set / "a" / "groundtruth.txt").write_text(damage)
     data = open_dataset("folder", folder_set)
-    assert len(data.sequence("b")) == 5
-    with pytest.raises(DatasetError, match=f"sequence a: .*{said}"):
-        data.sequence("a")
+    (c, *more), left_out = data.read(["c"])
+    assert (c.name, more, left_out) == ("c", [], {})
+    sequences, left_out = data.read()
+    assert [s.name for s in sequences] == ["b", "c"] and list(left_out) == ["a"]
+    with pytest.raises(DatasetError, match=f"no sequence can be read: sequence a: .*{said}"):
+        data.read(["a"])
+    with pytest.raises(UsageError, match="no sequence called x"):
+        data.read(["a", "x"])
     for _ in range(2):
         assert not len(data.annotation(0).usable)
     assert [said in record.getMessage() for record in caplog.records] == [True]  # training: told once

@@ -97,7 +97,7 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
 
 
 def test_progress_reports_every_frame_once(folder_set):
-    sequences = list(open_dataset("folder", folder_set).sequences())
+    sequences, _ = open_dataset("folder", folder_set).read()
     long = Sequence("long", Frames(folder_set / "a", ["00000001.jpg"] * 45), np.full((45, 4), 5.0))
     counts = []
     outcomes = list(LocalExecutor(2).run(TrackerSpec(STILL), [*sequences, long], counts.append))
@@ -191,6 +191,12 @@ def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
     assert evaluate(*asked, "airplane-1") == 0
     assert evaluate(*asked, "bird-3") == 2
     assert "no sequence can be read: sequence bird-3: " in capsys.readouterr().err
+
+
+def test_a_frame_that_is_no_image_costs_its_sequence_alone(folder_set, results, capsys):
+    (folder_set / "a" / "00000001.jpg").write_bytes(b"not an image")
+    assert evaluate("folder", folder_set, "--results", results) == 1
+    assert "other failed on a: the frame" in capsys.readouterr().err
 
 
 def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, tmp_path, capsys):

@@ -12,7 +12,7 @@ from asymtrack_edge.export.description import describe
 from asymtrack_edge.export.split import localisation_score
 from asymtrack_edge.manifest import FLOAT_RGB
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.backends.base import HostBackend
+from asymtrack_edge.runtime.backends.host import HostBackend
 
 
 class TorchBackend(HostBackend):

@@ -15,7 +15,8 @@ from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS, SEGMENT, Limits, compare, figures, within
-from asymtrack_edge.runtime.backends.base import Backend, HostBackend
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.host import HostBackend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.tracker import Tracker
 
@@ -43,7 +44,7 @@ def verify(
     """
     reference = TorchBackend(model)
     exported = OnnxRuntimeBackend(folder, manifest)
-    report: Dict[str, Any] = {"frames": len(frames), "track_length": SEGMENT, "runtime": exported.name}
+    report: Dict[str, Any] = {"frames": len(frames), "track_length": SEGMENT, "runtime": exported.description}
     report["state_difference"] = _compare_state(reference, exported, frames[0], box)
     report.update(compare(reference, exported, frames, box))
     if manifest.precision == "fp16":

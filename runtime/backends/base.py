@@ -1,6 +1,6 @@
-"""What a tracker needs of an inference backend, and the part shared by those that crop on the host.
+"""What a tracker needs of an inference backend.
 
-An engine holds the template state of any number of targets in numbered slots. The state stays in
+A backend holds the template state of any number of targets in numbered slots. The state stays in
 the buffers it was computed into: the search network reads it from there on every frame.
 """
 
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from time import perf_counter
 from typing import Any, Dict, Sequence
 
 import numpy as np
 
-from asymtrack_edge.errors import BackendError, UsageError
-from asymtrack_edge.geometry import Cropper, CropWindow, check_frame
-from asymtrack_edge.manifest import UINT8_BGR, Manifest
+from asymtrack_edge.errors import UsageError
+from asymtrack_edge.geometry import CropWindow, check_frame
+from asymtrack_edge.manifest import Manifest
 
 
 def device_index(device: str) -> int:
@@ -38,6 +37,7 @@ class Backend(ABC):
         name: of ``asymtrack_edge.runtime.BACKENDS``.
         description: the backend and what it runs on, for people.
         on_cpu: whether the networks run on the CPU.
+        threads: CPU threads that they use; 0 on a GPU.
         precision: the export's, or that of the arithmetic where it is another one (bf16).
         capacity: slots that exist.
         seconds: time spent so far by stage: ``"crop"`` and ``"infer"``.
@@ -45,6 +45,7 @@ class Backend(ABC):
 
     name = ""
     on_cpu = False
+    threads = 0
 
     def __init__(self, manifest: Manifest, description: str) -> None:
         self.manifest = manifest
@@ -54,7 +55,7 @@ class Backend(ABC):
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
 
     def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame that this engine can use: BGR uint8 ``(H, W, 3)``.
+        """Returns the shape of a frame that this backend can use: BGR uint8 ``(H, W, 3)``.
 
         Raises:
             FrameError: it is not such a frame.
@@ -67,7 +68,7 @@ class Backend(ABC):
 
     @abstractmethod
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
-        """Runs the template network on a window of ``frame`` and keeps its answer in ``slot``."""
+        """Runs the template network on a window of ``frame`` and keeps its outputs in ``slot``."""
 
     @abstractmethod
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
@@ -82,92 +83,5 @@ class Backend(ABC):
     def move(self, source: int, target: int) -> None:
         """Copies the state in one slot over that in another."""
 
-    def close(self) -> None:  # noqa: B027 - most engines hold nothing that Python does not give back
-        """Gives back what the engine holds; it cannot be used afterwards."""
-
-
-class HostBackend(Backend):
-    """An engine whose crops are made by OpenCV into host buffers.
-
-    Attributes:
-        state: per state tensor an array ``(capacity, ...)``, slot by slot.
-    """
-
-    def __init__(self, manifest: Manifest, description: str) -> None:
-        super().__init__(manifest, description)
-        self._cropper = Cropper()
-        self._as_bytes = manifest.input_format == UINT8_BGR
-        z, x = manifest.template_size, manifest.search_size
-        self._template_image = np.zeros((1, *manifest.template.shape), manifest.template.dtype)
-        self._search_images = np.zeros((0, *manifest.search.shape), manifest.search.dtype)
-        # Where the crop is not what the network takes, it is made here first.
-        self._template_crop = self._template_image[0] if self._as_bytes else np.zeros((z, z, 3), np.uint8)
-        self._search_crop = np.zeros((x, x, 3), np.uint8)
-        std = 255.0 * np.asarray(manifest.std, np.float32)
-        self._scale = (1 / std).reshape(3, 1, 1)
-        self._offset = (255.0 * np.asarray(manifest.mean, np.float32) / std).reshape(3, 1, 1)
-        self._predictions = np.zeros((0, 5), np.float32)
-        self.state: Dict[str, np.ndarray] = {}
-
-    def reserve(self, slots: int) -> None:
-        """See ``Backend.reserve``."""
-        if slots <= self.capacity:
-            return
-        self._search_images = np.zeros((slots, *self.manifest.search.shape), self.manifest.search.dtype)
-        self._predictions = np.zeros((slots, 5), np.float32)
-        for spec in self.manifest.state:
-            grown = np.zeros((slots, *spec.shape), spec.dtype)
-            if self.capacity:
-                grown[: self.capacity] = self.state[spec.name]
-            self.state[spec.name] = grown
-        self.capacity = slots
-
-    def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
-        """See ``Backend.template``."""
-        if not 0 <= slot < self.capacity:
-            raise BackendError(f"there is no slot {slot}: reserve it first")
-        self._cropper.crop(frame, window, self._template_crop)
-        if not self._as_bytes:
-            self._normalise(self._template_crop, self._template_image[0])
-        self._run_template(slot)
-
-    def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
-        """See ``Backend.search``."""
-        began = perf_counter()
-        for i, window in enumerate(windows):
-            if self._as_bytes:
-                self._cropper.crop(frame, window, self._search_images[i])
-            else:
-                self._cropper.crop(frame, window, self._search_crop)
-                self._normalise(self._search_crop, self._search_images[i])
-        cropped = perf_counter()
-        self._run_searches(len(windows))
-        self.seconds["crop"] += cropped - began
-        self.seconds["infer"] += perf_counter() - cropped
-        return self._predictions[: len(windows)]
-
-    def last_inputs(self) -> Dict[str, Dict[str, np.ndarray]]:
-        """What the networks were given last (in slot 0), by network and input."""
-        manifest = self.manifest
-        return {
-            "template": {manifest.template.name: self._template_image},
-            "search": {manifest.search.name: self._search_images[:1], **{n: v[:1] for n, v in self.state.items()}},
-        }
-
-    def move(self, source: int, target: int) -> None:
-        """See ``Backend.move``."""
-        for values in self.state.values():
-            values[target] = values[source]
-
-    def _normalise(self, crop: np.ndarray, out: np.ndarray) -> None:
-        """BGR bytes ``(S, S, 3)`` to normalised RGB ``(3, S, S)``, written into ``out``."""
-        np.multiply(crop[..., ::-1].transpose(2, 0, 1), self._scale, out=out, casting="same_kind")
-        np.subtract(out, self._offset, out=out, casting="same_kind")
-
-    @abstractmethod
-    def _run_template(self, slot: int) -> None:
-        """Runs the template network on ``_template_image`` and writes ``state[...][slot]``."""
-
-    @abstractmethod
-    def _run_searches(self, count: int) -> None:
-        """Runs the search network on slots 0 to ``count`` - 1 and writes their rows of ``_predictions``."""
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing that Python does not give back
+        """Gives back what the backend holds; it cannot be used afterwards."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import List, Optional, Union
 
 from asymtrack_edge.cli import BACKENDS, TRITON
-from asymtrack_edge.errors import BackendError, ManifestError, UsageError
+from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.variants import VARIANTS
@@ -63,10 +63,23 @@ def open_backend(
             + ("use the backend openvino" if precision == "bf16" else "export it in that precision")
         )
     passed: List[str] = []
-    opened = _open(folder, manifest, _choose(manifest, backend, device, passed), device, threads, precision)
-    reasons = f"; passed over: {'; '.join(passed)}" if passed else ""
+    names = _candidates(device, passed) if backend == "auto" else [backend]
+    while True:
+        name = names.pop(0)
+        try:
+            opened = _open(folder, manifest, name, device, threads, precision)
+            break
+        except (BackendError, MissingDependencyError) as error:
+            if not names and not passed:
+                raise
+            passed.append(f"not {name}: {error}")
+            if not names:
+                raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}") from None
+    used = f" on {opened.threads} threads" if opened.threads else ""
+    reasons = f"; {'; '.join(passed)}" if passed else ""
+    # That a GPU lies idle is a surprise, unlike that there is none.
     level = logging.WARNING if passed else logging.INFO
-    logger.log(level, "%s in %s runs on %s%s", folder.name, opened.precision, opened.description, reasons)
+    logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)
     return opened
 
 
@@ -86,16 +99,14 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
         raise UsageError(f"the backend {backend} runs on a GPU, not on the CPU: use onnxruntime or openvino")
 
 
-def _choose(manifest: Manifest, backend: str, device: str, passed: List[str]) -> str:
-    """What ``auto`` stands for here; tells in ``passed`` what a GPU that is there cannot be used with, and why.
+def _candidates(device: str, passed: List[str]) -> List[str]:
+    """What ``auto`` tries, best first; ends with the CPU unless a GPU is asked for.
 
     Raises:
-        BackendError: a GPU was asked for and nothing can run on it.
+        BackendError: a GPU is asked for and there is none.
     """
-    if backend != "auto":
-        return backend
     if device == "cpu":
-        return "onnxruntime"
+        return ["onnxruntime"]
     from asymtrack_edge.runtime.backends.cuda.gpu import NoGpuError, find_gpu
 
     try:
@@ -104,25 +115,9 @@ def _choose(manifest: Manifest, backend: str, device: str, passed: List[str]) ->
         if device != "auto":
             raise
         if not isinstance(error, NoGpuError):
-            passed.append(f"the GPU ({error})")
-        return "onnxruntime"
-    if not manifest.engines:
-        passed.append("tensorrt (the model has no engine: build it with asymtrack-build)")
-    else:
-        from asymtrack_edge.runtime.backends.tensorrt.backend import unfit
-
-        reason = unfit(manifest, device_index(device))
-        if reason is None:
-            return "tensorrt"
-        passed.append(f"tensorrt ({reason})")
-    import onnxruntime
-
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return "onnxruntime-cuda"
-    passed.append("onnxruntime-cuda (this onnxruntime has no CUDA: install onnxruntime-gpu in its place)")
-    if device != "auto":
-        raise BackendError(f"nothing can run this model on {device}: {'; '.join(passed)}")
-    return "onnxruntime"
+            passed.append(str(error))
+        return ["onnxruntime"]
+    return ["tensorrt", "onnxruntime-cuda", *(["onnxruntime"] if device == "auto" else [])]
 
 
 def _open(

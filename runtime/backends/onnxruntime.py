@@ -7,6 +7,7 @@ five numbers per target come out.
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -16,8 +17,12 @@ import onnxruntime as ort
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import BATCH_AXIS, Manifest
-from asymtrack_edge.runtime.backends.base import HostBackend
+from asymtrack_edge.runtime.backends.host import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors, side_by_side
+
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+    # The package sets the variable; a program that imported onnxruntime first did so without it.
+    ort.disable_telemetry_events()
 
 _CPU = ["CPUExecutionProvider"]
 
@@ -29,7 +34,7 @@ def open_session(
 
     Args:
         path: an ONNX model.
-        threads: for one operator; None for ONNX Runtime's choice.
+        threads: for one operator; None for one per core that this process may use.
         providers: as ``onnxruntime.InferenceSession`` takes them; the first has to be at hand.
         batch: the only batch that will be run, of a model with a free batch axis. Known before, it
             spares the operators that compute shapes.
@@ -41,13 +46,12 @@ def open_session(
     if first not in ort.get_available_providers():
         raise BackendError(
             f"onnxruntime {ort.__version__} here has no {first}: install onnxruntime-gpu, "
-            "or use --backend onnxruntime for the CPU"
+            "or use the backend onnxruntime for the CPU"
         )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or processors()
     try:
         session = ort.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime raises many unrelated types here
@@ -58,99 +62,120 @@ def open_session(
     return session
 
 
-class OnnxRuntimeTemplate(HostBackend):
-    """An engine whose template network runs in ONNX Runtime on the CPU.
-
-    Args:
-        folder: an export directory.
-        manifest: its manifest, already verified.
-        description: see ``Backend``.
-        threads: how many to use; None for ONNX Runtime's choice.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, description: str, threads: Optional[int]) -> None:
-        super().__init__(manifest, description)
-        self._template = open_session(folder / "template.onnx", threads)
-        self._template_bindings: Dict[int, Any] = {}
-
-    def reserve(self, slots: int) -> None:
-        """See ``Backend.reserve``."""
-        if slots > self.capacity:
-            # The bindings hold addresses of the arrays that are about to be replaced.
-            self._template_bindings.clear()
-        super().reserve(slots)
-
-    def _run_template(self, slot: int) -> None:
-        binding = self._template_bindings.get(slot)
-        if binding is None:
-            binding = self._template.io_binding()
-            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
-            for name, values in self.state.items():
-                _bind(binding.bind_output, name, values[slot : slot + 1])
-            self._template_bindings[slot] = binding
-        self._template.run_with_iobinding(binding)
-
-
-class OnnxRuntimeBackend(OnnxRuntimeTemplate):
+class OnnxRuntimeBackend(HostBackend):
     """ONNX Runtime on the CPU.
 
     One target uses all threads inside each operator. Several are spread over the threads instead, one
     whole network each: nothing waits at the end of an operator, and the features of one target stay in
-    the cache, which those of a batch do not (docs/field.md has the figures).
+    the cache, which those of a batch do not.
 
     Args:
         folder: an export directory.
         manifest: its manifest, already verified.
-        threads: how many to use; None for one per processor that this process may use.
+        threads: how many to use; None for one per core that this process may use.
+        description: see ``Backend``.
     """
 
     name = "onnxruntime"
     on_cpu = True
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
-        super().__init__(folder, manifest, "onnxruntime CPU", threads)
+    def __init__(
+        self, folder: Path, manifest: Manifest, threads: Optional[int] = None, description: str = "onnxruntime CPU"
+    ) -> None:
+        super().__init__(manifest, description)
         self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
-        self._search = open_session(self._search_path, threads)
-        #: The same network on one thread. A session may run in several threads at once.
-        self._lane: Optional[ort.InferenceSession] = None
-        self._helpers: Optional[ThreadPoolExecutor] = None
-        self._search_bindings: Dict[Tuple[bool, int], Any] = {}
+        #: Per network and slot what runs it there, its tensors bound.
+        self._bound: Dict[Tuple[int, int], Any] = {}
+        self._template: Any = open_session(folder / "template.onnx", self.threads)
+        self._search: Any = self._open_search()
+        #: The search network for several targets side by side; opened when there is room for a second one.
+        self._lanes: Any = None
         self.reserve(1)
 
     def reserve(self, slots: int) -> None:
-        """See ``Backend.reserve``. Room for a second target opens a second session."""
+        """Makes room for at least this many targets. The second one opens the search network once more."""
         if slots > self.capacity:
-            self._search_bindings.clear()
+            # They hold addresses of the arrays that are about to be replaced.
+            self._bound.clear()
         super().reserve(slots)
-        if slots > 1 and self.threads > 1 and self._lane is None:
-            self._lane = open_session(self._search_path, 1)
-            self._helpers = ThreadPoolExecutor(self.threads - 1, "asymtrack-lane")
+        if slots > 1 and self.threads > 1 and self._lanes is None:
+            self._lanes = self._open_lanes()
 
     def close(self) -> None:
-        """See ``Backend.close``."""
-        if self._helpers is not None:
-            self._helpers.shutdown()
+        """Gives back networks and threads."""
+        self._bound.clear()
+        self._template = self._search = self._lanes = None
+
+    def _run_template(self, slot: int) -> None:
+        binding = self._bound.get((0, slot))
+        if binding is None:
+            binding = self._template.io_binding()
+            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
+            for name, values in self.state.items():
+                _bind(binding.bind_output, name, values[slot : slot + 1])
+            self._bound[0, slot] = binding
+        self._template.run_with_iobinding(binding)
 
     def _run_searches(self, count: int) -> None:
-        spread = side_by_side(count, self.threads) if self._lane is not None else 0
+        spread = side_by_side(count, self.threads) if self._lanes is not None else 0
         if spread:
-            self._run_lanes(spread)
+            self._run_lanes([self._bound_search(self._lanes, slot) for slot in range(spread)])
         for slot in range(spread, count):
-            self._search.run_with_iobinding(self._binding(self._search, slot))
+            self._run_search(self._bound_search(self._search, slot))
 
-    def _run_lanes(self, count: int) -> None:
-        lane, helpers = self._lane, self._helpers
-        assert lane is not None and helpers is not None
-        bindings = [self._binding(lane, slot) for slot in range(count)]
+    def _bound_search(self, network: Any, slot: int) -> Any:
+        key = (id(network), slot)
+        bound = self._bound.get(key)
+        if bound is None:
+            row = slice(slot, slot + 1)
+            inputs = {name: values[row] for name, values in self.state.items()}
+            inputs[self.manifest.search.name] = self._search_images[row]
+            bound = self._bound[key] = self._bind_search(network, inputs, self._predictions[row])
+        return bound
+
+    def _open_search(self) -> Any:
+        """Opens the search network to run one target on all threads."""
+        return open_session(self._search_path, self.threads)
+
+    def _open_lanes(self) -> Any:
+        """Opens the search network to run several targets side by side, one thread each."""
+        return _Lanes(open_session(self._search_path, 1), self.threads)
+
+    def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Any:
+        """Binds a slot's arrays to a network; returns what ``_run_search`` and ``_run_lanes`` take."""
+        binding = network.io_binding()
+        for name, array in inputs.items():
+            _bind(binding.bind_input, name, array)
+        _bind(binding.bind_output, self.manifest.output.name, prediction)
+        return binding
+
+    def _run_search(self, bound: Any) -> None:
+        self._search.run_with_iobinding(bound)
+
+    def _run_lanes(self, bound: Sequence[Any]) -> None:
+        self._lanes.run(bound)
+
+
+class _Lanes:
+    """A session that several threads run at the same time."""
+
+    def __init__(self, session: ort.InferenceSession, threads: int) -> None:
+        self.io_binding = session.io_binding
+        self.run_one = session.run_with_iobinding
+        self.threads = threads
+        self._helpers = ThreadPoolExecutor(threads - 1, "asymtrack-lane")
+
+    def run(self, bindings: Sequence[Any]) -> None:
+        """Runs all bindings; returns or raises when none is running any more."""
         # Each thread takes the next target when it is done with one: next() on it is atomic.
         waiting = iter(bindings)
 
         def work() -> None:
             for binding in waiting:
-                lane.run_with_iobinding(binding)
+                self.run_one(binding)
 
-        others = [helpers.submit(work) for _ in range(min(count, self.threads) - 1)]
+        others = [self._helpers.submit(work) for _ in range(min(len(bindings), self.threads) - 1)]
         try:
             work()
         finally:
@@ -158,20 +183,6 @@ class OnnxRuntimeBackend(OnnxRuntimeTemplate):
             wait(others)
         for other in others:
             other.result()
-
-    def _binding(self, session: ort.InferenceSession, slot: int) -> Any:
-        """The tensors of one slot, bound to a session once."""
-        key = (session is self._search, slot)
-        binding = self._search_bindings.get(key)
-        if binding is None:
-            row = slice(slot, slot + 1)
-            binding = session.io_binding()
-            _bind(binding.bind_input, self.manifest.search.name, self._search_images[row])
-            for name, values in self.state.items():
-                _bind(binding.bind_input, name, values[row])
-            _bind(binding.bind_output, self.manifest.output.name, self._predictions[row])
-            self._search_bindings[key] = binding
-        return binding
 
 
 def _bind(bind: Any, name: str, array: np.ndarray) -> None:

@@ -1,16 +1,70 @@
-"""How the CPU backends share processors among targets."""
+"""How many threads the CPU backends use, and how several targets share them."""
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import suppress
+from pathlib import Path
 
 
-def processors() -> int:
-    """Processors that this process may use."""
+def processors(root: Path = Path("/")) -> int:
+    """Cores that this process may use, by its affinity and by the CPU quota of its container; at least 1.
+
+    Two processors that are threads of one core count once: a network gains nothing from the second.
+
+    Args:
+        root: where ``proc`` and ``sys`` are mounted.
+    """
     try:
-        return len(os.sched_getaffinity(0))
+        allowed = os.sched_getaffinity(0)
     except AttributeError:  # not on this system
-        return os.cpu_count() or 1
+        allowed = set(range(os.cpu_count() or 1))
+    cores = {_read(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
+    return max(1, int(min(len(cores), cpu_quota(root))))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """Processors' worth of time that the control groups of this process allow; infinity without a quota.
+
+    Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.
+
+    Args:
+        root: where ``proc`` and ``sys`` are mounted.
+    """
+    mounts = root / "sys/fs/cgroup"
+    quota = math.inf
+    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
+        controllers, path = line.split(":", 2)[1:]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (mounts / controllers, mounts / "cpu", mounts / "unified"):
+            # Seen from inside a container, the path may be the host's: then only the mount itself is there.
+            group = mount / path.lstrip("/")
+            for folder in (group, *group.parents):
+                quota = min(quota, _quota_of(folder))
+                if folder == mount:
+                    break
+    return quota
+
+
+def _quota_of(group: Path) -> float:
+    for text in (
+        _read(group / "cpu.max"),
+        f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}",
+    ):
+        with suppress(ValueError, ZeroDivisionError):  # "max", or no such file
+            allowed, period = map(int, text.split())
+            if allowed > 0:
+                return allowed / period
+    return math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def side_by_side(targets: int, threads: int) -> int:

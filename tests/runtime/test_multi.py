@@ -135,27 +135,23 @@ def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path)
     engine: Any = many.backend
     frame, box = FRAMES[0][0], (10, 20, 30, 40)
     numbers = [many.add(frame, box) for _ in range(4)]
-    lane = engine._lane  # type: ignore[attr-defined]
+    run = engine._lanes.run_one
     call = itertools.count()  # next() on it is atomic: exactly one call is the second, whoever makes it
     begun: List[int] = []
     ended: List[int] = []
 
-    class Breaking:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(lane, name)
+    def breaking(binding: Any) -> None:
+        number = next(call)
+        begun.append(number)
+        if number == 1:
+            raise RuntimeError("out of memory")
+        run(binding)
+        ended.append(number)
 
-        def run_with_iobinding(self, binding: Any) -> None:
-            number = next(call)
-            begun.append(number)
-            if number == 1:
-                raise RuntimeError("out of memory")
-            lane.run_with_iobinding(binding)
-            ended.append(number)
-
-    engine._lane = Breaking()  # type: ignore[attr-defined]
+    engine._lanes.run_one = breaking
     with pytest.raises(RuntimeError, match="out of memory"):
         many.update(frame)
     assert sorted(begun) == sorted([*ended, 1])
-    engine._lane = lane  # type: ignore[attr-defined]
+    engine._lanes.run_one = run
     assert list(many.update(frame)) == numbers
     many.close()

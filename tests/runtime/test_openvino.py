@@ -74,7 +74,7 @@ def test_bf16_is_near_and_is_said(model: Path) -> None:
         open_backend(model, name, precision=precision)
         for name, precision in (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
     )
-    assert (whole.precision, half.precision, half.description) == ("fp32", "bf16", "OpenVINO CPU bf16")
+    assert (whole.precision, half.precision, half.name) == ("fp32", "bf16", "openvino")
     report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
     assert within(report, HALF_ARITHMETIC)
     assert report["box_difference"] > 1e-6, "it was not computed in bf16"
@@ -156,7 +156,7 @@ def test_a_target_that_fails_is_an_error_after_all_have_stopped(
     frame, box = FRAMES[0]
     numbers = [many.add(frame, box) for _ in range(4)]
     engine: Any = many.backend
-    real = engine._search_request
+    real = engine._bound_search
     waited: List[int] = []
 
     class Watched:
@@ -172,7 +172,7 @@ def test_a_target_that_fails_is_an_error_after_all_have_stopped(
             if self.slot == 1:
                 raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine, "_search_request", lambda model, slot: Watched(real(model, slot), slot))
+    monkeypatch.setattr(engine, "_bound_search", lambda model, slot: Watched(real(model, slot), slot))
     with pytest.raises(RuntimeError, match="out of memory"):
         many.update(frame)
     assert waited == [0, 1, 2, 3]

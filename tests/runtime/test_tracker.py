@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tracemalloc
 from typing import Any, List, Sequence
 
 import numpy as np
 import pytest
 
+import asymtrack_edge
 from asymtrack_edge.errors import BackendError, BoxError, FrameError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
@@ -199,3 +202,40 @@ def test_the_same_clip_gives_the_same_track_twice() -> None:
         tracker.init(frames[0], (150, 110, 50, 45))
         runs.append([tracker.update(frame) for frame in frames[1:]])
     assert runs[0] == runs[1]
+
+
+def test_closing_gives_everything_back_once_and_is_said_afterwards() -> None:
+    engine = ScriptedBackend([(0.5, 0.5, 0.25, 0.25, 0.9)])
+    with Tracker(engine) as tracker:
+        tracker.init(FRAME, (100, 80, 40, 40))
+    tracker.close()
+    for call in (lambda: tracker.update(FRAME), lambda: tracker.init(FRAME, (1, 2, 30, 40))):
+        with pytest.raises(UsageError, match="closed: load another"):
+            call()
+    with MultiTracker(ScriptedBackend([])) as many:
+        number = many.add(FRAME, (100, 80, 40, 40))
+    assert len(many) == 0 and number not in many
+    with pytest.raises(UsageError, match="closed"):
+        many.update(FRAME)
+
+
+def test_a_dropped_tracker_gives_back_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: List[str] = []
+    engine = ScriptedBackend([])
+    engine.close = lambda: closed.append("closed")  # type: ignore[method-assign]
+    monkeypatch.setattr("asymtrack_edge.runtime.tracker.open_backend", lambda *_: engine)
+    tracker = Tracker.load("T")
+    assert not closed
+    del tracker
+    assert closed == ["closed"]
+
+
+def test_the_front_door_imports_what_it_hands_out() -> None:
+    code = (
+        "import sys, asymtrack_edge; assert 'numpy' not in sys.modules; "
+        "from asymtrack_edge import Box, MultiTracker, State, Track, Tracker; "
+        "print([name for name in ('torch', 'onnx', 'onnxruntime', 'openvino') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    with pytest.raises(AttributeError, match="no attribute 'Trackr'"):
+        asymtrack_edge.Trackr  # noqa: B018

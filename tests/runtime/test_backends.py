@@ -1,0 +1,205 @@
+"""Which backend opens, with how many threads, and what it leaves on the machine."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Dict, List, Optional
+
+import pytest
+
+from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.runtime.backends import loading
+from asymtrack_edge.runtime.backends.base import device_index
+from asymtrack_edge.runtime.backends.cuda import gpu
+from asymtrack_edge.runtime.backends.loading import open_backend
+from asymtrack_edge.runtime.backends.threads import cpu_quota, processors
+from tests.runtime.simulated import ColourBackend
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Optional[str]]:
+    """Why a backend cannot open, by its name; one that is not in it opens. There is a GPU."""
+    reasons: Dict[str, Optional[str]] = {}
+
+    def open_(folder: Path, manifest: Any, name: str, *_: Any) -> Any:
+        if name in reasons:
+            raise BackendError(reasons[name])
+        backend = ColourBackend()
+        backend.name = backend.description = name
+        return backend
+
+    monkeypatch.setattr(loading, "_open", open_)
+    monkeypatch.setattr(gpu, "find_gpu", lambda index: None)
+    return reasons
+
+
+def test_auto_takes_the_best_that_runs_and_says_once_why_not_a_better(opened: Any, caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "asymtrack_edge")
+    assert open_backend("T").name == "tensorrt"
+    opened["tensorrt"] = "no engine for this GPU"
+    assert open_backend("T", device="cuda:1").name == "onnxruntime-cuda"
+    opened["onnxruntime-cuda"] = "install onnxruntime-gpu"
+    assert open_backend("T").name == "onnxruntime"
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert lines == [
+        ("INFO", "T in fp32 runs on tensorrt"),
+        ("WARNING", "T in fp32 runs on onnxruntime-cuda; not tensorrt: no engine for this GPU"),
+        (
+            "WARNING",
+            "T in fp32 runs on onnxruntime; "
+            "not tensorrt: no engine for this GPU; not onnxruntime-cuda: install onnxruntime-gpu",
+        ),
+    ]
+
+
+def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened.update({"tensorrt": "no engine", "onnxruntime-cuda": "install onnxruntime-gpu"})
+    with pytest.raises(BackendError, match="on cuda; not tensorrt: no engine; not onnxruntime-cuda: install"):
+        open_backend("T", device="cuda")
+    assert open_backend("T", device="cpu").name == "onnxruntime"
+
+    def none(index: int) -> None:
+        raise gpu.NoGpuError("there is no CUDA driver here")
+
+    monkeypatch.setattr(gpu, "find_gpu", none)
+    opened.clear()
+    assert open_backend("T").name == "onnxruntime"
+    with pytest.raises(BackendError, match="no CUDA driver"):
+        open_backend("T", device="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"backend": "magic"}, "unknown backend 'magic'"),
+        ({"device": "gpu"}, "'gpu' is no device"),
+        ({"device": 0}, "0 is no device"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
+        ({"backend": "tensorrt", "device": "cpu"}, "runs on a GPU, not on the CPU"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "in fp32, not in bf16: use the backend openvino"),
+        ({"precision": "fp16"}, "in fp32, not in fp16: export it"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_one_line(arguments: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_backend("T", **arguments)
+
+
+def test_devices_have_numbers() -> None:
+    assert [device_index(name) for name in ("auto", "cuda", "cuda:0", "cuda:12")] == [0, 0, 0, 12]
+    with pytest.raises(UsageError, match="no GPU"):
+        device_index("cpu")
+
+
+def made(root: Path, files: Dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+CGROUP = "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "max 100000\n"}, math.inf),
+        # The tightest of a group and those around it.
+        (
+            {
+                "proc/self/cgroup": "0::/user/job\n",
+                f"{CGROUP}/user/job/cpu.max": "max 100000",
+                f"{CGROUP}/user/cpu.max": "200000 100000",
+            },
+            2,
+        ),
+        # A container of version 1 sees the host's path and its own group at the mount.
+        (
+            {
+                "proc/self/cgroup": "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
+                f"{CGROUP}/cpu,cpuacct/cpu.cfs_quota_us": "50000",
+                f"{CGROUP}/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            0.5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/",
+                f"{CGROUP}/cpu/cpu.cfs_quota_us": "-1",
+                f"{CGROUP}/cpu/cpu.cfs_period_us": "100000",
+            },
+            math.inf,
+        ),
+    ],
+)
+def test_a_containers_quota_is_found(files: Dict[str, str], quota: float, tmp_path: Path) -> None:
+    assert cpu_quota(made(tmp_path, files)) == quota
+
+
+def test_threads_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert processors(tmp_path) == 8
+    siblings = {
+        f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}" for n in range(8)
+    }
+    assert processors(made(tmp_path, siblings)) == 4
+    made(tmp_path, {"proc/self/cgroup": "0::/", f"{CGROUP}/cpu.max": "290000 100000"})
+    assert processors(tmp_path) == 2
+    made(tmp_path, {f"{CGROUP}/cpu.max": "10000 100000"})
+    assert processors(tmp_path) == 1
+
+
+_TRACK = """
+import os, sys
+from asymtrack_edge import Tracker
+import numpy as np
+frame = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
+def track():
+    with Tracker.load(sys.argv[1], threads=1) as tracker:
+        tracker.init(frame, (40, 40, 30, 30))
+        return tracker.update(frame)
+for user in sys.argv[2:]:
+    track()  # what is imported later may be readable to its owner only
+    os.setuid(int(user))
+print(track().state.value, os.environ["ORT_DISABLE_TELEMETRY"])
+"""
+
+
+def _track_in(environment: Dict[str, str], *arguments: str) -> List[str]:
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    command = [sys.executable, "-c", _TRACK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**kept, **environment})
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_nothing_is_written_or_told_unless_asked(tmp_path: Path) -> None:
+    assert _track_in({"HOME": str(tmp_path)}, "T")[1] == "1"
+    assert not list(tmp_path.iterdir()), "onnxruntime left usage data"
+
+
+def test_a_users_own_choice_about_telemetry_wins() -> None:
+    code = "import os, asymtrack_edge; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout == b"0\n"
+
+
+def test_no_home_and_an_unknown_user() -> None:
+    user = ["54321"] if os.geteuid() == 0 else []
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        shutil.copytree(loading.model_folder("T"), Path(folder, "T"))
+        _track_in({}, str(Path(folder, "T")), *user)
+        _track_in({"HOME": "/proc/nowhere"}, str(Path(folder, "T")), *user)

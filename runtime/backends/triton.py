@@ -25,7 +25,7 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
 from asymtrack_edge.manifest import Manifest, TensorSpec
-from asymtrack_edge.runtime.backends.base import HostBackend
+from asymtrack_edge.runtime.backends.host import HostBackend
 
 #: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
 _TIMEOUT, _PATIENCE = 10.0, 1.0

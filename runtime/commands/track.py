@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
@@ -162,24 +163,27 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
 
 @contextmanager
 def _completed(run: Run) -> Iterator[List[int]]:
-    """Completes the outputs whatever happens; Ctrl-C or SIGTERM meanwhile does not cut that short.
+    """Completes the outputs whatever happens; a signal meanwhile does not cut that short.
 
     Yields the list to which the number of a signal that ends the run is added.
     """
     signals: List[int] = []
+    # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
+    before: Dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def once(number: int, _: Any) -> NoReturn:
         # Here and not later: the next signal may come before any other line of ours runs.
-        for other in (signal.SIGINT, signal.SIGTERM):
+        for other in before:
             signal.signal(other, signal.SIG_IGN)
         signals.append(number)
         run.end()  # an exception alone can be lost, for example in a destructor
         raise KeyboardInterrupt
 
-    before: Dict[signal.Signals, Any] = {}
-    with suppress(ValueError):  # not in the main thread: the caller handles signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, once)
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # the caller handles signals
+    for number in before:
+        signal.signal(number, once)
     try:
         yield signals
     finally:

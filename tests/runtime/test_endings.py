@@ -57,7 +57,7 @@ def check_whole(folder: Path, csv_name: str = "o.csv", lines_name: str = "o.json
     return len(frames)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(video, tmp_path, "--json")
     process.send_signal(number)

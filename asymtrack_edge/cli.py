@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import asymtrack_edge
-from asymtrack_edge.errors import AsymTrackError, UsageError
+from asymtrack_edge.errors import AsymTrackError, UsageError, without_secrets
 from asymtrack_edge.files import check_output, write_text
 
 #: What ``--backend`` takes, everywhere.
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2 and one line."""
-        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {without_secrets(' '.join(message.split()))} (see {self.prog} --help)\n")
 
 
 def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:

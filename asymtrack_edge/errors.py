@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class AsymTrackError(Exception):
     """Base of every error this package raises on purpose. Commands print it as one line, exit 2."""
@@ -52,3 +54,20 @@ class SourceError(AsymTrackError):
 
 class DatasetError(AsymTrackError):
     """A data set that is missing or not laid out as published."""
+
+
+def without_secrets(text: str) -> str:
+    """A text with every URL in it as ``rtsp://host:554/***``, for messages, logs and documents.
+
+    Cameras and servers take passwords and tokens before the host, in paths and in queries.
+    """
+    return re.sub(r"(\w+://)([^/?#\s\"']*)([^\s\"']*)", _shown, text)
+
+
+def _shown(url: re.Match[str]) -> str:
+    scheme, place, rest = url.groups()
+    host = place.rpartition("@")[2]
+    # A password with a slash in it looks like a host and a path.
+    if "@" in rest or not re.fullmatch(r"(\[[\da-fA-F:.%]+\]|[\w.-]*)(:\d*)?", host):
+        return f"{scheme}***"
+    return scheme + host + ("" if rest in ("", "/") and host == place else "/***")

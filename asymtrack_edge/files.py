@@ -190,9 +190,10 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:
             continue
-        with suppress(OSError):
+        with suppress(FileNotFoundError):
             earlier = os.lstat(path)
-            os.fchown(descriptor, -1, earlier.st_gid)
+            with suppress(PermissionError):
+                os.fchown(descriptor, -1, earlier.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
         return descriptor, place
     raise FileExistsError(errno.EEXIST, f"remove old files {stem}.*.part{suffix} beside it")
@@ -208,7 +209,9 @@ def _open_straight(path: Path) -> int:
     number = _standard(path)
     if number is not None:
         return os.dup(number)  # its place in the file is shared: opened anew, both would write over each other
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
+    # Linux lets nobody, not even root, create what is another's in a folder such as /tmp.
+    create = 0 if path.exists() else os.O_CREAT
+    return os.open(path, os.O_WRONLY | create | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
 
 
 def opencv_path(path: AnyPath) -> str:

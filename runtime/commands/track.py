@@ -170,7 +170,7 @@ def _completed(run: Run) -> Iterator[List[int]]:
     signals: List[int] = []
     # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
     before: Dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
 
     def once(number: int, _: Any) -> NoReturn:
         # Here and not later: the next signal may come before any other line of ours runs.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Tuple
 from urllib.parse import urlsplit
 
-from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime.outputs.base import Result, Sink
 from asymtrack_edge.runtime.outputs.rows import RowWriter, as_json
 
@@ -74,7 +74,7 @@ def open_sender(where: str) -> Sink:
         return UdpSender(*_host_port(where))
     if where.endswith((".jsonl", ".ndjson")):
         return RowWriter(Path(where), as_json)
-    raise UsageError(f"--send takes - (stdout), udp://host:port or a file .jsonl, not {where!r}")
+    raise UsageError(f"--send takes - (stdout), udp://host:port or a file .jsonl, not {without_secrets(where)!r}")
 
 
 def _host_port(url: str) -> Tuple[str, int]:
@@ -84,4 +84,6 @@ def _host_port(url: str) -> Tuple[str, int]:
             raise ValueError
         return parts.hostname, parts.port
     except ValueError:
-        raise UsageError(f"{url!r} needs a host and a port, for example udp://192.168.1.20:5005") from None
+        raise UsageError(
+            f"{without_secrets(url)!r} needs a host and a port, for example udp://192.168.1.20:5005"
+        ) from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from time import monotonic
 from typing import Iterator, Optional
 
 import cv2
@@ -18,7 +20,10 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 #: Unreadable frames in a row after which a video is given up, whatever it announces.
 _LONGEST_GAP = 1000
 
-_VERSION = tuple(int(part) for part in cv2.__version__.split(".")[:3] if part.isdigit())
+#: Seconds without a frame after which a server gives no other; waiting for each would take as long.
+_PATIENCE = 1.0
+
+_VERSION = tuple(int(part) for part in re.findall(r"\d+", cv2.__version__)[:3])
 
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
@@ -64,9 +69,11 @@ class Video(Source):
         given = failed = 0
         latest = -1.0
         while True:
+            began = monotonic()
             good, frame = self._capture.read()
             if not good:
-                if self.length is None or given + failed >= self.length or failed >= _LONGEST_GAP:
+                gone = self._path is None and monotonic() - began > _PATIENCE
+                if gone or self.length is None or given + failed >= self.length or failed >= _LONGEST_GAP:
                     break
                 failed += 1
                 continue
@@ -80,7 +87,8 @@ class Video(Source):
                 self.pts = latest = time
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         self.missing = max(0, (self.length or 0) - given)
-        self.damaged = self.missing > 0 and self._path is not None and _is_damaged(self._path, self.missing)
+        if self.missing:
+            self.damaged = gone or (self._path is not None and _is_damaged(self._path, self.missing))
 
     def close(self) -> None:
         """Releases the file."""
@@ -100,8 +108,10 @@ def _is_damaged(path: Path, missing: int) -> bool:
 
     Elsewhere the number is an estimate, or counts what the file says not to show.
     """
-    size = path.stat().st_size
+    if not path.exists():
+        return False
     with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         head = file.read(8)
         if head[:4] == b"RIFF":
             return missing > 1 or 8 + int.from_bytes(head[4:], "little") > size

@@ -22,8 +22,7 @@ from typing import Optional, Tuple
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.runtime.sources.streams import without_secrets
+from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 
 #: Seconds without a byte after which a pipeline counts as gone, while starting and while running.
 START_TIMEOUT = 10.0

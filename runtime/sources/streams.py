@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError
+from asymtrack_edge.errors import SourceError, without_secrets
 from asymtrack_edge.runtime.sources.base import LiveSource, Source
 from asymtrack_edge.runtime.sources.files import Video
 
@@ -87,24 +87,7 @@ def _connect(url: str, shown: str) -> cv2.VideoCapture:
         prop = getattr(cv2, name, None)  # OpenCV before 4.5.2 waits 30 seconds instead
         if prop is not None:
             parameters += [prop, STREAM_TIMEOUT]
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, parameters) if parameters else cv2.VideoCapture(url)
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, *([parameters] if parameters else []))
     if not capture.isOpened():
         raise SourceError(f"cannot open {shown}: is the server up, the path right, the password too?")
     return capture
-
-
-def without_secrets(text: str) -> str:
-    """A text with every URL in it as ``rtsp://host:554/***``, for messages, logs and documents.
-
-    Cameras and servers take passwords and tokens before the host, in paths and in queries.
-    """
-    return re.sub(r"(\w+://)([^/?#\s\"']*)([^\s\"']*)", _shown, text)
-
-
-def _shown(url: re.Match[str]) -> str:
-    scheme, place, rest = url.groups()
-    host = place.rpartition("@")[2]
-    # A password with a slash in it looks like a host and a path.
-    if "@" in rest or not re.fullmatch(r"(\[[\da-fA-F:.%]+\]|[\w.-]*)(:\d*)?", host):
-        return f"{scheme}***"
-    return scheme + host + ("" if rest in ("", "/") and host == place else "/***")

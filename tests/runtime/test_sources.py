@@ -16,11 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
 from asymtrack_edge.runtime.sources import Source, open_source, pipelines
 from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
-from asymtrack_edge.runtime.sources.streams import without_secrets
 from tests.runtime.simulated import coloured_patches, moving_square, write_video
 
 HERE = Path(__file__).parent

@@ -24,7 +24,8 @@ class Recipe:
         clip: gradients are clipped to this norm.
         pairs_per_epoch, epochs: length of the run.
         decay_epoch: from here on the rate is a tenth; None for never.
-        warmup: the rate rises linearly over this many steps.
+        warmup: the rate rises linearly over this many steps; where a time budget is the length, over a
+            tenth of it at most.
         cooldown: over this last part of the run the rate falls linearly to zero.
         budget_is_length: a time budget stands for the whole schedule, so that the rate has fallen
             when it ends. Otherwise it only interrupts the run.
@@ -62,7 +63,10 @@ class Recipe:
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate of ``step`` when ``progress`` (0..1) of the run lies behind."""
-        rate = self.lr * min(1.0, (step + 1) / (self.warmup + 1))
+        warm = (step + 1) / (self.warmup + 1)
+        if self.budget_is_length:
+            warm = max(warm, 10 * progress)
+        rate = self.lr * min(1.0, warm)
         if self.decay_epoch is not None and progress * self.epochs >= self.decay_epoch:
             rate *= 0.1
         if self.cooldown > 0:

@@ -25,9 +25,11 @@ from asymtrack_edge.variants import Variant
 TEMPLATE_GRAPH, SEARCH_GRAPH = "fear_xs_init.onnx", "fear_xs_track.onnx"
 #: Crops of the teacher in pixels, the stride of its maps, channels of its template features.
 TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
-#: Peak of the response (0..1) from which the teacher's box is taken for a label, from which a negative is
-#: not believed, and below which an unlabelled target is taken to be absent.
-SURE, DOUBT, ABSENT = 0.9, 0.5, 0.05
+#: Peak of the response (0..1) from which the teacher is believed to see the target, and below which it is
+#: believed not to. Of 192 pairs with boxes 93 % of those with the target reached the first, at a box of an IoU
+#: above 0.5 in nine cases of ten, and 10 % of those with a stranger's template; only of these some, 4 %, were
+#: below the second.
+SURE, ABSENT = 0.98, 0.05
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,11 @@ def relabel(pairs: Pairs, opinion: Opinion) -> Pairs:
     """Gives labels to pairs that have none, and takes them from negatives that are none.
 
     A target that the teacher is sure to see is present, at its box; one that it does not see is absent;
-    anything between stays unknown. A stranger's template that the teacher finds in the search crop makes
-    no negative.
+    anything between stays unknown. A stranger's template that the teacher is sure to see makes no negative.
     """
     found, lost = opinion.peak >= SURE, opinion.peak < ABSENT
     unlabelled = ~pairs.known
-    false = pairs.known & ~pairs.present & (opinion.peak >= DOUBT)
+    false = pairs.known & ~pairs.present & found
     return pairs._replace(
         corners=torch.where(unlabelled[:, None], opinion.corners, pairs.corners),
         present=torch.where(unlabelled, found, pairs.present),

@@ -108,10 +108,10 @@ def test_labels_come_from_a_teacher_that_is_sure() -> None:
     pairs = random_pairs(VARIANTS["T"].with_(template_size=32, search_size=32), 6)
     known = torch.tensor([False, False, False, True, True, True])
     present = torch.tensor([True, True, True, True, False, False])
-    peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.9, 0.2])
+    peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.99, 0.6])
     box = torch.full((6, 4), 0.5)
     labelled = relabel(pairs._replace(known=known, present=present), Opinion(peak, peak, box, peak))
-    # Sure, unsure, absent; a label stays; a negative that the teacher finds is none, another stays.
+    # Sure, unsure, absent; a label stays; a negative that the teacher is sure of is none, another stays.
     assert labelled.known.tolist() == [True, False, True, True, False, True]
     assert labelled.present.tolist() == [True, False, False, True, False, False]
     assert torch.equal(labelled.corners[:3], box[:3]) and torch.equal(labelled.corners[3:], pairs.corners[3:])

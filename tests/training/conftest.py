@@ -88,21 +88,6 @@ def write_boxes(path: Path, frames: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def lasot(tmp_path_factory: Any) -> Path:
-    root = tmp_path_factory.mktemp("data") / "LaSOT"
-    for n in (1, 2):
-        folder = root / "airplane" / f"airplane-{n}"
-        write_frames(folder / "img", n, 6, "{:08d}.jpg")
-        for i in range(6, 0, -1):
-            (folder / "img" / f"{i - 1:08d}.jpg").rename(folder / "img" / f"{i:08d}.jpg")
-        write_boxes(folder / "groundtruth.txt", 6)
-        (folder / "full_occlusion.txt").write_text("0,0,1,0,0,0")
-        (folder / "out_of_view.txt").write_text("0,0,0,0,0,1")
-    (root / "training_set.txt").write_text("airplane-1\nboat-3\n")
-    return root
-
-
-@pytest.fixture(scope="session")
 def got10k(tmp_path_factory: Any) -> Path:
     root = tmp_path_factory.mktemp("data") / "GOT-10k"
     for n in (1, 2):
@@ -115,15 +100,6 @@ def got10k(tmp_path_factory: Any) -> Path:
         (folder / "cover.label").write_text("8\n8\n8\n0\n7\n8\n")
         (folder / "cut_by_image.label").write_text("0\n" * 6)
     (root / "train" / "list.txt").write_text("GOT-10k_Train_000001\nGOT-10k_Train_000002\n")
-    return root
-
-
-@pytest.fixture(scope="session")
-def trackingnet(tmp_path_factory: Any) -> Path:
-    root = tmp_path_factory.mktemp("data") / "TrackingNet"
-    for chunk, video in ((0, "abc_0"), (11, "x-y_3")):
-        write_frames(root / f"TRAIN_{chunk}" / "frames" / video, chunk, 5, "{}.jpg")
-        write_boxes(root / f"TRAIN_{chunk}" / "anno" / f"{video}.txt", 5)
     return root
 
 

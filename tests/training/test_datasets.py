@@ -21,15 +21,19 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 CPU = torch.device("cpu")
 
 
-def test_pairs_from_disk_equal_pairs_from_memory(lasot: Path, tiny: Variant) -> None:
+def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tiny: Variant, tmp_path: Path) -> None:
     """The same windows on the same frames give the same pairs, whatever holds the frames."""
     aug = Augmentation(greyscale=0.0, brightness=0.0)
-    data = open_dataset("lasot-train", lasot)
+    root = tmp_path / "train"
+    shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
+    (root / "list.txt").write_text("a\n")
+    data = open_dataset("got10k-train", tmp_path)
     disk = DiskPairs([data], tiny, aug, CPU, workers=1, ahead=0)
     job = disk.jobs[6, 4] = disk._submit(6, 4)
     pairs = disk.draw(6, 4)
     disk.close()
-    sampler = PairSampler(load_pool([lasot / "airplane" / "airplane-1" / "img"], 128), tiny, aug)
+    (root / "a" / "groundtruth.txt").unlink()
+    sampler = PairSampler(load_pool([root], 128), tiny, aug)
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGE_MEAN, IMAGE_STD))
     from_each = [sampler._cut(torch.full((6,), i), job.plan.search, tiny.search_size).float() for i in range(6)]
     chosen = []
@@ -37,7 +41,7 @@ def test_pairs_from_disk_equal_pairs_from_memory(lasot: Path, tiny: Variant) -> 
         errors = [(crops[i] - (pairs.search[i] * std + mean)).abs().max().item() for crops in from_each]
         assert min(errors) < 0.01
         chosen.append(errors.index(min(errors)))
-    assert set(chosen) <= {0, 1, 3, 4} and len(set(chosen)) > 1
+    assert set(chosen) <= {0, 1, 4, 5} and len(set(chosen)) > 1
 
 
 def test_disk_pairs_are_reproducible_in_any_order(got10k: Path, coco: Path, tiny: Variant) -> None:
@@ -52,22 +56,18 @@ def test_disk_pairs_are_reproducible_in_any_order(got10k: Path, coco: Path, tiny
     two.close()
 
 
-def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, trackingnet: Path, tiny: Variant) -> None:
-    sources = [
-        open_dataset("got10k-train", got10k),
-        open_dataset("coco-train", coco),
-        open_dataset("trackingnet-train", trackingnet),
-    ]
+def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, tiny: Variant) -> None:
+    sources = [open_dataset("got10k-train", got10k), open_dataset("coco-train", coco)]
     disk = DiskPairs(sources, tiny, Augmentation(), CPU, workers=1)
     random = Random(CPU)
     random.start(1)
-    roots = [got10k, coco, trackingnet]
-    count = [0, 0, 0]
+    roots = [got10k, coco]
+    count = [0, 0]
     for _ in range(900):
         files, boxes, _ = disk._choose(random)
         assert boxes.shape == (2, 4)
         count[[root in files[0].parents for root in roots].index(True)] += 1
-    assert all(abs(c - 300) < 60 for c in count)
+    assert all(abs(c - 450) < 80 for c in count)
     disk.close()
 
 

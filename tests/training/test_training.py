@@ -12,7 +12,7 @@ from typing import Any, Dict, List
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from asymtrack_edge.checkpoints import load_weights
 from asymtrack_edge.errors import CheckpointError, UsageError
@@ -305,10 +305,3 @@ def test_signals_are_left_alone_outside_the_main_thread(mini: Variant, tmp_path:
     thread.start()
     thread.join()
     assert done == [True]
-
-
-def test_old_pieces_are_removed(mini: Variant, tmp_path: Path) -> None:
-    state = state_of(mini, SMALL)
-    save_file({"x": torch.zeros(1)}, str(tmp_path / "model-999.safetensors"))
-    state.save(tmp_path)
-    assert [p.name for p in tmp_path.glob("*.safetensors")] == ["model-0.safetensors"]

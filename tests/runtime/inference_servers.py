@@ -28,20 +28,11 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import triton_to_np_dtype
 
 
-class Server:
-    """What tests need of a server: its port, the number of runs and of requests so far, its end."""
-
-    port: int
-
-    def counts(self, network: str) -> Tuple[int, int]:
-        """Runs of a network and requests that they answered."""
-        with triton.InferenceServerClient(f"127.0.0.1:{self.port}") as client:
-            stats = client.get_inference_statistics(network).model_stats
-        return sum(s.execution_count for s in stats), sum(s.inference_count for s in stats)
-
-    def close(self) -> None:
-        """Ends it at once."""
-        raise NotImplementedError
+def runs_and_requests(address: str, network: str) -> Tuple[int, int]:
+    """How often a server ran a network so far, and for how many targets."""
+    with triton.InferenceServerClient(address[len("triton://") :]) as client:
+        stats = client.get_inference_statistics(network).model_stats
+    return sum(s.execution_count for s in stats), sum(s.inference_count for s in stats)
 
 
 class Network:
@@ -78,7 +69,7 @@ class Network:
                 return
 
 
-class SmallServer(Server, service_pb2_grpc.GRPCInferenceServiceServicer):
+class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """A server in this process."""
 
     def __init__(self, repository: Path, port: int = 0) -> None:
@@ -157,7 +148,7 @@ def triton_folder() -> Optional[Path]:
     return found[0] if found else None
 
 
-class TritonServer(Server):
+class TritonServer:
     """Triton, as a process of its own on CPUs."""
 
     def __init__(self, repository: Path, port: int = 0) -> None:

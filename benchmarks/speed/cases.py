@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
@@ -31,7 +31,7 @@ _SIDE = 768  #: of the square matrices whose product measures the peak: 7 MB in 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model is run: the arguments of ``Tracker.load``."""
+    """How a model is run: arguments of ``Tracker.load`` and ``open_backend``."""
 
     model: str
     backend: str = "auto"
@@ -56,7 +56,7 @@ def settings(
         name = ", ".join(several) or (f"{model}, {backend}" if backend != "auto" else str(model))
         while name in named:  # a model against itself
             name += " again"
-        named[name] = Setting(str(model), backend, precision, device, count)  # type: ignore[arg-type]
+        named[name] = Setting(str(model), backend, precision, device, count)
     return named
 
 
@@ -126,7 +126,7 @@ def network_case(name: str, setting: Setting, targets: int = 1, together: bool =
     """
     if setting.model.endswith(".onnx"):
         return onnx_case(name, Path(setting.model), setting.threads)
-    backend = open_backend(setting.model, setting.backend, setting.device, setting.threads, setting.precision)
+    backend = open_backend(**asdict(setting))
     case = describe(name, BackendStep(backend, targets, together), backend, setting)
     return replace(case, batch=targets)
 
@@ -273,7 +273,7 @@ class UpdateStep(Step):
 
 def tracker_case(name: str, setting: Setting, clip: Clip) -> Case:
     """One of this package's trackers on a clip."""
-    tracker = Tracker.load(setting.model, setting.backend, setting.device, setting.threads, setting.precision)
+    tracker = Tracker.load(**asdict(setting))
     case = describe(name, UpdateStep(tracker, clip), tracker.backend, setting)
     return replace(case, notes=(*case.notes, f"frames: {clip.name}"))
 

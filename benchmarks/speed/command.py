@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
             text = f"{what} (default: {seconds:g})"
             made.add_argument("--seconds", type=_positive, default=seconds, metavar="S", help=text)
         cli.add_json(made)
-        cli.add_output(made, "write a report: report.md with a plot, report.json")
+        cli.add_output(made, "write report.md and report.json")
         return made
 
     speed = add("speed", "protocols P1 to P6 on models and backends, side by side", 15.0, "per group of cases")

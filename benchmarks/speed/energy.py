@@ -8,10 +8,11 @@ most boards some contain others.
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts, read
 from asymtrack_edge.errors import BackendError, UsageError
@@ -24,44 +25,35 @@ Sample = Tuple[float, Dict[str, float]]
 IDLE_SECONDS = 5.0
 
 
-class PowerMeter:
-    """Reads sensors at an interval, from a thread of its own.
+@contextmanager
+def sampling(sensors: Mapping[str, Sensor], interval: float = 0.1) -> Iterator[List[Sample]]:
+    """Reads sensors at an interval, from a thread of its own, into the list that it yields.
 
     Args:
-        sensors: by name of the source, for the report.
+        sensors: by name of the source.
         interval: seconds between readings.
     """
+    samples: List[Sample] = []
+    ended = threading.Event()
 
-    def __init__(self, sensors: Mapping[str, Sensor], interval: float = 0.1) -> None:
-        self.name = ", ".join(sensors)
-        self._sensors = list(sensors.values())
-        self._interval = interval
-        self._samples: List[Sample] = []
-        self._ended = threading.Event()
-        self._thread = threading.Thread()
-
-    def start(self) -> None:
-        """Begins sampling."""
-        self._samples = []
-        self._ended.clear()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._thread.start()
-
-    def _poll(self) -> None:
-        while not self._ended.is_set():
+    def poll() -> None:
+        while True:
             now = monotonic()
-            self._samples.append((now, {rail: mw for sensor in self._sensors for rail, mw in sensor().items()}))
-            self._ended.wait(self._interval)
+            samples.append((now, {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}))
+            if ended.wait(interval):
+                return
 
-    def stop(self) -> List[Sample]:
-        """Ends sampling; the samples in order."""
-        self._ended.set()
-        self._thread.join()
-        return self._samples
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
 
 
-def find_meter(gpu: int = 0) -> PowerMeter:
-    """All power sensors of this machine together.
+def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
+    """All power sensors of this machine, by name of the source.
 
     Args:
         gpu: index of the CUDA device.
@@ -83,7 +75,7 @@ def find_meter(gpu: int = 0) -> PowerMeter:
             "(/sys/class/hwmon), RAPL counters (/sys/class/powercap, usually for root) or an NVIDIA graphics card "
             "with nvidia-ml-py"
         )
-    return PowerMeter(sensors)
+    return sensors
 
 
 class Ina3221:
@@ -153,22 +145,22 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
 
 def measure(
     step: Callable[[], Any],
-    meter: Any,
+    meter: ContextManager[List[Sample]],
     seconds: float,
     paced: Optional[float],
-    idle_seconds: float = IDLE_SECONDS,
+    idle_seconds: float,
     clock: Callable[[], float] = monotonic,
     wait: Callable[[float], Any] = sleep,
 ) -> Dict[str, float]:
-    """Runs ``step`` once per frame while the meter runs.
+    """Runs ``step`` once per frame while power is sampled.
 
     Args:
         step: tracks one frame.
-        meter: see ``find_meter``.
+        meter: of ``sampling``.
         seconds: of tracking.
         paced: frames per second of the imitated camera; None to go on without a pause.
         idle_seconds: the machine is watched for so long before.
-        clock: in seconds, the same that the meter reads.
+        clock: in seconds, that of the samples.
         wait: sleeps for some seconds.
 
     Returns:
@@ -178,27 +170,26 @@ def measure(
 
     Raises:
         UsageError: times that cannot be.
-        BackendError: the meter gave no readings.
+        BackendError: the sensors gave no readings.
     """
     if seconds <= 0 or (paced is not None and paced <= 0):
         raise UsageError("--seconds and --fps must be positive")
     step()
-    meter.start()
-    idle_start = clock()
-    wait(idle_seconds)
-    start = clock()
-    frames = late = 0
-    while clock() - start < seconds:
-        step()
-        frames += 1
-        if paced is not None:
-            due = start + frames / paced
-            if clock() < due:
-                wait(due - clock())
-            else:
-                late += 1
-    end = clock()
-    samples = meter.stop()
+    with meter as samples:
+        idle_start = clock()
+        wait(idle_seconds)
+        start = clock()
+        frames = late = 0
+        while clock() - start < seconds:
+            step()
+            frames += 1
+            if paced is not None:
+                due = start + frames / paced
+                if clock() < due:
+                    wait(due - clock())
+                else:
+                    late += 1
+        end = clock()
     idle, used = joules(samples, idle_start, start), joules(samples, start, end)
     found = {"fps": frames / (end - start)}
     for rail, energy in used.items():

@@ -51,8 +51,7 @@ class Run:
         arguments = self.arguments
         if getattr(arguments, "published", False):
             for title, header, rows in paper.tables():
-                cells = [["-" if c is None else f"{c:g}" if isinstance(c, float) else str(c) for c in r] for r in rows]
-                print(markdown_table(title, header, cells) + "\n")
+                print(markdown_table(title, [dict(zip(header, row)) for row in rows]) + "\n")
             return 0
         with self.stack:
             getattr(self, {"report": "merge"}.get(arguments.command, arguments.command))()
@@ -225,7 +224,7 @@ class Run:
         """P8 at the pace of a camera and flat out."""
         a = self.arguments
         bench = self.bench(None, 2 * (a.seconds + energy.IDLE_SECONDS))
-        meter = energy.find_meter(bench.gpu)
+        sensors = energy.find_sensors(bench.gpu)
         clip = self.clip()
         for paced in (a.fps, None):
             way = "flat out" if paced is None else f"{paced:g} fps"
@@ -236,8 +235,8 @@ class Run:
                 bench.tick(case.name)
                 return case.step.sample()
 
-            values = energy.measure(step, meter, a.seconds, paced)
-            notes = [f"power from {meter.name}", "update() on frames in memory; no camera, no decoding"]
+            values = energy.measure(step, energy.sampling(sensors), a.seconds, paced, energy.IDLE_SECONDS)
+            notes = [f"power from {', '.join(sensors)}", "update() on frames in memory; no camera, no decoding"]
             bench.add("P8", case, before, fps=values.pop("fps"), values=values, notes=notes)
 
     def merge(self) -> None:

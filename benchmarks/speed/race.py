@@ -182,16 +182,8 @@ def judge(name: str, base: str, ratios: Sequence[float]) -> Dict[str, Any]:
             f"the spread {low:.2f}-{high:.2f} is too wide: {doubt}; close other programs, fix the clocks "
             "or give more --seconds"
         )
-    return {
-        "name": name,
-        "base": base,
-        "speedup": ratio,
-        "low": low,
-        "high": high,
-        "rounds": len(ratios),
-        "verdict": verdict,
-        "warning": warning,
-    }
+    found = {"name": name, "base": base, "speedup": ratio, "low": low, "high": high, "rounds": len(ratios)}
+    return {**found, "verdict": verdict, "warning": warning}
 
 
 def percentile(ordered: Sequence[float], p: float) -> float:

@@ -1,7 +1,7 @@
 """What a command measured: one JSON document, and one page of Markdown made from it.
 
 Markdown, because it is read as it is in a terminal, and rendered by every forge and editor: what a
-command prints and what ``--output`` writes beside its plots is the same page.
+command prints and what ``--output`` writes is the same page.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import datetime
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence
 
 from asymtrack_edge.benchmarks.speed.machine import title
-from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import write_text
 
 FORMAT = "asymtrack-edge-benchmark"
@@ -31,8 +31,9 @@ PROTOCOLS: Dict[str, str] = {
     "startup": "import, load, first track and memory of a fresh process",
 }
 
-#: Title, header, rows and a note below; the columns from the given one on hold figures.
-Table = Tuple[str, Sequence[str], Sequence[Sequence[str]], str, int]
+_SHOWN = ("count", "median", "p90", "p99", "mean")
+
+Row = Dict[str, Any]
 
 
 @dataclass
@@ -55,10 +56,10 @@ class Report:
     """
 
     command: str
-    rows: List[Dict[str, Any]] = field(default_factory=list)
-    ratios: List[Dict[str, Any]] = field(default_factory=list)
-    layers: List[Dict[str, Any]] = field(default_factory=list)
-    paper: List[Dict[str, Any]] = field(default_factory=list)
+    rows: List[Row] = field(default_factory=list)
+    ratios: List[Row] = field(default_factory=list)
+    layers: List[Row] = field(default_factory=list)
+    paper: List[Row] = field(default_factory=list)
     values: Dict[str, float] = field(default_factory=dict)
     messages: List[str] = field(default_factory=list)
     created: str = field(
@@ -111,178 +112,124 @@ class Report:
         return merged
 
     def write(self, folder: Path) -> None:
-        """Writes ``report.json``, ``report.md`` and, with matplotlib, ``speed-accuracy.svg`` into ``folder``."""
-        from asymtrack_edge.benchmarks.speed.plots import CAPTION, draw_speed_accuracy
-
+        """Writes ``report.json`` and ``report.md`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
-        picture = ""
-        try:
-            if draw_speed_accuracy(self.rows, folder / "speed-accuracy.svg"):
-                picture = f"\n![{CAPTION}](speed-accuracy.svg)\n\n{CAPTION}.\n"
-        except MissingDependencyError as error:
-            self.say(str(error))
         write_text(folder / "report.json", json.dumps(self.document(), indent=1) + "\n")
-        write_text(folder / "report.md", self.markdown() + picture)
+        write_text(folder / "report.md", self.markdown())
 
     def markdown(self) -> str:
         """The page."""
         lines = [f"# Speed report\n\nMade {self.created} by `{self.command}`."]
-        warnings = [f"{r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
-        lines += _machine_lines(self.rows)
+        lines += dict.fromkeys(f"- machine: {_machine(row['machine'])}" for row in self.rows)
         lines += [f"- {name}: {value:.4g}" for name, value in self.values.items()]
-        lines += [f"> {text}" for text in (*(f"warning: {w}" for w in warnings), *self.messages)]
-        return "\n\n".join([*lines, *(markdown_table(*table) for table in self._tables())]) + "\n"
-
-    def _tables(self) -> Iterator[Table]:
-        if self.ratios:
-            yield self._ratio_table()
-        for protocol in PROTOCOLS:
+        lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
+        lines += [f"> {message}" for message in self.messages]
+        ratios = [{key: value for key, value in ratio.items() if key != "warning"} for ratio in self.ratios]
+        note = "Cases took turns; a ratio is the median over the rounds, the middle 80 % of them lie from low to high."
+        lines.append(markdown_table("How many times faster", ratios, note))
+        for protocol, what in PROTOCOLS.items():
             rows = [row for row in self.rows if row["protocol"] == protocol]
-            if rows:
-                yield self._protocol_table(protocol, rows)
-        if self.paper:
-            yield _paper_table(self.paper)
-        if self.rows:
-            yield _conditions_table(self.rows)
+            notes = dict.fromkeys(note for row in rows for note in row["notes"])
+            lines.append(markdown_table(f"{protocol}: {what}", self._figures(rows), "; ".join(notes)))
+        note = "Where the machine differs, the ratio compares machines as much as programs."
+        lines.append(markdown_table("Beside the paper", self.paper, note))
+        note = "Clock and temperature before and after."
+        lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
         for model in dict.fromkeys(layer["model"] for layer in self.layers):
-            yield from _layer_tables(model, [layer for layer in self.layers if layer["model"] == model])
+            layers = [layer for layer in self.layers if layer["model"] == model]
+            total = f"{sum(layer['milliseconds'] for layer in layers):.2f} ms in {len(layers)} layers"
+            lines.append(markdown_table(f"Layers of {model}", _kinds(layers), f"{total}, with the profiler on."))
+            slowest = [{k: layer[k] for k in ("name", "operator", "milliseconds")} for layer in layers]
+            slowest.sort(key=lambda layer: -layer["milliseconds"])
+            lines.append(markdown_table(f"Slowest layers of {model}", slowest[:12]))
+        return "\n\n".join(line for line in lines if line) + "\n"
 
-    def _ratio_table(self) -> Table:
-        rows = [
-            [r["name"], r["base"], r["protocol"], r["verdict"] + "*" * bool(r["warning"]), f"{r['speedup']:.2f}",
-             f"{r['low']:.2f} to {r['high']:.2f}", str(r["rounds"])]
-            for r in self.ratios
-        ]  # fmt: skip
-        header = (
-            "case",
-            "than",
-            "protocol",
-            "verdict",
-            "times faster",
-            "middle 80 % of rounds",
-            "rounds",
-        )
-        note = "Cases took turns; a ratio is the median over the rounds. *: see the warning."
-        return "How many times faster", header, rows, note, 4
-
-    def _protocol_table(self, protocol: str, rows: List[Dict[str, Any]]) -> Table:
-        several = len({title(r["machine"]) for r in self.rows}) > 1
-        stages = list(dict.fromkeys(s for r in rows for s in r["stages"]))
-        values = list(dict.fromkeys(v for r in rows for v in r["values"]))
-        shown = ("median", "p90", "p99", "mean")
-        timed, shares = any(r["latency"] for r in rows), any(r["share_of_peak"] is not None for r in rows)
-        header = ["case", "tracker", *(["machine"] if several else []), "precision", "threads", "batch"]
-        header += ["calls", *(f"{k} ms" for k in shown)] if timed else []
-        header += ["fps", *(["of peak"] if shares else []), *(f"{s} ms" for s in stages), *values]
-        cells = []
-        for row in rows:
-            case, latency = row["case"], row["latency"] or {}
-            line = [case["name"], case["tracker"], *([title(row["machine"])] if several else [])]
-            line += [case["precision"] or "-", str(case["threads"] or "default"), str(case["batch"])]
-            line += [str(latency.get("count", "-")), *(_number(latency.get(k)) for k in shown)] if timed else []
-            line += [_number(row["fps"], 1)]
-            share = row["share_of_peak"]
-            line += ["-" if share is None else f"{100 * share:.0f} %"] if shares else []
-            line += [_number(row["stages"].get(s), 3) for s in stages] + [_value(row["values"].get(v)) for v in values]
-            cells.append(line)
-        notes = dict.fromkeys(n for r in rows for n in r["notes"])
-        return f"{protocol}: {PROTOCOLS[protocol]}", header, cells, "; ".join(notes), 3 + several
-
-
-def _number(value: Any, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
-
-
-def _machine_lines(rows: List[Dict[str, Any]]) -> List[str]:
-    """What a reader must know of each machine."""
-    lines = []
-    for row in rows:
-        m = row["machine"]
-        versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-        clocks = {None: "not known whether fixed", True: "fixed", False: "free"}[m["clocks_locked"]]
-        gpu = f", compute capability {m['compute_capability']}, driver {m['driver']}" if m["gpu"] else ""
-        system = f"Jetson Linux {m['l4t']}, {m['os']}" if m["l4t"] else m["os"]
-        power = m["power_mode"] or "power mode not known"
-        lines.append(
-            f"- machine: {title(m)}{gpu}; {system}; {power}; clocks {clocks}; Python {m['python']}, {versions}"
-        )
-    return list(dict.fromkeys(lines))
-
-
-def _conditions_table(rows: List[Dict[str, Any]]) -> Table:
-    """On what each case ran, and how warm and fast the machine was."""
-    cells = []
-    for row in rows:
-        case, states = row["case"], (row["before"], row["after"])
-        clock = "gpu_mhz" if case["device"].startswith("cuda") else "cpu_mhz"
-        line = [
-            case["name"],
-            row["protocol"],
-            case["backend"],
-            case["device"],
-            case["template"],
-            case["model_sha256"][:12],
+    def _figures(self, rows: Sequence[Row]) -> List[Row]:
+        several = len({title(row["machine"]) for row in self.rows}) > 1
+        return [
+            {
+                **{key: row["case"][key] for key in ("name", "tracker")},
+                "machine": title(row["machine"]) if several else None,
+                **{key: row["case"][key] for key in ("precision", "threads", "batch")},
+                **{f"{k} ms".replace("count ms", "calls"): v for k, v in (row["latency"] or {}).items() if k in _SHOWN},
+                "fps": row["fps"],
+                "of peak %": None if row["share_of_peak"] is None else 100 * row["share_of_peak"],
+                **{f"{stage} ms": value for stage, value in row["stages"].items()},
+                **row["values"],
+            }
+            for row in rows
         ]
-        line.append(" to ".join(_number(state[clock], 0) for state in states))
-        line.append(" to ".join(_number(max(state["temperatures"].values(), default=None), 0) for state in states))
-        cells.append([*line, _number(row["before"]["load"], 1)])
-    header = ("case", "protocol", "backend", "on", "template", "model sha256", "MHz", "warmest °C", "load")
-    return "Conditions", header, cells, "Clock and temperature before and after.", 6
 
 
-def _paper_table(lines: List[Dict[str, Any]]) -> Table:
-    rows = []
-    for x in lines:
-        digits = 2 if x["table"] == "4" else 1
-        machine = "the same" if x["same_machine"] else x["machine"]
-        figures = _number(x["measured"], digits), _number(x["published"], digits), _number(x["ratio"])
-        rows.append([x["table"], x["what"], x["name"], x["paper_machine"], machine, *figures])
-    header = ("table", "what", "measured with", "the paper's machine", "this machine", "measured", "published", "ratio")
-    note = "Where the machine differs, the ratio compares machines as much as programs."
-    return "Beside the paper", header, rows, note, 5
+def _machine(m: Dict[str, Any]) -> str:
+    """What a reader must know of a machine, by its ``facts``."""
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    clocks = {None: "not known whether fixed", True: "fixed", False: "free"}[m["clocks_locked"]]
+    gpu = f", compute capability {m['compute_capability']}, driver {m['driver']}" if m["gpu"] else ""
+    system = f"Jetson Linux {m['l4t']}, {m['os']}" if m["l4t"] else m["os"]
+    power = m["power_mode"] or "power mode not known"
+    return f"{title(m)}{gpu}; {system}; {power}; clocks {clocks}; Python {m['python']}, {versions}"
 
 
-def _layer_tables(model: str, layers: List[Dict[str, Any]]) -> Iterator[Table]:
-    total = sum(layer["milliseconds"] for layer in layers) or 1.0
+def _conditions(row: Row) -> Row:
+    """On what a row was measured, and how warm and fast the machine was."""
+    case, states = row["case"], (row["before"], row["after"])
+    clock = "gpu_mhz" if case["device"].startswith("cuda") else "cpu_mhz"
+    return {
+        "name": case["name"],
+        "protocol": row["protocol"],
+        **{key: case[key] for key in ("backend", "device", "template")},
+        "model sha256": case["model_sha256"][:12],
+        "MHz": " to ".join(_cell(state[clock]) for state in states),
+        "warmest °C": " to ".join(_cell(max(state["temperatures"].values(), default=None)) for state in states),
+        "load": row["before"]["load"],
+    }
+
+
+def _kinds(layers: Sequence[Row]) -> List[Row]:
+    """Time of the layers by operator."""
     kinds: Dict[str, List[float]] = {}
     for layer in layers:
         kinds.setdefault(layer["operator"], []).append(layer["milliseconds"])
-    rows = [
-        [kind, str(len(times)), f"{sum(times):.3f}", f"{100 * sum(times) / total:.1f} %"]
+    total = sum(map(sum, kinds.values())) or 1.0
+    return [
+        {"operator": kind, "layers": len(times), "ms": sum(times), "share %": 100 * sum(times) / total}
         for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1]))
     ]
-    note = f"{total:.2f} ms in {len(layers)} layers, with the profiler on."
-    yield f"Layers of {model}", ("operator", "layers", "ms", "share"), rows, note, 1
-    lines = [[layer["name"], layer["operator"], f"{layer['milliseconds']:.3f}"] for layer in layers]
-    lines.sort(key=lambda line: -float(line[2]))
-    yield f"Slowest layers of {model}", ("layer", "operator", "ms"), lines[:12], "", 2
 
 
-def markdown_table(
-    heading: str, header: Sequence[str], rows: Sequence[Sequence[str]], note: str = "", figures: int = 1
-) -> str:
-    """A heading and a table whose columns are aligned as plain text too.
+def _cell(value: Any) -> str:
+    """Figures to three digits, a dash for what is not known."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value).replace("|", "\\|")
+
+
+def markdown_table(heading: str, rows: Sequence[Row], note: str = "") -> str:
+    """A heading and a table whose columns are aligned as plain text too; empty without rows.
 
     Args:
         heading: above it.
-        header: names of the columns.
-        rows: cells.
+        rows: cells by column. Columns without any value are left out.
         note: below it.
-        figures: the first column that is aligned to the right.
     """
-    lines = [[str(cell).replace("|", "\\|") for cell in cells] for cells in (header, *rows)]
-    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * (w - 1) + (":" if i >= figures else "-") for i, w in enumerate(widths)])
-    aligned = [
-        "| "
-        + " | ".join(c.rjust(w) if i >= figures else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths)))
-        + " |"
-        for line in lines
+    columns = [c for c in dict.fromkeys(key for row in rows for key in row) if any(_known(row.get(c)) for row in rows)]
+    if not columns:
+        return ""
+    figures = [any(isinstance(row.get(c), (int, float)) for row in rows) for c in columns]
+    lines = [
+        [c.replace("_", " ") if c.islower() else c for c in columns],
+        *([_cell(row.get(c)) for c in columns] for row in rows),
     ]
-    return "\n".join([f"## {heading}", "", *aligned, *(["", note] if note else [])])
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    lines.insert(1, ["-" * (width - 1) + "-:"[right] for width, right in zip(widths, figures)])
+    padded = ([c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, figures)] for line in lines)
+    return "\n".join(
+        [f"## {heading}", "", *(f"| {' | '.join(line)} |" for line in padded), *(["", note] if note else [])]
+    )
+
+
+def _known(value: Any) -> bool:
+    return value is not None and value != ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import astuple
+from dataclasses import asdict
 from typing import Any, Dict, List
 
 import numpy as np
@@ -23,9 +23,8 @@ began = time.perf_counter()
 from asymtrack_edge.runtime import Tracker
 imported = time.perf_counter()
 gpu, frames, setting = json.loads(sys.argv[1])
-model, backend, precision, device, threads = setting
 cpu = time.process_time()
-tracker = Tracker.load(model, backend, device, threads, precision)
+tracker = Tracker.load(**setting)
 loaded, cpu = time.perf_counter(), time.process_time() - cpu
 import numpy as np
 frame = np.random.RandomState(0).randint(0, 256, (720, 1280, 3)).astype(np.uint8)
@@ -57,7 +56,7 @@ def measure(setting: Setting, runs: int, gpu: int = 0, frames: int = 20) -> Dict
     """
     answers: List[Dict[str, Any]] = []
     for _ in range(runs):
-        command = [sys.executable, "-c", _CHILD, json.dumps([gpu, frames, astuple(setting)])]
+        command = [sys.executable, "-c", _CHILD, json.dumps([gpu, frames, asdict(setting)])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]

@@ -120,10 +120,9 @@ def test_startup_in_a_fresh_process(exported: Path, capsys: pytest.CaptureFixtur
 def test_energy_by_rail(exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from asymtrack_edge.benchmarks.speed import energy
 
-    meter = energy.PowerMeter({"test": lambda: {"VDD_IN": 2000.0}}, 0.02)
-    monkeypatch.setattr(energy, "find_meter", lambda gpu: meter)
-    monkeypatch.setattr(energy.measure, "__defaults__", (0.2, *energy.measure.__defaults__[1:]))  # type: ignore[index]
-    paced, flat = run(capsys, "energy", str(exported), "--seconds", "0.3", "--threads", "1")["rows"]
+    monkeypatch.setattr(energy, "find_sensors", lambda gpu: {"test": lambda: {"VDD_IN": 2000.0}})
+    monkeypatch.setattr(energy, "IDLE_SECONDS", 0.4)
+    paced, flat = run(capsys, "energy", str(exported), "--seconds", "0.5", "--threads", "1")["rows"]
     assert paced["case"]["name"].endswith(", 30 fps") and flat["case"]["name"].endswith(", flat out")
     assert paced["values"]["VDD_IN (W)"] == pytest.approx(2)
     assert flat["values"]["VDD_IN (J/frame)"] == pytest.approx(2 / flat["fps"])

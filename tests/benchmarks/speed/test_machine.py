@@ -156,9 +156,9 @@ def test_processor_and_graphics_card_are_metered_together(monkeypatch: pytest.Mo
     counters = SimpleNamespace(files=["x"], read=lambda: next(readings, {}))
     monkeypatch.setattr(energy, "Rapl", lambda: counters)
     monkeypatch.setattr(energy, "gpu_milliwatts", lambda gpu: {"GPU board (NVML)": 70500.0})
-    meter = energy.find_meter(1)
-    assert meter.name.endswith("RAPL, NVML")
-    seen = energy.measure(lambda: None, meter, 0.4, 20.0, 0.25)
+    sensors = energy.find_sensors(1)
+    assert list(sensors)[-2:] == ["RAPL", "NVML"]
+    seen = energy.measure(lambda: None, energy.sampling(sensors, 0.05), 0.4, 20.0, 0.25)
     assert seen["GPU board (NVML) (W)"] == pytest.approx(70.5)
 
 
@@ -189,11 +189,12 @@ class FakeMeter:
         self.wait(0.02)
         self.busy = False
 
-    def start(self) -> None:
+    def __enter__(self) -> List[energy.Sample]:
         self.samples.clear()
-
-    def stop(self) -> List[energy.Sample]:
         return self.samples
+
+    def __exit__(self, *_: Any) -> None:
+        pass
 
 
 def test_energy_flat_out_and_paced() -> None:

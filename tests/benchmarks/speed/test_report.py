@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def test_the_page_has_every_figure_with_its_conditions(report: Report) -> None:
     page = report.markdown()
     for words in (
         "Test CPU, 4 cores, Test GPU, compute capability 8.7", "numpy 2.0", "P8: joules", "VDD_IN (J/frame)", "> hm",
-        "peak: 50", "too wide", "faster*", "40 to 55", "3000 to 3000", "a note", "peer\\|x", "Layers of m", "stem",
+        "peak: 50", "too wide", "faster", "40 to 55", "3000 to 3000", "a note", "peer\\|x", "Layers of m", "stem",
     ):  # fmt: skip
         assert words in page, words
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
@@ -49,18 +48,8 @@ def test_the_page_has_every_figure_with_its_conditions(report: Report) -> None:
         assert len({len(line) for line in lines}) == 1, table
 
 
-def test_a_folder_with_the_plot(report: Report, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+def test_a_folder(report: Report, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "report"
     report.write(folder)
-    assert {path.name for path in folder.iterdir()} == {"report.json", "report.md", "speed-accuracy.svg"}
     assert Report.load(folder / "report.json").rows == report.document()["rows"]
-    assert "](speed-accuracy.svg)" in (folder / "report.md").read_text()
-    assert b"<svg" in (folder / "speed-accuracy.svg").read_bytes()
-
-
-def test_a_folder_without_matplotlib(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    report.write(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "report.md"}
-    assert "asymtrack-edge[bench]" in (tmp_path / "report.md").read_text()
+    assert (folder / "report.md").read_text() == report.markdown()

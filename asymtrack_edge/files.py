@@ -98,11 +98,12 @@ class OutputFile:
                 os.ftruncate(self._descriptor, 0)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
-        except OSError:
+        except OSError as error:
             if self._regular:
                 with suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
                     os.lseek(self._descriptor, self._size, os.SEEK_SET)
+            error.filename = printable(self.path)
             raise
         self._size += len(data)
 

@@ -227,10 +227,10 @@ class Run:
                 self.end()
             return
         line = f"{sink.name}: {error.strerror or error}; it holds what was written until frame {self.count - 1}"
-        self.failures.append(line)
-        self._report(line)
         if alone:
             raise SourceError(line)
+        self.failures.append(line)
+        self._report(line)
 
     def close(self) -> None:
         """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.benchmarks.speed.race import UNTRAINED, Case, Step
-from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError, without_secrets
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.runtime.backends.loading import open_backend
@@ -221,7 +221,9 @@ def make_clip(source: Optional[str], box: Optional[str], folder: Path) -> Clip:
     if given is not None and source is not None:
         frames, target = given
         height, width = frames[0].shape[:2]
-        return Clip(f"{Path(source).name}, {width}x{height}", frames, target, partial(open_source, source))
+        return Clip(
+            f"{Path(without_secrets(source)).name}, {width}x{height}", frames, target, partial(open_source, source)
+        )
     pairs = list(synthetic_clip(36, HD))
     path = folder / "clip.mp4"
     writer = cv2.VideoWriter(str(path), sum(ord(c) << 8 * i for i, c in enumerate("mp4v")), 30.0, HD)

@@ -82,6 +82,7 @@ class VideoWriter(Sink):
             raise UsageError(f"the output video is .mp4, .avi or .mkv, not {self.name}")
         if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
             raise UsageError(f"{self.name} is a pipe: a video has to go back to write its index")
+        opencv_path(path.parent)  # the name itself may be anything
         self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
         self._checked = -1.0
         self._file = OutputFile(path)

@@ -70,7 +70,10 @@ class Video(Source):
         latest = -1.0
         while True:
             began = monotonic()
-            good, frame = self._capture.read()
+            try:
+                good, frame = self._capture.read()
+            except cv2.error:  # a frame larger than OpenCV accepts
+                good = False
             if not good:
                 gone = self._path is None and monotonic() - began > _PATIENCE
                 if gone or self.length is None or given + failed >= self.length or failed >= _LONGEST_GAP:

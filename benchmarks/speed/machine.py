@@ -106,19 +106,21 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     psutil, cpuinfo, nvml = package("psutil"), package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
     pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', read(Path("/etc/os-release")), re.MULTILINE)
+    l4t = l4t_release(read(Path("/etc/nv_tegra_release")))
     governor = read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
     found: Dict[str, Any] = {
         "cpu": cpu.get("brand_raw") or platform.machine() or None,
         "cores": processors(),
         "ram_mb": psutil.virtual_memory().total // 2**20 if psutil else None,
-        "board": read(Path("/proc/device-tree/model")) or None,
+        # Docker hides the device tree.
+        "board": read(Path("/proc/device-tree/model")) or ("Jetson" if l4t else None),
         "virtual_machine": "hypervisor" in cpu["flags"] if "flags" in cpu else None,
         "gpu": None,
         "compute_capability": None,
         "driver": str(nvml[0].nvmlSystemGetDriverVersion()) if nvml else None,
         "os": pretty.group(1) if pretty else platform.system(),
         "kernel": platform.release(),
-        "l4t": l4t_release(read(Path("/etc/nv_tegra_release"))),
+        "l4t": l4t,
         "power_mode": nvpmodel(output_of(["nvpmodel", "-q"])) or (f"governor {governor}" if governor else None),
         "clocks_locked": clocks_locked(),
         "asymtrack_edge": asymtrack_edge.__version__,

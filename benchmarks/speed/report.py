@@ -202,6 +202,8 @@ def _cell(value: Any) -> str:
     """Figures to three digits, a dash for what is not known."""
     if value is None or value == "":
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return str(value).replace("|", "\\|")
@@ -218,7 +220,7 @@ def markdown_table(heading: str, rows: Sequence[Row], note: str = "") -> str:
     columns = [c for c in dict.fromkeys(key for row in rows for key in row) if any(_known(row.get(c)) for row in rows)]
     if not columns:
         return ""
-    figures = [any(isinstance(row.get(c), (int, float)) for row in rows) for c in columns]
+    figures = [any(type(row.get(c)) in (int, float) for row in rows) for c in columns]
     lines = [
         [c.replace("_", " ") if c.islower() else c for c in columns],
         *([_cell(row.get(c)) for c in columns] for row in rows),

@@ -117,8 +117,6 @@ def main(argv: Optional[Items[str]] = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in _NAMES:
         words.insert(0, "run")
-    for stream in (sys.stdout, sys.stderr):  # names of sequences may be no UTF-8
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     args = make_parser().parse_args(words)
     return cli.run(args.body, args)
 

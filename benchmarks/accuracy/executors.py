@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -224,11 +225,14 @@ class RayExecutor(Executor):
         self._ray = ray
         cluster = {"num_cpus": jobs} if address == "local" and jobs else {}
         try:
+            if ":" in address:  # Ray itself tries for minutes where nobody answers
+                host, _, port = address.rpartition("/")[2].rpartition(":")
+                socket.create_connection((host, int(port)), 10).close()
             # Workers find what this process finds, trackers in the working directory among it.
             environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
             quiet = {"log_to_driver": False, "logging_level": "error"}
             ray.init(address, runtime_env=environment, ignore_reinit_error=True, **quiet, **cluster)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
 
     def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:

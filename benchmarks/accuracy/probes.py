@@ -12,7 +12,7 @@ import numpy as np
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import is_box, overlaps, success_curve
 from asymtrack_edge.datasets import Sequence, open_dataset
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import DatasetError, UsageError
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -57,7 +57,11 @@ def starts(args: argparse.Namespace) -> int:
     tracker = _load(args)
     means, tracks = {}, 0
     for sequence in sequences:
-        aucs = track_aucs(tracker, sequence)
+        try:
+            aucs = track_aucs(tracker, sequence)
+        except DatasetError as error:
+            left_out[sequence.name] = str(error)
+            continue
         if aucs:
             tracks += len(aucs)
             means[sequence.name] = round(float(np.mean(aucs)), 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -55,12 +56,17 @@ def test_every_track_of_one_who_knows_is_perfect(clips):
     assert track_aucs(Knowing(sequence.truth, 160), sequence) == pytest.approx([20 / 21] * 6)
 
 
-def test_starts(clips, tmp_path):
+def test_starts(clips, tmp_path, capsys):
     report = tmp_path / "starts.json"
-    assert main(["starts", str(clips), "--threads", "1", "--json", str(report)]) == 0
+    (clips / "s0" / "00000003.png").write_bytes(b"no image")
+    (clips / "s1" / "groundtruth.txt").write_text("1,2,3\n")
+    for i in (4, 5):
+        shutil.rmtree(clips / f"s{i}")
+    assert main(["starts", str(clips), "--threads", "1", "--json", str(report)]) == 1
     answer = json.loads(report.read_text())
-    assert answer["tracks"] == 36 and 0 <= answer["success AUC"] <= 1
-    assert set(answer["sequences"]) == {f"s{i}" for i in range(6)}
+    assert answer["tracks"] == 12 and 0 <= answer["success AUC"] <= 1
+    assert set(answer["sequences"]) == {"s2", "s3"}
+    assert capsys.readouterr().err.count("error: left out: ") == 2
 
 
 def test_presence_the_score_falls_without_the_target(clips, capsys):

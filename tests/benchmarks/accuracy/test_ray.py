@@ -18,6 +18,13 @@ def test_without_ray_one_line_names_the_extra(folder_set, tmp_path, capsys, monk
     ]
 
 
+def test_a_cluster_that_is_not_there_is_one_line(folder_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", object())
+    tracker = ["--tracker", "python:fake_trackers:Still", "--output", str(tmp_path / "out")]
+    assert main(["folder", str(folder_set), *tracker, "--ray", "ray://127.0.0.1:1"]) == 2
+    assert capsys.readouterr().err.startswith("error: cannot join a Ray cluster at ray://127.0.0.1:1: ")
+
+
 @pytest.mark.slow
 def test_results_are_those_of_local_processes_even_where_a_worker_dies(folder_set, tmp_path, capsys, monkeypatch):
     ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")

@@ -159,6 +159,13 @@ def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: pytest.Captur
     assert [int(row["frame"]) for row in rows(tmp_path / "b.csv")] == [0, 1, 2, 3, 5, 7, 8, 9]
 
 
+def test_a_first_frame_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    cv2.imwrite(str(tmp_path / "1.png"), next(coloured_patches(1))[0])
+    assert fake_command.main([str(tmp_path), "--box", "5,5,9,9", "--boxes", str(tmp_path / "b.csv")]) == 2
+    assert "the first frame of" in capsys.readouterr().err and not (tmp_path / "b.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
-import multiprocessing
-import os
 import shutil
 from pathlib import Path
 from typing import Any, List
@@ -16,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asymtrack_edge.errors import AsymTrackError, BoxError, ExportError, FrameError, ManifestError
+from asymtrack_edge.errors import BoxError, FrameError, ManifestError
 from asymtrack_edge.geometry import check_box, clip_box, crop_window
-from asymtrack_edge.manifest import FORMAT, load_manifest
-from asymtrack_edge.runtime import MultiTracker, Tracker, open_reader, open_source
-from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square, write_video
+from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.runtime import MultiTracker, Tracker
+from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
 anything = scalars | st.lists(st.integers(), max_size=3)
@@ -82,36 +79,6 @@ def test_frames_of_any_size_layout_and_lifetime(model: Path) -> None:
         assert track.box.x < width and track.box.y < height
 
 
-def test_video_truncated_anywhere_ends_early_but_well(tmp_path: Path) -> None:
-    write_video(tmp_path / "whole.avi", 20)
-    data = (tmp_path / "whole.avi").read_bytes()
-    for share in (0, 1, 10, 30, 50, 70, 90, 99):
-        path = tmp_path / f"{share}.avi"
-        path.write_bytes(data[: len(data) * share // 100])
-        try:
-            with open_reader(open_source(str(path))) as reader:
-                frames = [frame.image for frame in reader]
-        except AsymTrackError as error:
-            assert share < 30, f"{share} %: {error}"
-            continue
-        assert len(frames) <= 20
-        assert all(frame is None or frame.shape == (240, 320, 3) for frame in frames)
-
-
-def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:
-    import threading
-
-    write_video(tmp_path / "v.avi", 6)
-    before = (0, 0)
-    for i in range(40):
-        with open_reader(open_source(str(tmp_path / "v.avi"))) as reader:
-            next(reader)
-        if i == 5:
-            before = len(os.listdir("/proc/self/fd")), threading.active_count()
-    # Fewer if something of an earlier test was given back meanwhile.
-    assert len(os.listdir("/proc/self/fd")) <= before[0] and threading.active_count() <= before[1]
-
-
 def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     shutil.copytree(batch_model, folder)
@@ -168,73 +135,6 @@ def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Pat
         load_manifest(tmp_path)
     except ManifestError as error:
         assert "\n" not in str(error)
-
-
-def _export_in_turn(folder: str, mark: int, times: int) -> None:
-    from asymtrack_edge.export.directory import replaced_directory
-
-    for _ in range(times):
-        with replaced_directory(Path(folder)) as new:
-            (new / "manifest.json").write_text(json.dumps({"format": FORMAT, "mark": mark}))
-            (new / "search.onnx").write_text(f"{mark}")
-
-
-def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
-    """A reader at any time finds a whole export of the one or the other, or for a moment none."""
-    folder = tmp_path / "export"
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_export_in_turn, args=(str(folder), mark, 60)) for mark in (1, 2)]
-    for worker in workers:
-        worker.start()
-    while any(worker.is_alive() for worker in workers):
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            read = []
-            for name in ("manifest.json", "search.onnx"):
-                with open(os.open(name, os.O_RDONLY, dir_fd=handle)) as file:
-                    read.append(file.read())
-            assert json.loads(read[0])["mark"] == int(read[1])
-        except FileNotFoundError:
-            pass  # it was replaced and removed while we held it
-        finally:
-            os.close(handle)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
-
-
-def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
-    from asymtrack_edge.export.directory import replaced_directory
-
-    folder = tmp_path / "export"
-    _export_in_turn(str(folder), 1, 1)
-    with pytest.raises(ExportError, match="No space left"), replaced_directory(folder) as new:
-        (new / "manifest.json").write_text("2")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert (folder / "search.onnx").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["export"]
-
-
-@pytest.mark.parametrize("manifest", ['{"manifest_version": 3}', "[]", "no json"])
-def test_a_folder_of_others_is_not_replaced(tmp_path: Path, manifest: str) -> None:
-    """Web pages and browser extensions have a manifest.json too."""
-    from asymtrack_edge.export.directory import replaced_directory
-
-    (tmp_path / "manifest.json").write_text(manifest)
-    (tmp_path / "src.js").write_text("mine")
-    with pytest.raises(ExportError, match="is no export directory"), replaced_directory(tmp_path):
-        raise AssertionError("nothing may be written")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "src.js"]
-
-
-def test_a_file_elsewhere_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    from asymtrack_edge.export.directory import replaced_directory
-
-    elsewhere = tmp_path / "none" / "timing.cache"
-    with pytest.raises(ExportError, match=r"none/timing\.cache: No such file"), replaced_directory(tmp_path / "export"):
-        elsewhere.write_bytes(b"")
 
 
 def test_targets_survive_frames_of_changing_format() -> None:

@@ -10,7 +10,7 @@ import subprocess
 import threading
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Callable, Iterator, List, Sequence, Tuple
+from typing import Iterator, List
 
 import cv2
 import numpy as np
@@ -18,9 +18,9 @@ import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
-from asymtrack_edge.runtime.sources import Source, open_source, pipelines
+from asymtrack_edge.runtime.sources import open_source, pipelines
 from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
-from tests.runtime.simulated import coloured_patches, moving_square, write_video
+from tests.runtime.simulated import moving_square
 
 HERE = Path(__file__).parent
 needs_gstreamer = pytest.mark.skipif(
@@ -184,127 +184,6 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises((UsageError, SourceError)):
             open_source(bad)
     assert len(seen) == 1
-
-
-def damage(path: Path, *frames: int) -> None:
-    """Overwrites the beginning of JPEG pictures in a file."""
-    data, at = bytearray(path.read_bytes()), -1
-    for number in range(max(frames) + 1):
-        at = data.index(b"\xff\xd8\xff", at + 1)
-        if number in frames:
-            data[at : at + 900] = bytes(900)
-    path.write_bytes(data)
-
-
-def read(path: Path) -> Tuple[str, Source]:
-    """Which frames of a file are readable, as ``"1101"``, and the source after its end."""
-    with open_source(str(path)) as source:
-        return "".join(str(int(image is not None)) for image in source), source
-
-
-def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path) -> None:
-    write_video(tmp_path / "v.avi", 30)
-    damage(tmp_path / "v.avi", 11, 20, 21)
-    readable, source = read(tmp_path / "v.avi")
-    assert readable == "1" * 11 + "0" + "1" * 8 + "00" + "1" * 8
-    assert (source.missing, source.damaged) == (0, False)
-
-
-def test_a_video_damaged_to_its_end_says_what_is_missing(tmp_path: Path) -> None:
-    write_video(tmp_path / "v.avi", 30)
-    damage(tmp_path / "v.avi", *range(11, 30))
-    readable, source = read(tmp_path / "v.avi")
-    assert (readable, source.missing, source.damaged) == ("1" * 11, 19, True)
-
-
-@pytest.mark.parametrize("kind", ["avi", "mp4"])
-def test_a_video_that_is_cut_off_says_so(tmp_path: Path, kind: str) -> None:
-    write_video(tmp_path / "v.avi", 30)
-    if kind == "mp4":
-        moov_first(tmp_path / "v.mp4")
-    data = (tmp_path / f"v.{kind}").read_bytes()
-    (tmp_path / f"cut.{kind}").write_bytes(data[: len(data) * 6 // 10])
-    assert read(tmp_path / f"v.{kind}")[0] == "1" * 30
-    readable, source = read(tmp_path / f"cut.{kind}")
-    assert 5 < len(readable) < 30 and source.missing == 30 - len(readable) and source.damaged
-
-
-def boxes_of(data: bytes, start: int, end: int) -> Iterator[Tuple[int, int, bytes]]:
-    """Begin, end and name of the boxes of an mp4."""
-    while start < end:
-        size = int.from_bytes(data[start : start + 4], "big")
-        yield start, start + size, data[start + 4 : start + 8]
-        start += size
-
-
-def edited(data: bytes, path: Sequence[bytes], new: Callable[[bytes], bytes]) -> bytes:
-    """An mp4 in which the content of the box at ``path`` is replaced, and the sizes around it are right."""
-    out = b""
-    for begin, end, name in boxes_of(data, 0, len(data)):
-        content = data[begin + 8 : end]
-        if name == path[0]:
-            content = edited(content, path[1:], new) if path[1:] else new(content)
-        out += (len(content) + 8).to_bytes(4, "big") + name + content
-    return out
-
-
-def write_mp4(path: Path, frames: int = 30) -> None:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 30, (320, 240))
-    for frame, _ in coloured_patches(frames):
-        writer.write(frame)
-    writer.release()
-
-
-def moov_first(path: Path) -> None:
-    """Writes an mp4 that can be read although its end is missing."""
-    write_mp4(path)
-    data = path.read_bytes()
-    parts = {name: data[begin:end] for begin, end, name in boxes_of(data, 0, len(data))}
-    shift = len(parts[b"moov"])
-
-    def moved(table: bytes) -> bytes:
-        offsets = np.frombuffer(table[8:], ">u4") + shift
-        return table[:8] + offsets.astype(">u4").tobytes()
-
-    moov = edited(parts[b"moov"], [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stco"], moved)
-    path.write_bytes(parts.pop(b"ftyp") + moov + b"".join(v for k, v in parts.items() if k != b"moov"))
-
-
-@pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 3), (180, 2), (270, 1)])
-def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, turns: int) -> None:
-    """The matrix in the track's header turns the picture clockwise; OpenCV 4.6 and 4.11 get it wrong."""
-    write_mp4(tmp_path / "v.mp4", 3)
-    cos, sin = round(np.cos(np.deg2rad(degrees))), round(np.sin(np.deg2rad(degrees)))
-    matrix = b"".join((v << 16).to_bytes(4, "big", signed=True) for v in (cos, sin, 0, -sin, cos, 0, 0, 0))
-
-    def turned(header: bytes) -> bytes:
-        return header[:40] + matrix + header[72:]
-
-    data = edited((tmp_path / "v.mp4").read_bytes(), [b"moov", b"trak", b"tkhd"], turned)
-    (tmp_path / "turned.mp4").write_bytes(data)
-    plain, upright = (next(iter(open_source(str(tmp_path / name)))) for name in ("v.mp4", "turned.mp4"))
-    assert plain is not None and np.array_equal(upright, np.rot90(plain, turns))
-
-
-def test_media_time_of_a_variable_frame_rate(tmp_path: Path) -> None:
-    """Four frames of a thirtieth of a second, then frames of a tenth."""
-    write_mp4(tmp_path / "v.mp4", 10)
-
-    def varied(table: bytes) -> bytes:
-        (delta,) = np.frombuffer(table[12:16], ">u4")
-        return table[:4] + np.array([2, 4, delta, 6, 3 * delta], ">u4").tobytes()
-
-    data = edited((tmp_path / "v.mp4").read_bytes(), [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"], varied)
-    (tmp_path / "v.mp4").write_bytes(data.replace(b"edts", b"free"))  # the edit list would hide the end
-    with open_reader(open_source(str(tmp_path / "v.mp4"))) as reader:
-        times = [frame.pts for frame in reader]
-    assert times == pytest.approx([i / 30 for i in range(4)] + [(4 + 3 * i) / 30 for i in range(6)], abs=0.001)
-
-
-def test_folders_and_cameras_have_no_media_time(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    with open_reader(open_source(str(tmp_path))) as reader:
-        assert next(reader).pts is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Export directories are replaced as a whole, whoever reads or writes them meanwhile."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from asymtrack_edge.errors import ExportError
+from asymtrack_edge.export.directory import replaced_directory
+from asymtrack_edge.manifest import FORMAT
+
+
+def _export_in_turn(folder: str, mark: int, times: int) -> None:
+    for _ in range(times):
+        with replaced_directory(Path(folder)) as new:
+            (new / "manifest.json").write_text(json.dumps({"format": FORMAT, "mark": mark}))
+            (new / "search.onnx").write_text(f"{mark}")
+
+
+def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
+    """A reader at any time finds a whole export of the one or the other, or for a moment none."""
+    folder = tmp_path / "export"
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_export_in_turn, args=(str(folder), mark, 60)) for mark in (1, 2)]
+    for worker in workers:
+        worker.start()
+    while any(worker.is_alive() for worker in workers):
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            read = []
+            for name in ("manifest.json", "search.onnx"):
+                with open(os.open(name, os.O_RDONLY, dir_fd=handle)) as file:
+                    read.append(file.read())
+            assert json.loads(read[0])["mark"] == int(read[1])
+        except FileNotFoundError:
+            pass  # it was replaced and removed while we held it
+        finally:
+            os.close(handle)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
+
+
+def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    _export_in_turn(str(folder), 1, 1)
+    with pytest.raises(ExportError, match="No space left"), replaced_directory(folder) as new:
+        (new / "manifest.json").write_text("2")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (folder / "search.onnx").read_text() == "1"
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+
+
+@pytest.mark.parametrize("manifest", ['{"manifest_version": 3}', "[]", "no json"])
+def test_a_folder_of_others_is_not_replaced(tmp_path: Path, manifest: str) -> None:
+    """Web pages and browser extensions have a manifest.json too."""
+    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "src.js").write_text("mine")
+    with pytest.raises(ExportError, match="is no export directory"), replaced_directory(tmp_path):
+        raise AssertionError("nothing may be written")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "src.js"]
+
+
+def test_a_file_elsewhere_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "none" / "timing.cache"
+    with pytest.raises(ExportError, match=r"none/timing\.cache: No such file"), replaced_directory(tmp_path / "export"):
+        elsewhere.write_bytes(b"")

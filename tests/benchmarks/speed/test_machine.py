@@ -31,28 +31,12 @@ def forget() -> Iterator[None]:
     machine._nvml.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("text", "release"),
-    [
-        ("# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64\n", "35.4.1"),
-        ("# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64\n", "36.4.0"),
-        ("Ubuntu", None),
-    ],
-)
-def test_release_of_jetson_linux(text: str, release: Any) -> None:
-    assert machine.l4t_release(text) == release
-
-
-@pytest.mark.parametrize(
-    ("text", "mode"),
-    [
-        ("NV Fan Mode:quiet\nNV Power Mode: MAXN\n0\n", "nvpmodel MAXN (0)"),
-        ("NV Power Mode: MODE_30W\n2\n", "nvpmodel MODE_30W (2)"),
-        ("error: not found", None),
-    ],
-)
-def test_power_mode(text: str, mode: Any) -> None:
-    assert machine.nvpmodel(text) == mode
+def test_what_jetsons_tools_print() -> None:
+    release = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64\n"
+    assert machine.l4t_release(release) == "35.4.1" and machine.l4t_release("Ubuntu") is None
+    assert machine.nvpmodel("NV Fan Mode:quiet\nNV Power Mode: MAXN\n0\n") == "nvpmodel MAXN (0)"
+    assert machine.nvpmodel("NV Power Mode: MODE_30W\n2\n") == "nvpmodel MODE_30W (2)"
+    assert machine.nvpmodel("error: not found") is None
 
 
 def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path: Path) -> None:

@@ -11,10 +11,16 @@ from typing import Sequence as Items
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy import plots, probes
-from asymtrack_edge.benchmarks.accuracy.definitions import PROTOCOLS, Protocol
 from asymtrack_edge.benchmarks.accuracy.executors import Executor, LocalExecutor, RayExecutor
 from asymtrack_edge.benchmarks.accuracy.features import features
-from asymtrack_edge.benchmarks.accuracy.metrics import by_attribute, counted, score_sequence, summarise
+from asymtrack_edge.benchmarks.accuracy.metrics import (
+    PROTOCOLS,
+    Protocol,
+    by_attribute,
+    counted,
+    score_sequence,
+    summarise,
+)
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
 from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec

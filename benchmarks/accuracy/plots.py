@@ -47,16 +47,7 @@ def _save(drawn: Any, folder: Path, name: str) -> List[Path]:
 
 
 def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List[Path]:
-    """Draws one plot per curve with a line per tracker, best first in the legend.
-
-    Args:
-        title: the data set.
-        summaries: tracker -> its scores on the same data set.
-        folder: where ``success.png``, ``success.svg`` and so on go; made if need be.
-
-    Returns:
-        The files written.
-    """
+    """Draws ``success.png``, ``success.svg`` and so on with a line per tracker, best first; returns the files."""
     written: List[Path] = []
     for curve, label in _CURVES.items():
         lines = [
@@ -94,16 +85,7 @@ def gaps(scores: ByAttribute) -> Tuple[List[str], Dict[str, List[float]]]:
 
 
 def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]:
-    """Draws the score by attribute as a radar, and the gaps to the first tracker as bars (the paper's Fig. 6).
-
-    Args:
-        title: the data set.
-        scores: tracker -> attribute -> its scores; those of the first are what the others are held against.
-        folder: where ``attributes.png`` and ``.svg`` go.
-
-    Returns:
-        The files written.
-    """
+    """Draws ``attributes.png`` and ``.svg``: a radar of scores, bars of the gaps to the first (the paper's Fig. 6)."""
     tags, found = gaps(scores)
     drawn = figure(12, 5.5)
     radar, bars = drawn.add_subplot(1, 2, 1, projection="polar"), drawn.add_subplot(1, 2, 2)

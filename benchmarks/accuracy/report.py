@@ -58,13 +58,7 @@ def main_metric(summary: Summary) -> float:
 
 
 def table(rows: Items[Tuple[str, Summary]], first: str, counted: bool = True) -> str:
-    """Aligned text table of metrics in percent.
-
-    Args:
-        rows: (name, scores) each.
-        first: heading of the names.
-        counted: a further column tells how many sequences a row is over.
-    """
+    """Aligned text table of metrics in percent; ``counted`` adds how many sequences a row is over."""
     names = [m for m in HEADINGS if any(m in scores.metrics for _, scores in rows)]
     width = max([len(first), *(len(name) for name, _ in rows)])
     lines = [f"{first:<{width}}" + ("      n" if counted else "") + "".join(f"{HEADINGS[m]:>9}" for m in names)]

@@ -56,13 +56,7 @@ class ResultStore:
         return self.root / (name if self.layout == "got10k" else "times") / f"{name}_time.txt"
 
     def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
-        """Writes one result; the box file appears last and whole, so that its presence means complete.
-
-        Args:
-            name: of the sequence.
-            boxes: float ``(N, 4)``, x, y, w, h.
-            times: float ``(N,)``, seconds.
-        """
+        """Writes boxes ``(N, 4)`` and seconds ``(N,)``; the box file appears last, so that it means complete."""
         # Precision of the GOT-10k toolkit's own files.
         _write(self.time_file(name), "".join(f"{t:.8f}\n" for t in times))
         _write(self.box_file(name), "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in boxes))
@@ -83,11 +77,7 @@ class ResultStore:
             return False
 
     def claim(self, identity: Dict[str, Any], fresh: bool = False) -> None:
-        """Makes the folder this tracker's, or checks that it already is.
-
-        Args:
-            identity: what made the results, JSON-serialisable.
-            fresh: take the folder over, whoever's it was.
+        """Makes the folder this tracker's; ``fresh`` takes it over, whoever's it was.
 
         Raises:
             UsageError: the results in the folder are another tracker's, or cannot be attributed.

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from asymtrack_edge.benchmarks.accuracy import PROTOCOLS, summarise
 from asymtrack_edge.benchmarks.accuracy.metrics import (
+    PROTOCOLS,
     by_attribute,
     centre_errors,
     overlaps,
     score_sequence,
+    summarise,
 )
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.datasets.sequences import Frames

@@ -74,8 +74,10 @@ class TritonBackend(HostBackend):
     """
 
     name = "triton"
+    _search_images: np.ndarray
 
     def __init__(self, manifest: Manifest, address: str) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC itself writes a line on a lost connection
         try:
             import tritonclient.grpc as grpc
             from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -158,7 +160,10 @@ class TritonBackend(HostBackend):
         answers: queue.Queue[Any] = queue.Queue()
         name = network_name(self.manifest, network)
         for slot in range(count):
-            inputs = self._search_inputs(slot) if network == "search" else [self._template_input()]
+            if network == "search":
+                inputs = self._search_inputs(slot)
+            else:
+                inputs = [self._input(self.manifest.template).set_data_from_numpy(self._template_image)]
 
             def done(result: Any, error: Any, slot: int = slot) -> None:
                 answers.put((slot, result, error))
@@ -172,9 +177,6 @@ class TritonBackend(HostBackend):
         if failures:
             raise failures[0]
         return results
-
-    def _template_input(self) -> Any:
-        return self._input(self.manifest.template).set_data_from_numpy(self._template_image)
 
     def _search_inputs(self, slot: int) -> List[Any]:
         kept = self._inputs.get(slot)

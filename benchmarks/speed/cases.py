@@ -125,6 +125,8 @@ def network_case(name: str, setting: Setting, targets: int = 1, together: bool =
         AsymTrackError: the model or the backend is not there.
     """
     if setting.model.endswith(".onnx"):
+        if setting.backend not in ("auto", "onnxruntime") or setting.precision is not None:
+            raise UsageError(f"{setting.model} is run as it is, by ONNX Runtime on the CPU")
         return onnx_case(name, Path(setting.model), setting.threads)
     backend = open_backend(**asdict(setting))
     case = describe(name, BackendStep(backend, targets, together), backend, setting)

@@ -121,6 +121,8 @@ def test_a_network_step_books_the_inference_only(exported: Path) -> None:
 def test_any_onnx_file_runs_on_inputs_that_are_made_up(exported: Path) -> None:
     case = network_case("x", Setting(str(exported / "template.onnx"), threads=1))
     assert case.step.sample() > 0 and "P3" in case.notes[0]
+    with pytest.raises(UsageError, match="run as it is"):
+        network_case("x", Setting("any.onnx", "openvino"))
     with pytest.raises(UsageError, match="no ONNX file"):
         network_case("x", Setting("absent.onnx"))
     assert 1e-6 < cases.peak_case(1).step.sample() < 10

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import MissingDependencyError, UsageError
@@ -69,7 +70,6 @@ def _add_run(commands: Any) -> None:
     recipe.add_argument("--epochs", type=cli.positive, help="of 60,000 pairs")
     recipe.add_argument("--cooldown", type=_share, help="last part (0..1) in which the rate falls to zero")
     recipe.add_argument("--seed", type=_seed, help="of weights and pairs (default 0)")
-    recipe.add_argument("--overfit", type=cli.positive, metavar="N", help="learn N pairs only, as a check")
     recipe.add_argument("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     recipe.add_argument("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
@@ -118,36 +118,21 @@ def _run(arguments: argparse.Namespace) -> None:
     import torch
 
     from asymtrack_edge.training.log import read_log
-    from asymtrack_edge.training.run import Run
+    from asymtrack_edge.training.run import Run, RunConfig
 
-    stored, folder = _stored_run(arguments)
-    config = _configure(arguments, stored)
-    folder = folder or arguments.output or Path("runs") / f"{config.variant.lower()}-{arguments.preset or 'paper'}"
+    if arguments.resume and arguments.output not in (None, arguments.resume):
+        raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
+    config = _configure(arguments, RunConfig.load(arguments.resume) if arguments.resume else None)
+    name = f"{config.variant.lower()}-{arguments.preset or 'paper'}"
+    folder = arguments.resume or arguments.output or Path("runs", name)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     run = Run(config, folder, resume=arguments.resume is not None)
     retry = arguments.on_divergence == "retry"
     finished = run.train(arguments.device, arguments.time_budget, arguments.compile, retry)
-    if arguments.json:
+    if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
-
-
-def _stored_run(arguments: argparse.Namespace) -> Tuple[Any, Optional[Path]]:
-    """Configuration and folder of the run to go on with, each None where there is none."""
-    from asymtrack_edge.training.run import RunConfig
-
-    folder: Optional[Path] = arguments.resume
-    if folder is None:
-        return None, None
-    if not folder.is_dir():
-        raise UsageError(f"cannot resume: there is no folder {folder}")
-    if arguments.output not in (None, folder):
-        raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
-    config = RunConfig.load(folder)
-    if config is None:
-        raise UsageError(f"cannot resume: {folder} holds no run")
-    return config, folder
 
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
@@ -155,9 +140,8 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     from asymtrack_edge.training.recipes import preset
     from asymtrack_edge.training.run import READERS, RunConfig
 
-    batch = arguments.overfit or arguments.batch
-    asked = {"batch": batch, **{name: getattr(arguments, name) for name in ("lr", "cooldown", "bf16")}}
-    config, recipe = stored, preset(arguments.preset or "paper", batch)
+    asked = {name: getattr(arguments, name) for name in ("batch", "lr", "cooldown", "bf16")}
+    config, recipe = stored, preset(arguments.preset or "paper", arguments.batch)
     if stored is not None and arguments.preset is None:
         recipe = stored.recipe
     elif stored is None:
@@ -166,7 +150,7 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
         asked["epochs"] = arguments.epochs
         if recipe.decay_epoch is not None:
             asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
-    names = ["search_size", "seed", "init", "teacher", "canvas", "limit", "workers", "tracker", "overfit", "variant"]
+    names = ["search_size", "seed", "init", "teacher", "canvas", "limit", "workers", "tracker", "variant"]
     changes = _given({name: getattr(arguments, name) for name in names})
     if "variant" in changes:
         changes["variant"] = changes["variant"].upper()

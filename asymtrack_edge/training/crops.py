@@ -47,10 +47,7 @@ class Random:
 
     def choose(self, weight: Tensor, count: int) -> Tensor:
         """int64 ``(count,)`` indices drawn in proportion to ``weight``, with repetition."""
-        # torch.multinomial takes no more than 2^24 weights; a cumulative sum takes any number.
-        edges = weight.double().cumsum(0)
-        at = torch.rand(count, generator=self.generator, device=self.device, dtype=torch.float64) * edges[-1]
-        return torch.searchsorted(edges, at, right=True).clamp(max=len(weight) - 1)
+        return torch.multinomial(weight, count, replacement=True, generator=self.generator)
 
     def some(self, count: int, probability: float) -> Tensor:
         """Indices of those out of ``count`` that are chosen with ``probability`` each."""

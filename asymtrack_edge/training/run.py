@@ -59,7 +59,6 @@ class RunConfig:
         limit: at most this many images or records of each folder.
         workers: threads that read frames from disk; None for one per processor.
         tracker: model (variant or export directory) that labels videos; None for ``variant``.
-        overfit: train on this many pairs only, always the same; 0 for all.
     """
 
     recipe: Recipe
@@ -74,7 +73,6 @@ class RunConfig:
     limit: Optional[int] = None
     workers: Optional[int] = None
     tracker: Optional[str] = None
-    overfit: int = 0
 
     def training_variant(self) -> Variant:
         """The variant with the search size of this run; targets keep their scale.
@@ -92,15 +90,15 @@ class RunConfig:
         save_json(folder / CONFIG, asdict(self))
 
     @staticmethod
-    def load(folder: Path) -> Optional[RunConfig]:
-        """Reads ``run.json``; None where the folder has none.
+    def load(folder: Path) -> RunConfig:
+        """Reads ``run.json``.
 
         Raises:
-            UsageError: it is damaged or of another version.
+            UsageError: there is none, or it is damaged or of another version.
         """
         path = folder / CONFIG
         if not path.is_file():
-            return None
+            raise UsageError(f"cannot resume: {folder} holds no run")
         try:
             values: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             recipe = Recipe.from_dict(values.pop("recipe"))
@@ -233,7 +231,7 @@ class Run:
             readers = [open_dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
             share = (world.rank, world.size)
             pairs = DiskPairs(readers, self.variant, augmentation, world.device, config.seed, share, config.workers)
-            return Data(self._maybe_fixed(pairs.draw), "pairs read from disk", close=pairs.close)
+            return Data(pairs.draw, "pairs read from disk", close=pairs.close)
         progress = show_progress if world.is_main else silent
         folders = [f for i, path in enumerate(config.data) for f in self._with_labels(Path(path), i, world)]
         pool = load_pool(folders, config.canvas, config.limit, progress, (world.rank, world.size)).to(world.device)
@@ -244,14 +242,7 @@ class Run:
             held_out = PairSampler(held, self.variant, HELD_OUT, config.seed).draw
         teacher = config.teacher is not None
         sampler = PairSampler(learnt, self.variant, augmentation, config.seed, world.rank, teacher)
-        return Data(self._maybe_fixed(sampler.draw), what, held_out)
-
-    def _maybe_fixed(self, draw: DrawPairs) -> DrawPairs:
-        """Always the first pairs, where a run is to overfit them."""
-        if not self.config.overfit:
-            return draw
-        fixed = draw(self.config.overfit, 0)
-        return lambda batch, step: fixed
+        return Data(sampler.draw, what, held_out)
 
     def _with_labels(self, folder: Path, number: int, world: World) -> List[Path]:
         """What to load of a folder: itself, the labels of its videos, or both."""

@@ -17,7 +17,7 @@ FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 CLIP := build/clip/carphone_pristine.mp4
 CLIP_BOX := 60,14,57,88
 
-.PHONY: setup demo test lint types unit device commands clean
+.PHONY: setup demo test lint types unit device gpu-check commands clean
 
 setup: $(VENV)/.installed
 
@@ -59,6 +59,10 @@ ifeq ($(PYTHON38),)
 else
 	$(VENV38)/bin/python -m pytest tests/device
 endif
+
+# On a machine with an NVIDIA GPU, with whatever Python is there (PYTHON=...); DRY=1 only says what it would do.
+gpu-check:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.gpu.check $(if $(DRY),--dry)
 
 $(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
 	test -x $(VENV38)/bin/python || $(PYTHON38) -m venv $(VENV38)

@@ -11,7 +11,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import FrameError, ServerError, SourceError, UsageError
-from asymtrack_edge.geometry import Box, check_frame
+from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.outputs.base import Result, Sink
 from asymtrack_edge.runtime.sources.reader import Captured, Reader
 from asymtrack_edge.runtime.target import State, Track
@@ -81,7 +81,7 @@ class Run:
             raise SourceError(f"no frame of {name} can be read")
         if frame.image is None:
             raise FrameError(f"the first frame of {name} cannot be read: the target is marked in it")
-        check_frame(frame.image)
+        self.tracker.backend.check_frame(frame.image)
         self.latest = Result(frame, {}, 0.0)
         return frame.image
 

@@ -20,7 +20,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError
-from asymtrack_edge.runtime.backends.cuda.gpu import find_gpu, load_driver
+from asymtrack_edge.runtime.backends.cuda.driver import find_gpu, load_driver
 from asymtrack_edge.runtime.backends.threads import processors
 
 _PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-headless", "onnxruntime",

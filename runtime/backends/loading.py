@@ -107,7 +107,7 @@ def _candidates(device: str, passed: List[str]) -> List[str]:
     """
     if device == "cpu":
         return ["onnxruntime"]
-    from asymtrack_edge.runtime.backends.cuda.gpu import NoGpuError, find_gpu
+    from asymtrack_edge.runtime.backends.cuda.driver import NoGpuError, find_gpu
 
     try:
         find_gpu(device_index(device))
@@ -135,8 +135,10 @@ def _open(
         from asymtrack_edge.runtime.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(folder, manifest, threads, precision == "bf16")
-    from asymtrack_edge.runtime.backends import onnxruntime as ort
-
     if backend == "onnxruntime":
-        return ort.OnnxRuntimeBackend(folder, manifest, threads)
-    return ort.OnnxRuntimeDeviceBackend(folder, manifest, backend.split("-")[1], device_index(device))
+        from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(folder, manifest, threads)
+    from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
+
+    return OnnxRuntimeGpuBackend(folder, manifest, backend.split("-")[1], device_index(device))

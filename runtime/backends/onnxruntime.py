@@ -1,8 +1,7 @@
-"""ONNX Runtime backend: the CPU everywhere, CUDA and TensorRT providers where they are installed.
+"""ONNX Runtime on the CPU; on a GPU it is in ``onnxruntime_gpu``.
 
-All tensors are bound once. On the CPU the template network writes straight into the arrays that the
-search network reads; on a CUDA provider both live in device memory and only the crop goes in and
-five numbers per target come out.
+All tensors are bound once: the template network writes straight into the arrays that the search network
+reads.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -188,79 +187,3 @@ class _Lanes:
 def _bind(bind: Any, name: str, array: np.ndarray) -> None:
     """Binds a contiguous host array by address: nothing is copied, neither now nor per run."""
     bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
-
-
-_GPU_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-
-
-class OnnxRuntimeDeviceBackend(HostBackend):
-    """ONNX Runtime on a CUDA device (provider ``cuda`` or ``tensorrt``).
-
-    Per frame the crops are copied to the device and five floats per target back. The template
-    state is an output of one session and an input of the other in the same device memory.
-
-    Args:
-        folder: an export directory.
-        manifest: its manifest, already verified.
-        provider: ``"cuda"`` or ``"tensorrt"``.
-        device: CUDA device index.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
-        super().__init__(manifest, f"onnxruntime {provider} {device}")
-        self.name = f"onnxruntime-{provider}"
-        self._device = device
-        providers = [(_GPU_PROVIDERS[provider], {"device_id": device}), *_CPU]
-        self._template = open_session(folder / "template.onnx", None, providers)
-        self._search = open_session(folder / "search.onnx", None, providers)
-        self._state_values: List[Dict[str, Any]] = []
-        self._image_values: Dict[int, Any] = {}
-        self._bindings: Dict[int, Any] = {}
-        self.reserve(1)
-
-    def reserve(self, slots: int) -> None:
-        """See ``Backend.reserve``. Each slot owns its state tensors on the device."""
-        if slots <= self.capacity:
-            return
-        self._bindings.clear()
-        self._image_values.clear()
-        while len(self._state_values) < slots:
-            self._state_values.append({s.name: self._zeros((1, *s.shape), s.dtype) for s in self.manifest.state})
-        super().reserve(slots)
-
-    def move(self, source: int, target: int) -> None:
-        """See ``Backend.move``: the slots change places, nothing is copied."""
-        values = self._state_values
-        values[source], values[target] = values[target], values[source]
-        self._bindings.clear()
-
-    def _zeros(self, shape: Tuple[int, ...], dtype: str) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype), "cuda", self._device)
-
-    def _run_template(self, slot: int) -> None:
-        binding = self._template.io_binding()
-        binding.bind_cpu_input(self.manifest.template.name, self._template_image)
-        for name, value in self._state_values[slot].items():
-            binding.bind_ortvalue_output(name, value)
-        self._template.run_with_iobinding(binding)
-
-    def _run_searches(self, count: int) -> None:
-        # One target per run: slots are separate tensors here. Batching on a GPU is the TensorRT engine's job.
-        for slot in range(count):
-            image = self._image_values.get(slot)
-            binding = self._bindings.get(slot)
-            if image is None or binding is None:
-                image, binding = self._bind_slot(slot)
-            image.update_inplace(self._search_images[slot : slot + 1])
-            self._search.run_with_iobinding(binding)
-
-    def _bind_slot(self, slot: int) -> Tuple[Any, Any]:
-        """Device memory for the slot's crop, and everything bound to it."""
-        image = self._zeros((1, *self.manifest.search.shape), self.manifest.search.dtype)
-        binding = self._search.io_binding()
-        binding.bind_ortvalue_input(self.manifest.search.name, image)
-        for name, value in self._state_values[slot].items():
-            binding.bind_ortvalue_input(name, value)
-        _bind(binding.bind_output, self.manifest.output.name, self._predictions[slot : slot + 1])
-        self._image_values[slot], self._bindings[slot] = image, binding
-        return image, binding

@@ -9,8 +9,8 @@ from typing import Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
-from asymtrack_edge.runtime.backends.tensorrt.builder import EngineOptions
+from asymtrack_edge.runtime.backends.base import device_index
+from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions, build_in_place
 
 EXAMPLES = """
 asymtrack-build asymtrack-t-fp16-xavier
@@ -26,11 +26,11 @@ def make_parser() -> argparse.ArgumentParser:
         "neither torch nor onnx.",
         EXAMPLES,
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="written by asymtrack-export, copied here")
-    parser.add_argument("--device", type=int, default=0, metavar="N", help="which GPU (default: 0)")
+    cli.add_model(parser, positional=True)
+    cli.add_device(parser)
     parser.add_argument("--rebuild", action="store_true", help="build even what is there and still fits")
     parser.add_argument(
-        "--workspace", type=int, default=512, metavar="MB", help="scratch memory for one layer (default: 512)"
+        "--workspace", type=cli.positive, default=512, metavar="MB", help="scratch memory for one layer (default: 512)"
     )
     parser.add_argument(
         "--optimization-level",
@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="0..5",
         help="0 builds fast, 5 runs fast (TensorRT 8.6 and newer)",
     )
+    cli.add_json(parser)
     return parser
 
 
@@ -46,18 +47,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return cli.run(_main, make_parser().parse_args(argv))
 
 
-def _main(arguments: argparse.Namespace) -> int:
-    if arguments.workspace < 1:
-        raise UsageError(f"--workspace takes MiB, at least 1, not {arguments.workspace}")
+def _main(arguments: argparse.Namespace) -> None:
     if arguments.optimization_level is not None and not 0 <= arguments.optimization_level <= 5:
         raise UsageError(f"--optimization-level lies in 0..5, not {arguments.optimization_level}")
     options = EngineOptions(arguments.workspace, arguments.optimization_level, arguments.rebuild)
 
     def report(line: str) -> None:
-        print(f"  {arguments.folder}/{line}", flush=True)
+        if arguments.json is None:
+            print(f"  {arguments.model}/{line}", flush=True)
 
-    build_in_place(arguments.folder, options, arguments.device, report)
-    return 0
+    manifest = build_in_place(Path(arguments.model), options, device_index(arguments.device), report)
+    cli.write_json(arguments.json, {"engines": manifest.engines})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import sys
 from dataclasses import asdict
 from typing import Any, Dict, Optional, Sequence
@@ -20,6 +21,7 @@ from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.agreement import (
     HALF_ARITHMETIC,
     LIMITS,
+    OTHER_CROPS,
     SEGMENT,
     Limits,
     compare,
@@ -64,6 +66,8 @@ def limits_of(engine: Backend) -> Limits:
     """How far an engine may be from the model as ONNX Runtime computes it on a CPU."""
     # CPUs keep numbers in fp16 and compute in fp32, GPUs compute in it.
     in_half = engine.precision == "bf16" or (engine.precision == "fp16" and not engine.on_cpu)
+    if engine.precision == "fp32" and not engine.on_cpu and platform.machine() in ("aarch64", "arm64"):
+        return OTHER_CROPS
     return HALF_ARITHMETIC if in_half else LIMITS[engine.precision]
 
 

@@ -115,7 +115,7 @@ def _main(arguments: argparse.Namespace) -> int:
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()
         if arguments.select:
-            boxes = [_select(first)]
+            boxes = [_select(np.asarray(first))]
         for box in boxes:
             check_box(box, first.shape)  # before any file is made
         for sink in _sinks(arguments, run, len(boxes), first.shape):
@@ -216,7 +216,12 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
         cli.say(f"watch and draw at {view.url}")
         yield view
     if arguments.output:  # last: what is no plain file is written into from here on
-        yield VideoWriter(arguments.output, source.fps, shape)
+        if arguments.source.startswith("jetson://"):
+            from asymtrack_edge.runtime.outputs.jetson import JetsonWriter
+
+            yield JetsonWriter(arguments.output)
+        else:
+            yield VideoWriter(arguments.output, source.fps, shape)
     yield Progress(length)
 
 

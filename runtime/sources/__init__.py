@@ -21,12 +21,17 @@ def open_source(source: str) -> Source:
     - a camera: ``0`` or ``/dev/video0``, with ``?width=1280&height=720&fps=60&format=MJPG`` at will;
     - ``rtsp://...``, ``http://...`` and other URLs that FFmpeg reads;
     - ``csi://0?width=1280&height=720&fps=30&flip=0``: a ribbon-cable camera of a Jetson;
+    - ``jetson://csi://0``, ``jetson://rtsp://...``, ``jetson://file.mp4``: by jetson-utils, on a Jetson's GPU;
     - a GStreamer pipeline (anything with `` ! `` in it), with or without an ``appsink`` at its end.
 
     Raises:
         SourceError: it does not exist or cannot be decoded.
         UsageError: an option after ``?`` is unknown.
     """
+    if source.startswith("jetson://"):
+        from asymtrack_edge.runtime.sources.jetson import open_jetson
+
+        return open_jetson(source)
     if source.startswith("csi://"):
         sensor, options = split_options(source[len("csi://") :])
         pipeline = csi_pipeline(sensor, options)

@@ -165,7 +165,7 @@ class WebView(Sink):
             if self._encoded.version == version or result is None or result.frame.image is None:
                 return self._encoded
             began = self._encode_began = monotonic()
-            image = result.frame.image
+            image = np.asarray(result.frame.image)
             height, width = image.shape[:2]
             small = (WIDTH, max(1, round(height * WIDTH / width)))
             picture = cv2.resize(image, small, interpolation=cv2.INTER_AREA) if width > WIDTH else image

@@ -18,13 +18,17 @@ from asymtrack_edge.errors import BackendError, ExportError
 from asymtrack_edge.export.pipeline import ExportOptions, write_models
 from asymtrack_edge.export.turing import spell_out_fp32_products
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.backends.cuda import gpu
-from asymtrack_edge.runtime.backends.cuda.gpu import Gpu
+from asymtrack_edge.runtime.backends.cuda import driver
+from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.tensorrt import build as engine
-from asymtrack_edge.runtime.backends.tensorrt import builder
-from asymtrack_edge.runtime.backends.tensorrt.builder import EngineOptions
-from asymtrack_edge.runtime.backends.tensorrt.key import difference, engine_key
-from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, NoTensorRTError, TensorRT
+from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
+from asymtrack_edge.runtime.backends.tensorrt.library import (
+    TENSORRT,
+    NoTensorRTError,
+    TensorRT,
+    difference,
+    engine_key,
+)
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, filled_model
 
@@ -33,7 +37,7 @@ needs_rtx = [
     pytest.mark.tensorrt,
     pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed"),
 ]
-XAVIER = Gpu(0, "Xavier", (7, 2), True)
+XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +121,7 @@ class TestRtx:
         model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
         onnx.save(model, str(tmp_path / "model.onnx"))
         with pytest.raises(ExportError, match="NotAnOperator"):
-            builder.build_engine(
+            engine.build_engine(
                 engine.load_tensorrt("tensorrt-rtx"),
                 tmp_path / "model.onnx",
                 False,
@@ -143,16 +147,23 @@ def test_spelled_out_products_are_the_same_numbers(tmp_path: Path) -> None:
     np.testing.assert_allclose(answers[0], answers[1], atol=2e-3)
 
 
-def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
-    """A TensorRT that notes what the builder is told; its network has an fp32, an fp16 and a shape layer."""
+def fake_tensorrt(version: str, strongly_typed: bool, refuses: Tuple[str, ...] = ()) -> Tuple[TensorRT, Any]:
+    """A TensorRT that notes what the builder is told; its network has an fp32, an fp16 and a shape layer.
+
+    It builds nothing while a flag of ``refuses`` is set.
+    """
     seen = SimpleNamespace(flags=set(), pinned={}, network=None, profile={}, cache=None, workspace=0, parsed=b"")
 
     def tensor(dtype: str, shape_tensor: bool = False) -> Any:
         return SimpleNamespace(dtype=dtype, is_shape_tensor=shape_tensor)
 
     class Layer:
-        def __init__(self, name: str, kind: str, *outputs: Any) -> None:
+        def __init__(self, name: str, kind: str, *outputs: Any, source: Any = None) -> None:
             self.name, self.type, self.outputs, self.num_outputs = name, kind, outputs, len(outputs)
+            self.num_inputs, self.source = int(source is not None), source
+
+        def get_input(self, i: int) -> Any:
+            return self.source
 
         def get_output(self, i: int) -> Any:
             return self.outputs[i]
@@ -163,16 +174,20 @@ def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
         precision = property(fset=lambda self, dtype: seen.pinned.__setitem__(self.name, dtype))
 
     layers = [
-        Layer("norm", "NORMALIZATION", tensor("FLOAT")),
+        Layer("norm", "NORMALIZATION", tensor("FLOAT"), source=tensor("HALF")),
         Layer("conv", "CONVOLUTION", tensor("HALF")),
         Layer("weights", "CONSTANT", tensor("FLOAT")),
         Layer("size", "SHAPE", tensor("INT32", True)),
+        Layer("scale", "ELEMENTWISE", tensor("FLOAT"), source=tensor("FLOAT", True)),
+        Layer("floor", "UNARY", tensor("FLOAT", True)),
     ]
     inputs = [
         SimpleNamespace(name="image", shape=(-1, 3, 8, 8)),
         SimpleNamespace(name="keys", shape=(-1, 8, 4, 32)),
     ]
-    network = SimpleNamespace(num_layers=4, get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__)
+    network = SimpleNamespace(
+        num_layers=len(layers), get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__
+    )
 
     class Config:
         def set_memory_pool_limit(self, pool: str, size: int) -> None:
@@ -182,6 +197,7 @@ def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
             seen.flags.add(flag)
 
         def clear_flag(self, flag: str) -> None:
+            seen.flags.discard(flag)
             seen.flags.add(f"not {flag}")
 
         def add_optimization_profile(self, profile: Any) -> None:
@@ -209,15 +225,17 @@ def fake_tensorrt(version: str, strongly_typed: bool) -> Tuple[TensorRT, Any]:
         def create_optimization_profile(self) -> Any:
             return SimpleNamespace(set_shape=lambda name, *shapes: seen.profile.__setitem__(name, shapes))
 
-        def build_serialized_network(self, network: Any, config: Any) -> bytes:
-            return b"engine"
+        def build_serialized_network(self, network: Any, config: Any) -> Any:
+            return None if seen.flags.intersection(refuses) else b"engine"
 
     kinds = {"EXPLICIT_BATCH": 0, **({"STRONGLY_TYPED": 1} if strongly_typed else {})}
     module = SimpleNamespace(
         Builder=Builder,
         ILogger=type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2}),
         NetworkDefinitionCreationFlag=SimpleNamespace(**kinds),
-        BuilderFlag=SimpleNamespace(FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY", TF32="TF32"),
+        BuilderFlag=SimpleNamespace(
+            FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER", TF32="TF32"
+        ),
         MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
         LayerType=SimpleNamespace(CONSTANT="CONSTANT", SHAPE="SHAPE"),
         OnnxParser=lambda *_: SimpleNamespace(parse=lambda content: setattr(seen, "parsed", content) or True),
@@ -231,7 +249,7 @@ def test_types_of_the_model_are_the_contract(typed: bool, tmp_path: Path) -> Non
     tensorrt, seen = fake_tensorrt("10.3.0" if typed else "8.5.2.2", typed)
     (tmp_path / "search.onnx").write_bytes(b"model")
     options = EngineOptions(workspace_mb=256)
-    content, cache = builder.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
+    content, cache = engine.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
     assert (content, cache, seen.parsed) == (b"engine", b"measured", b"model")
     assert seen.workspace == 256 << 20
     assert seen.profile == {
@@ -245,10 +263,23 @@ def test_types_of_the_model_are_the_contract(typed: bool, tmp_path: Path) -> Non
         assert seen.pinned == {"norm": "FLOAT"}
 
 
+def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) -> None:
+    tensorrt, seen = fake_tensorrt("8.5.2.2", False, refuses=("OBEY",))
+    (tmp_path / "m.onnx").write_bytes(b"model")
+    lines: List[str] = []
+    options = EngineOptions()
+    content, _ = engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options, report=lines.append)
+    assert content == b"engine" and {"PREFER", "not OBEY"} <= seen.flags
+    assert len(lines) == 1 and "cannot keep every fp32 layer in fp32" in lines[0] and "asymtrack-check" in lines[0]
+    tensorrt, _ = fake_tensorrt("8.5.2.2", False, refuses=("OBEY", "PREFER"))
+    with pytest.raises(ExportError, match="cannot build an engine from m"):
+        engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options)
+
+
 def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> None:
     tensorrt, seen = fake_tensorrt("8.5.2.2", False)
     (tmp_path / "m.onnx").write_bytes(b"model")
-    builder.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions(), None, b"foreign")
+    engine.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions(), None, b"foreign")
     assert seen.flags == {"not TF32"} and not seen.pinned
     assert seen.cache == b""
 
@@ -296,7 +327,7 @@ def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
     engine.build_in_place(folder)
     content = iter([b"another template engine", b"another search engine"])
 
-    def build(tensorrt: Any, model: Path, **_: Any) -> Tuple[bytes, bytes]:
+    def build(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
         load_manifest(folder)  # somebody may start right now
         if model.stem == broken:
             raise KeyboardInterrupt
@@ -323,7 +354,7 @@ def test_without_a_gpu_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest
     folder = exported(tmp_path / "export")
     tensorrt, _ = fake_tensorrt("8.5.2.2", False)
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
-    monkeypatch.setattr(gpu, "LIBRARIES", ("libcuda-of-nowhere.so",))
+    monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
     manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
     assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
     assert len(lines) == 1 and "no NVIDIA GPU" in lines[0] and f"asymtrack-build {folder}" in lines[0]
@@ -331,10 +362,44 @@ def test_without_a_gpu_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest
         engine.build_in_place(folder)
 
 
+def test_a_pc_builds_no_engines_for_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = exported(tmp_path / "export")
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("10.3.0", True)[0])
+    monkeypatch.setattr(engine, "find_gpu", lambda index: Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9), False))
+    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
+    assert len(lines) == 1 and "xavier is a Jetson, and this GPU (NVIDIA GeForce RTX 4090) is not" in lines[0]
+    assert not list(folder.glob("*.engine"))
+
+
+def test_a_builder_that_fails_costs_no_model(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = exported(tmp_path / "export")
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2", False)[0])
+    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+
+    def build(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
+        if model.stem == "search":
+            raise ExportError("TensorRT cannot build an engine from search.onnx: out of memory")
+        return b"engine", b""
+
+    monkeypatch.setattr(engine, "build_engine", build)
+    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
+    assert "out of memory" in lines[-1] and f"asymtrack-build {folder}" in lines[-1]
+    assert not list(folder.glob("*.engine")), "half a pair of engines is of no use"
+    load_manifest(folder, verify=True)
+
+
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
     manifest = load_manifest(exported(tmp_path / "export"))
     tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
     key = engine_key(manifest, "search", tensorrt, XAVIER)
+    assert (key.multiprocessors, key.memory_gb) == ("8", "32"), "31 of 32 GB are left by the system"
+    orin_nx, agx_orin = Gpu(0, "Orin", (8, 7), True, 8, 15 << 30), Gpu(0, "Orin", (8, 7), True, 16, 30 << 30)
+    recorded = engine_key(manifest, "search", tensorrt, agx_orin).to_json()
+    assert "16 multiprocessors, here are 8" in str(
+        difference(recorded, engine_key(manifest, "search", tensorrt, orin_nx))
+    )
     assert difference(key.to_json(), key) is None
     for field in key.to_json():
         reason = difference({**key.to_json(), field: "else"}, key)

@@ -12,11 +12,9 @@ from typing import Any, Dict, Iterator, Set, Tuple
 
 import pytest
 
-import asymtrack_edge.runtime.backends.tensorrt.library
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
-from asymtrack_edge.runtime.backends.tensorrt import builder
-from asymtrack_edge.runtime.backends.tensorrt import group as tensorrt_group
-from asymtrack_edge.runtime.backends.tensorrt import network as tensorrt_network
+from asymtrack_edge.runtime.backends.tensorrt import build as builder
+from asymtrack_edge.runtime.backends.tensorrt import library
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
@@ -31,18 +29,17 @@ HOLDS: Dict[Any, Dict[str, str]] = {
         "profile": "IOptimizationProfile",
         "cache": "ITimingCache",
     },
-    tensorrt: {"_template_context": "IExecutionContext"},
-    tensorrt_group: {"_context": "IExecutionContext"},
-    tensorrt_network: {
+    tensorrt: {
         "engine": "ICudaEngine",
         "context": "IExecutionContext",
         "_runtime": "Runtime",
     },
-    asymtrack_edge.runtime.backends.tensorrt.library: {},
+    library: {},
 }
 
 #: Used only where they exist, or only with the flavour or version named.
 ONLY_8 = {"BuilderFlag.FP16", "BuilderFlag.OBEY_PRECISION_CONSTRAINTS", "ILayer.precision"}
+ONLY_8 |= {"BuilderFlag.PREFER_PRECISION_CONSTRAINTS"}
 ONLY_8 |= {"ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
 ONLY_RTX = {
     "ComputeCapability",

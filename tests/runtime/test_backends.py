@@ -17,7 +17,7 @@ import pytest
 from asymtrack_edge.errors import BackendError, UsageError
 from asymtrack_edge.runtime.backends import loading
 from asymtrack_edge.runtime.backends.base import device_index
-from asymtrack_edge.runtime.backends.cuda import gpu
+from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.threads import cpu_quota, processors
 from tests.runtime.simulated import ColourBackend
@@ -36,7 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Optional[str]]:
         return backend
 
     monkeypatch.setattr(loading, "_open", open_)
-    monkeypatch.setattr(gpu, "find_gpu", lambda index: None)
+    monkeypatch.setattr(driver, "find_gpu", lambda index: None)
     return reasons
 
 
@@ -66,9 +66,9 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
     assert open_backend("T", device="cpu").name == "onnxruntime"
 
     def none(index: int) -> None:
-        raise gpu.NoGpuError("there is no CUDA driver here")
+        raise driver.NoGpuError("there is no CUDA driver here")
 
-    monkeypatch.setattr(gpu, "find_gpu", none)
+    monkeypatch.setattr(driver, "find_gpu", none)
     opened.clear()
     assert open_backend("T").name == "onnxruntime"
     with pytest.raises(BackendError, match="no CUDA driver"):

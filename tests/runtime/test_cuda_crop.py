@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 from pathlib import Path
-from typing import Tuple
+from typing import Callable, Tuple
 
 import cv2
 import numpy as np
@@ -13,8 +13,7 @@ import pytest
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import Cropper, CropWindow
-from asymtrack_edge.runtime.backends.cuda import compile as cuda_compile
-from asymtrack_edge.runtime.backends.cuda import crop as cuda_crop
+from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 from tests.runtime.fakes import imitation
 
@@ -36,12 +35,16 @@ def frame() -> np.ndarray:
     return cv2.GaussianBlur(noise, (3, 3), 0)
 
 
-def by_kernel(driver: ctypes.CDLL, frame: np.ndarray, window: CropWindow, size: int) -> np.ndarray:
-    record, out = np.zeros(1, cuda_crop.WINDOW), np.zeros((3, size, size), np.float32)
-    cuda_crop.write_windows(record, (window,), frame.ctypes.data, frame.strides[0], frame.shape)
-    grid = (ctypes.c_int * 6)(*cuda_crop.grid(size, 1), *cuda_crop.BLOCK)
+def by_kernel(
+    driver: ctypes.CDLL, frame: np.ndarray, window: CropWindow, size: int, as_bytes: bool = False, rgb: bool = False
+) -> np.ndarray:
+    record = np.zeros(1, kernel.WINDOW)
+    out = np.zeros((size, size, 3), np.uint8) if as_bytes else np.zeros((3, size, size), np.float32)
+    kernel.write_windows(record, (window,), frame.ctypes.data, frame.strides[0], frame.shape, rgb)
+    grid = (ctypes.c_int * 6)(*kernel.grid(size, 1), *kernel.BLOCK)
     numbers = (ctypes.c_float * 6)(*SCALE, *OFFSET)
-    driver.fake_crop(grid, ctypes.c_void_p(record.ctypes.data), ctypes.c_void_p(out.ctypes.data), size, numbers)
+    there = ctypes.c_void_p(record.ctypes.data)
+    driver.fake_crop(grid, there, ctypes.c_void_p(out.ctypes.data), size, int(as_bytes), numbers)
     return out
 
 
@@ -66,12 +69,21 @@ def test_equals_opencv(driver: ctypes.CDLL, frame: np.ndarray, size: int, place:
     np.testing.assert_array_equal(by_kernel(driver, frame, window, size), by_opencv(frame, window, size))
 
 
+@pytest.mark.parametrize("side", [100, 256, 512])
+def test_bytes_are_the_crop_itself(driver: ctypes.CDLL, frame: np.ndarray, side: int) -> None:
+    window, wanted = CropWindow(-20, 30, side, (0.0, 0.0)), np.zeros((128, 128, 3), np.uint8)
+    Cropper().crop(frame, window, wanted)
+    np.testing.assert_array_equal(by_kernel(driver, frame, window, 128, as_bytes=True), wanted)
+    swapped = np.ascontiguousarray(frame[..., ::-1])
+    np.testing.assert_array_equal(by_kernel(driver, swapped, window, 128, as_bytes=True, rgb=True), wanted)
+
+
 def test_only_what_windows_show_is_covered() -> None:
     def window(left: int, top: int, side: int) -> CropWindow:
         return CropWindow(left, top, side, (0.0, 0.0))
 
     def covered(*windows: CropWindow) -> Tuple[int, int, int, int]:
-        return cuda_crop.covered(windows, (100, 200, 3))
+        return kernel.covered(windows, (100, 200, 3))
 
     assert covered(window(10, 20, 30)) == (10, 20, 40, 50)
     assert covered(window(-5, 80, 30)) == (0, 80, 25, 99)
@@ -82,19 +94,65 @@ def test_only_what_windows_show_is_covered() -> None:
 
 def test_compiles_for_the_device() -> None:
     try:
-        module = cuda_compile.compile_kernel(cuda_crop.SOURCE, (8, 7))
+        module = kernel.compile_kernel(kernel.SOURCE, (8, 7))
     except BackendError as error:
         pytest.skip(str(error))
-    assert module[:4] == b"\x7fELF" and cuda_crop.KERNEL.encode() in module
+    assert module[:4] == b"\x7fELF" and kernel.KERNEL.encode() in module
     with pytest.raises(BackendError, match="refused the crop kernel"):
-        cuda_compile.compile_kernel("this is no CUDA", (8, 7))
+        kernel.compile_kernel("this is no CUDA", (8, 7))
+
+
+def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+
+    def compile_(source: str, capability: Tuple[int, int]) -> bytes:
+        compiled.append(capability)
+        return b"\x7fELF" + repr(capability).encode()
+
+    monkeypatch.setattr(kernel, "compile_kernel", compile_)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = kernel.crop_module((8, 7))
+    assert kernel.crop_module((8, 7)) == first and compiled == [(8, 7)]
+    assert kernel.crop_module((7, 2)) != first, "another architecture"
+    (kept,) = tmp_path.rglob("*sm72.cubin")
+    kept.write_bytes(b"cut short")
+    kernel.crop_module((7, 2))
+    assert compiled == [(8, 7), (7, 2), (7, 2)], "what is no machine code is not loaded"
+    monkeypatch.setattr(kernel, "SOURCE", kernel.SOURCE + " ")
+    kernel.crop_module((8, 7))
+    assert compiled[3:] == [(8, 7)], "another source"
+
+
+@pytest.mark.parametrize("home", ["none", "file"])
+def test_without_a_home_it_is_compiled_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.setattr(kernel, "compile_kernel", lambda *_: b"\x7fELF")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if home == "none":
+
+        def nowhere() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(Path, "home", nowhere)
+    else:
+        (tmp_path / "file").write_text("no folder")
+        monkeypatch.setattr(Path, "home", lambda: tmp_path / "file")
+    assert kernel.crop_module((8, 7)) == kernel.crop_module((8, 7)) == b"\x7fELF"
+
+
+@pytest.mark.parametrize("fails", ["nvrtcCreateProgram", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"])
+def test_what_nvrtc_answers_is_checked(fails: str) -> None:
+    class Library:
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            return lambda *_: 7 if name == fails else 0
+
+    with pytest.raises(BackendError, match="NVRTC failed with error 7"):
+        kernel._by_nvrtc(Library(), "", (8, 7))
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(()))
-    monkeypatch.setattr(cuda_compile, "_nvcc", lambda: None)
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(()))
     with pytest.raises(BackendError, match="install libnvrtc"):
-        cuda_compile.compile_kernel(cuda_crop.SOURCE, (7, 2))
+        kernel.compile_kernel(kernel.SOURCE, (7, 2))
 
 
 def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,18 +161,9 @@ def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.
             raise BackendError("NVRTC refused the crop kernel: invalid value for --gpu-architecture")
         return library.encode()
 
-    monkeypatch.setattr(cuda_compile, "_by_nvrtc", compile_)
-    monkeypatch.setattr(cuda_compile, "_nvcc", lambda: None)
-    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old", "new")))
-    assert cuda_compile.compile_kernel("", (12, 0)) == b"new"
-    monkeypatch.setattr(cuda_compile, "_nvrtc", lambda: iter(("old",)))
+    monkeypatch.setattr(kernel, "_by_nvrtc", compile_)
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(("old", "new")))
+    assert kernel.compile_kernel("", (12, 0)) == b"new"
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(("old",)))
     with pytest.raises(BackendError, match="gpu-architecture"):
-        cuda_compile.compile_kernel("", (12, 0))
-
-
-def test_nvcc_serves_as_well() -> None:
-    nvcc = cuda_compile._nvcc()
-    if nvcc is None:
-        pytest.skip("there is no nvcc")
-    assert Path(nvcc).name == "nvcc"
-    assert cuda_compile._by_nvcc(nvcc, cuda_crop.SOURCE, (8, 7))[:4] == b"\x7fELF"
+        kernel.compile_kernel("", (12, 0))

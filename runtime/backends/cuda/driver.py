@@ -1,27 +1,51 @@
-"""CUDA's driver interface through ctypes: serves where PyCUDA is missing, and has the graphs it lacks."""
+"""The GPU through CUDA's driver library, called with ctypes: no package, nothing to compile.
+
+Everything happens in the GPU's primary context, the one that PyTorch and every other user of the CUDA
+runtime share. It is current only while one of our calls runs.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import gc
+import logging
+import threading
+import warnings
+import weakref
+from contextlib import contextmanager, suppress
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
-from typing import Any, Callable, Dict, List, Optional, Sequence, Set, Tuple
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.runtime.backends.cuda.device import CudaDevice, Graph, HostBuffer
-from asymtrack_edge.runtime.backends.cuda.gpu import Gpu, load_driver
+
+logger = logging.getLogger("asymtrack_edge")
+
+#: The driver's library, by the names under which systems have it.
+LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+
+#: Held by whatever may allocate or capture. ONNX Runtime captures in a mode in which an allocation in any
+#: other thread of the process fails.
+CAPTURE_LOCK = threading.RLock()
 
 _HANDLE = POINTER(c_void_p)
 
 #: The calls used and the types of their arguments, device addresses being 64-bit integers.
 _CALLS: Dict[str, Tuple[Any, ...]] = {
+    "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
+    "cuDeviceGetName": (c_char_p, c_int, c_int),
+    "cuDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
     "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (_HANDLE,),
     "cuCtxGetCurrent": (_HANDLE,),
+    "cuCtxSynchronize": (),
+    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemAlloc_v2": (POINTER(c_ulonglong), c_size_t),
     "cuMemFree_v2": (c_ulonglong,),
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
@@ -55,8 +79,57 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
 _GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags")
 
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
+_MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
 _ARGUMENTS: Dict[str, Any] = {"P": c_ulonglong, "i": c_int, "f": c_float}
+
+
+class NoGpuError(BackendError):
+    """No GPU at all can be used here."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        index: as CUDA counts.
+        name: as the driver gives it, ``"Xavier"`` or ``"NVIDIA GeForce RTX 2080 Ti"``.
+        compute_capability: major and minor.
+        integrated: whether it shares its memory with the CPU, as on a Jetson.
+        multiprocessors: how many it has: boards that share a name differ in them.
+        memory: bytes.
+    """
+
+    index: int
+    name: str
+    compute_capability: Tuple[int, int]
+    integrated: bool = False
+    multiprocessors: int = 0
+    memory: int = 0
+
+    @property
+    def memory_class(self) -> str:
+        """Memory as it is sold, in GB: the next power of two. Systems keep different amounts for themselves."""
+        return str(1 << max(0, (self.memory - 1) >> 30).bit_length())
+
+
+def load_driver() -> Any:
+    """Returns the CUDA driver's library, initialised.
+
+    Raises:
+        NoGpuError: there is no driver, or it cannot start.
+    """
+    for name in LIBRARIES:
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        code = library.cuInit(0)
+        if code:
+            raise NoGpuError(f"the CUDA driver cannot start (error {code}): there is no GPU that it can see")
+        return library
+    raise NoGpuError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
 
 
 class Driver:
@@ -87,175 +160,318 @@ class Driver:
         """
         code = self.try_call(name, *arguments)
         if code:
-            text = c_char_p()
-            self.try_call("cuGetErrorName", code, ctypes.byref(text))
-            raise BackendError(f"{name} failed with {(text.value or str(code).encode()).decode()}")
+            raise BackendError(f"{name} failed with {self.error_name(code)}")
 
     def try_call(self, name: str, *arguments: Any) -> int:
         """Calls a function and returns its error code."""
         return int(self._functions[name](*arguments))
 
-    def handle(self, name: str, *arguments: Any) -> int:
-        """Calls a function that writes a handle to its first argument; returns the handle."""
-        made = c_void_p()
+    def error_name(self, code: int) -> str:
+        """The driver's name of an error."""
+        text = c_char_p()
+        self.try_call("cuGetErrorName", code, ctypes.byref(text))
+        return (text.value or str(code).encode()).decode()
+
+    def get(self, kind: Any, name: str, *arguments: Any) -> int:
+        """Calls a function that writes a number of type ``kind`` to its first argument; returns it."""
+        made = kind()
         self.call(name, ctypes.byref(made), *arguments)
         return int(made.value or 0)
 
-    def address(self, name: str, *arguments: Any) -> int:
-        """Calls a function that writes a device address to its first argument; returns it."""
-        made = c_ulonglong()
-        self.call(name, ctypes.byref(made), *arguments)
-        return int(made.value)
+
+def find_gpu(index: int = 0) -> Gpu:
+    """Describes the GPU with this index: no context is made, no device memory taken.
+
+    Raises:
+        NoGpuError: there is no driver, or no GPU.
+        BackendError: there is no such GPU.
+    """
+    driver = Driver()
+    count = driver.get(c_int, "cuDeviceGetCount")
+    if not 0 <= index < count:
+        if not count:
+            raise NoGpuError("the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?")
+        there = ", ".join(f"cuda:{i}" for i in range(count))
+        raise BackendError(f"there is no GPU cuda:{index}: the driver knows {there}; choose another --device")
+    device = driver.get(c_int, "cuDeviceGet", index)
+    name = ctypes.create_string_buffer(256)
+    driver.call("cuDeviceGetName", name, len(name), device)
+
+    def attribute(code: int) -> int:
+        return driver.get(c_int, "cuDeviceGetAttribute", code, device)
+
+    return Gpu(
+        index,
+        name.value.decode(errors="replace"),
+        (attribute(_MAJOR), attribute(_MINOR)),
+        bool(attribute(_INTEGRATED)),
+        attribute(_MULTIPROCESSORS),
+        driver.get(c_size_t, "cuDeviceTotalMem_v2", device),
+    )
 
 
-class _DriverGraph(Graph):
-    def __init__(self, driver: Driver, runnable: c_void_p, stream: int) -> None:
-        self._driver, self._runnable, self._stream = driver, runnable, stream
+@dataclass
+class HostBuffer:
+    """Page-locked host memory.
+
+    Attributes:
+        array: uint8, one axis.
+        device_address: where the GPU sees the same bytes, 0 where it does not.
+        key: of ``CudaDevice.free``.
+    """
+
+    array: np.ndarray
+    device_address: int
+    key: int
+
+
+class Graph:
+    """A captured sequence of copies and launches; what queued it, and all that holds, lives as long as it does."""
+
+    def __init__(self, cuda: CudaDevice, runnable: int, work: Callable[[], None]) -> None:
+        self._cuda, self._runnable, self._work = cuda, runnable, work
 
     def launch(self) -> None:
-        self._driver.call("cuGraphLaunch", self._runnable, self._stream)
+        """Queues all of it on the stream it was captured on."""
+        self._cuda.driver.call("cuGraphLaunch", self._runnable, self._cuda.stream)
 
     def close(self) -> None:
-        self._driver.call("cuGraphExecDestroy", self._runnable)
+        """Gives it back."""
+        self._cuda.free(self._runnable)
 
 
-class DriverDevice(CudaDevice):
-    """A GPU through the driver alone."""
+class _Held:
+    """What a device has to give back, in the order in which it was taken; knows nothing of the device."""
+
+    def __init__(self) -> None:
+        self.undo: Dict[Any, Callable[[], Any]] = {}
+        self.enter: Callable[[], Any] = lambda: None
+        self.leave: Callable[[], Any] = lambda: None
+        self.release: Callable[[], Any] = lambda: None
+        self.wait: Callable[[], Any] = lambda: None
+
+    def give_back(self) -> None:
+        with suppress(BackendError):  # a driver that has shut down already has taken everything back
+            self.enter()
+            self.wait()
+            while self.undo:
+                with suppress(Exception):  # what fails must not keep the rest
+                    self.undo.popitem()[1]()
+            self.leave()
+        self.release()
+
+
+class CudaDevice:
+    """One GPU, one stream on it, and the memory that was taken there.
+
+    All copies and launches are queued on the stream and return at once. Every call has to be made inside
+    ``with device.current():``. What was taken is given back by ``close``, or when the object is dropped.
+
+    Attributes:
+        gpu: which one.
+        driver: the driver's functions.
+        stream: CUDA's handle of the stream.
+        name: of what makes the calls.
+
+    Raises:
+        BackendError: the GPU cannot be opened.
+    """
 
     name = "CUDA driver"
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
         self.driver = Driver()
-        self._device = c_int()
-        self.driver.call("cuDeviceGet", ctypes.byref(self._device), gpu.index)
-        self._undo: List[Callable[[], Any]] = []
-        self._allocated: Set[int] = set()
-        self._pinned: Dict[int, HostBuffer] = {}
-        self._open_context()
+        self._held = _Held()
+        self._open_context(self.driver.get(c_int, "cuDeviceGet", gpu.index))
+        self._finalizer = weakref.finalize(self, self._held.give_back)
         with self.current():
+            # Not blocking: what PyTorch queues on the default stream must not wait for us, nor we for it.
             self.stream = self._make_stream()
-            self._event = self.driver.handle("cuEventCreate", _NO_TIMING)
-            self._undo.append(lambda: self.driver.try_call("cuEventDestroy_v2", self._event))
+            driver, event = self.driver, self.driver.get(c_void_p, "cuEventCreate", _NO_TIMING)
+            self._event = event
+            self._held.undo["event"] = lambda: driver.try_call("cuEventDestroy_v2", event)
+            stream = self.stream
+            self._held.wait = lambda: driver.try_call("cuStreamSynchronize", stream)
 
-    def _open_context(self) -> None:
-        self._context = self.driver.handle("cuDevicePrimaryCtxRetain", self._device)
+    def _open_context(self, device: int) -> None:
+        driver, held = self.driver, self._held
+        context = driver.get(c_void_p, "cuDevicePrimaryCtxRetain", device)
+        held.enter = lambda: driver.call("cuCtxPushCurrent_v2", context)
+        held.leave = lambda: driver.get(c_void_p, "cuCtxPopCurrent_v2")
+        held.release = lambda: driver.try_call("cuDevicePrimaryCtxRelease_v2", device)
 
     def _make_stream(self) -> int:
-        # Not blocking: what PyTorch queues on the default stream must not wait for us, nor we for it.
-        stream = self.driver.handle("cuStreamCreate", _NON_BLOCKING)
-        self._undo.append(lambda: self.driver.try_call("cuStreamDestroy_v2", stream))
+        driver, stream = self.driver, self.driver.get(c_void_p, "cuStreamCreate", _NON_BLOCKING)
+        self._held.undo["stream"] = lambda: driver.try_call("cuStreamDestroy_v2", stream)
         return stream
 
-    def enter(self) -> None:
-        """See ``CudaDevice.enter``."""
-        self.driver.call("cuCtxPushCurrent_v2", self._context)
-
-    def leave(self) -> None:
-        """See ``CudaDevice.leave``."""
-        self.driver.handle("cuCtxPopCurrent_v2")
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """The primary context, current in this thread for the length of a block."""
+        self._held.enter()
+        try:
+            yield
+        finally:
+            self._held.leave()
 
     def allocate(self, size: int) -> int:
-        """See ``CudaDevice.allocate``."""
-        address = self.driver.address("cuMemAlloc_v2", size)
-        self._allocated.add(address)
-        self._zero(address, size)
+        """Takes device memory, aligned to 256 bytes and filled with zeros; returns its address."""
+        driver = self.driver
+        with CAPTURE_LOCK:
+            address = driver.get(c_ulonglong, "cuMemAlloc_v2", size)
+        self._held.undo[address] = lambda: driver.try_call("cuMemFree_v2", address)
+        self.zero(address, size)
         return address
 
-    def free(self, address: int) -> None:
-        """See ``CudaDevice.free``."""
-        self._allocated.remove(address)
-        self.driver.call("cuMemFree_v2", address)
-
-    def _zero(self, address: int, size: int) -> None:
+    def zero(self, address: int, size: int) -> None:
+        """Fills device memory with zeros."""
         self.driver.call("cuMemsetD8Async", address, 0, size, self.stream)
         self.synchronise()
 
+    def free(self, key: int) -> None:
+        """Gives back device memory (by address), host memory (by key) or a graph, before ``close`` does."""
+        with CAPTURE_LOCK:
+            self._held.undo.pop(key)()
+
     def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
-        """See ``CudaDevice.pinned``."""
-        host = self.driver.handle("cuMemHostAlloc", size, _PORTABLE | (_MAPPED if mapped else 0))
-        device = self.driver.address("cuMemHostGetDevicePointer_v2", host, 0) if mapped else 0
+        """Takes page-locked host memory; ``mapped``: the GPU can use it in place."""
+        driver = self.driver
+        with CAPTURE_LOCK:
+            host = driver.get(c_void_p, "cuMemHostAlloc", size, _PORTABLE | (_MAPPED if mapped else 0))
+        self._held.undo[host] = lambda: driver.try_call("cuMemFreeHost", host)
+        device = driver.get(c_ulonglong, "cuMemHostGetDevicePointer_v2", host, 0) if mapped else 0
         array = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(host))
         array[...] = 0
-        self._pinned[host] = HostBuffer(array, device, host)
-        return self._pinned[host]
-
-    def release(self, buffer: HostBuffer) -> None:
-        """See ``CudaDevice.release``."""
-        del self._pinned[buffer.owner]
-        self.driver.call("cuMemFreeHost", buffer.owner)
+        return HostBuffer(array, device, host)
 
     def upload(self, target: int, source: np.ndarray) -> None:
-        """See ``CudaDevice.upload``."""
+        """Copies a contiguous host array to a device address."""
         self.driver.call("cuMemcpyHtoDAsync_v2", target, source.ctypes.data, source.nbytes, self.stream)
 
     def download(self, target: np.ndarray, source: int) -> None:
-        """See ``CudaDevice.download``."""
+        """Copies from a device address into a contiguous host array."""
         self.driver.call("cuMemcpyDtoHAsync_v2", target.ctypes.data, source, target.nbytes, self.stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
-        """See ``CudaDevice.copy``."""
+        """Copies between device addresses."""
         self.driver.call("cuMemcpyDtoDAsync_v2", target, source, size, self.stream)
 
     def kernel(
         self, module: bytes, name: str, types: str
     ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
-        """See ``CudaDevice.kernel``."""
-        loaded = self.driver.handle("cuModuleLoadData", module)
-        self._undo.append(lambda: self.driver.try_call("cuModuleUnload", loaded))
-        function = self.driver.handle("cuModuleGetFunction", loaded, name.encode())
+        """Loads a kernel; returns a function of grid, block and arguments that launches it.
+
+        Args:
+            module: machine code (cubin).
+            name: of the kernel.
+            types: of its arguments, a letter each: P address, i int32, f float32.
+        """
+        driver, stream = self.driver, self.stream
+        with CAPTURE_LOCK:
+            loaded = driver.get(c_void_p, "cuModuleLoadData", module)
+        self._held.undo[("module", loaded)] = lambda: driver.try_call("cuModuleUnload", loaded)
+        function = driver.get(c_void_p, "cuModuleGetFunction", loaded, name.encode())
 
         def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
             values = [_ARGUMENTS[kind](value) for kind, value in zip(types, arguments)]
             pointers = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-            self.driver.call("cuLaunchKernel", function, *grid, *block, 0, self.stream, pointers, None)
+            driver.call("cuLaunchKernel", function, *grid, *block, 0, stream, pointers, None)
 
         return launch
 
     def synchronise(self) -> None:
-        """See ``CudaDevice.synchronise``."""
+        """Waits until everything queued on the stream is done."""
         self.driver.call("cuStreamSynchronize", self.stream)
 
+    def synchronise_all(self) -> None:
+        """Waits until everything that anybody queued on any stream of this GPU's primary context is done."""
+        self.driver.call("cuCtxSynchronize")
+
     def wait_for(self, stream: int) -> None:
-        """See ``CudaDevice.wait_for``."""
+        """Makes our stream wait for what is queued on another one now (1: the default stream)."""
         self.driver.call("cuEventRecord", self._event, stream)
         self.driver.call("cuStreamWaitEvent", self.stream, self._event, 0)
 
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody has taken."""
+        free, total = c_size_t(), c_size_t()
+        self.driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value
+
     def capture(self, work: Callable[[], None]) -> Optional[Graph]:
-        """See ``CudaDevice.capture``."""
+        """Records what ``work`` queues as a CUDA graph, without running it.
+
+        Returns:
+            The graph, or None where it cannot be captured; the log says why.
+        """
         driver = self.driver
-        if not driver.has_graphs or driver.try_call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL):
+        if not driver.has_graphs:
+            logger.warning("no CUDA graphs: the driver is older than CUDA 11.4")
             return None
+        with CAPTURE_LOCK, _no_collection():
+            reason, runnable = self._capture(work)
+        if reason:
+            logger.warning("the step cannot be captured as a CUDA graph and runs call by call: %s", reason)
+            return None
+        self._held.undo[runnable] = lambda: driver.try_call("cuGraphExecDestroy", runnable)
+        return Graph(self, runnable, work)
+
+    def _capture(self, work: Callable[[], None]) -> Tuple[str, int]:
+        """Why it failed, or the runnable graph."""
+        driver = self.driver
+        code = driver.try_call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
+        if code:
+            return f"cuStreamBeginCapture failed with {driver.error_name(code)}", 0
         graph, runnable = c_void_p(), c_void_p()
-        whole = False
+        reason = ""
         try:
             work()
-            whole = True
-        except BackendError:
-            pass  # something in it cannot be captured
+        except BackendError as error:
+            reason = str(error)
         finally:
             # Whatever happened, Ctrl-C included: in a stream that captures nothing can be waited for.
-            ended = not driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph)) and graph.value
-            if ended and whole:
-                whole = not driver.try_call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, 0)
-            if ended:
-                driver.try_call("cuGraphDestroy", graph)
-        return _DriverGraph(driver, runnable, self.stream) if ended and whole else None
+            code = driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+            if code:
+                reason = reason or f"cuStreamEndCapture failed with {driver.error_name(code)}"
+        if not reason and graph.value:
+            code = driver.try_call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, 0)
+            if code:
+                reason = f"cuGraphInstantiate failed with {driver.error_name(code)}"
+        if graph.value:
+            driver.try_call("cuGraphDestroy", graph)
+        return reason or ("" if runnable.value else "nothing was captured"), int(runnable.value or 0)
 
     def close(self) -> None:
-        """See ``CudaDevice.close``."""
-        with self.current():
-            self.driver.try_call("cuStreamSynchronize", self.stream)
-            for undo in reversed(self._undo):
-                undo()
-            for address in self._allocated:
-                self.driver.try_call("cuMemFree_v2", address)
-            for host in self._pinned:
-                self.driver.try_call("cuMemFreeHost", host)
-        self._undo.clear()
-        self._allocated.clear()
-        self._pinned.clear()
-        self._close_context()
+        """Gives back stream, memory and context; calling it again does nothing."""
+        self._finalizer()
 
-    def _close_context(self) -> None:
-        self.driver.try_call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps Python from collecting garbage: what it drops may free device memory, which ends a capture."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def open_cuda(index: int = 0) -> CudaDevice:
+    """Opens a GPU with PyCUDA where that is installed and works, else with the driver alone.
+
+    Raises:
+        BackendError: there is no driver or no such GPU.
+    """
+    gpu = find_gpu(index)
+    try:
+        with warnings.catch_warnings():
+            # It warns, beside raising, when it was built for another driver.
+            warnings.simplefilter("ignore")
+            from asymtrack_edge.runtime.backends.cuda.pycuda import PycudaDevice
+        return PycudaDevice(gpu)
+    except Exception as error:  # not installed, or unusable here in one of many ways
+        logger.debug("PyCUDA is not used: %s", error)
+        return CudaDevice(gpu)

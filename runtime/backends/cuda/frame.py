@@ -1,18 +1,136 @@
 """The way of a frame to the GPU: only what the windows show is copied, once, through pinned memory.
 
-A frame that lies in device memory already is read where it is.
+A frame that lies in device memory already is read where it is, by the two protocols that arrays share:
+``__cuda_array_interface__`` (CuPy, Numba, jetson-utils, PyTorch) and DLPack (those, JAX and others).
 """
 
 from __future__ import annotations
 
-from typing import Any, Optional, Sequence, Tuple
+import ctypes
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.geometry import CropWindow
-from asymtrack_edge.runtime.backends.cuda import crop as cuda_crop
-from asymtrack_edge.runtime.backends.cuda.device import CudaDevice, HostBuffer
-from asymtrack_edge.runtime.backends.cuda.device_frame import device_frame, is_device_frame
+from asymtrack_edge.errors import FrameError
+from asymtrack_edge.geometry import CropWindow, check_frame
+from asymtrack_edge.runtime.backends.cuda.driver import CudaDevice, HostBuffer
+from asymtrack_edge.runtime.backends.cuda.kernel import covered, write_windows
+
+
+class DeviceFrame(NamedTuple):
+    """A uint8 frame in device memory.
+
+    Attributes:
+        address: of its first byte.
+        shape: height, width, 3.
+        pitch: bytes from row to row.
+        stream: CUDA stream on which it was made; None if it is ready or ordered before ours already;
+            ``UNKNOWN`` where nobody tells.
+        rgb: whether its channels are red, green, blue.
+        owner: keeps it alive while it is read.
+    """
+
+    address: int
+    shape: Tuple[int, int, int]
+    pitch: int
+    stream: Optional[int]
+    rgb: bool
+    owner: Any
+
+
+#: Any stream may still be writing the frame.
+UNKNOWN = -1
+
+
+def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[DeviceFrame]:
+    """Describes a frame in device memory; None for one that is not there.
+
+    Args:
+        frame: BGR uint8 ``(H, W, 3)``, pixels contiguous, rows at any distance; RGB where an attribute
+            ``format`` says ``"rgb8"``, as jetson-utils has it.
+        stream: CUDA stream on which it is going to be read; DLPack's owner makes it wait.
+        device: index of the GPU that is going to read it.
+
+    Raises:
+        FrameError: not such a frame, or one on another GPU.
+    """
+    if isinstance(frame, np.ndarray):
+        return None
+    dlpack = hasattr(frame, "__dlpack__")
+    if dlpack:
+        kind, index = (int(value) for value in frame.__dlpack_device__())
+        if kind not in _CUDA_KINDS:
+            return None
+        if kind != _CUDA_HOST and index != device:
+            raise FrameError(f"the frame lies on cuda:{index}, the tracker runs on cuda:{device}: copy it over")
+    interface = getattr(frame, "__cuda_array_interface__", None)
+    # Before version 3 (PyTorch) the interface does not tell the stream that the frame is made on;
+    # the owner of a DLPack tensor orders its stream before ours.
+    if dlpack and (interface is None or interface.get("version", 0) < 3):
+        return _from_dlpack(frame, stream)
+    return None if interface is None else _from_interface(frame, interface)
+
+
+def _from_interface(frame: Any, interface: Any) -> DeviceFrame:
+    layout = getattr(frame, "format", "bgr8")
+    if layout not in ("rgb8", "bgr8"):
+        raise FrameError(f"a frame on the GPU is bgr8 or rgb8, not {layout}: capture it in one of them")
+    shape, strides = tuple(interface["shape"]), interface.get("strides")
+    pitch = _check(shape, np.dtype(interface["typestr"]) == np.uint8, strides)
+    # Before version 3 nothing says on which stream it was made; then None means that it is ready. jetson-utils
+    # says nothing in version 3 either, and converts on a stream of its own.
+    stream = interface.get("stream", UNKNOWN) if interface.get("version", 0) >= 3 else UNKNOWN
+    return DeviceFrame(int(interface["data"][0]), shape, pitch, stream, layout == "rgb8", frame)
+
+
+def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]]) -> int:
+    """Checks type, shape and strides in bytes; returns the pitch."""
+    if len(shape) != 3 or shape[2] != 3 or shape[0] < 2 or shape[1] < 2:
+        raise FrameError(f"a frame on the GPU has shape (height, width, 3), got {tuple(shape)}")
+    if not is_uint8:
+        raise FrameError("a frame on the GPU is uint8 with values 0..255: scale and convert it")
+    if strides is None:
+        return int(shape[1]) * 3
+    if strides[2] != 1 or strides[1] != 3 or strides[0] < shape[1] * 3:
+        raise FrameError(f"a frame on the GPU has contiguous pixels, got strides {tuple(strides)}: copy it")
+    return int(strides[0])
+
+
+_CUDA_HOST = 3
+_CUDA_KINDS = (2, _CUDA_HOST, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
+_UNSIGNED = 1
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
+_get_pointer.restype = ctypes.c_void_p
+_get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+
+
+def _from_dlpack(frame: Any, stream: int) -> DeviceFrame:
+    # The capsule is not consumed: it gives the tensor back itself when it is dropped.
+    capsule = frame.__dlpack__(stream=stream or None)
+    tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
+    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
+    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
+    pitch = _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (_UNSIGNED, 8, 1), strides)
+    address = int(tensor.data or 0) + tensor.byte_offset
+    # The owner has ordered its work before ours: nothing left to wait for.
+    return DeviceFrame(address, (shape[0], shape[1], 3), pitch, None, False, (frame, capsule))
 
 
 class FrameBuffer:
@@ -20,14 +138,29 @@ class FrameBuffer:
 
     Args:
         cuda: the GPU; its context has to be current when the buffer is written.
+        mapped: on a GPU that shares the CPU's memory, let it read the staged pixels in place. Such memory
+            may be uncached, so that this can be slower than the copy.
     """
 
-    def __init__(self, cuda: CudaDevice) -> None:
+    def __init__(self, cuda: CudaDevice, mapped: bool = False) -> None:
         self._cuda = cuda
-        self._mapped = cuda.gpu.integrated
+        self._mapped = mapped and cuda.gpu.integrated
         self._host: Optional[HostBuffer] = None
         self._device = 0
+        self._described: Optional[Tuple[Any, DeviceFrame]] = None
         self._kept: Any = None
+
+    def check(self, frame: Any) -> Sequence[int]:
+        """Returns the shape of a frame on the host or on the GPU; the next ``write`` of it asks no second time.
+
+        Raises:
+            FrameError: it is neither.
+        """
+        there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
+        if there is None:
+            return check_frame(frame).shape
+        self._described = (frame, there)
+        return there.shape
 
     def write(self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1) -> None:
         """Queues the upload of a frame and writes the records of its windows.
@@ -35,28 +168,34 @@ class FrameBuffer:
         Args:
             frame: BGR uint8 ``(H, W, 3)``, on the host or on the device.
             windows: of all targets.
-            records: arrays of ``cuda_crop.WINDOW`` to write them to, ``step`` to each array.
+            records: arrays of ``WINDOW`` to write them to, ``step`` to each array.
             step: see ``records``.
 
         Raises:
             FrameError: a frame on the device that cannot be used.
         """
-        if is_device_frame(frame):
-            there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
-            if there.stream is not None:
-                self._cuda.wait_for(there.stream)
-            pixels, pitch, shape = there.address, there.pitch, there.shape
-            # The owner keeps the memory alive until the next frame replaces it.
-            self._kept = there.owner
+        described, self._described = self._described, None
+        if described is not None and described[0] is frame:
+            there: Optional[DeviceFrame] = described[1]
         else:
+            there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
+        if there is None:
             pixels, pitch = self._upload(frame, windows)
-            shape = frame.shape
+            shape, rgb = frame.shape, False
+        else:
+            if there.stream == UNKNOWN:
+                self._cuda.synchronise_all()
+            elif there.stream is not None:
+                self._cuda.wait_for(there.stream)
+            pixels, pitch, shape, rgb = there.address, there.pitch, there.shape, there.rgb
+        # The owner keeps the memory alive until the next frame replaces it.
+        self._kept = there
         for i in range(0, len(windows), step):
-            cuda_crop.write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape)
+            write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape, rgb)
 
     def _upload(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> Tuple[int, int]:
         """Stages and uploads what the windows show; returns address of the frame's origin, and pitch."""
-        left, top, right, bottom = cuda_crop.covered(windows, frame.shape)
+        left, top, right, bottom = covered(windows, frame.shape)
         width, height = right - left, bottom - top
         if not width:
             return 0, 0
@@ -80,7 +219,7 @@ class FrameBuffer:
         host, device = self._host, self._device
         self._host, self._device = None, 0
         if host is not None:
-            self._cuda.release(host)
+            self._cuda.free(host.key)
         if device:
             self._cuda.free(device)
         if not self._mapped:

@@ -1,16 +1,16 @@
-"""CUDA through PyCUDA; graphs and foreign streams, which it does not have, through the driver."""
+"""CUDA through PyCUDA; what PyCUDA lacks (graphs, waiting for foreign streams) stays with the driver."""
 
 from __future__ import annotations
 
+from ctypes import c_void_p
 from functools import wraps
-from typing import Any, Callable, Dict, List, Sequence, TypeVar, cast
+from typing import Any, Callable, Sequence, TypeVar, cast
 
 import numpy as np
 import pycuda.driver as cuda
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.runtime.backends.cuda.device import HostBuffer
-from asymtrack_edge.runtime.backends.cuda.driver import _NON_BLOCKING, DriverDevice
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, HostBuffer
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -28,119 +28,69 @@ def _translated(function: _Function) -> _Function:
     return cast(_Function, translated)
 
 
-class PycudaDevice(DriverDevice):
-    """A GPU through PyCUDA, in the primary context."""
+class PycudaDevice(CudaDevice):
+    """A GPU whose context, stream, memory and kernels are PyCUDA's."""
 
     name = "PyCUDA"
 
     @_translated
-    def _open_context(self) -> None:
+    def _open_context(self, device: int) -> None:
         cuda.init()
-        self._pycuda_context = cuda.Device(self.gpu.index).retain_primary_context()
-        self._allocations: Dict[int, Any] = {}
-        self._modules: List[Any] = []
+        context = cuda.Device(self.gpu.index).retain_primary_context()
+        self._held.enter = _translated(context.push)
+        self._held.leave = _translated(cuda.Context.pop)
+        driver = self.driver
 
-    def _close_context(self) -> None:
-        # PyCUDA pushes the context to detach it and does not pop it: who else works on this thread must
-        # find their own.
-        before = self.driver.handle("cuCtxGetCurrent")
-        self._pycuda_context.detach()
-        if self.driver.handle("cuCtxGetCurrent") != before:
-            self.driver.handle("cuCtxPopCurrent_v2")
+        def release() -> None:
+            # PyCUDA pushes the context to detach it and does not pop it: who else works on this thread
+            # must find their own.
+            before = driver.get(c_void_p, "cuCtxGetCurrent")
+            context.detach()
+            if driver.get(c_void_p, "cuCtxGetCurrent") != before:
+                driver.get(c_void_p, "cuCtxPopCurrent_v2")
+
+        self._held.release = release
 
     @_translated
     def _make_stream(self) -> int:
-        self._pycuda_stream = cuda.Stream(_NON_BLOCKING)
-        return int(self._pycuda_stream.handle)
-
-    def enter(self) -> None:
-        """See ``CudaDevice.enter``."""
-        self._pycuda_context.push()
-
-    def leave(self) -> None:
-        """See ``CudaDevice.leave``."""
-        cuda.Context.pop()
+        # In a list that is emptied when the stream's turn comes, while the context is still there.
+        self._streams = [cuda.Stream(1)]  # CU_STREAM_NON_BLOCKING
+        self._held.undo["stream"] = self._streams.clear
+        return int(self._streams[0].handle)
 
     @_translated
     def allocate(self, size: int) -> int:
-        """See ``CudaDevice.allocate``."""
-        allocation = cuda.mem_alloc(size)
+        """Takes device memory as ``CudaDevice`` does, from PyCUDA."""
+        with CAPTURE_LOCK:
+            allocation = cuda.mem_alloc(size)
         address = int(allocation)
-        self._allocations[address] = allocation
-        self._zero(address, size)
+        self._held.undo[address] = allocation.free
+        self.zero(address, size)
         return address
 
     @_translated
-    def free(self, address: int) -> None:
-        """See ``CudaDevice.free``."""
-        self._allocations.pop(address).free()
-
-    @_translated
-    def _zero(self, address: int, size: int) -> None:
-        cuda.memset_d8_async(address, 0, size, self._pycuda_stream)
-        self.synchronise()
-
-    @_translated
     def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
-        """See ``CudaDevice.pinned``."""
+        """Takes page-locked memory as ``CudaDevice`` does, from PyCUDA."""
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if mapped else 0)
-        owner = cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
-        owner[...] = 0
-        device = int(owner.base.get_device_pointer()) if mapped else 0
-        self._allocations[owner.ctypes.data] = owner.base
-        return HostBuffer(owner, device, owner.ctypes.data)
-
-    @_translated
-    def release(self, buffer: HostBuffer) -> None:
-        """See ``CudaDevice.release``."""
-        self._allocations.pop(buffer.owner).free()
-
-    @_translated
-    def upload(self, target: int, source: np.ndarray) -> None:
-        """See ``CudaDevice.upload``."""
-        cuda.memcpy_htod_async(target, source, self._pycuda_stream)
-
-    @_translated
-    def download(self, target: np.ndarray, source: int) -> None:
-        """See ``CudaDevice.download``."""
-        cuda.memcpy_dtoh_async(target, source, self._pycuda_stream)
-
-    @_translated
-    def copy(self, target: int, source: int, size: int) -> None:
-        """See ``CudaDevice.copy``."""
-        cuda.memcpy_dtod_async(target, source, size, self._pycuda_stream)
+        with CAPTURE_LOCK:
+            array = cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
+        array[...] = 0
+        self._held.undo[array.ctypes.data] = array.base.free
+        return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.ctypes.data)
 
     @_translated
     def kernel(
         self, module: bytes, name: str, types: str
     ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
-        """See ``CudaDevice.kernel``."""
-        loaded = cuda.module_from_buffer(module)
-        function = loaded.get_function(name)
-        function.prepare(types)
+        """Loads a kernel as ``CudaDevice`` does, as a PyCUDA module, which is unloaded before its context goes."""
+        module_, streams = cuda.module_from_buffer(module), self._streams
+        functions = [module_.get_function(name)]
+        functions[0].prepare(types)
 
         @_translated
         def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
-            function.prepared_async_call(tuple(grid), tuple(block), self._pycuda_stream, *arguments)
+            functions[0].prepared_async_call(tuple(grid), tuple(block), streams[0], *arguments)
 
-        self._modules.append(loaded)
+        held = [module_, functions]
+        self._held.undo[("module", id(held))] = lambda: (functions.clear(), held.clear())
         return launch
-
-    @_translated
-    def synchronise(self) -> None:
-        """See ``CudaDevice.synchronise``."""
-        self._pycuda_stream.synchronize()
-
-    def close(self) -> None:
-        """See ``CudaDevice.close``."""
-        with self.current():
-            self._pycuda_stream.synchronize()
-            for undo in reversed(self._undo):
-                undo()
-            for left in self._allocations.values():
-                left.free()
-            self._allocations.clear()
-            self._modules.clear()
-            del self._pycuda_stream
-        self._undo.clear()
-        self._close_context()

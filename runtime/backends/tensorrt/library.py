@@ -1,16 +1,29 @@
-"""TensorRT in its flavours and versions: import, messages, data types.
+"""TensorRT in its flavours and versions: import, messages, data types, and which engines fit it.
 
 One set of calls serves TensorRT 8.5 to 11 and TensorRT-RTX: named tensors, no bindings by index.
 What some versions lack is asked for with ``getattr``; version numbers tell only what has no name.
+
+An engine is machine code: it runs only with the TensorRT and on the kind of GPU that it was built with.
+Its key is written into the manifest beside its hash and compared before anything of it is read.
 """
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError
+from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.runtime.backends.cuda.driver import Gpu
+
+logger = logging.getLogger("asymtrack_edge")
+
+NETWORKS = ("template", "search")
+
+#: Counted up whenever the way engines are built changes what they compute.
+FORMAT = "2"
 
 TENSORRT = "tensorrt"
 RTX = "tensorrt-rtx"
@@ -119,3 +132,142 @@ def last_words(messages: List[str], most: int = 3) -> str:
     """The last few messages as one line."""
     kept = [" ".join(message.split()) for message in messages[-most:]]
     return "; ".join(kept) if kept else "it gave no reason"
+
+
+def pass_warnings_on(collected: Any) -> None:
+    """Gives what a ``collecting_logger`` collected as warnings to the log, and forgets it."""
+    for message in dict.fromkeys(collected.warnings):
+        logger.warning("TensorRT: %s", " ".join(message.split()))
+    collected.warnings.clear()
+
+
+#: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all GPUs from Ampere
+#: on; Turing (7.5) needs one of its own.
+RTX_PORTABLE = "8.0+"
+RTX_TURING = "7.5"
+_RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
+
+_WORDS = {
+    "model_sha256": "another model (SHA-256 {0:.12}, here {1:.12})",
+    "precision": "precision {0}, the manifest says {1}",
+    "batch": "batches of {0}, here {1}",
+    "flavour": "{0}, here is {1}",
+    "tensorrt": "TensorRT {0}, here is {1}",
+    "gpu": "the GPU {0}, here is {1}",
+    "compute_capability": "compute capability {0}, here is {1}",
+    "multiprocessors": "a GPU of {0} multiprocessors, here are {1}",
+    "memory_gb": "a board of {0} GB, here are {1}",
+    "format": "an earlier version of asymtrack-edge (format {0}, here {1})",
+}
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Everything that an engine depends on.
+
+    Attributes:
+        model_sha256: of the ONNX file.
+        precision: ``"fp32"`` or ``"fp16"``.
+        batch: smallest, best and largest batch of its profile, as ``"1-8-8"``.
+        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
+        tensorrt: version of the library.
+        gpu: the GPU's name; ``"any"`` for TensorRT-RTX.
+        compute_capability: ``"7.2"``; for TensorRT-RTX ``RTX_PORTABLE`` or ``RTX_TURING``.
+        multiprocessors: of the GPU: boards of one name (AGX Orin, Orin NX, Orin Nano) differ in them.
+        memory_gb: of the GPU, as it is sold.
+        format: ``FORMAT``.
+    """
+
+    model_sha256: str
+    precision: str
+    batch: str
+    flavour: str
+    tensorrt: str
+    gpu: str
+    compute_capability: str
+    multiprocessors: str
+    memory_gb: str
+    format: str
+
+    def to_json(self) -> Dict[str, str]:
+        """As the manifest holds it."""
+        return asdict(self)
+
+
+def batch_profile(manifest: Manifest, network: str) -> Tuple[int, int, int]:
+    """Smallest, best and largest batch of a network: templates always come one at a time."""
+    most = manifest.max_batch if network == "search" else 1
+    return 1, most, most
+
+
+def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Optional[Gpu]) -> EngineKey:
+    """The key of an engine for ``network`` built or run by ``tensorrt`` on ``gpu``.
+
+    Args:
+        manifest: of the export directory.
+        network: ``"template"`` or ``"search"``.
+        tensorrt: the TensorRT at hand.
+        gpu: where it is to run; None, for TensorRT-RTX only, means any GPU from Ampere on.
+    """
+    if tensorrt.flavour == RTX:
+        turing = gpu is not None and gpu.compute_capability == (7, 5)
+        name = cores = memory = "any"
+        capability = RTX_TURING if turing else RTX_PORTABLE
+    else:
+        assert gpu is not None
+        name, capability = gpu.name, "{}.{}".format(*gpu.compute_capability)
+        cores, memory = str(gpu.multiprocessors), gpu.memory_class
+    return EngineKey(
+        model_sha256=manifest.files[f"{network}.onnx"].sha256,
+        precision=manifest.precision,
+        batch="{}-{}-{}".format(*batch_profile(manifest, network)),
+        flavour=tensorrt.flavour,
+        tensorrt=tensorrt.version,
+        gpu=name,
+        compute_capability=capability,
+        multiprocessors=cores,
+        memory_gb=memory,
+        format=FORMAT,
+    )
+
+
+def engine_file(network: str, key: EngineKey) -> str:
+    """Name of an engine's file: one export may hold engines for Turing beside the portable ones."""
+    turing = key.flavour == RTX and key.compute_capability == RTX_TURING
+    return f"{network}-sm75.engine" if turing else f"{network}.engine"
+
+
+def difference(recorded: Mapping[str, Any], wanted: EngineKey) -> Optional[str]:
+    """Why an engine with the recorded key cannot be used for ``wanted``, or None if it can."""
+    for field, value in wanted.to_json().items():
+        if recorded.get(field) != value:
+            was = recorded.get(field, "unknown")
+            return "it was built for " + _WORDS[field].format(str(was), value)
+    return None
+
+
+def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> str:
+    """Name of the engine to load.
+
+    Args:
+        manifest: of the export.
+        network: ``"template"`` or ``"search"``.
+        tensorrt: the library here.
+        gpu: the GPU to run on.
+
+    Raises:
+        BackendError: there is none, or not one for this TensorRT and GPU, or they do not fit each other.
+    """
+    if tensorrt.flavour == RTX and gpu.compute_capability < (12, 0) and gpu.compute_capability not in _RTX_BEFORE_12:
+        raise BackendError(
+            "TensorRT-RTX does not run on {2} (compute capability {0}.{1}): it supports 7.5, 8.0, 8.6, 8.9 and "
+            "12.0 or newer; use --backend onnxruntime-cuda".format(*gpu.compute_capability, gpu.name)
+        )
+    key = engine_key(manifest, network, tensorrt, gpu)
+    name = engine_file(network, key)
+    if name not in manifest.engines or name not in manifest.files:
+        raise BackendError(f"the export has no {name}: build it here with asymtrack-build")
+    reason = difference(manifest.engines[name], key)
+    if reason is not None:
+        raise BackendError(f"{name} does not fit, {reason}: build it here with asymtrack-build")
+    return name

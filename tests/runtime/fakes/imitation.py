@@ -1,6 +1,6 @@
-"""A GPU that is not there: the driver in C over host memory, TensorRT in Python over ONNX Runtime.
+"""A GPU that is not there: the driver in C over host memory, TensorRT and ONNX Runtime's CUDA over its CPU.
 
-The real backend runs on top: the ctypes calls, the crop kernel (compiled by g++ from the very source),
+The real backends run on top: the ctypes calls, the crop kernel (compiled by g++ from the very source),
 streams, graphs and named tensors. An "engine" is the ONNX model; running it means ONNX Runtime on the
 host memory behind the bound addresses, queued on the stream like everything else.
 """
@@ -22,13 +22,12 @@ import onnx
 import onnxruntime as ort
 
 from asymtrack_edge.manifest import BATCH_AXIS, file_entry, load_manifest
-from asymtrack_edge.runtime.backends.cuda.crop import SOURCE
-from asymtrack_edge.runtime.backends.cuda.gpu import Gpu
-from asymtrack_edge.runtime.backends.tensorrt.key import NETWORKS, engine_key
-from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, TensorRT
+from asymtrack_edge.runtime.backends.cuda.driver import Gpu
+from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
+from asymtrack_edge.runtime.backends.tensorrt.library import NETWORKS, TENSORRT, TensorRT, engine_key
 
 HERE = Path(__file__).parent
-GPU = Gpu(0, "Imitation", (8, 7), False)
+GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)
 VERSION = "10.3.0"
 
 
@@ -56,8 +55,8 @@ class Calls:
     def bytes_up(self) -> int:
         return int(self.driver.fake_bytes_up())
 
-    def reset(self) -> None:
-        self.driver.fake_reset()
+    def forget(self) -> None:
+        self.driver.fake_forget()
 
 
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_long)
@@ -119,6 +118,8 @@ class _Context:
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        if self.engine.trt.refuses_addresses:
+            return False
         assert address % 256 == 0, f"{name} is bound to an address that is not aligned"
         self.addresses[name] = address
         return True
@@ -158,6 +159,8 @@ class _Runtime:
         self.logger = logger
 
     def deserialize_cuda_engine(self, content: bytes) -> Any:
+        for warning in self.trt.warnings:
+            self.logger.log(_Logger.WARNING, warning)
         return _Engine(content, self.trt)
 
 
@@ -170,6 +173,8 @@ def make_tensorrt(driver: ctypes.CDLL, version: str = VERSION) -> Any:
         DataType=enum.Enum("DataType", "FLOAT HALF INT32"),
         TensorIOMode=enum.Enum("TensorIOMode", "NONE INPUT OUTPUT"),
         driver=driver,
+        refuses_addresses=False,
+        warnings=[],
     )
 
     def view(address: int, shape: Any, dtype: Any) -> np.ndarray:
@@ -209,3 +214,151 @@ def edit_key(folder: Path, **changes: str) -> None:
 def imitated(driver: ctypes.CDLL, version: str = VERSION) -> TensorRT:
     """The imitation as the package imports it."""
     return TensorRT(make_tensorrt(driver, version), TENSORRT, version)
+
+
+class OnnxRuntimeGpu:
+    """A module that looks like onnxruntime-gpu to the runtime; everything asked for ``cuda`` gets host memory.
+
+    Attributes:
+        captures: graph ids in the order in which they were captured.
+        refuses_graphs: whether sessions with a CUDA graph cannot be opened.
+        opened: options of the first provider of each session.
+    """
+
+    __version__ = ort.__version__
+    SessionOptions = ort.SessionOptions
+
+    class RunOptions(dict):
+        add_run_config_entry = dict.__setitem__
+
+    def __init__(self, driver: ctypes.CDLL) -> None:
+        self.driver = driver
+        self.captures: List[str] = []
+        self.opened: List[Any] = []
+        self.refuses_graphs = self.fails = False
+
+    def get_available_providers(self) -> List[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, path: str, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert not enable_fallback, "it would open another session without our stream"
+        if self.refuses_graphs and any(p[1].get("enable_cuda_graph") == "1" for p in providers):
+            raise RuntimeError("This session cannot use the graph capture feature")
+        self.opened.append(providers)
+        return _Session(self, path, options, providers)
+
+
+class _Session:
+    def __init__(self, module: OnnxRuntimeGpu, path: str, options: Any, providers: Any) -> None:
+        self.module, self.providers = module, providers
+        self.real = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.graph = any("1" in (p[1].get("enable_cuda_graph"), p[1].get("trt_cuda_graph_enable")) for p in providers)
+        self.runs: Dict[Any, Any] = {}
+
+    def get_providers(self) -> List[str]:
+        return [name for name, _ in self.providers]
+
+    def get_provider_options(self) -> Any:
+        return dict(self.providers)
+
+    def io_binding(self) -> Any:
+        return _Binding(self.real)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        if self.module.fails:
+            raise RuntimeError("CUDA failure 700")
+        key = options.get("gpu_graph_id")
+        if self.graph and key not in self.runs:
+            # A graph runs with the addresses that it was captured with.
+            self.runs[key] = binding
+            self.module.captures.append(key)
+        used = self.runs[key] if self.graph else binding
+        real = self.real
+        callback = _CALLBACK(lambda _: real.run_with_iobinding(used.real))
+        binding.kept.append(callback)
+        self.module.driver.fake_host_function(callback, 0)
+        if self.graph or options.get("disable_synchronize_execution_providers") != "1":
+            assert self.module.driver.cuStreamSynchronize(None) == 0
+
+
+class _Binding:
+    def __init__(self, real: ort.InferenceSession) -> None:
+        self.real = real.io_binding()
+        self.kept: List[Any] = []
+
+    def bind_input(self, name: str, kind: str, index: int, dtype: Any, shape: Any, address: int) -> None:
+        assert (kind, index) == ("cuda", 0)
+        self.real.bind_input(name, "cpu", 0, dtype, shape, address)
+
+    def bind_output(self, name: str, kind: str, index: int, dtype: Any, shape: Any, address: int) -> None:
+        assert (kind, index) == ("cuda", 0)
+        self.real.bind_output(name, "cpu", 0, dtype, shape, address)
+
+
+class Pycuda:
+    """A module that looks like PyCUDA; notes in ``events`` what is done and undone."""
+
+    def __init__(self) -> None:
+        events = self.events = []  # type: List[str]
+
+        class Error(Exception):
+            pass
+
+        class Noted:
+            event = ""
+
+            def __del__(self) -> None:
+                events.append(self.event)
+
+        class Context:
+            def push(self) -> None:
+                events.append("push")
+
+            @staticmethod
+            def pop() -> None:
+                events.append("pop")
+
+            def detach(self) -> None:
+                events.append("detach")
+
+        class Stream(Noted):
+            event, handle = "stream gone", 5
+
+            def __init__(self, flags: int) -> None:
+                assert flags == 1
+
+        class Function:
+            def prepare(self, types: str) -> None:
+                pass
+
+            def prepared_async_call(self, *arguments: Any) -> None:
+                events.append("launch")
+
+        class Module(Noted):
+            event = "unloaded"
+
+            def get_function(self, name: str) -> Any:
+                return Function()
+
+        class Host(np.ndarray):
+            pass
+
+        def mem_alloc(size: int) -> Any:
+            raise Error("out of memory")
+
+        def pagelocked_empty(size: int, dtype: Any, mem_flags: int) -> Any:
+            base = np.zeros(size, dtype).view(Host)
+            base.free = lambda: events.append("host freed")  # type: ignore[attr-defined]
+            return base[:].view(Host)
+
+        self.driver = SimpleNamespace(
+            Error=Error,
+            Context=Context,
+            Stream=Stream,
+            Device=lambda index: SimpleNamespace(retain_primary_context=Context),
+            host_alloc_flags=SimpleNamespace(PORTABLE=1, DEVICEMAP=2),
+            init=lambda: None,
+            mem_alloc=mem_alloc,
+            module_from_buffer=lambda content: Module(),
+            pagelocked_empty=pagelocked_empty,
+        )

@@ -1,0 +1,298 @@
+"""The crop as one CUDA kernel: window of a frame in, the network's image out, OpenCV's arithmetic.
+
+The kernel does what ``geometry.Cropper`` and ``HostBackend`` do on the CPU, to the bit of
+``cv2.resize``: 11-bit fixed-point weights, the special case of an exact half, the black border, and
+the last column and row of the frame that count as border. One thread makes one pixel. The windows lie in
+device memory, so that a captured graph never has to be captured again.
+
+It is compiled for the GPU at hand, once: the machine code is kept in the user's cache. Machine code and
+not PTX: a compiler that is newer than the driver writes PTX that the driver refuses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import glob
+import hashlib
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+
+from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.files import write_bytes
+from asymtrack_edge.geometry import CropWindow
+from asymtrack_edge.manifest import UINT8_BGR, Manifest
+
+#: What the kernel reads of one target: address of the frame's pixel (0, 0), bytes from row to row,
+#: size of the frame, first pixel and side of the window, whether the frame is RGB and not BGR.
+WINDOW = np.dtype(
+    [
+        ("pixels", "<u8"),
+        ("pitch", "<i4"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("left", "<i4"),
+        ("top", "<i4"),
+        ("side", "<i4"),
+        ("rgb", "<i4"),
+        ("unused", "<i4"),
+    ]
+)
+
+KERNEL = "asymtrack_crop"
+
+#: Its arguments: windows, images, size, and what ``picture`` returns.
+TYPES = "PPiiffffff"
+
+#: Threads of a block: a row of 32 is one warp that writes 128 consecutive bytes of each plane.
+BLOCK = (32, 8, 1)
+
+SOURCE = r"""
+struct Window { unsigned long long pixels; int pitch, width, height, left, top, side, rgb, unused; };
+
+// Position and fixed-point weights of one output coordinate, as cv2.resize computes them.
+struct Taps { int first, second; int weight_first, weight_second; };
+
+__device__ Taps taps(int index, int side, int size, bool columns) {
+    double scale = 1.0 / ((double)size / side);
+    // Not fused: a fused multiply-add rounds once, OpenCV twice.
+    float at = (float)__dadd_rn(__dmul_rn(index + 0.5, scale), -0.5);
+    int first = (int)floorf(at);
+    at -= first;
+    // OpenCV takes border columns whole, and mixes a border row with itself.
+    if (columns && first < 0) { first = 0; at = 0.0f; }
+    if (columns && first >= side - 1) { first = side - 1; at = 0.0f; }
+    Taps t;
+    t.weight_first = (int)rintf((1.0f - at) * 2048.0f);
+    t.weight_second = (int)rintf(at * 2048.0f);
+    t.first = min(max(first, 0), side - 1);
+    t.second = min(max(first + 1, 0), side - 1);
+    return t;
+}
+
+// The pixel at (x, y) of the window; the last column and row of the frame are border.
+__device__ void fetch(const Window& w, int x, int y, int* bgr) {
+    x += w.left;
+    y += w.top;
+    if (x >= 0 && y >= 0 && x < w.width - 1 && y < w.height - 1) {
+        const unsigned char* p =
+            (const unsigned char*)(w.pixels + (long long)y * w.pitch + (long long)x * 3);
+        bgr[0] = p[0]; bgr[1] = p[1]; bgr[2] = p[2];
+    } else {
+        bgr[0] = bgr[1] = bgr[2] = 0;
+    }
+}
+
+// images: float planes red, green, blue, or, where as_bytes is not 0, bytes blue, green, red pixel by pixel.
+extern "C" __global__ void asymtrack_crop(const Window* windows, void* images, int size, int as_bytes,
+                                          float scale_r, float scale_g, float scale_b,
+                                          float offset_r, float offset_g, float offset_b) {
+    int x = blockIdx.x * blockDim.x + threadIdx.x;
+    int y = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= size || y >= size) return;
+    Window w = windows[blockIdx.z];
+    int a[3], b[3], c[3], d[3], out[3];
+    if (w.side == size) {
+        fetch(w, x, y, out);
+    } else if (w.side == 2 * size) {
+        // OpenCV averages an exact half.
+        fetch(w, 2 * x, 2 * y, a); fetch(w, 2 * x + 1, 2 * y, b);
+        fetch(w, 2 * x, 2 * y + 1, c); fetch(w, 2 * x + 1, 2 * y + 1, d);
+        for (int k = 0; k < 3; ++k) out[k] = (a[k] + b[k] + c[k] + d[k] + 2) >> 2;
+    } else {
+        Taps h = taps(x, w.side, size, true), v = taps(y, w.side, size, false);
+        fetch(w, h.first, v.first, a); fetch(w, h.second, v.first, b);
+        fetch(w, h.first, v.second, c); fetch(w, h.second, v.second, d);
+        for (int k = 0; k < 3; ++k) {
+            int upper = a[k] * h.weight_first + b[k] * h.weight_second;
+            int lower = c[k] * h.weight_first + d[k] * h.weight_second;
+            out[k] = ((v.weight_first * (upper >> 4)) >> 16) + ((v.weight_second * (lower >> 4)) >> 16);
+            out[k] = (out[k] + 2) >> 2;
+        }
+    }
+    if (w.rgb) { int red = out[0]; out[0] = out[2]; out[2] = red; }
+    size_t plane = (size_t)size * size;
+    size_t at = (size_t)y * size + x;
+    if (as_bytes) {
+        unsigned char* pixel = (unsigned char*)images + (blockIdx.z * plane + at) * 3;
+        for (int k = 0; k < 3; ++k) pixel[k] = (unsigned char)out[k];
+        return;
+    }
+    float* image = (float*)images + blockIdx.z * 3 * plane + at;
+    image[0] = __fsub_rn(__fmul_rn((float)out[2], scale_r), offset_r);
+    image[plane] = __fsub_rn(__fmul_rn((float)out[1], scale_g), offset_g);
+    image[2 * plane] = __fsub_rn(__fmul_rn((float)out[0], scale_b), offset_b);
+}
+"""
+
+
+def grid(size: int, targets: int) -> Tuple[int, int, int]:
+    """Blocks for crops of ``size`` pixels for so many targets."""
+    return -(-size // BLOCK[0]), -(-size // BLOCK[1]), targets
+
+
+def picture(manifest: Manifest) -> Tuple[Any, ...]:
+    """The kernel's arguments after the size: whether it writes bytes; factors, then subtrahends of red, green, blue."""
+    std = 255.0 * np.asarray(manifest.std, np.float32)
+    offset = 255.0 * np.asarray(manifest.mean, np.float32) / std
+    return (int(manifest.input_format == UINT8_BGR), *(float(v) for v in (*(1 / std), *offset)))
+
+
+def check_images(manifest: Manifest) -> None:
+    """Checks that the kernel writes what the networks read: buffers are sized by the manifest.
+
+    Raises:
+        BackendError: type, channels or shape of an image are others.
+    """
+    for spec in (manifest.template, manifest.search):
+        if manifest.input_format == UINT8_BGR:
+            wanted: Tuple[str, Tuple[int, ...]] = ("uint8", (spec.shape[0], spec.shape[0], 3))
+        else:
+            wanted = ("float32", (3, spec.shape[-1], spec.shape[-1]))
+        if (spec.dtype, spec.shape) != wanted:
+            raise BackendError(
+                f"the crop kernel writes {wanted[0]} {wanted[1]}, the model takes {spec.name} as {spec.dtype} "
+                f"{spec.shape}: export it again"
+            )
+
+
+def write_windows(
+    out: np.ndarray, windows: Sequence[CropWindow], pixels: int, pitch: int, shape: Sequence[int], rgb: bool = False
+) -> None:
+    """Writes what the kernel reads of the windows of one frame.
+
+    Args:
+        out: records of type ``WINDOW``, at least as many as windows.
+        windows: what to cut.
+        pixels: device address of the frame's pixel (0, 0).
+        pitch: bytes from row to row.
+        shape: of the frame: height, width, ...
+        rgb: whether its channels are red, green, blue.
+    """
+    for i, window in enumerate(windows):
+        out[i] = (pixels, pitch, shape[1], shape[0], window.left, window.top, window.side, rgb, 0)
+
+
+def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, int, int, int]:
+    """The part of a frame that any of the windows shows: left, top, right, bottom; empty as zeros."""
+    rows, columns = shape[0] - 1, shape[1] - 1  # the last row and column are border
+    boxes: Any = [
+        (max(w.left, 0), max(w.top, 0), min(w.left + w.side, columns), min(w.top + w.side, rows)) for w in windows
+    ]
+    boxes = [box for box in boxes if box[2] > box[0] and box[3] > box[1]]
+    if not boxes:
+        return 0, 0, 0, 0
+    lefts, tops, rights, bottoms = zip(*boxes)
+    return min(lefts), min(tops), max(rights), max(bottoms)
+
+
+#: Where CUDA toolkits put things beside the loader's path; JetPack has them under /usr/local/cuda.
+_TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
+
+
+def crop_module(compute_capability: Tuple[int, int]) -> bytes:
+    """The kernel's machine code for a GPU, from the user's cache where it was compiled before.
+
+    Raises:
+        BackendError: there is no compiler, or it refused the source.
+    """
+    digest = hashlib.sha256(SOURCE.encode()).hexdigest()[:16]
+    kept = cache_file("crop-{}-sm{}{}.cubin".format(digest, *compute_capability))
+    if kept is not None:
+        with suppress(OSError):
+            content = kept.read_bytes()
+            if content.startswith(b"\x7fELF"):
+                return content
+    module = compile_kernel(SOURCE, compute_capability)
+    write_cache(kept, module)
+    return module
+
+
+def cache_file(name: str) -> Optional[Path]:
+    """Where something is kept between runs: below XDG_CACHE_HOME or ~/.cache; None where there is no home."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "asymtrack-edge" / name
+    except RuntimeError:
+        return None
+
+
+def write_cache(path: Optional[Path], content: bytes) -> None:
+    """Keeps something for the next run, whole or not at all; that it cannot be kept only costs time."""
+    if path is None:
+        return
+    with suppress(OSError, UsageError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+
+
+def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
+    """Compiles CUDA source for a GPU; returns a module to load (cubin).
+
+    Raises:
+        BackendError: there is no compiler, or it refused the source.
+    """
+    refusals: List[BackendError] = []
+    for library in _nvrtc():
+        try:
+            return _by_nvrtc(library, source, compute_capability)
+        except BackendError as refusal:  # perhaps it is older than the GPU, and another one is not
+            refusals.append(refusal)
+    if refusals:
+        raise refusals[-1]
+    raise BackendError(
+        "no CUDA compiler found for the crop kernel: install libnvrtc (on a Jetson: sudo apt install "
+        "cuda-nvrtc-11-4, or the one of your CUDA; elsewhere: pip install nvidia-cuda-nvrtc-cu12)"
+    )
+
+
+def _nvrtc() -> Iterator[Any]:
+    """The NVRTC libraries there are, the system's first."""
+    names: List[str] = ["libnvrtc.so"]
+    found = ctypes.util.find_library("nvrtc")
+    if found:
+        names.insert(0, found)
+    for toolkit in (os.environ.get("CUDA_HOME", ""), *_TOOLKITS):
+        names += sorted(glob.glob(f"{toolkit}/lib64/libnvrtc.so*")) if toolkit else []
+    for folder in sys.path:
+        # The wheels nvidia-cuda-nvrtc*.
+        names += sorted(glob.glob(f"{folder}/nvidia/cuda_nvrtc/lib/libnvrtc.so*"))
+        names += sorted(glob.glob(f"{folder}/nvidia/cu*/lib/libnvrtc.so*"))
+    for name in names:
+        with suppress(OSError):
+            yield ctypes.CDLL(name)
+
+
+def _by_nvrtc(library: Any, source: str, compute_capability: Tuple[int, int]) -> bytes:
+    if not hasattr(library, "nvrtcGetCUBIN"):
+        raise BackendError("this NVRTC is older than CUDA 11.1: install a newer one")
+    program = ctypes.c_void_p()
+    _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"asymtrack.cu", 0, None, None))
+    try:
+        option = "--gpu-architecture=sm_{}{}".format(*compute_capability).encode()
+        options = (ctypes.c_char_p * 1)(option)
+        if library.nvrtcCompileProgram(program, 1, options):
+            log = _nvrtc_output(library, "ProgramLog", program).rstrip(b"\0")
+            raise BackendError(f"NVRTC refused the crop kernel: {log.decode(errors='replace').strip()}")
+        return _nvrtc_output(library, "CUBIN", program)
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _nvrtc_output(library: Any, what: str, program: ctypes.c_void_p) -> bytes:
+    """What NVRTC holds of a program."""
+    size = ctypes.c_size_t()
+    _check(getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
+    text = ctypes.create_string_buffer(size.value)
+    _check(getattr(library, f"nvrtcGet{what}")(program, text))
+    return text.raw
+
+
+def _check(code: int) -> None:
+    if code:
+        raise BackendError(f"NVRTC failed with error {code}")

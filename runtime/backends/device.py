@@ -1,0 +1,354 @@
+"""Everything between the frame and five numbers on the GPU: one pipeline around any network there.
+
+Per frame: one pinned copy of the part of the frame that the windows show (none for a frame that is on the
+GPU), and one step: windows up (40 bytes per target), crop kernel, search network, predictions down (20
+bytes per target). The template state stays in device memory, where the search network reads it. The step
+is captured once per number of targets as a CUDA graph. Nothing is allocated.
+
+Targets live in groups of up to ``max_batch``; a group is one batch of the search network.
+"""
+
+from __future__ import annotations
+
+import traceback
+import weakref
+from abc import ABC, abstractmethod
+from functools import partial
+from time import perf_counter
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+
+import numpy as np
+
+from asymtrack_edge.errors import BackendError
+from asymtrack_edge.geometry import CropWindow
+from asymtrack_edge.manifest import Manifest, TensorSpec
+from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.cuda import kernel
+from asymtrack_edge.runtime.backends.cuda.driver import CudaDevice, Graph, open_cuda
+from asymtrack_edge.runtime.backends.cuda.frame import FrameBuffer
+
+#: TensorRT wants the addresses of tensors aligned to this.
+ALIGNMENT = 256
+
+#: Numbers of targets of a group whose steps are kept ready; the one not used for longest goes first.
+KEPT = 8
+
+
+def nbytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor for one target."""
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+
+
+class Network(ABC):
+    """A network that runs on the GPU, on the stream it was opened with.
+
+    Attributes:
+        capturable: whether what it queues can be captured as part of a CUDA graph.
+    """
+
+    capturable = True
+
+    @abstractmethod
+    def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
+        """Binds all tensors for a batch.
+
+        Args:
+            addresses: in device memory, by tensor, aligned to ``ALIGNMENT``.
+            batch: how many targets.
+
+        Returns:
+            A function that queues one run. The bound run ends with its last reference.
+
+        Raises:
+            BackendError: it cannot be bound, or (from the function) it cannot run.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most are gone with their last reference
+        """Gives the network back, after everything that ``bind`` returned."""
+
+
+class _Open:
+    """What a backend holds of the GPU, in an object of its own that can be closed when the backend is gone."""
+
+    def __init__(self, cuda: CudaDevice) -> None:
+        self.cuda = cuda
+        self.groups: List[_Group] = []
+        self.networks: Dict[str, Network] = {}
+        self.run_template: Optional[Callable[[], None]] = None
+
+    def close(self) -> None:
+        """Runs and graphs first, then networks, then the memory they were given, last the GPU's context."""
+        try:
+            with self.cuda.current():
+                self.cuda.synchronise()
+        except BackendError:
+            pass  # nothing runs on a GPU that answers no more
+        with self.cuda.current():
+            while self.groups:
+                self.groups.pop().close()
+            self.run_template = None
+            while self.networks:
+                self.networks.popitem()[1].close()
+        self.cuda.close()
+
+
+class DeviceBackend(Backend):
+    """Crops and runs a model on one GPU.
+
+    ``seconds["crop"]`` counts the host's work until the frame is on its way, ``"infer"`` all the rest:
+    the GPU crops and infers in one go. A backend that is dropped without ``close`` gives everything back.
+
+    Args:
+        manifest: of the model.
+        description: see ``Backend``.
+        device: index of the GPU.
+        graph: whether to capture the step as a CUDA graph.
+        mapped: see ``FrameBuffer``.
+
+    Attributes:
+        cuda: the GPU.
+
+    Raises:
+        BackendError: the GPU or the model cannot be used; says why.
+    """
+
+    def __init__(
+        self, manifest: Manifest, description: str, device: int = 0, graph: bool = True, mapped: bool = False
+    ) -> None:
+        kernel.check_images(manifest)
+        super().__init__(manifest, description)
+        self.cuda = open_cuda(device)
+        self._use_graph = graph
+        self._open = _Open(self.cuda)
+        self._finalizer = weakref.finalize(self, self._open.close)
+        self._predictions = np.zeros((0, 5), np.float32)
+        try:
+            self._prepare(mapped)
+            self.reserve(1)
+        except BaseException as error:
+            # What a failed call still holds of networks and contexts must go before the GPU's context does.
+            traceback.clear_frames(error.__traceback__)
+            self.close()
+            raise
+
+    @abstractmethod
+    def _open_network(self, name: str, graph: bool) -> Network:
+        """Opens the ``"template"`` or the ``"search"`` network on ``cuda``, whose context is current."""
+
+    @property
+    def graphs(self) -> bool:
+        """Whether every step so far runs as a CUDA graph."""
+        return self._use_graph and all(group.captured for group in self._open.groups)
+
+    def _prepare(self, mapped: bool) -> None:
+        manifest, cuda = self.manifest, self.cuda
+        with cuda.current():
+            launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
+            picture = kernel.picture(manifest)
+
+            def crop(windows: int, images: int, size: int, targets: int) -> None:
+                launch(kernel.grid(size, targets), kernel.BLOCK, (windows, images, size, *picture))
+
+            self._crop = crop
+            self._frame = FrameBuffer(cuda, mapped)
+            self._window = cuda.pinned(kernel.WINDOW.itemsize).array
+            self._window_there = cuda.allocate(kernel.WINDOW.itemsize)
+            self._template_image = cuda.allocate(nbytes(manifest.template))
+            # The template network writes here; a slot's part of a batch need not be aligned.
+            self._fresh = {spec.name: cuda.allocate(nbytes(spec)) for spec in manifest.state}
+            for name in ("template", "search"):
+                self._open.networks[name] = self._open_network(name, self._use_graph and name == "search")
+            bound = {manifest.template.name: self._template_image, **self._fresh}
+            self._open.run_template = self._open.networks["template"].bind(bound, 1)
+
+    def check_frame(self, frame: Any) -> Sequence[int]:
+        """Returns the shape of a frame; one in device memory (array interface, DLPack) will do as well."""
+        return self._frame.check(frame)
+
+    def reserve(self, slots: int) -> None:
+        """Makes room: the last group grows up to ``max_batch``, then others are added."""
+        if not self._finalizer.alive:
+            raise BackendError("this backend has been closed: open another")
+        groups, batch = self._open.groups, self.manifest.max_batch
+        with self.cuda.current():
+            try:
+                while self.capacity < slots:
+                    last = groups[-1] if groups and groups[-1].size < batch else None
+                    before = last.size if last is not None else 0
+                    size = min(batch, before + slots - self.capacity)
+                    if last is not None:
+                        last.close_steps()
+                    run = self._open.networks["search"], self._crop, self._use_graph
+                    grown = _Group(self.manifest, self.cuda, size, last, *run)
+                    self.cuda.synchronise()
+                    if last is not None:
+                        groups.pop().close()
+                    groups.append(grown)
+                    self.capacity += size - before
+            finally:
+                self.cuda.synchronise()
+        if len(self._predictions) < self.capacity:
+            self._predictions = np.zeros((self.capacity, 5), np.float32)
+
+    def template(self, frame: Any, window: CropWindow, slot: int = 0) -> None:
+        """Crops and runs the template network, and copies its state to the slot in device memory."""
+        if not 0 <= slot < self.capacity:
+            raise BackendError(f"there is no slot {slot}: reserve it first")
+        manifest, cuda, run = self.manifest, self.cuda, self._open.run_template
+        assert run is not None
+        with cuda.current():
+            try:
+                self._frame.write(frame, (window,), (self._window.view(kernel.WINDOW),))
+                cuda.upload(self._window_there, self._window)
+                self._crop(self._window_there, self._template_image, manifest.template_size, 1)
+                run()
+                for spec in manifest.state:
+                    cuda.copy(self._place(spec, slot), self._fresh[spec.name], nbytes(spec))
+            finally:
+                # Whatever happened: what is in flight reads buffers that the next call overwrites.
+                cuda.synchronise()
+
+    def search(self, frame: Any, windows: Sequence[CropWindow]) -> np.ndarray:
+        """Runs the step of every group that has windows; waits for the stream once."""
+        if len(windows) > self.capacity:
+            raise BackendError(f"{len(windows)} windows for {self.capacity} slots: reserve them first")
+        began = perf_counter()
+        groups, step = self._open.groups, self.manifest.max_batch
+        parts = [windows[start : start + step] for start in range(0, len(windows), step)]
+        with self.cuda.current():
+            try:
+                self._frame.write(frame, windows, [group.windows for group in groups], step)
+                cropped = perf_counter()
+                predictions = [group.run(len(part)) for group, part in zip(groups, parts)]
+            finally:
+                self.cuda.synchronise()
+        for i, prediction in enumerate(predictions):
+            self._predictions[i * step : i * step + len(prediction)] = prediction
+        self.seconds["crop"] += cropped - began
+        self.seconds["infer"] += perf_counter() - cropped
+        return self._predictions[: len(windows)]
+
+    def move(self, source: int, target: int) -> None:
+        """Copies the state in device memory."""
+        with self.cuda.current():
+            try:
+                for spec in self.manifest.state:
+                    self.cuda.copy(self._place(spec, target), self._place(spec, source), nbytes(spec))
+            finally:
+                self.cuda.synchronise()
+
+    def _place(self, spec: TensorSpec, slot: int) -> int:
+        group, row = divmod(slot, self.manifest.max_batch)
+        return self._open.groups[group].state[spec.name] + row * nbytes(spec)
+
+    def close(self) -> None:
+        """Gives back networks, memory and the GPU's context; calling it again does nothing."""
+        self._finalizer()
+        self.capacity = 0
+
+
+class _Group:
+    """Up to ``max_batch`` targets that run as one batch: their memory, and a step per number of them.
+
+    All addresses are fixed when the group is made, so that a step is bound and captured once.
+
+    Args:
+        manifest: of the model.
+        cuda: the GPU, whose context is current whenever a group is made or used.
+        size: targets to make room for.
+        before: a smaller group whose state to begin with.
+        network: the search network.
+        crop: queues the crop kernel: device addresses of windows and images, side of a crop, targets.
+        graph: whether to capture the step.
+
+    Attributes:
+        size: see there.
+        state: device address of each state tensor, targets one behind the other.
+        windows: ``kernel.WINDOW`` records ``(size,)``, read by ``run``.
+        captured: whether all steps so far run as graphs.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        cuda: CudaDevice,
+        size: int,
+        before: Optional[_Group],
+        network: Network,
+        crop: Callable[[int, int, int, int], None],
+        graph: bool,
+    ) -> None:
+        self.size = size
+        self._network, self._crop, self._graph = network, crop, graph
+        self.captured = True
+        self._manifest = manifest
+        self._cuda = cuda
+        self._steps: Dict[int, Union[Graph, Callable[[], None]]] = {}
+        self._keys: List[int] = []
+        self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
+        self._image = self._allocate(size * nbytes(manifest.search))
+        self._output = self._allocate(size * nbytes(manifest.output))
+        self._host = self._pinned(size * kernel.WINDOW.itemsize)
+        self._there = self._allocate(self._host.nbytes)
+        self.windows = self._host.view(kernel.WINDOW)
+        self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
+        if before is not None:
+            for spec in manifest.state:
+                cuda.copy(self.state[spec.name], before.state[spec.name], before.size * nbytes(spec))
+
+    def _allocate(self, size: int) -> int:
+        self._keys.append(self._cuda.allocate(size))
+        return self._keys[-1]
+
+    def _pinned(self, size: int) -> np.ndarray:
+        buffer = self._cuda.pinned(size)
+        self._keys.append(buffer.key)
+        return buffer.array
+
+    def run(self, count: int) -> np.ndarray:
+        """Queues the step for the first ``count`` targets.
+
+        Returns:
+            float32 ``(count, 5)``: where the predictions will be once the stream is done; a view that the
+            next run overwrites.
+        """
+        step = self._steps.pop(count, None)
+        if step is None:
+            self.close_steps(KEPT - 1)
+            step = self._new_step(count)
+        self._steps[count] = step  # the last one used is the last to go
+        step.launch() if isinstance(step, Graph) else step()
+        return self._predictions[:count]
+
+    def _new_step(self, count: int) -> Union[Graph, Callable[[], None]]:
+        manifest, cuda = self._manifest, self._cuda
+        addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
+        queue = partial(self._queue, count, self._network.bind(addresses, count))
+        graph = None
+        if self._graph and self._network.capturable:
+            # A network has to run once with these shapes before it can be captured.
+            queue()
+            cuda.synchronise()
+            graph = cuda.capture(queue)
+            self.captured = self.captured and graph is not None
+        return graph or queue
+
+    def _queue(self, count: int, run: Callable[[], None]) -> None:
+        cuda = self._cuda
+        cuda.upload(self._there, self._host[: count * kernel.WINDOW.itemsize])
+        self._crop(self._there, self._image, self._manifest.search_size, count)
+        run()
+        cuda.download(self._predictions[:count], self._output)
+
+    def close_steps(self, leave: int = 0) -> None:
+        """Gives graphs and bound runs back but the ``leave`` used last; they are made anew when asked for."""
+        while len(self._steps) > leave:
+            step = self._steps.pop(next(iter(self._steps)))
+            if isinstance(step, Graph):
+                step.close()
+
+    def close(self) -> None:
+        """Gives the memory back as well."""
+        self.close_steps()
+        while self._keys:
+            self._cuda.free(self._keys.pop())

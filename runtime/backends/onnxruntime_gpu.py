@@ -1,0 +1,208 @@
+"""ONNX Runtime's GPU providers in the device pipeline: our stream, our buffers, their CUDA graph.
+
+One session runs one batch size, whose shapes are then constants: nothing of it is left for the CPU. Its
+CUDA graph is ONNX Runtime's own. A capture of ours around its runs is not possible: released versions free
+the pinned memory that some of its operators (``Concat``) stage when a run ends, and a graph would go on
+reading it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import logging
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, Callable, Dict, Mapping, Sequence, Set, Tuple
+
+import numpy as np
+
+from asymtrack_edge.errors import BackendError
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest, TensorSpec
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, find_gpu
+from asymtrack_edge.runtime.backends.cuda.kernel import cache_file
+from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
+from asymtrack_edge.runtime.backends.onnxruntime import ort
+
+logger = logging.getLogger("asymtrack_edge")
+
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+#: Runs after which a session has allocated what it needs, and has captured its graph.
+_WARM_UP = 3
+
+
+class OnnxRuntimeGpuBackend(DeviceBackend):
+    """ONNX Runtime on a CUDA device; takes exports of either input format.
+
+    Args:
+        folder: an export directory.
+        manifest: its manifest, already verified.
+        provider: ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA.
+        device: index of the GPU.
+        graph: whether to run the search network as a CUDA graph.
+        mapped: see ``FrameBuffer``.
+
+    Raises:
+        BackendError: the provider or a GPU is absent, or the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        provider: str = "cuda",
+        device: int = 0,
+        graph: bool = True,
+        mapped: bool = False,
+    ) -> None:
+        self.name = f"onnxruntime-{provider}"
+        if _PROVIDERS[provider] not in ort.get_available_providers():
+            raise BackendError(
+                f"onnxruntime {ort.__version__} here has no {_PROVIDERS[provider]}: pip uninstall onnxruntime, "
+                "then pip install onnxruntime-gpu, or use --backend onnxruntime for the CPU"
+            )
+        self._folder, self._provider = folder, provider
+        super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device, graph, mapped)
+
+    @property
+    def graphs(self) -> bool:
+        """Whether the search network runs as ONNX Runtime's CUDA graph."""
+        network = self._open.networks["search"]
+        assert isinstance(network, OnnxRuntimeNetwork)
+        return network.graph
+
+    def _open_network(self, name: str, graph: bool) -> Network:
+        return OnnxRuntimeNetwork(self._folder, self.manifest, name, self._provider, self.cuda, graph)
+
+
+class OnnxRuntimeNetwork(Network):
+    """A network of the export, in a session per batch size.
+
+    Args:
+        folder: the export directory.
+        manifest: its manifest.
+        network: ``"template"`` or ``"search"``.
+        provider: ``"cuda"`` or ``"tensorrt"``.
+        cuda: the GPU, whose context is current.
+        graph: whether to run as a CUDA graph.
+
+    Attributes:
+        graph: whether it does: False as well where it cannot.
+    """
+
+    capturable = False
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice, graph: bool
+    ) -> None:
+        self.graph = graph
+        self._path = folder / f"{network}.onnx"
+        self._provider = provider
+        self._cuda = cuda
+        image = manifest.template if network == "template" else manifest.search
+        self._inputs: Tuple[TensorSpec, ...] = (image,) if network == "template" else (image, *manifest.state)
+        self._outputs = manifest.state if network == "template" else (manifest.output,)
+        self._precision = manifest.precision
+        self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._graph_ids = itertools.count(1)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            # Finds the libraries in NVIDIA's wheels. It prints what it misses; a session says that better.
+            ort.preload_dlls(msvc=False)
+
+    def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
+        """Binds our device memory, and runs until allocations and graph are made."""
+        while True:
+            with CAPTURE_LOCK:
+                try:
+                    run = self._bound(self._session(batch), addresses, batch)
+                    for _ in range(_WARM_UP if self.graph else 0):
+                        run()
+                    return run
+                except BackendError as error:
+                    self._cuda.synchronise()
+                    if not self.graph:
+                        raise
+                    logger.warning("%s runs without a CUDA graph: %s", self._path.name, error)
+                    self.graph = False
+                    self._sessions.clear()
+
+    def _bound(self, session: Any, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
+        binding = session.io_binding()
+        for bind, specs in ((binding.bind_input, self._inputs), (binding.bind_output, self._outputs)):
+            for spec in specs:
+                shape = [batch, *spec.shape]
+                bind(spec.name, "cuda", self._cuda.gpu.index, np.dtype(spec.dtype).type, shape, addresses[spec.name])
+        options = ort.RunOptions()
+        # We wait for the stream ourselves, once.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self.graph:
+            # A graph holds the addresses that it was captured with: each binding needs one of its own.
+            options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+        name, graph = self._path.name, self.graph
+        threads: Set[int] = set()
+
+        def run() -> None:
+            # ONNX Runtime captures anew in every thread that runs a session.
+            thread = threading.get_ident()
+            lock = CAPTURE_LOCK if graph and thread not in threads else contextlib.nullcontext()
+            try:
+                with lock:
+                    session.run_with_iobinding(binding, options)
+                threads.add(thread)
+            except Exception as error:  # onnxruntime raises many unrelated types here
+                raise BackendError(f"onnxruntime cannot run {name}: {str(error).splitlines()[0]}") from None
+
+        return run
+
+    def _session(self, batch: int) -> Any:
+        session = self._sessions.get(batch)
+        if session is None:
+            session = self._sessions[batch] = self._open(batch)
+        return session
+
+    def _open(self, batch: int) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
+        stream, first = str(self._cuda.stream), _PROVIDERS[self._provider]
+        providers = self._options(stream)
+        try:
+            # Its fallback would open another session silently, without our stream.
+            session = ort.InferenceSession(str(self._path), options, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime raises many unrelated types here
+            reason = str(error).splitlines()[0]
+            raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._path}: {reason}") from None
+        if session.get_providers()[0] != first:
+            raise BackendError(
+                f"onnxruntime {ort.__version__} cannot start {first}: its CUDA and cuDNN libraries do not load (see "
+                "docs/gpu.md), or are not of the version that it was built for"
+            )
+        if session.get_provider_options()[first].get("user_compute_stream", stream) != stream:
+            raise BackendError(f"onnxruntime {ort.__version__} does not run on a stream of ours: install 1.18 or newer")
+        return session
+
+    def _options(self, stream: str) -> Sequence[Tuple[str, Dict[str, str]]]:
+        common = {"device_id": str(self._cuda.gpu.index), "user_compute_stream": stream}
+        cuda = {
+            **common,
+            "use_tf32": "0",  # fp32 means fp32
+            "arena_extend_strategy": "kSameAsRequested",
+            "enable_cuda_graph": str(int(self.graph and self._provider == "cuda")),
+        }
+        providers = [(_PROVIDERS["cuda"], cuda), ("CPUExecutionProvider", {})]
+        if self._provider == "tensorrt":
+            tensorrt = {
+                **common,
+                "trt_fp16_enable": str(int(self._precision == "fp16")),
+                "trt_int8_enable": str(int(self._precision == "int8")),
+                "trt_cuda_graph_enable": str(int(self.graph)),
+            }
+            cache = cache_file("onnxruntime-tensorrt")
+            if cache is not None:
+                tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
+                tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))
+            providers.insert(0, (_PROVIDERS["tensorrt"], tensorrt))
+        return providers

@@ -1,0 +1,170 @@
+"""Frames that never leave the GPU of a Jetson: ``jetson://`` sources, by jetson-utils.
+
+jetson-utils (github.com/dusty-nv/jetson-utils) captures from cameras, streams and files with the hardware's
+decoders and leaves the frames in CUDA memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.runtime.sources.base import LiveSource, Source
+from asymtrack_edge.runtime.sources.cameras import split_options
+
+SCHEME = "jetson://"
+
+#: Milliseconds that a frame is waited for before the source counts as gone.
+TIMEOUT = 5000
+
+#: jetson-utils overwrites its frames after a few others. A frame of ours stays for so many captures: longer
+#: than any is read ahead.
+KEPT = 16
+
+_OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--input-rate", "flip": "--input-flip"}
+
+
+def jetson_utils() -> Any:
+    """The module.
+
+    Raises:
+        SourceError: it is not installed, or is not for this machine.
+    """
+    try:
+        import jetson_utils
+    except ImportError as error:
+        raise SourceError(
+            f"jetson:// needs jetson-utils ({error}): build it on the Jetson (github.com/dusty-nv/jetson-utils), or "
+            "leave out jetson://"
+        ) from None
+    return jetson_utils
+
+
+class JetsonFrame:
+    """A frame in CUDA memory. The tracker reads it in place; whatever else wants pixels gets a copy.
+
+    Args:
+        image: a ``cudaImage`` of format ``rgb8`` or ``bgr8``.
+
+    Attributes:
+        image: see there.
+        shape: height, width, 3.
+        format: ``"rgb8"`` or ``"bgr8"``.
+    """
+
+    def __init__(self, image: Any) -> None:
+        self.image = image
+        self.shape: Tuple[int, int, int] = tuple(image.shape)
+        self.format: str = image.format
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        return self.image.__cuda_array_interface__
+
+    def copy(self) -> np.ndarray:
+        """The frame on the host: BGR uint8 ``(H, W, 3)``."""
+        module = jetson_utils()
+        module.cudaDeviceSynchronize()
+        pixels = module.cudaToNumpy(self.image)
+        return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self.format == "rgb8" else np.array(pixels)
+
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> np.ndarray:
+        return self.copy()
+
+
+class JetsonCapture:
+    """A ``videoSource`` of jetson-utils with the methods of ``cv2.VideoCapture`` that a live source calls.
+
+    Args:
+        uri: as jetson-utils takes it: ``csi://0``, ``v4l2:///dev/video0``, ``rtsp://...``, a file.
+        options: ``width``, ``height``, ``fps``, ``flip``.
+
+    Raises:
+        SourceError: jetson-utils is missing, or cannot open it.
+        UsageError: an option is unknown.
+    """
+
+    def __init__(self, uri: str, options: Dict[str, str]) -> None:
+        for name in options:
+            if name not in _OPTIONS:
+                raise UsageError(f"unknown option {name!r} of a jetson:// source: choose among {', '.join(_OPTIONS)}")
+        self._utils = jetson_utils()
+        try:
+            self._source = self._utils.videoSource(uri, [f"{_OPTIONS[n]}={value}" for n, value in options.items()])
+        except Exception as error:  # it raises plain exceptions, and logs the reason
+            raise SourceError(f"jetson-utils cannot open {uri}: {error}") from None
+        self._kept: List[Any] = []
+        self._latest: Any = None
+
+    def grab(self) -> bool:
+        """Waits for a frame; False when there is none any more."""
+        try:
+            # The frame as its capture delivers it by default; on the GPU, where the tracker swaps its channels.
+            self._latest = self._source.Capture(timeout=TIMEOUT)
+        except Exception:  # the end of the stream, or a time-out: plain exceptions both
+            self._latest = None
+        return self._latest is not None
+
+    def retrieve(self) -> Tuple[bool, Any]:
+        """The frame of the last ``grab``, in memory of ours."""
+        image = self._latest
+        shape = image.width, image.height, image.format
+        if self._kept and (self._kept[0].width, self._kept[0].height, self._kept[0].format) != shape:
+            self._kept.clear()
+        if len(self._kept) < KEPT:
+            kept = self._utils.cudaAllocImage(width=shape[0], height=shape[1], format=shape[2])
+        else:
+            kept = self._kept.pop(0)
+        self._kept.append(kept)
+        self._utils.cudaMemcpy(kept, image)
+        return True, JetsonFrame(kept)
+
+    def get(self, prop: int) -> float:
+        """The frame rate; 0 for all that is not known."""
+        return float(self._source.GetFrameRate()) if prop == cv2.CAP_PROP_FPS else 0.0
+
+    def release(self) -> None:
+        """Stops capturing."""
+        self._source.Close()
+
+
+class JetsonVideo(Source):
+    """A video file, decoded by the Jetson's hardware; its frames stay on the GPU."""
+
+    def __init__(self, path: str, options: Dict[str, str]) -> None:
+        if not os.path.isfile(path):
+            raise SourceError(f"there is no file {path}")
+        self.name = path
+        self._capture = JetsonCapture(path, options)
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._capture.grab():
+            yield self._capture.retrieve()[1]
+
+    def close(self) -> None:
+        """Releases the file."""
+        self._capture.release()
+
+
+def open_jetson(source: str) -> Source:
+    """Opens ``jetson://csi://0``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``.
+
+    Options follow a ``?``: ``jetson://csi://0?width=1280&height=720&fps=60``.
+
+    Raises:
+        SourceError: it does not exist, or jetson-utils is missing or cannot open it.
+        UsageError: an option is unknown.
+    """
+    uri = source[len(SCHEME) :]
+    # What follows a ? in the address of a stream is the server's.
+    name, options = (uri, {}) if re.match(r"\w+://[^?]*[@.:]", uri) and "csi" not in uri else split_options(uri)
+    if "://" not in name and not name.startswith("/dev/"):
+        return JetsonVideo(name, options)
+    shown = re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", name)
+    return LiveSource(f"{shown} by jetson-utils", lambda: JetsonCapture(name, options))

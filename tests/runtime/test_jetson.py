@@ -1,0 +1,181 @@
+"""jetson:// sources and outputs, with a stand-in for jetson-utils over the imitated GPU's memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any, List, Optional
+
+import cv2
+import numpy as np
+import pytest
+
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.geometry import Box
+from asymtrack_edge.runtime import Tracker, open_source
+from asymtrack_edge.runtime.outputs.base import Result
+from asymtrack_edge.runtime.outputs.jetson import JetsonWriter
+from asymtrack_edge.runtime.sources import jetson
+from asymtrack_edge.runtime.sources.jetson import JetsonFrame
+from asymtrack_edge.runtime.sources.reader import Captured
+from asymtrack_edge.runtime.target import State, Track
+from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, driver, exports, gpu, imitated  # noqa: F401
+
+
+class Image:
+    """A ``cudaImage``."""
+
+    def __init__(self, pixels: np.ndarray, layout: str) -> None:
+        self.pixels, self.format, self.shape = pixels, layout, pixels.shape
+        self.height, self.width = pixels.shape[:2]
+
+    @property
+    def __cuda_array_interface__(self) -> Any:
+        data = (self.pixels.ctypes.data, False)
+        return {"shape": self.shape, "typestr": "<u1", "data": data, "version": 3}
+
+
+class Utils(ModuleType):
+    """jetson-utils, whose sources give ``FRAMES`` in buffers that they use again, then fail."""
+
+    def __init__(self) -> None:
+        super().__init__("jetson_utils")
+        self.opened: List[Any] = []
+        self.rendered: List[np.ndarray] = []
+        self.closed = 0
+        utils = self
+
+        class videoSource:
+            def __init__(self, uri: str, argv: List[str]) -> None:
+                if "nobody" in uri:
+                    raise Exception("failed to create videoSource device")
+                utils.opened.append((uri, argv))
+                self.frames = iter(FRAMES)
+                self.buffer: Optional[Image] = None
+
+            def Capture(self, format: str = "rgb8", timeout: int = -1) -> Image:
+                frame = next(self.frames, None)
+                if frame is None:
+                    raise Exception("videoSource failed to capture image")
+                if self.buffer is None:
+                    self.buffer = Image(np.empty_like(frame), format)
+                self.buffer.pixels[...] = frame[..., ::-1]
+                return self.buffer
+
+            def GetFrameRate(self) -> int:
+                return 30
+
+            def Close(self) -> None:
+                utils.closed += 1
+
+        class videoOutput:
+            def __init__(self, uri: str) -> None:
+                utils.opened.append(uri)
+
+            def Render(self, image: Image) -> None:
+                utils.rendered.append(image.pixels.copy())
+
+            def Close(self) -> None:
+                utils.closed += 1
+
+        self.videoSource, self.videoOutput = videoSource, videoOutput
+
+    def cudaAllocImage(self, width: int, height: int, format: str) -> Image:
+        return Image(np.zeros((height, width, 3), np.uint8), format)
+
+    def cudaMemcpy(self, target: Image, source: Image) -> None:
+        target.pixels[...] = source.pixels
+
+    def cudaToNumpy(self, image: Image) -> np.ndarray:
+        return image.pixels
+
+    def cudaDeviceSynchronize(self) -> None:
+        pass
+
+    def cudaDrawLine(self, image: Image, start: Any, end: Any, colour: Any, width: float) -> None:
+        cv2.line(image.pixels, [round(v) for v in start], [round(v) for v in end], colour[:3], round(width))
+
+
+@pytest.fixture
+def utils(monkeypatch: pytest.MonkeyPatch) -> Utils:
+    module = Utils()
+    monkeypatch.setitem(sys.modules, "jetson_utils", module)
+    return module
+
+
+@pytest.mark.parametrize("imitated", ["tensorrt fp32 3"], indirect=True)
+def test_a_file_is_tracked_without_a_copy_to_the_host(
+    imitated: Imitated,  # noqa: F811
+    utils: Utils,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = imitated.open()
+    wanted = boxes(backend)
+    monkeypatch.setattr(JetsonFrame, "copy", lambda self: pytest.fail("the frame came to the host"))
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    tracker = Tracker(backend)
+    with open_source(f"jetson://{tmp_path}/clip.mp4") as source:
+        assert source.fps == 30 and not source.live
+        frames = list(source)  # read ahead: its frames outlive jetson-utils' buffers
+        tracker.init(frames[0], BOX)
+        np.testing.assert_array_equal([tracker.update(frame).box for frame in frames[1:]], wanted)
+    assert utils.closed == 1
+    backend.close()
+
+
+def test_cameras_and_streams_are_live(utils: Utils) -> None:
+    source: Any = open_source("jetson://csi://0?width=1280&height=720&fps=60")
+    assert utils.opened == [("csi://0", ["--input-width=1280", "--input-height=720", "--input-rate=60"])]
+    assert source.live and source.fps == 30
+    image, _ = source.read()
+    np.testing.assert_array_equal(image.copy(), FRAMES[0])
+    np.testing.assert_array_equal(np.asarray(image), FRAMES[0])
+    while source.read() is not None:
+        pass
+    source.reconnect()
+    assert source.read() is not None
+    source.close()
+    stream = open_source("jetson://rtsp://user:secret@camera/live?channel=1")
+    assert utils.opened[-1] == ("rtsp://user:secret@camera/live?channel=1", [])
+    assert "secret" not in stream.name and "camera" in stream.name
+
+
+def test_memory_is_used_again(utils: Utils) -> None:
+    capture = jetson.JetsonCapture("csi://0", {})
+    frames = []
+    while capture.grab():
+        frames.append(capture.retrieve()[1])
+    assert len({id(frame.image) for frame in frames}) == len(FRAMES) <= jetson.KEPT
+    capture._kept = capture._kept[:1]
+    capture._source.frames = iter(FRAMES * 4)
+    images = []
+    while capture.grab():
+        images.append(capture.retrieve()[1].image)
+    assert len({id(image) for image in images}) == jetson.KEPT
+
+
+def test_what_is_wrong_is_said(utils: Utils, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SourceError, match="there is no file missing.mp4"):  # noqa: RUF043
+        open_source("jetson://missing.mp4")
+    with pytest.raises(SourceError, match="cannot open csi://nobody: failed to create"):
+        open_source("jetson://csi://nobody")
+    with pytest.raises(UsageError, match="'zoom'"):
+        open_source("jetson://csi://0?zoom=2")
+    monkeypatch.setitem(sys.modules, "jetson_utils", None)
+    with pytest.raises(SourceError, match="needs jetson-utils"):
+        open_source("jetson://csi://0")
+
+
+def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
+    writer = JetsonWriter(Path("webrtc://@:8554/out"))
+    assert utils.opened == ["webrtc://@:8554/out"]
+    frame = JetsonFrame(Image(np.zeros((60, 80, 3), np.uint8), "rgb8"))
+    tracks = {0: Track(Box(10, 10, 40, 20), 0.9, State.TRACKING)}
+    writer.write(Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0))  # type: ignore[arg-type]
+    (drawn,) = utils.rendered
+    assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "an orange box, in RGB"
+    assert not drawn[20, 30].any()
+    writer.close()
+    assert utils.closed == 1

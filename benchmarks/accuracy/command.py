@@ -42,11 +42,14 @@ asymtrack-eval features T --clip video.mp4 --box 120,80,40,60
 
 _DESCRIPTION = f"""\
 Evaluates trackers on a data set in one pass, scored as the data set's toolkit does.
+All options: asymtrack-eval DATASET --help
 
 data sets (their layouts and metrics: docs/evaluation.md):
   {", ".join(_NAMES[:7])},
   {", ".join(_NAMES[7:])}
+"""
 
+_TRACKERS = """\
 trackers:
   --model T S B               this package's bundled weights
   --model exports/t-fp16      a directory written by asymtrack-export
@@ -54,6 +57,7 @@ trackers:
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
   --tracker python:mod:name   your own: returns an object with init(frame, box) and update(frame)
 """
+_COMMANDS = ("run", "attributes", "features", *probes.COMMANDS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -61,7 +65,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("asymtrack-eval", _DESCRIPTION, _EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="DATASET | COMMAND")
 
-    run = commands.add_parser("run", help="evaluate on DATASET; the word itself may be left out", allow_abbrev=False)
+    run = commands.add_parser(
+        "run",
+        help="evaluate on DATASET; the word itself may be left out",
+        description=f"{_DESCRIPTION}\n{_TRACKERS}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     _add_data(run)
     cli.add_model(run, several=True)
     several: Dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -121,7 +131,7 @@ def main(argv: Optional[Items[str]] = None) -> int:
         where it was interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] in _NAMES:
+    if words and words[0] not in _COMMANDS and not words[0].startswith("-"):
         words.insert(0, "run")
     args = make_parser().parse_args(words)
     return cli.run(args.body, args)

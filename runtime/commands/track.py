@@ -22,8 +22,7 @@ from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.outputs.base import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
 from asymtrack_edge.runtime.outputs.progress import Progress
-from asymtrack_edge.runtime.outputs.rows import box_writer
-from asymtrack_edge.runtime.outputs.senders import open_sender
+from asymtrack_edge.runtime.outputs.rows import box_writer, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader

@@ -2,68 +2,41 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
+from collections import deque
 from time import monotonic
-from typing import IO, Any, Dict, Iterator, Tuple
+from typing import Any, Deque, Dict, Iterator
 
 from asymtrack_edge.runtime.outputs.base import Result
 from asymtrack_edge.runtime.outputs.rows import csv_header
 from asymtrack_edge.runtime.run import Run
 
-#: Bytes after which a new file is begun and the one before the last is forgotten: a run that never ends
-#: must not fill the disk, or the memory, where temporary files lie there. A row has about 54.
+#: Bytes of rows that are kept: a run that never ends must not fill the memory. A row has about 54.
 MOST_BYTES = 32 << 20
-_CHUNK = 1 << 16
-
-
-def _new_file() -> IO[bytes]:
-    return tempfile.TemporaryFile(buffering=0)
 
 
 class BoxLog:
-    """Keeps the newest rows, between ``most`` and twice as many bytes of a long run.
-
-    One thread appends; any may read.
-    """
+    """Keeps the newest rows of a run, about ``most`` bytes. One thread appends; any may read."""
 
     def __init__(self, most: int = MOST_BYTES) -> None:
-        self._most = most
         self._lock = threading.Lock()
-        self._files: Tuple[IO[bytes], ...] = (_new_file(),)
-        self._size = 0
+        self._blocks: Deque[bytes] = deque(maxlen=64)
+        self._block_size = most // 64
+        self._latest = bytearray()
 
     def append(self, rows: bytes) -> None:
-        """Adds whole rows; OSError if there is no room for them."""
+        """Adds whole rows."""
         with self._lock:
-            if self._size >= self._most:
-                *older, last = self._files
-                self._files = (last, _new_file())
-                self._size = 0
-                for file in older:
-                    file.close()
-            self._size += self._files[-1].write(rows) or 0
+            self._latest += rows
+            if len(self._latest) >= self._block_size:
+                self._blocks.append(bytes(self._latest))
+                self._latest.clear()
 
     def chunks(self) -> Iterator[bytes]:
         """The rows so far as csv, a piece at a time; what comes later is not among them."""
         with self._lock:
-            # Descriptors of our own: the files may be forgotten while somebody reads them slowly.
-            parts = [(os.dup(file.fileno()), os.fstat(file.fileno()).st_size) for file in self._files]
-        try:
-            yield csv_header(several=True).encode()
-            for descriptor, size in parts:
-                for at in range(0, size, _CHUNK):
-                    yield os.pread(descriptor, min(_CHUNK, size - at), at)
-        finally:
-            for descriptor, _ in parts:
-                os.close(descriptor)
-
-    def close(self) -> None:
-        """Forgets everything."""
-        with self._lock:
-            for file in self._files:
-                file.close()
+            parts = [*self._blocks, bytes(self._latest)]
+        return iter([csv_header(several=True).encode(), *parts])
 
 
 class Rates:

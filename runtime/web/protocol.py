@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import math
 import struct
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -65,20 +64,17 @@ def _whole(content: Dict[str, Any], name: str, needed: bool) -> Optional[int]:
     value = content.get(name)
     if value is None and not needed:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+    if type(value) is not int or not 0 <= value < 1 << 53:
         raise UsageError(f"{name} is a whole number")
     return value
 
 
 def _box(content: Dict[str, Any]) -> Tuple[float, float, float, float]:
     box = content.get("box")
-    if not isinstance(box, list) or len(box) != 4:
+    if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) and abs(v) < 1e9 for v in box):
         raise UsageError("box is a list of four numbers")
-    for value in box:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e9:
-            raise UsageError("box is a list of four numbers")
-    x, y, w, h = (float(value) for value in box)
-    if w <= 0 or h <= 0 or not math.isfinite(w * h):
+    x, y, w, h = map(float, box)
+    if w <= 0 or h <= 0:
         raise UsageError("a box has a positive width and height")
     return x, y, w, h
 
@@ -113,19 +109,15 @@ def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
         scope: of an ASGI request.
         token: what the request must know; None on loopback.
     """
+    headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
     try:
-        return _refusal(scope, token)
+        asked, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
     except ValueError:
         return "the request's headers are malformed"
-
-
-def _refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
-    headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
-    host = headers.get(b"host", "")
-    if token is None and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if token is None and not is_loopback(asked or ""):
         return "this view answers to this machine only"
-    origin = headers.get(b"origin")
-    if scope["type"] == "websocket" and origin is not None and urlsplit(origin).netloc != host:
+    if scope["type"] == "websocket" and origin is not None and page != host:
         return "a page from elsewhere cannot connect"
     if token is None or scope.get("path") == "/health":
         return None

@@ -140,8 +140,7 @@ class WebView(Sink):
     def write(self, result: Result) -> None:
         """Leaves the result for the server; costs the tracker's thread no more than waking the server's."""
         self._rates.count(result)
-        with suppress(OSError):  # no room for the copy behind the download button: go on showing
-            self.boxes.append(csv_rows(result, several=True).encode())
+        self.boxes.append(csv_rows(result, several=True).encode())
         self._publish(result)
         if self.listeners:
             text = as_json(result).rstrip()
@@ -152,7 +151,6 @@ class WebView(Sink):
         self._server.should_exit = True
         self._thread.join(3)
         self._socket.close()
-        self.boxes.close()
 
     def due_in(self) -> float:
         """Seconds until another picture may be encoded."""

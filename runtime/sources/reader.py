@@ -8,7 +8,6 @@ decodes a few frames ahead while the tracker works.
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic, time
@@ -85,33 +84,82 @@ class LivePolicy:
     longest_delay: float = 10.0
 
 
-class Reader(ABC):
+class Reader:
     """Iterates over the ``Captured`` frames of a source that is read on a thread.
 
+    A file or folder is read up to ``depth`` frames ahead; nothing is dropped, a frame's time is that of
+    its decoding, and its age says how long it waited. Of a live source the newest frame is handed over,
+    each at most once.
+
+    Args:
+        source: what is read, a live one already connected; the reader closes it.
+        policy: when a live source counts as stalled, and as gone.
+        report: called with a line for people when a live source stalls, goes away or comes back; on the
+            thread of whoever iterates.
+        depth: see above.
+
     Attributes:
-        source: what is read; the reader closes it.
         stats: counts so far.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(
+        self,
+        source: Source,
+        policy: Optional[LivePolicy] = None,
+        report: Optional[Callable[[str], None]] = None,
+        depth: int = 4,
+    ) -> None:
         self.source = source
+        self.policy = policy or LivePolicy()
         self.stats = CaptureStats()
+        self._report = report or (lambda line: None)
+        self._depth = depth
+        self._queue: Deque[Captured] = deque()
+        self._news: List[str] = []
+        self._heard = monotonic()
+        self._failure = ""
         self._changed = threading.Condition()
         self._closing = False
         self._error: Optional[BaseException] = None
-        self._thread = threading.Thread(target=self._guarded, name=f"reader of {source.name}", daemon=True)
+        self._thread = threading.Thread(target=self._read, name=f"reader of {source.name}", daemon=True)
+        self._thread.start()
 
     def __iter__(self) -> Iterator[Captured]:
         return self
 
-    @abstractmethod
     def __next__(self) -> Captured:
-        """Waits for a frame.
+        """Waits for a frame; any error of the source is raised here.
 
         Raises:
             StopIteration: the source has ended or the reader was closed.
             SourceError: a live source has been silent for too long.
         """
+        policy, stalled = self.policy, False
+        while True:
+            with self._changed:
+                if not (self._queue or self._closing or self._news):
+                    self._changed.wait(policy.stall_after / 4)
+                frame = self._queue.popleft() if self._queue else None
+                news, self._news = self._news, []
+                silence = monotonic() - self._heard
+                closing = self._closing
+                self._changed.notify_all()
+            for line in news:
+                self._report(f"{self.source.name}: {line}")
+            if frame is not None:
+                return self._deliver(frame)
+            if closing:
+                error, self._error = self._error, None
+                raise error or StopIteration
+            if not self.source.live:
+                continue
+            if silence > policy.stall_after and not stalled:
+                stalled = True
+                self.stats.stalls += 1
+                self._report(f"{self.source.name}: no frame for {silence:.1f} s")
+            if policy.patience is not None and silence > policy.patience:
+                why = f" ({self._failure})" if self._failure else ""
+                raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{why}: check it")
 
     def close(self) -> None:
         """Ends the thread and releases the source; safe to call twice, and from any thread."""
@@ -121,27 +169,14 @@ class Reader(ABC):
         if self._thread is not threading.current_thread():
             # A driver may hang in a read: then the thread, a daemon, releases the source if it ever returns.
             self._thread.join(2)
+        with self._changed:
+            self._queue.clear()
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _guarded(self) -> None:
-        try:
-            self._read()
-        except BaseException as error:  # handed to whoever waits for a frame
-            self._error = error
-        finally:
-            self.source.close()
-            with self._changed:
-                self._closing = True
-                self._changed.notify_all()
-
-    @abstractmethod
-    def _read(self) -> None:
-        """Reads until the source ends or ``_closing`` is set; runs on the thread."""
 
     def _deliver(self, frame: Captured) -> Captured:
         stats, age = self.stats, frame.age
@@ -151,141 +186,66 @@ class Reader(ABC):
         stats.worst_age = max(stats.worst_age, age)
         return frame._replace(time=time() - age)
 
-    def _finish(self) -> Captured:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        raise StopIteration
-
-
-class ReadAhead(Reader):
-    """Reads a file or folder up to ``depth`` frames ahead of the tracker; drops nothing.
-
-    A frame's time is that of its decoding; its age says how long it waited in the queue.
-    """
-
-    def __init__(self, source: Source, depth: int = 4) -> None:
-        super().__init__(source)
-        self._depth = depth
-        self._queue: Deque[Captured] = deque()
-        self._thread.start()
-
-    def __next__(self) -> Captured:
-        """Waits for the next frame; any error of the source is raised here."""
-        with self._changed:
-            while not self._queue:
-                if self._closing:
-                    return self._finish()
-                self._changed.wait()
-            waiting = self._queue.popleft()
-            self._changed.notify_all()
-        return self._deliver(waiting)
-
-    def close(self) -> None:
-        """Ends the thread, releases the source and drops what was read ahead."""
-        super().close()
-        with self._changed:
-            self._queue.clear()
-
     def _read(self) -> None:
-        for number, image in enumerate(self.source):
-            frame = Captured(image, number, monotonic(), 0.0, self.source.pts)
+        """Runs on the thread."""
+        try:
+            if isinstance(self.source, LiveSource):
+                self._read_newest(self.source)
+            else:
+                for image in self.source:
+                    if not self._put(image, monotonic()):
+                        break
+        except BaseException as error:  # handed to whoever waits for a frame
+            self._error = error
+        finally:
+            self.source.close()
             with self._changed:
-                while len(self._queue) >= self._depth and not self._closing:
-                    self._changed.wait()
-                if self._closing:
-                    return
-                self._queue.append(frame)
-                self.stats.received += 1
+                self._closing = True
                 self._changed.notify_all()
 
+    def _put(self, image: Optional[np.ndarray], received: float) -> bool:
+        """Hands a frame over; a live one in place of one that still waits. False once the reader is closed."""
+        with self._changed:
+            if self.source.live:
+                self.stats.dropped += len(self._queue)
+                self._queue.clear()
+            self._changed.wait_for(lambda: self._closing or len(self._queue) < self._depth)
+            if self._closing:
+                return False
+            self._queue.append(Captured(image, self.stats.received, received, 0.0, self.source.pts))
+            self._heard = received
+            self.stats.received += 1
+            self._changed.notify_all()
+        return True
 
-class LiveReader(Reader):
-    """Keeps reading a camera or stream and hands over the newest frame, each at most once.
-
-    Args:
-        source: a camera or stream, already connected.
-        policy: when it counts as stalled, and as gone.
-        report: called with a line for people when the source stalls, goes away or comes back; on
-            the thread of whoever iterates.
-    """
-
-    def __init__(
-        self,
-        source: LiveSource,
-        policy: Optional[LivePolicy] = None,
-        report: Optional[Callable[[str], None]] = None,
-    ) -> None:
-        super().__init__(source)
-        self._live = source
-        self.policy = policy or LivePolicy()
-        self._report = report or (lambda line: None)
-        self._news: List[str] = []
-        self._newest: Optional[Captured] = None
-        self._heard = monotonic()
-        self._failure = ""
-        self._thread.start()
-
-    def __next__(self) -> Captured:
-        """Waits for a frame newer than the last, and reports meanwhile what the source does."""
-        policy, stalled = self.policy, False
-        while True:
-            with self._changed:
-                if self._newest is None and not self._closing and not self._news:
-                    self._changed.wait(policy.stall_after / 4)
-                newest, self._newest = self._newest, None
-                news, self._news = self._news, []
-                silence = monotonic() - self._heard
-                closing = self._closing
-            for line in news:
-                self._report(f"{self.source.name}: {line}")
-            if newest is not None:
-                return self._deliver(newest)
-            if closing:
-                return self._finish()
-            if silence > policy.stall_after and not stalled:
-                stalled = True
-                self.stats.stalls += 1
-                self._report(f"{self.source.name}: no frame for {silence:.1f} s")
-            if policy.patience is not None and silence > policy.patience:
-                why = f" ({self._failure})" if self._failure else ""
-                raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{why}: check it")
-
-    def _read(self) -> None:
+    def _read_newest(self, source: LiveSource) -> None:
         gone: Optional[float] = None  # since when
         delay = self.policy.first_delay
         while not self._closing:
-            read = self._live.read()
+            read = source.read()
             if read is None:
-                if self._live.ended:
+                if source.ended:
                     self._tell("gave the same frames twice: a recording, which ends here")
                     return
                 if gone is None:
                     gone, delay = monotonic(), self.policy.first_delay
                     self._tell("went away; reconnecting")
-                self._reconnect(delay)
+                self._reconnect(source, delay)
                 delay = min(2 * delay, self.policy.longest_delay)
                 continue
-            image, received = read
             if gone is not None:
                 self.stats.reconnects += 1
-                self._tell(f"back after {received - gone:.1f} s")
+                self._tell(f"back after {read[1] - gone:.1f} s")
                 gone = None
-            with self._changed:
-                if self._newest is not None:
-                    self.stats.dropped += 1
-                self._newest = Captured(image, self.stats.received, received, 0.0)
-                self._heard = received
-                self.stats.received += 1
-                self._changed.notify_all()
+            self._put(*read)
 
-    def _reconnect(self, delay: float) -> None:
+    def _reconnect(self, source: LiveSource, delay: float) -> None:
         """Waits, then tries once to open the source again."""
         with self._changed:
             if self._changed.wait_for(lambda: self._closing, delay):
                 return
         try:
-            self._live.reconnect()
+            source.reconnect()
             self._failure = ""
         except SourceError as error:
             self._failure = str(error)
@@ -299,7 +259,7 @@ class LiveReader(Reader):
 def open_reader(
     source: Source, policy: Optional[LivePolicy] = None, report: Optional[Callable[[str], None]] = None
 ) -> Reader:
-    """The reader that fits a source: ``LiveReader`` for what is live, else ``ReadAhead``.
+    """Starts to read a source; see ``Reader``.
 
     Example::
 
@@ -307,6 +267,4 @@ def open_reader(
             for frame in frames:
                 track = tracker.update(frame.image)
     """
-    if isinstance(source, LiveSource):
-        return LiveReader(source, policy, report)
-    return ReadAhead(source)
+    return Reader(source, policy, report)

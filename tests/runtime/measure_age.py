@@ -15,7 +15,7 @@ import numpy as np
 
 from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.sources import LiveSource
-from asymtrack_edge.runtime.sources.reader import LiveReader
+from asymtrack_edge.runtime.sources.reader import Reader
 from tests.runtime.simulated import FakeCapture
 
 CAMERA, TRACKER = 60, 20
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15)
     arguments = parser.parse_args()
     tracker = Tracker.load(arguments.model, threads=1) if arguments.model else None
-    reader = LiveReader(LiveSource("simulated", lambda: FakeCapture(CAMERA, size=(1280, 720))))
+    reader = Reader(LiveSource("simulated", lambda: FakeCapture(CAMERA, size=(1280, 720))))
     ages: List[float] = []
     memory = 0
     with reader:

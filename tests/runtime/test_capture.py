@@ -14,7 +14,7 @@ import pytest
 from asymtrack_edge.errors import SourceError
 from asymtrack_edge.runtime.sources import LiveSource, Source, open_source
 from asymtrack_edge.runtime.sources import reader as capture
-from asymtrack_edge.runtime.sources.reader import LivePolicy, LiveReader, ReadAhead, open_reader
+from asymtrack_edge.runtime.sources.reader import LivePolicy, Reader, open_reader
 from tests.runtime.simulated import FakeCapture, Script
 
 EAGER = LivePolicy(stall_after=0.1, patience=0.6, first_delay=0.01, longest_delay=0.05)
@@ -40,7 +40,7 @@ class Counted(Source):
 def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
     """A 60 Hz camera, a tracker of 20 Hz: frames younger than two periods, two of three dropped."""
     period = 1 / 60
-    reader = LiveReader(LiveSource("fake", lambda: FakeCapture(60, size=(640, 480))))
+    reader = Reader(LiveSource("fake", lambda: FakeCapture(60, size=(640, 480))))
     ages, indices = [], []
     with reader:
         for _ in range(5):
@@ -67,7 +67,7 @@ def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
 def test_source_that_dies_and_returns_goes_on() -> None:
     script = Script(FakeCapture(500, dies_after=3), SourceError("not yet"), FakeCapture(500, dies_after=4))
     lines = []
-    reader = LiveReader(LiveSource("camera 7", script), EAGER, lines.append)
+    reader = Reader(LiveSource("camera 7", script), EAGER, lines.append)
     images = []
     with pytest.raises(SourceError, match=r"camera 7 has given no frame .*nobody answers"):
         for frame in reader:
@@ -83,7 +83,7 @@ def test_source_that_dies_and_returns_goes_on() -> None:
 def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
     lines = []
     source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
-    reader = LiveReader(source, EAGER, lines.append)
+    reader = Reader(source, EAGER, lines.append)
     began = monotonic()
     with pytest.raises(SourceError, match="no frame for"):
         for _ in reader:
@@ -97,7 +97,7 @@ def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
 def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     jumps = iter([5e8, 0.0, 2e9, 1e9, 3e9])
     monkeypatch.setattr(capture, "time", lambda: next(jumps))
-    with LiveReader(LiveSource("fake", lambda: FakeCapture(200))) as reader:
+    with Reader(LiveSource("fake", lambda: FakeCapture(200))) as reader:
         frames = [next(reader) for _ in range(5)]
     assert all(0 <= frame.age < 5 for frame in frames)
     assert all(b.received > a.received for a, b in zip(frames, frames[1:]))
@@ -105,14 +105,14 @@ def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_closing_wakes_whoever_waits() -> None:
-    reader = LiveReader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
+    reader = Reader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
     threading.Timer(0.1, reader.close).start()
     assert list(reader) == []
 
 
 def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
     source = Counted(40)
-    reader = ReadAhead(source, depth=3)
+    reader = Reader(source, depth=3)
     first = next(reader)
     sleep(0.05)
     assert source.given <= 1 + 3 + 1

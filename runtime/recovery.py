@@ -1,10 +1,11 @@
 """Finding a lost target again.
 
-While a target is lost its box rests where it was last seen well, and each frame's one search looks
-at another place in turn: there, around there in a wider window, and somewhere in the frame, nearest
-places first. Where the score is high enough a candidate is followed for a few frames before it is
-believed. A target that is not lost is followed exactly as without all this, and in no state is more
-than one crop searched per frame, so recovery costs no time.
+A target that is not lost is followed exactly as published, and so is a lost one for a while: often it
+comes back into the published crop by itself. Only then do some frames look elsewhere: where the target
+was last seen well, around there in a wider window, and over the whole frame, nearest places first.
+What is found there is followed beside the published track, and replaces it only when it has scored
+well for several frames while the published crop has not. In no state is more than one crop searched
+per frame, so recovery costs no time.
 """
 
 from __future__ import annotations
@@ -15,74 +16,99 @@ from typing import List, Optional, Sequence
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, clip_box, crop_window
 from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
 
+#: Side of the wider windows over that of the ordinary one.
+WIDEN = 1.6
+#: Distance of the windows of the search over the whole frame, over their side.
+GRID_STEP = 0.6
+#: A frame that would need more of them gets larger ones.
+MOST_WINDOWS = 64
+#: A candidate's area is at most this many times the lost target's, or its inverse.
+SIZE_CHANGE = 4.0
+
 
 class RecoveringTarget(Target):
-    """A target that is looked for while it is lost; see ``Target`` for the arguments."""
+    """A target that is looked for while it is lost; arguments as of ``Target``.
+
+    While it is lost, ``box`` stays that of the published track.
+    """
 
     def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
         super().__init__(box, settings, factor)
-        self.trusted = box
-        self.candidate: Optional[Box] = None
-        self.hits = 0
+        self._trusted = box
+        self._score = 1.0
+        self._candidate: Optional[Box] = None
+        self._hits = 0
+        self._lost_for = 0
         self._turn = 0
+        self._elsewhere = False
+        self._looks = 0
         self._grid: List[CropWindow] = []
         self._grid_for: Sequence[int] = ()
 
     def window(self, frame_shape: Sequence[int]) -> CropWindow:
-        """See ``Target.window``."""
-        if self.state is State.TRACKING:
+        """The published crop, or another one in every second frame while the target is lost for long."""
+        waits = self.state is State.TRACKING or self._lost_for < self.settings.patience
+        # A place whose own score recovers is not left. Else every second frame looks elsewhere, or two of three
+        # while there is a candidate.
+        due = self._looks < (2 if self._candidate is not None else 1)
+        self._elsewhere = due and not (waits or self._score >= self.settings.found_above)
+        if not self._elsewhere:
+            self._looks = 0
             return super().window(frame_shape)
-        if self.candidate is not None:
-            return crop_window(self.candidate, self.factor)
+        self._looks += 1
+        if self._candidate is not None:
+            return crop_window(self._candidate, self.factor)
         turn, self._turn = self._turn, self._turn + 1
-        if turn % 3 == 0:
-            return crop_window(self.trusted, self.factor)
-        if turn % 3 == 1:
-            return crop_window(self.trusted, self.factor * self.settings.widen)
+        if turn % 4 == 0:
+            return crop_window(self._trusted, self.factor)
+        if turn % 4 == 2:
+            return crop_window(self._trusted, self.factor * WIDEN)
         if self._grid_for != tuple(frame_shape[:2]):
             self._grid_for = tuple(frame_shape[:2])
-            self._grid = search_grid(self.trusted, frame_shape, self.factor, self.settings)
-        return self._grid[turn // 3 % len(self._grid)]
+            self._grid = search_grid(self._trusted, frame_shape, self.factor * WIDEN)
+        return self._grid[turn // 2 % len(self._grid)]
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """See ``Target.advance``. While lost, the box is where the target was last seen well."""
+        """Takes the prediction for the published crop, or for another one that ``window`` gave."""
+        if self._elsewhere:
+            self._look(prediction, window, frame_shape)
+            self._lost_for += 1
+            return Track(self.box, self._score, self.state)
+        track = super().advance(prediction, window, frame_shape)
+        self._score = track.score
+        if track.score >= self.settings.found_above:
+            if self.state is State.TRACKING:
+                self._trusted = track.box
+            self._drop_candidate()
         if self.state is State.TRACKING:
-            track = super().advance(prediction, window, frame_shape)
-            if track.score >= self.settings.found_above:
-                self.trusted = track.box
-            if self.state is State.LOST:
-                self._begin_search()
-                return Track(self.trusted, track.score, self.state)
-            return track
-        if not all(map(math.isfinite, prediction)):
-            self.candidate, self.hits = None, 0
-            return Track(self.box, 0.0, self.state)
-        box = clip_box(box_from_crop(prediction, window), frame_shape)
-        score = float(prediction[4])
-        if score < self.settings.found_above or not self._plausible(box):
-            self.candidate, self.hits = None, 0
+            self._lost_for = self._turn = 0
+            self._grid_for = ()
         else:
-            self.candidate, self.hits = box, self.hits + 1
-            if self.hits >= self.settings.confirm:
-                self._found(box, score)
-        return Track(self.box, score, self.state)
+            self._lost_for += 1
+        return track
 
-    def _begin_search(self) -> None:
-        self.box = self.trusted
-        self.candidate, self.hits, self._turn, self._grid_for = None, 0, 0, ()
+    def _look(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> None:
+        """Weighs what was found elsewhere."""
+        if not all(map(math.isfinite, prediction)) or prediction[4] < self.settings.found_above:
+            return self._drop_candidate()
+        box = clip_box(box_from_crop(prediction, window), frame_shape)
+        change = box.w * box.h / (self._trusted.w * self._trusted.h)
+        if not 1 / SIZE_CHANGE <= change <= SIZE_CHANGE:
+            return self._drop_candidate()
+        self._candidate, self._hits = box, self._hits + 1
+        if self._hits >= self.settings.confirm:
+            self.box = self._trusted = box
+            self.smoothed = self._score = float(prediction[4])
+            self.state = State.TRACKING
+            self._lost_for = self._turn = 0
+            self._drop_candidate()
+        return None
 
-    def _found(self, box: Box, score: float) -> None:
-        self.box = self.trusted = box
-        self.candidate = None
-        self.smoothed = score
-        self.state = State.TRACKING
-
-    def _plausible(self, box: Box) -> bool:
-        change = box.w * box.h / (self.trusted.w * self.trusted.h)
-        return 1 / self.settings.size_change <= change <= self.settings.size_change
+    def _drop_candidate(self) -> None:
+        self._candidate, self._hits = None, 0
 
 
-def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: TrackerSettings) -> List[CropWindow]:
+def search_grid(box: Box, frame_shape: Sequence[int], factor: float) -> List[CropWindow]:
     """Windows that cover a frame, those nearest to ``box`` first.
 
     They are as large as the search window of ``box``; larger if there would be too many.
@@ -90,9 +116,9 @@ def search_grid(box: Box, frame_shape: Sequence[int], factor: float, settings: T
     height, width = frame_shape[:2]
     side = crop_window(box, factor).side
     while True:
-        across = max(1, math.ceil(width / (settings.grid_step * side)))
-        down = max(1, math.ceil(height / (settings.grid_step * side)))
-        if across * down <= settings.most_windows:
+        across = max(1, math.ceil(width / (GRID_STEP * side)))
+        down = max(1, math.ceil(height / (GRID_STEP * side)))
+        if across * down <= MOST_WINDOWS:
             break
         side = math.ceil(side * 1.1)
     x, y = box.centre

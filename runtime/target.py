@@ -40,33 +40,23 @@ class TrackerSettings:
         lost_below: the smoothed score below which the target is lost.
         found_above: the smoothed score above which it is found again.
         smoothing: weight of the newest score in the smoothed one, 0..1.
-        widen: side of the wide search window over that of the ordinary one.
-        grid_step: distance of the windows of the search over the whole frame, over their side.
-        most_windows: a frame that would need more of them gets larger ones.
-        confirm: consecutive frames in which a candidate must score above ``found_above``.
-        size_change: a candidate's area is at most this many times the lost target's, or its inverse.
+        patience: frames that a lost target is followed as published before it is looked for elsewhere.
+        confirm: looks in a row in which something found elsewhere must score above ``found_above``.
     """
 
     lost_below: float = 0.4
     found_above: float = 0.6
     smoothing: float = 0.3
-    widen: float = 1.6
-    grid_step: float = 0.6
-    most_windows: int = 64
-    confirm: int = 3
-    size_change: float = 4.0
+    patience: int = 10
+    confirm: int = 5
 
     def __post_init__(self) -> None:
         if not 0 <= self.lost_below <= self.found_above <= 1:
             raise UsageError("settings need 0 <= lost_below <= found_above <= 1")
         if not 0 < self.smoothing <= 1:
             raise UsageError("smoothing lies in (0, 1]")
-        if not 1 <= self.widen <= 4:
-            raise UsageError("widen lies in 1..4")
-        if not 0.1 <= self.grid_step <= 1:
-            raise UsageError("grid_step lies in 0.1..1")
-        if self.most_windows < 1 or self.confirm < 1 or self.size_change < 1:
-            raise UsageError("most_windows, confirm and size_change are at least 1")
+        if self.patience < 0 or self.confirm < 1:
+            raise UsageError("patience is at least 0, confirm at least 1")
 
 
 class Target:

@@ -18,7 +18,7 @@ from typing import Any, Dict, Optional, Sequence
 from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.pipeline import ExportOptions, export
+from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.manifest import Manifest, file_entry
 from asymtrack_edge.variants import get_variant
 
@@ -47,7 +47,7 @@ def _main(arguments: argparse.Namespace) -> int:
     provenance = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
     # A free batch axis, for programs of others that take several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
-    manifest = export(load_model(file, variant), options, arguments.output / variant.name, provenance)
+    manifest = Export(load_model(file, variant), options, provenance).run(arguments.output / variant.name)
     (arguments.output / f"{variant.name}.md").write_text(render(variant.name, card, manifest), encoding="utf-8")
     print(f"bundled {file} and {arguments.output / variant.name}")
     return 0

@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from asymtrack_edge.errors import ExportError, MissingDependencyError
 from asymtrack_edge.manifest import BATCH_AXIS
 
 #: Old runtimes (onnxruntime 1.14 to 1.16, TensorRT 8.5's parser) read this IR version.
 IR_VERSION = 8
+#: Smaller tensors are not stored in half: they hold constants and biases, and little room.
+_WORTH_HALF = 1024
 
 
 def write_onnx(
-    network: nn.Module, inputs: Dict[str, Tensor], outputs: Sequence[str], opset: int, dynamic_batch: bool, path: Path
+    network: nn.Module,
+    inputs: Dict[str, Tensor],
+    outputs: Sequence[str],
+    path: Path,
+    opset: int,
+    dynamic_batch: bool,
+    half_storage: bool = False,
+    spell_out: bool = False,
 ) -> None:
     """Traces ``network`` on ``inputs`` and writes a simplified, checked ONNX model.
 
     The tracing exporter is used on purpose: at opset 16 it writes LayerNorm and GELU with operators
     that every runtime has, and it keeps the opset it was asked for.
+
+    Args:
+        network: in eval mode.
+        inputs: one tensor per input, by name.
+        outputs: names.
+        path: what to write.
+        opset: of ONNX's own domain.
+        dynamic_batch: leave the first axis of all inputs and outputs free.
+        half_storage: store large fp32 weights as fp16, each cast back where it is used; runtimes fold the casts
+            when they load the model. The weights are rounded, so this is for weights that came as fp16 or bear it.
+        spell_out: write fp32 matrix products as multiplications and sums (see ``SpelledOutProducts``).
 
     Raises:
         ExportError: the model that came out is not what was asked for.
@@ -34,7 +56,7 @@ def write_onnx(
     except ImportError:
         raise MissingDependencyError("onnx", "export", "writing ONNX models") from None
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
         # The exporter announces its successor and the constants it traced: neither is news here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -58,6 +80,8 @@ def write_onnx(
     names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
     if names != (list(inputs), list(outputs)):
         raise ExportError(f"the exported graph has inputs and outputs {names}, not {list(inputs)} and {list(outputs)}")
+    if half_storage:
+        _store_as_half(model)
     model.producer_name = "asymtrack-edge"
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
@@ -80,12 +104,41 @@ def simplify(model: Any) -> Any:
         return onnxslim.slim(model)
     simplified, same = onnxsim.simplify(model)
     if not same:
-        raise ExportError("onnxsim changed the model's answers: try another onnxsim version")
+        raise ExportError("onnxsim changed the model's predictions: try another onnxsim version")
     return simplified
 
 
-def operators(path: Path) -> List[Tuple[str, int]]:
-    """Operator types of a model and how often each occurs, most frequent first."""
-    import onnx
+def _store_as_half(model: Any) -> None:
+    """See ``write_onnx``; changes ``model``."""
+    from onnx import TensorProto, helper, numpy_helper
 
-    return Counter(node.op_type for node in onnx.load(str(path)).graph.node).most_common()
+    casts = []
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.FLOAT and len(weight.raw_data) >= 4 * _WORTH_HALF:
+            name = weight.name
+            half = numpy_helper.to_array(weight).astype("float16")
+            weight.CopyFrom(numpy_helper.from_array(half, name + "_half"))
+            casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+class SpelledOutProducts(TorchFunctionMode):
+    """Computes fp32 matrix products as multiplications and sums, for TensorRT-RTX on Turing GPUs (RTX 2080 Ti).
+
+    There TensorRT-RTX refuses fp32 matrix products ("FP32 GEMM is not supported"). The fp16 export has six of them,
+    all tiny: the prototypes of ETM, which are summed in fp32 because the sums leave fp16's range.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Optional[Dict[str, Any]] = None
+    ) -> Any:
+        """Replaces ``a (.., M, K) @ b (.., K, N)`` by the sum over K of ``a (.., M, K, 1) * b (.., 1, K, N)``."""
+        products = (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+        if (func in products or func is F.linear) and args[0].dtype == torch.float32:
+            right = args[1] if func in products else args[1].t()
+            product = (args[0].unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
+            bias = args[2] if len(args) > 2 else None
+            return product if bias is None else product + bias
+        return func(*args, **(kwargs or {}))

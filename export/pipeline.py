@@ -1,40 +1,39 @@
-"""From a trained model to a verified export directory."""
+"""From a trained model to a verified model directory."""
 
 from __future__ import annotations
 
-import copy
 import datetime
+import fcntl
+import os
 import platform
+import shutil
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional
 
-import numpy as np
 import torch
-from torch import Tensor
 
 import asymtrack_edge
-from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.description import describe
-from asymtrack_edge.export.directory import replaced_directory
+from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
 from asymtrack_edge.export.graph import write_onnx
-from asymtrack_edge.export.lint import LINTED_TARGETS, require_readable
+from asymtrack_edge.export.lint import require_readable
 from asymtrack_edge.export.quantise import quantise
-from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, fold_input
-from asymtrack_edge.export.storage import store_weights_as_half
-from asymtrack_edge.export.turing import spell_out_fp32_products
+from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe, example_inputs, fold_input
 from asymtrack_edge.export.verify import require_passed, verify
-from asymtrack_edge.geometry import Box
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry
+from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.agreement import LIMITS, Limits
-from asymtrack_edge.runtime.sources.clip import default_clip
+from asymtrack_edge.runtime.agreement import LIMITS
+from asymtrack_edge.runtime.sources.clip import Clip, default_clip
+
+TEMPLATE, SEARCH = "template.onnx", "search.onnx"
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a deployment target can read.
+class Platform:
+    """What a platform can read.
 
     Attributes:
         opset: the newest it reads without replacing operators.
@@ -46,11 +45,11 @@ class Target:
 
 
 #: ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has no LayerNormalization, so opset 16 spells it out.
-TARGETS: Dict[str, Target] = {
-    "onnx": Target(17, UINT8_BGR),
-    "xavier": Target(16, FLOAT_RGB),
-    "orin": Target(17, FLOAT_RGB),
-    "rtx": Target(17, FLOAT_RGB),
+PLATFORMS: Dict[str, Platform] = {
+    "onnx": Platform(17, UINT8_BGR),
+    "xavier": Platform(16, FLOAT_RGB),
+    "orin": Platform(17, FLOAT_RGB),
+    "rtx": Platform(17, FLOAT_RGB),
 }
 
 
@@ -59,16 +58,16 @@ class ExportOptions:
     """How to export.
 
     Attributes:
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``quantise``; only for the target ``onnx``).
-        target: key of ``TARGETS``.
-        opset: None for the target's.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``quantise``; only for the platform ``onnx``).
+        platform: key of ``PLATFORMS``.
+        opset: None for the platform's.
         max_batch: 1 for a static batch of one; more leaves the batch axis free from 1 to this.
-        input_format: None for the target's.
+        input_format: None for the platform's.
         half_storage: store fp32 weights as fp16 (rounded), to be cast back when the model is loaded.
     """
 
     precision: str = "fp32"
-    target: str = "onnx"
+    platform: str = "onnx"
     opset: Optional[int] = None
     max_batch: int = 1
     input_format: Optional[str] = None
@@ -77,81 +76,132 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "fp16", "int8"):
             raise UsageError(f"precision {self.precision!r} is not supported: use fp32, fp16 or int8")
-        if self.target not in TARGETS:
-            raise UsageError(f"unknown target {self.target!r}: choose one of {', '.join(TARGETS)}")
-        if self.precision == "int8" and (self.target != "onnx" or self.input_format not in (None, UINT8_BGR)):
+        if self.platform not in PLATFORMS:
+            raise UsageError(f"unknown platform {self.platform!r}: choose one of {', '.join(PLATFORMS)}")
+        if self.precision == "int8" and (self.platform != "onnx" or self.input_format not in (None, UINT8_BGR)):
             raise UsageError(f"int8 is for CPUs and crops of {UINT8_BGR}: leave out --target and --input")
         if not 1 <= self.max_batch <= 64:
             raise UsageError(f"--batch must lie in 1..64, not {self.max_batch}")
         if self.opset is not None and not 13 <= self.opset <= 20:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
 
-    @property
-    def limits(self) -> Limits:
-        """How far the export may differ from the trained model: see ``agreement.LIMITS``."""
-        return LIMITS["fp16" if self.half_storage else self.precision]
 
-
-def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Manifest:
-    """Folds, splits and writes ``template.onnx`` and ``search.onnx`` into ``folder``.
+class Export:
+    """One export, walked once by ``run``: fold, split, write, verify, build engines, save.
 
     Args:
         model: trained, in training form; it is not changed.
         options: how to export.
-        folder: an existing directory.
+        provenance: where the weights come from, for the manifest.
+        clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a synthetic clip.
 
-    An int8 export is written in fp32: quantising it takes a clip as well (``export``).
-
-    Returns:
-        The manifest, not yet written, with the files' hashes and the models' sizes in ``provenance``.
+    Attributes:
+        manifest: what is known of the export so far.
     """
-    target = TARGETS[options.target]
-    opset = options.opset or target.opset
-    input_format = options.input_format or target.input_format
-    manifest = describe(model.variant, options.precision, options.target, opset, options.max_batch, input_format)
-    folded = fold(model)
-    if options.precision == "fp16":
-        folded = to_half(folded)
-    fold_input(folded, input_format)
-    template, search = TemplateNetwork(folded, input_format), SearchNetwork(folded, input_format)
-    dynamic = options.max_batch > 1
-    example = _example(manifest, 2 if dynamic else 1)
-    names = [spec.name for spec in manifest.state]
-    image = {manifest.template.name: example.pop("template")}
-    write_onnx(template, image, names, opset, dynamic, folder / "template.onnx")
-    inputs = {manifest.search.name: example.pop("search"), **example}
-    write_onnx(search, inputs, [manifest.output.name], opset, dynamic, folder / "search.onnx")
-    names = ["template.onnx", "search.onnx"]
-    if options.half_storage:
-        for name in names:
-            store_weights_as_half(folder / name)
-    for name in names:
-        if options.target == "rtx" and options.precision == "fp16":
-            spell_out_fp32_products(folder / name)
-        if options.target in LINTED_TARGETS:
-            require_readable(folder / name)
-    files = {name: file_entry(folder / name) for name in names}
-    return replace(manifest, files=files, provenance=model_size(model))
+
+    def __init__(
+        self,
+        model: AsymTrack,
+        options: Optional[ExportOptions] = None,
+        provenance: Optional[Dict[str, Any]] = None,
+        clip: Optional[Clip] = None,
+    ) -> None:
+        self.model = model
+        self.options = options = options or ExportOptions()
+        self.clip = clip
+        reads = PLATFORMS[options.platform]
+        self.manifest = describe(
+            model.variant,
+            options.precision,
+            options.platform,
+            options.opset or reads.opset,
+            options.max_batch,
+            options.input_format or reads.input_format,
+        )
+        self._weights = provenance or {}
+
+    def run(self, output: Path, engines: bool = False, report: Callable[[str], None] = print) -> Manifest:
+        """Exports to the directory ``output``, replacing it only if all went well.
+
+        Args:
+            output: directory to make or replace.
+            engines: also build the platform's engines where this machine can; where it cannot, or a build fails,
+                the ONNX models are kept without them.
+            report: called with a line on each engine.
+
+        Raises:
+            ExportError: the export failed, did not pass its verification, or cannot be written.
+        """
+        with replaced_directory(output) as folder:
+            self.write(folder)
+            self.verify(folder)
+            if engines and self.options.platform != "onnx":
+                from asymtrack_edge.runtime.backends.tensorrt.build import engines_or_note
+
+                self.manifest = engines_or_note(folder, self.manifest, output, report=report)
+            self.manifest.save(folder)
+        return self.manifest
+
+    def write(self, folder: Path) -> Manifest:
+        """Folds, splits and writes ``template.onnx`` and ``search.onnx`` into an existing directory.
+
+        Returns:
+            The manifest, not yet written, with the files' hashes and what made them.
+        """
+        options, manifest = self.options, self.manifest
+        folded = fold(self.model)
+        if options.precision == "fp16":
+            folded = to_half(folded)
+        fold_input(folded, manifest.input_format)
+        dynamic = options.max_batch > 1
+        template, search = example_inputs(manifest, 2 if dynamic else 1)
+        for network, inputs, outputs, name in (
+            (TemplateNetwork(folded, manifest.input_format), template, [s.name for s in manifest.state], TEMPLATE),
+            (SearchNetwork(folded, manifest.input_format), search, [manifest.output.name], SEARCH),
+        ):
+            spell_out = options.platform == "rtx" and options.precision == "fp16"
+            path = folder / name
+            write_onnx(network, inputs, outputs, path, manifest.opset, dynamic, options.half_storage, spell_out)
+            if options.platform == "xavier":
+                require_readable(path)
+        if options.precision == "int8":
+            quantise(folder, manifest, *(self.clip or default_clip()))
+        files = {name: file_entry(folder / name) for name in (TEMPLATE, SEARCH)}
+        self.manifest = replace(
+            manifest, files=files, provenance={**model_size(self.model), **versions(), **self._weights}
+        )
+        return self.manifest
+
+    def verify(self, folder: Path) -> None:
+        """Holds what was written against the trained model, and notes the result in the manifest.
+
+        Raises:
+            ExportError: it differs by more than the precision allows.
+        """
+        limits = LIMITS["fp16" if self.options.half_storage else self.options.precision]
+        report = verify(folder, self.manifest, self.model, *(self.clip or default_clip()), limits=limits)
+        require_passed(report)
+        if self.options.precision == "int8":
+            # Ranges that clip values cannot show on the clip that they were measured on.
+            report["unseen"] = verify(folder, self.manifest, self.model, *default_clip(seed=1), limits=limits)
+            require_passed(report["unseen"])
+        self.manifest = replace(self.manifest, verification=report)
 
 
 def model_size(model: AsymTrack) -> Dict[str, Any]:
-    """Parameters and multiply-adds (batch 1) of a model's networks, folded and split."""
-    folded = copy.deepcopy(fold(model))
-    manifest = describe(model.variant, "fp32", "onnx", 17, 1, FLOAT_RGB)
-    example = _example(manifest, 1)
-    image = {"image": example.pop("template")}
-    search = {"image": example.pop("search"), **example}
+    """Parameters and multiply-adds (batch 1) of a model's two networks, folded and split."""
+    folded = fold(model)
+    template, search = example_inputs(describe(folded.variant), 1)
     return {
         "parameters": count_parameters(folded),
         "search_multiply_adds": count_multiply_adds(SearchNetwork(folded, FLOAT_RGB), search),
-        "template_multiply_adds": count_multiply_adds(TemplateNetwork(folded, FLOAT_RGB), image),
+        "template_multiply_adds": count_multiply_adds(TemplateNetwork(folded, FLOAT_RGB), template),
     }
 
 
-def _example(manifest: Manifest, batch: int) -> Dict[str, Tensor]:
-    """Tensors of the right shapes and types: ``template``, ``search`` and the state."""
-    specs = {"template": manifest.template, "search": manifest.search, **{s.name: s for s in manifest.state}}
-    return {key: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for key, spec in specs.items()}
+def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Manifest:
+    """``Export.write`` with what it takes."""
+    return Export(model, options).write(folder)
 
 
 def export(
@@ -159,43 +209,10 @@ def export(
     options: ExportOptions,
     output: Path,
     provenance: Optional[Dict[str, Any]] = None,
-    clip: Optional[Tuple[Sequence[np.ndarray], Box]] = None,
-    finish: Optional[Callable[[Path, Manifest], Manifest]] = None,
+    clip: Optional[Clip] = None,
 ) -> Manifest:
-    """Exports ``model`` to the directory ``output``, replacing it only if all went well.
-
-    Args:
-        model: trained, in training form.
-        options: how to export.
-        output: directory to make or replace.
-        provenance: where the weights come from, for the manifest.
-        clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a
-            synthetic clip.
-        finish: called with the new directory and its manifest after verification (to build engines);
-            returns the manifest to write.
-
-    Raises:
-        ExportError: the export failed, did not pass its verification, or cannot be written.
-    """
-    clip = clip or default_clip()
-    with replaced_directory(output) as folder:
-        manifest = write_models(model, options, folder)
-        if options.precision == "int8":
-            quantise(folder, manifest, *clip)
-            files = {**manifest.files, "search.onnx": file_entry(folder / "search.onnx")}
-            manifest = replace(manifest, files=files)
-        verification = verify(folder, manifest, model, *clip, limits=options.limits)
-        require_passed(verification)
-        if options.precision == "int8":
-            # Ranges that clip values cannot show on the clip that they were measured on.
-            verification["unseen"] = verify(folder, manifest, model, *default_clip(seed=1), limits=options.limits)
-            require_passed(verification["unseen"])
-        provenance = {**manifest.provenance, **versions(), **(provenance or {})}
-        manifest = replace(manifest, provenance=provenance, verification=verification)
-        if finish is not None:
-            manifest = finish(folder, manifest)
-        manifest.save(folder)
-    return manifest
+    """``Export.run`` with what it takes."""
+    return Export(model, options, provenance, clip).run(output)
 
 
 def versions() -> Dict[str, Any]:
@@ -211,6 +228,67 @@ def versions() -> Dict[str, Any]:
     }
 
 
-def total_bytes(files: Dict[str, FileEntry]) -> int:
-    """Size of all files together."""
-    return sum(entry.bytes for entry in files.values())
+@contextmanager
+def replaced_directory(output: Path) -> Iterator[Path]:
+    """Gives a new directory beside ``output`` that takes its place when the block ends well.
+
+    If the block raises, the new directory is removed and ``output`` stays as it was. Two processes
+    that write to the same output take turns at the exchange; the later one's directory stays.
+
+    Raises:
+        ExportError: ``output`` is something that an export must not replace, or cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Under the lock: while another process exchanges the directory, it is neither here nor there.
+        with _lock(output):
+            replaceable = _replaceable(output)
+        if not replaceable:
+            raise ExportError(f"{output} exists and is no export directory: choose another --output")
+        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error.strerror}") from None
+    try:
+        yield beside
+        beside.chmod(0o755)
+        with _lock(output):
+            _exchange(beside, output)
+    except OSError as error:
+        # What the caller did elsewhere is not this directory's fault.
+        elsewhere = error.filename is not None and beside not in (Path(error.filename), *Path(error.filename).parents)
+        place = error.filename if elsewhere else output
+        raise ExportError(f"cannot write {place}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _replaceable(output: Path) -> bool:
+    """Whether ``output`` is free, empty, or an export."""
+    if not output.exists():
+        return True
+    # Others have files of that name too: web pages, browser extensions.
+    return output.is_dir() and (is_export(output) or not any(output.iterdir()))
+
+
+def _exchange(new: Path, output: Path) -> None:
+    """Puts ``new`` in ``output``'s place; the old directory is removed afterwards."""
+    old = new.with_name(new.name + "-old")
+    if output.exists():
+        os.rename(output, old)
+    try:
+        os.rename(new, output)
+    except OSError:
+        if old.exists():
+            os.rename(old, output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _lock(output: Path) -> Iterator[None]:
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

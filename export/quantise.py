@@ -14,10 +14,11 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 import numpy as np
 
-from asymtrack_edge.errors import ExportError, MissingDependencyError
-from asymtrack_edge.geometry import Box, Cropper, box_from_crop, clip_box, crop_window
-from asymtrack_edge.manifest import UINT8_BGR, Manifest
+from asymtrack_edge.errors import ExportError
+from asymtrack_edge.geometry import Box
+from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.tracker import Tracker
 
 #: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
@@ -36,14 +37,10 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
         box: the target in the first of them.
 
     Raises:
-        MissingDependencyError: onnxruntime's quantisation tools cannot be imported.
         ExportError: nothing could be quantised.
     """
-    try:
-        import onnx
-        from onnxruntime import quantization
-    except ImportError:
-        raise MissingDependencyError("onnx", "export", "quantising") from None
+    import onnx
+    from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -95,16 +92,11 @@ def calibration_feeds(
     folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box
 ) -> Iterator[Dict[str, np.ndarray]]:
     """Inputs of the search network as they occur when the fp32 models follow the target."""
-    if manifest.input_format != UINT8_BGR:
-        raise ExportError(f"int8 exports take {UINT8_BGR} crops: leave out --input and --target")
-    engine = OnnxRuntimeBackend(folder, manifest)
-    engine.template(frames[0], crop_window(box, manifest.template_factor))
-    cropper = Cropper()
+    backend = OnnxRuntimeBackend(folder, manifest)
+    tracker = Tracker(backend, recover=False)
+    tracker.init(frames[0], box)
     step = max(1, (len(frames) - 1) // MAX_CROPS)
     for i, frame in enumerate(frames[1:]):
-        window = crop_window(box, manifest.search_factor)
+        tracker.update(frame)
         if i % step == 0:
-            crop = np.zeros((1, *manifest.search.shape), np.uint8)
-            cropper.crop(frame, window, crop[0])
-            yield {manifest.search.name: crop, **{name: v[:1].copy() for name, v in engine.state.items()}}
-        box = clip_box(box_from_crop(engine.search(frame, (window,))[0], window), frame.shape)
+            yield {name: values.copy() for name, values in backend.last_inputs()["search"].items()}

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymtrack_edge.manifest import UINT8_BGR
+from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
+from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
 OUTPUT = "prediction"
 IMAGE = "image"
@@ -91,3 +91,52 @@ def localisation_score(score_tl: Tensor, score_br: Tensor) -> Tensor:
     probability = maps.flatten(2).softmax(-1).view_as(maps)
     peak = F.avg_pool2d(probability, 2, 1).amax((2, 3)) * 4
     return (peak[:, :1] * peak[:, 1:]).sqrt()
+
+
+def describe(
+    variant: Variant,
+    precision: str = "fp32",
+    platform: str = "onnx",
+    opset: int = 17,
+    max_batch: int = 1,
+    input_format: str = FLOAT_RGB,
+) -> Manifest:
+    """Describes the tensors of an export; files, provenance and verification are left empty.
+
+    In an fp16 export the kernels of ETM stay fp32: they are computed and used there.
+    """
+
+    def image(size: int) -> TensorSpec:
+        if input_format == UINT8_BGR:
+            return TensorSpec(IMAGE, "uint8", (size, size, 3))
+        return TensorSpec(IMAGE, "float32", (3, size, size))
+
+    def state_dtype(name: str) -> str:
+        return "float16" if precision == "fp16" and not name.startswith("etm") else "float32"
+
+    return Manifest(
+        variant=variant.name,
+        precision=precision,
+        target=platform,
+        opset=opset,
+        max_batch=max_batch,
+        input_format=input_format,
+        template=image(variant.template_size),
+        search=image(variant.search_size),
+        state=tuple(TensorSpec(name, state_dtype(name), shape) for name, shape in variant.state_shapes.items()),
+        output=TensorSpec(OUTPUT, "float32", (5,)),
+        template_factor=variant.template_factor,
+        search_factor=variant.search_factor,
+        mean=IMAGE_MEAN,
+        std=IMAGE_STD,
+        files={},
+    )
+
+
+def example_inputs(manifest: Manifest, batch: int) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
+    """Zeros of the right shapes and types: the inputs of the template network and of the search network."""
+
+    def zeros(*specs: TensorSpec) -> Dict[str, Tensor]:
+        return {spec.name: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in specs}
+
+    return zeros(manifest.template), zeros(manifest.search, *manifest.state)

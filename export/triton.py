@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Dict, List, Tuple
 
 from asymtrack_edge.errors import ExportError, UsageError
-from asymtrack_edge.export.directory import replaced_directory
+from asymtrack_edge.export.pipeline import replaced_directory
 from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, TensorSpec, load_manifest
 from asymtrack_edge.runtime.backends.triton import HASH_PARAMETER, network_name, networks_hash

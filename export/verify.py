@@ -1,24 +1,52 @@
-"""Proof that an export equals the trained model: tensor by tensor, and track by track."""
+"""An export held against the trained model: tensor by tensor, and track by track."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
 
 import numpy as np
+import onnxruntime as ort
+import torch
 
 from asymtrack_edge.errors import ExportError
-from asymtrack_edge.export.overflow import largest_half_value
-from asymtrack_edge.export.torch_engine import TorchBackend
+from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe
 from asymtrack_edge.geometry import Box, crop_window
-from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS, SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.host import HostBackend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.tracker import Tracker
+
+
+class TorchBackend(HostBackend):
+    """Runs an ``AsymTrack``, in whatever form, in eager PyTorch.
+
+    Args:
+        model: in training or folded form, fp32; switched to eval mode.
+        device: where to run it.
+    """
+
+    def __init__(self, model: AsymTrack, device: str = "cpu") -> None:
+        super().__init__(describe(model.variant, max_batch=64), f"torch {device}")
+        self._template = TemplateNetwork(model.eval().to(device), FLOAT_RGB)
+        self._search = SearchNetwork(model, FLOAT_RGB)
+        self._device = device
+        self.reserve(1)
+
+    def _run_template(self, slot: int) -> None:
+        with torch.inference_mode():
+            state = self._template(torch.from_numpy(self._template_image).to(self._device))
+        for name, value in zip(self.state, state):
+            self.state[name][slot] = value[0].float().cpu().numpy()
+
+    def _run_searches(self, count: int) -> None:
+        inputs = [torch.from_numpy(v[:count]).to(self._device) for v in (self._search_images, *self.state.values())]
+        with torch.inference_mode():
+            self._predictions[:count] = self._search(*inputs).cpu().numpy()
 
 
 def verify(
@@ -94,3 +122,37 @@ def _largest_half(exported: HostBackend, folder: Path, frames: Sequence[np.ndarr
             feeds.append({name: values.copy() for name, values in exported.last_inputs()["search"].items()})
     template = largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]])
     return max(template, largest_half_value(folder / "search.onnx", feeds))
+
+
+def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:
+    """The largest magnitude that an fp16 tensor of a model takes, and the tensor's name.
+
+    A CPU computes an fp16 graph in fp32 and rounds where somebody looks, so that tracks which agree on a CPU say
+    nothing about overflow on a GPU. Here somebody looks everywhere: every fp16 tensor becomes an output.
+
+    Args:
+        model: ONNX file.
+        feeds: its inputs, once or several times.
+
+    Returns:
+        Infinity where a value does not fit or is no number; 0 and an empty name if nothing is fp16.
+    """
+    import onnx
+
+    opened = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
+    already = {value.name for value in opened.graph.output}
+    inside = [v for v in opened.graph.value_info if v.name not in already]
+    half = onnx.TensorProto.FLOAT16
+    opened.graph.output.extend(v for v in inside if v.type.tensor_type.elem_type == half)
+    names = [v.name for v in opened.graph.output if v.type.tensor_type.elem_type == half]
+    if not names:
+        return 0.0, ""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    largest = (0.0, "")
+    for feed in feeds:
+        for name, values in zip(names, session.run(names, feed)):
+            magnitude = float(np.abs(values.astype(np.float32)).max(initial=0))
+            largest = max(largest, (magnitude if np.isfinite(magnitude) else np.inf, name))
+    return largest

@@ -1,6 +1,6 @@
 """``asymtrack-check``: does this device compute what the verified model says?
 
-``asymtrack-export`` proves that its ONNX models equal the trained model, as ONNX Runtime computes them on
+``asymtrack-export`` verifies its ONNX models against the trained model, as ONNX Runtime computes them on
 a CPU in fp32. Here another backend, with its own kernels, engines and precision, is held against that on
 the device that will run it. Exit code 0: it agrees; 1: it does not; 2: it could not be tried.
 """
@@ -8,7 +8,6 @@ the device that will run it. Exit code 0: it agrees; 1: it does not; 2: it could
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from asymtrack_edge.runtime.agreement import (
     within,
 )
 from asymtrack_edge.runtime.backends.base import Backend
-from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
 
 EXAMPLES = """
@@ -46,14 +45,10 @@ def make_parser() -> argparse.ArgumentParser:
         "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and whole tracks.",
         EXAMPLES,
     )
-    parser.add_argument("model", metavar="MODEL", help="T, S, B or an export directory")
-    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="what to check (default: auto)")
-    parser.add_argument("--device", type=cli.device, default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--precision", choices=cli.PRECISIONS, help="of the arithmetic (default: the model's)")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
-    parser.add_argument("--clip", metavar="SOURCE", help="video or image folder to compare on (default: synthetic)")
-    parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame")
-    parser.add_argument("--json", action="store_true", help="print the figures for a machine")
+    cli.add_model(parser, positional=True)
+    cli.add_backend(parser)
+    cli.add_clip(parser)
+    cli.add_json(parser)
     return parser
 
 
@@ -62,30 +57,30 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return cli.run(_main, make_parser().parse_args(argv))
 
 
-def limits_of(engine: Backend) -> Limits:
-    """How far an engine may be from the model as ONNX Runtime computes it on a CPU."""
+def limits_of(backend: Backend) -> Limits:
+    """How far a backend may be from the model as ONNX Runtime computes it on a CPU."""
     # CPUs keep numbers in fp16 and compute in fp32, GPUs compute in it.
-    in_half = engine.precision == "bf16" or (engine.precision == "fp16" and not engine.on_cpu)
-    if engine.precision == "fp32" and not engine.on_cpu and platform.machine() in ("aarch64", "arm64"):
+    in_half = backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu)
+    if backend.precision == "fp32" and not backend.on_cpu and platform.machine() in ("aarch64", "arm64"):
         return OTHER_CROPS
-    return HALF_ARITHMETIC if in_half else LIMITS[engine.precision]
+    return HALF_ARITHMETIC if in_half else LIMITS[backend.precision]
 
 
-def check(engine: Backend, reference: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, Any]:
-    """Compares two engines of one model: one target, and several at once.
+def check(backend: Backend, reference: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, Any]:
+    """Compares two backends of one model: one target, and several at once.
 
     Returns:
         The figures with their limits and whether they are within them; see ``agreement``.
     """
-    limits = limits_of(engine)
+    limits = limits_of(backend)
     report: Dict[str, Any] = {
-        "checked": engine.description,
-        "precision": engine.precision,
+        "checked": backend.description,
+        "precision": backend.precision,
         "against": reference.description,
         "frames": len(frames),
         "track_length": SEGMENT,
-        **compare(reference, engine, frames, box),
-        "together_difference": compare_together(engine, frames, box),
+        **compare(reference, backend, frames, box),
+        "together_difference": compare_together(backend, frames, box),
         "limits": {name: limit for name, limit in asdict(limits).items() if name != "largest_half"},
     }
     return {**report, "passed": within(report, limits)}
@@ -93,20 +88,18 @@ def check(engine: Backend, reference: Backend, frames: Sequence[np.ndarray], box
 
 def _main(arguments: argparse.Namespace) -> int:
     frames, box = clip_argument(arguments.clip, arguments.box) or default_clip()
-    engine = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
+    backend = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
-        report = check(engine, open_backend(arguments.model, "onnxruntime", threads=arguments.threads), frames, box)
+        report = check(backend, open_backend(arguments.model, "onnxruntime", threads=arguments.threads), frames, box)
     finally:
-        engine.close()
-    if arguments.json:
-        # JSON knows no infinity, which stands for answers that are no numbers.
-        finite = {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()}
-        print(json.dumps(finite, indent=2, allow_nan=False))
+        backend.close()
+    # JSON knows no infinity, which stands for predictions that are no numbers.
+    cli.write_json(arguments.json, {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()})
     if not report["passed"]:
-        print(f"error: {engine.description} does not compute what the model says: {figures(report)}", file=sys.stderr)
+        print(f"error: {backend.description} does not compute what the model says: {figures(report)}", file=sys.stderr)
         return 1
-    if not arguments.json:
-        print(f"{engine.description} agrees with {report['against']} over {len(frames)} frames: {figures(report)}")
+    if arguments.json != "-":
+        print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures(report)}")
     return 0
 
 

@@ -17,9 +17,8 @@ import torch
 from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export import pipeline
 from asymtrack_edge.export.command import main as export_command
-from asymtrack_edge.export.pipeline import ExportOptions, export, write_models
-from asymtrack_edge.export.torch_engine import TorchBackend
-from asymtrack_edge.export.verify import require_passed, verify
+from asymtrack_edge.export.pipeline import Export, ExportOptions
+from asymtrack_edge.export.verify import TorchBackend, require_passed, verify
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack
@@ -33,7 +32,7 @@ from tests.helpers import GOLDEN, filled_model
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "t"
-    export(filled_model(VARIANTS["T"]), ExportOptions(), folder)
+    Export(filled_model(VARIANTS["T"]), ExportOptions()).run(folder)
     return folder
 
 
@@ -65,7 +64,7 @@ def _track_difference(tracker: Tracker, name: str) -> float:
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_onnx_answers_as_published(name: str, tmp_path: Path) -> None:
     options = ExportOptions(input_format=FLOAT_RGB)
-    manifest = pipeline.write_models(filled_model(VARIANTS[name]), options, tmp_path)
+    manifest = Export(filled_model(VARIANTS[name]), options).write(tmp_path)
     random, variant = np.random.RandomState(7), VARIANTS[name]
     template = random.normal(0, 1, (1, 3, variant.template_size, variant.template_size)).astype(np.float32)
     search = random.normal(0, 1, (1, 3, variant.search_size, variant.search_size)).astype(np.float32)
@@ -121,7 +120,7 @@ def test_half_precision_stays_close_and_small(exported: Path, tmp_path: Path) ->
     # Ordinary weights: the filled ones have corner maps of several hundreds, which no trained model has.
     torch.manual_seed(0)
     model = AsymTrack(VARIANTS["T"]).eval()
-    manifest = export(model, ExportOptions(precision="fp16"), tmp_path / "half")
+    manifest = Export(model, ExportOptions(precision="fp16")).run(tmp_path / "half")
     assert manifest.verification["box_difference"] < 2e-3
     assert manifest.verification["track_iou_mean"] > 0.98
     assert 0 < manifest.verification["largest_half"] < 32752
@@ -138,14 +137,14 @@ def test_numbers_that_fp16_cannot_hold_are_refused(tmp_path: Path) -> None:
         for parameter in (first[1].weight, first[1].bias):
             parameter *= 1e5
         second[0].weight /= 1e5
-    export(model, ExportOptions(), tmp_path / "single")
+    Export(model, ExportOptions()).run(tmp_path / "single")
     with pytest.raises(ExportError, match="fp16 cannot hold this model's numbers"):
-        export(model, ExportOptions(precision="fp16"), tmp_path / "half")
+        Export(model, ExportOptions(precision="fp16")).run(tmp_path / "half")
     assert not (tmp_path / "half").exists()
 
 
 def test_scores_are_verified_too(tmp_path: Path) -> None:
-    manifest = write_models(filled_model(VARIANTS["T"]), ExportOptions(), tmp_path)
+    manifest = Export(filled_model(VARIANTS["T"]), ExportOptions()).write(tmp_path)
     clip = list(synthetic_clip(frames=6))
     frames, box = [frame for frame, _ in clip], clip[0][1]
     other = filled_model(VARIANTS["T"])
@@ -156,7 +155,7 @@ def test_scores_are_verified_too(tmp_path: Path) -> None:
 
 
 def test_batched_export_answers_per_item(tmp_path: Path) -> None:
-    manifest = export(filled_model(VARIANTS["T"]), ExportOptions(max_batch=8), tmp_path / "many")
+    manifest = Export(filled_model(VARIANTS["T"]), ExportOptions(max_batch=8)).run(tmp_path / "many")
     assert manifest.max_batch == 8
     engine = Tracker.load(tmp_path / "many", threads=1).backend
     frames = [frame for frame, _ in synthetic_clip(frames=4)]
@@ -183,7 +182,7 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
 
     monkeypatch.setattr(pipeline, "fold", wrong_fold)
     with pytest.raises(ExportError, match="does not equal the trained one"):
-        export(filled_model(VARIANTS["T"]), ExportOptions(), exported)
+        Export(filled_model(VARIANTS["T"]), ExportOptions()).run(exported)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
@@ -225,6 +224,18 @@ def test_damaged_manifests_are_refused(exported: Path, tmp_path: Path, change: d
         load_manifest(tmp_path)
 
 
+def test_the_weights_taken_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, averaged = filled_model(VARIANTS["T"], 1).state_dict(), filled_model(VARIANTS["T"], 2).state_dict()
+    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")
+    taken = {}
+    for flags in ([], ["--weights", "raw"]):
+        arguments = ["--checkpoint", str(tmp_path / "run.pth"), *flags, "--output", str(tmp_path / "out")]
+        assert export_command(arguments) == 0
+        taken[len(flags)] = load_manifest(tmp_path / "out").provenance["weights_taken"]
+        assert f"run.pth holds two sets of weights: takes the {taken[len(flags)]};" in capsys.readouterr().out
+    assert taken == {0: "averaged (model_ema)", 2: "raw (model)"}
+
+
 def test_command_exports_and_prints_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     assert export_command(["--variant", "t", "--random-weights", "0", "--fp16", "--output", str(output)]) == 0
@@ -250,6 +261,7 @@ def test_bundled_weights_can_be_exported_in_fp16(variant: str, target: str, tmp_
         (["--random-weights", "0", "--batch", "65"], "1..64"),
         (["--random-weights", "0", "--opset", "3"], "13..20"),
         (["--clip", "a.mp4"], "--box"),
+        (["--weights", "raw"], "give one with --checkpoint"),
         (["--random-weights", "0", "--clip", "/nonexistent.mp4", "--box", "1,2,3,4"], "there is no file"),
     ],
 )

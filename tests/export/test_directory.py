@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asymtrack_edge.errors import ExportError
-from asymtrack_edge.export.directory import replaced_directory
+from asymtrack_edge.export.pipeline import replaced_directory
 from asymtrack_edge.manifest import FORMAT
 
 

@@ -237,9 +237,12 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
         cli.write_json(arguments.json, summary)
     if summary["variable_rate"] and arguments.output:
         cli.say(f"the frame rate varies: {printable(arguments.output)} plays all frames at a constant one")
+    if summary["variable_rate"] and arguments.boxes and not arguments.pts:
+        cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.
+    taken = "-" in arguments.send or str(arguments.boxes) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
     with suppress(BrokenPipeError):
-        print(text, file=sys.stderr if "-" in arguments.send else sys.stdout, flush=True)
+        print(text, file=sys.stderr if taken else sys.stdout, flush=True)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:

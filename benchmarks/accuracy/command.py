@@ -307,8 +307,6 @@ def _score(
 def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], say: Callable[..., None]) -> int:
     """Writes the JSON and says what is missing; returns the exit code."""
     report = json_report(args.dataset, data.protocol.definition, data.left_out, data.notes, evaluations)
-    if isinstance(args.json, str) and args.json != "-":
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
     cli.write_json(args.json, report)
     for e in evaluations:
         if e.submission is not None:

@@ -264,15 +264,6 @@ def test_got10k_submission(tmp_path, output, capsys):
     assert evaluate(*arguments) == 1 and not list(output.glob("*/*.zip"))
 
 
-def test_got10k_val_is_scored_and_its_files_are_the_toolkits(tmp_path, output, capsys):
-    got10k(tmp_path, "val", drift(4))
-    assert evaluate("got10k-val", tmp_path, "--tracker", STILL, "--output", output, "--plots", output) == 0
-    assert "100.00   100.00   100.00" in capsys.readouterr().out
-    times = np.loadtxt(output / "got10k-val" / LABEL / "seq-1" / "seq-1_time.txt")
-    assert times.shape == (4,)
-    assert (output / "success.svg").exists() and not (output / "precision.svg").exists()
-
-
 def test_trackingnet_submission(tmp_path, output):
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)

@@ -112,20 +112,14 @@ def test_what_cannot_be_tracked_is_told(trax, tmp_path):
     assert "needed" in trax.ended[0] and "absent.jpg" in trax.ended[1]
 
 
-def test_a_client_that_vanishes_is_one_line(trax, capsys):
+def test_mistakes_are_one_line(trax, monkeypatch, capsys):
     assert vot.main(["--tracker", STILL.name]) == 2
     assert capsys.readouterr().err == "error: the connection to the TraX client broke: pipe closed\n"
-
-
-def test_missing_bindings_and_models_are_one_line(monkeypatch, capsys):
+    assert vot.main(["--model", "no/such/model"]) == 2
+    assert "no/such/model" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "trax", None)
     assert vot.main(["--tracker", "opencv:MIL"]) == 2
     assert "pip install 'asymtrack-edge[vot]'" in capsys.readouterr().err
-
-
-def test_missing_model_is_one_line(trax, capsys):
-    assert vot.main(["--model", "no/such/model"]) == 2
-    assert "no/such/model" in capsys.readouterr().err
 
 
 def test_a_real_client_over_pipes(tmp_path):

@@ -165,7 +165,7 @@ def _given(values: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _label(arguments: argparse.Namespace) -> None:
-    from asymtrack_edge.runtime import Tracker
+    from asymtrack_edge import Tracker
     from asymtrack_edge.training.labels import LabelOptions, label_videos
     from asymtrack_edge.training.log import show_progress
 

@@ -262,7 +262,7 @@ class Run:
 
 def load_tracker(model: str) -> BoxTracker:
     """The tracker that labels videos: a variant or an export directory."""
-    from asymtrack_edge.runtime import Tracker
+    from asymtrack_edge import Tracker
 
     return Tracker.load(model)
 

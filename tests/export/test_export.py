@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict
 
 import numpy as np
 import onnx
@@ -24,6 +24,7 @@ from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.agreement import Limits
+from asymtrack_edge.runtime.backends.tensorrt import build
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import GOLDEN, filled_model
@@ -185,6 +186,21 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
         Export(filled_model(VARIANTS["T"]), ExportOptions()).run(exported)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
+
+
+def test_a_failing_builder_leaves_the_verified_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ExportError("the builder ran out of memory")
+
+    monkeypatch.setattr(build, "build_engines", fails)
+    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: None)
+    arguments = ["--random-weights", "0", "--target", "rtx", "--output", str(tmp_path / "out")]
+    assert export_command(arguments) == 0
+    assert "no engines built: the builder ran out of memory; on the device, build them" in capsys.readouterr().out
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest.verification["passed"] and set(manifest.files) == {"template.onnx", "search.onnx"}
 
 
 def test_a_changed_byte_is_refused(exported: Path, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def _wanted(manifest: Manifest, tensorrt: TensorRT, device: int) -> List[Tuple[s
         return [(network, engine_key(manifest, network, tensorrt, gpu)) for network in NETWORKS]
     gpus: List[Optional[Gpu]] = [None]
     if manifest.precision == "fp16":
-        # fp32 matrix products do not exist for Turing in TensorRT-RTX: see turing.py.
+        # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
         gpus.append(Gpu(0, "any", (7, 5)))
     return [(network, engine_key(manifest, network, tensorrt, gpu)) for gpu in gpus for network in NETWORKS]
 

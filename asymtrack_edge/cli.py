@@ -217,11 +217,9 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
 
     SIGTERM ends the body like Ctrl-C, so that files are closed properly; the exit code is then 143.
     """
-    terminated = []
 
     def interrupt(number: int, _: Any) -> NoReturn:
-        terminated.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     _open_standard_streams()
     with suppress(ValueError):  # not in the main thread: the caller handles signals
@@ -233,9 +231,10 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     except AsymTrackError as error:
         say(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         say("interrupted")
-        return 143 if terminated else 130
+        number: int = (*interruption.args, signal.SIGINT)[0]
+        return 128 + number
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -177,7 +177,7 @@ def _completed(run: Run) -> Iterator[List[int]]:
             signal.signal(other, signal.SIG_IGN)
         signals.append(number)
         run.end()  # an exception alone can be lost, for example in a destructor
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
         before = {}  # the caller handles signals

@@ -70,6 +70,16 @@ def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.S
     assert not [p for p in tmp_path.iterdir() if ".part" in p.name]
 
 
+def test_a_signal_before_the_first_frame_leaves_nothing(video: Path, tmp_path: Path) -> None:
+    """Nobody reads the FIFO: opening it waits."""
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    ended = run("timeout 5 $TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl", video, tmp_path)
+    assert ended.returncode == 124 and "interrupted" in ended.stderr and "Traceback" not in ended.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe.jsonl"]
+    ended = run("$TRACK --send $OUT/pipe.jsonl & sleep 4; kill -TERM $!; wait $!", video, tmp_path)
+    assert ended.returncode == 143
+
+
 def test_impatient_ctrl_c_does_not_spoil_the_files(video: Path, tmp_path: Path) -> None:
     process = start(video, tmp_path)
     for _ in range(6):

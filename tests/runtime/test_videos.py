@@ -14,6 +14,7 @@ import pytest
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.runtime.sources import Source, open_source
 from asymtrack_edge.runtime.sources.reader import open_reader
+from tests.runtime import fake_command
 from tests.runtime.simulated import coloured_patches, write_video
 
 
@@ -145,7 +146,7 @@ def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, turns: int) 
     assert plain is not None and np.array_equal(upright, np.rot90(plain, turns))
 
 
-def test_media_time_of_a_variable_frame_rate(tmp_path: Path) -> None:
+def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four frames of a thirtieth of a second, then frames of a tenth."""
     write_mp4(tmp_path / "v.mp4", 10)
 
@@ -162,6 +163,9 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path) -> None:
     with open_reader(open_source(str(tmp_path / "v.mp4"))) as reader:
         times = [frame.pts for frame in reader]
     assert times == pytest.approx([i / 30 for i in range(4)] + [(4 + 3 * i) / 30 for i in range(6)], abs=0.001)
+    arguments = [str(tmp_path / "v.mp4"), "--box", "100,100,20,20", "--output", str(tmp_path / "o.mp4")]
+    assert fake_command.main(arguments) == 0
+    assert "o.mp4 plays all frames at a constant one" in capsys.readouterr().err
 
 
 def test_folders_and_cameras_have_no_media_time(tmp_path: Path) -> None:

@@ -100,14 +100,13 @@ def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]
     radar.legend(loc="upper left", bbox_to_anchor=(-0.25, 1.1))
     height = 0.8 / max(len(found), 1)
     for i, (name, values) in enumerate(found.items()):
-        bars.barh(
-            np.arange(len(tags)) + i * height, values, height, label=f"{name} (mean {np.mean(values or [0]):+.1f})"
-        )
+        label = f"{name} (mean {np.mean(values or [0]):+.1f})"
+        bars.barh(np.arange(len(tags)) + i * height, values, height, label=label, color=f"C{i + 1}")
     bars.set_yticks(np.arange(len(tags)) + 0.4 - height / 2, tags)
     bars.invert_yaxis()
     bars.axvline(0, color="black", linewidth=0.8)
     bars.set(xlabel="points", title=f"gap to {next(iter(scores))}")
     bars.grid(True, axis="x", alpha=0.3)
     if found:
-        bars.legend()
+        bars.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncol=2)
     return _save(drawn, folder, "attributes")

@@ -180,7 +180,7 @@ class OnnxRuntimeNetwork(Network):
                 f"onnxruntime {ort.__version__} cannot start {first}: its CUDA and cuDNN libraries do not load (see "
                 "docs/gpu.md), or are not of the version that it was built for"
             )
-        if session.get_provider_options()[first].get("user_compute_stream", stream) != stream:
+        if session.get_provider_options()[first].get("user_compute_stream") == "0":
             raise BackendError(f"onnxruntime {ort.__version__} does not run on a stream of ours: install 1.18 or newer")
         return session
 

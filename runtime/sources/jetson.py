@@ -163,7 +163,7 @@ def open_jetson(source: str) -> Source:
     """
     uri = source[len(SCHEME) :]
     # What follows a ? in the address of a stream is the server's.
-    name, options = (uri, {}) if re.match(r"\w+://[^?]*[@.:]", uri) and "csi" not in uri else split_options(uri)
+    name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
     if "://" not in name and not name.startswith("/dev/"):
         return JetsonVideo(name, options)
     shown = re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", name)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS
+from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS, OTHER_CROPS
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.commands.check import limits_of, main
@@ -74,6 +74,15 @@ def test_several_targets_are_checked_too(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(OnnxRuntimeBackend, "_run_searches", off)
     assert main(["T", "--backend", "onnxruntime", "--threads", "2"]) == 1
     assert "several targets at once by 0.001" in capsys.readouterr().err
+
+
+def test_on_arm64_crops_may_differ_by_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = ColourBackend()
+    assert limits_of(on_gpu) == LIMITS["fp32"]
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert limits_of(on_gpu) == OTHER_CROPS and OTHER_CROPS.box_difference > LIMITS["fp32"].box_difference
+    on_gpu.on_cpu = True
+    assert limits_of(on_gpu) == LIMITS["fp32"], "both crop with the same OpenCV"
 
 
 def test_limits_follow_the_arithmetic() -> None:

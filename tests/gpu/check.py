@@ -32,8 +32,8 @@ from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.device import DeviceBackend
-from asymtrack_edge.runtime.backends.loading import model_folder, open_backend
-from asymtrack_edge.runtime.backends.tensorrt.backend import unfit
+from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend, unfit
 from asymtrack_edge.runtime.backends.tensorrt.library import RTX, TENSORRT, load_tensorrt
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
@@ -133,7 +133,10 @@ class Machine:
     def open(self, backend: str, precision: str, **options: Any) -> Any:
         """Opens a backend on T."""
         if backend != "tensorrt":
-            return open_backend(self.model(precision), backend, **options)
+            from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
+
+            folder = self.model(precision)
+            return OnnxRuntimeGpuBackend(folder, load_manifest(folder), backend.split("-")[1], **options)
         from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
 
         try:
@@ -143,7 +146,7 @@ class Machine:
             target = "rtx"
         folder = self.model(precision, target)
         build_in_place(folder)
-        return open_backend(folder, backend, **options)
+        return TensorRTBackend(folder, load_manifest(folder), **options)
 
 
 def _find_torch() -> None:
@@ -340,6 +343,15 @@ def speed(machine: Machine) -> List[Dict[str, Any]]:
         for batch in BATCHES:
             rows += _backend_rows(opened, backend, precision, batch, frames, there)
         opened.close()
+        if machine.gpu is not None and machine.gpu.integrated:
+            # Staged pixels copied to the GPU (above), or read where they are: which is faster depends on the board.
+            opened = machine.open(backend, precision, mapped=True)
+            rows += [
+                {**row, "what": f"{row['what']}, mapped"}
+                for row in _backend_rows(opened, backend, precision, 1, frames, ())
+                if "host" in row["what"]
+            ]
+            opened.close()
     for row in rows:
         base = reference.get(row.get("batch", 0))
         if base and "ms" in row:
@@ -508,7 +520,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "--json", type=Path, default=Path("gpu-check.json"), metavar="FILE", help="(default: %(default)s)"
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help="checks whose names contain one of these")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the docs' table of a report")
     arguments = parser.parse_args(argv)
+    if arguments.table is not None:
+        print(markdown(json.loads(arguments.table.read_text(encoding="utf-8"))))
+        return 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         machine = Machine.look(Path(folder))
@@ -565,6 +581,23 @@ def _versions() -> Dict[str, str]:
         with contextlib.suppress(Exception):
             found[name] = str(__import__(name).__version__)
     return found
+
+
+def markdown(report: Dict[str, Any]) -> str:
+    """The table of docs/gpu.md from a report."""
+    rows = next((check["rows"] for check in report["checks"] if "rows" in check), [])
+    lines = ["| | " + " | ".join(f"batch {n}" for n in BATCHES) + " |", "|---|" + "---:|" * len(BATCHES)]
+    for what in dict.fromkeys(row["what"] for row in rows if "ms" in row):
+        timed = {row["batch"]: row for row in rows if row["what"] == what and "ms" in row}
+        cells = (
+            f"{timed[n]['ms']:.3f} ms ({timed[n].get('times_reference', '-')} x)" if n in timed else "" for n in BATCHES
+        )
+        lines.append(f"| {what} | " + " | ".join(cells) + " |")
+    card, versions = report["gpu"] or {"name": "no GPU"}, report["versions"]
+    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        "\n".join(lines) + f"\n\n{card['name']}, {report['date']}; {libraries}. T; (x): times as fast as the reference."
+    )
 
 
 def _print_table(rows: Sequence[Dict[str, Any]], aims: Sequence[Dict[str, Any]]) -> None:

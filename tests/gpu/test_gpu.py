@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -41,8 +42,6 @@ def test_the_dry_run_lists_every_check(capsys: pytest.CaptureFixture[str], monke
 def test_a_report_is_written_whatever_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     def fails(machine: Machine) -> str:
         raise AssertionError("it leaks")
 
@@ -77,3 +76,19 @@ def test_aims_are_taken_from_one_table() -> None:
         "32 targets to one": (4.0, False),
     }
     assert ratios([]) == []
+
+
+def test_the_table_of_the_docs_is_made_from_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"what": "reference, eager fp32", "batch": 1, "ms": 8.0, "times_reference": 1.0},
+        {"what": "onnxruntime-cuda fp16: search step with crop", "batch": 1, "ms": 0.5, "times_reference": 16.0},
+        {"what": "onnxruntime-cuda fp16: search step with crop", "batch": 32, "ms": 1.5},
+        {"what": "tensorrt fp16", "failed": "no engine"},
+    ]
+    report = {"gpu": {"name": "NVIDIA H200"}, "date": "2026-12-01", "versions": {"torch": "2.11"}}
+    (tmp_path / "report.json").write_text(json.dumps({**report, "checks": [{"name": "speed", "rows": rows}]}))
+    assert gpu_check.main(["--table", str(tmp_path / "report.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| | batch 1 | batch 8 | batch 32 |"
+    assert lines[3] == "| onnxruntime-cuda fp16: search step with crop | 0.500 ms (16.0 x) |  | 1.500 ms (- x) |"
+    assert len(lines) == 6 and lines[5].startswith("NVIDIA H200, 2026-12-01; torch 2.11")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ctypes import c_void_p
 from functools import wraps
-from typing import Any, Callable, Sequence, TypeVar, cast
+from typing import Any, Callable, List, Sequence, TypeVar, cast
 
 import numpy as np
 import pycuda.driver as cuda
@@ -91,6 +91,11 @@ class PycudaDevice(CudaDevice):
         def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
             functions[0].prepared_async_call(tuple(grid), tuple(block), streams[0], *arguments)
 
-        held = [module_, functions]
-        self._held.undo[("module", id(held))] = lambda: (functions.clear(), held.clear())
+        held: List[Any] = [module_]
+
+        def unload() -> None:
+            functions.clear()
+            held.clear()
+
+        self._held.undo[("module", id(held))] = unload
         return launch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,7 +175,9 @@ def _read(args: argparse.Namespace, say: Callable[..., None]) -> _Data:
 
 def _names(option: str) -> List[str]:
     """Names given on the command line, or in a file of them."""
-    names = read_lines(option) if Path(option).is_file() else [name for name in option.split(",") if name]
+    # Not Path.is_file: a long list is no possible name of a file.
+    names = read_lines(option) if os.path.isfile(option) else [name.strip() for name in option.split(",")]
+    names = [name for name in names if name]
     if not names:
         raise UsageError("--sequences names no sequence")
     return names

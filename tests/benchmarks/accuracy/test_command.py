@@ -238,6 +238,7 @@ def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, capsys
     arguments = ("folder", folder_set, "--tracker", STILL, "--output", output)
     assert evaluate(*arguments, "--sequences", listing) == 0
     assert sorted(path.stem for path in (output / "folder" / LABEL).glob("*.txt")) == ["c", "seq a"]
+    assert evaluate(*arguments, "--sequences", "seq a, c" + ",c" * 2000) == 0  # longer than a name can be
     assert evaluate(*arguments, "--per-sequence") == 0
     assert r"s\udce9q" in capsys.readouterr().out and (output / "folder" / LABEL / f"{odd}.txt").is_file()
 

@@ -40,7 +40,8 @@ class RunOptions:
 
     Attributes:
         folder: where state, weights and log go.
-        time_budget: stop after this many seconds of this call (None: run all epochs).
+        time_budget: stop after this many seconds of this call, but not before its first step (None: run all
+            epochs).
         retry: go back to the last good state with half the rate when the loss diverges, instead of ending.
         save_every: seconds between saved states.
         log_every: seconds between lines of the log.
@@ -147,12 +148,12 @@ class Trainer:
         self.network.train()
         if state.step == 0:
             self.save()
-        began = saved = time.monotonic()
-        spent_before, count = state.seconds, self.recipe.batch * self.world.size
+        spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         with Log(options.folder if self.world.is_main else None, options.log_every) as log, StopSignals() as signals:
+            began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began
-                wish = self.stop or signals.received or self._out_of_time(elapsed)
+                wish = self.stop or signals.received or (state.step > first and self._out_of_time(elapsed))
                 progress, stop, diverged = self.world.agree(
                     self._progress(elapsed), wish, state.guard.above >= self.recipe.patience
                 )

@@ -272,7 +272,7 @@ def _find(folder: Path, limit: Optional[int]) -> List[_Item]:
 
 
 def _file(path: Path) -> Tuple[str, Callable[[], bytes]]:
-    return str(path), path.read_bytes
+    return printable(path), path.read_bytes
 
 
 def _annotated_clip(truth: Path) -> _Item:
@@ -358,7 +358,9 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     Raises:
         DatasetError: the bytes are no image.
     """
-    image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    # A photograph is turned upright as it says; only other formats have an alpha channel.
+    flags = cv2.IMREAD_COLOR if data[:2] == b"\xff\xd8" else cv2.IMREAD_UNCHANGED
+    image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise DatasetError(f"cannot decode the training image {name}: remove or replace the file")
     if image.dtype != np.uint8:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
+from asymtrack_edge.files import open_video, printable
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under
 from asymtrack_edge.training.log import Progress, silent
@@ -138,10 +139,10 @@ def read_clips(path: Path, options: LabelOptions) -> Iterator[List[np.ndarray]]:
     Raises:
         DatasetError: OpenCV cannot read the video.
     """
-    video = cv2.VideoCapture(str(path))
+    video = open_video(path)
     try:
         if not video.isOpened():
-            raise DatasetError(f"cannot open the video {path}: convert it to H.264 MP4, or remove it")
+            raise DatasetError(f"cannot open the video {printable(path)}: convert it to H.264 MP4, or remove it")
         length = options.frames * options.stride
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
         every = max(1, total // length // options.clips) if total > 0 else 1
@@ -156,7 +157,7 @@ def read_clips(path: Path, options: LabelOptions) -> Iterator[List[np.ndarray]]:
                     clip = []
             number += 1
         if number == 0:
-            raise DatasetError(f"the video {path} has no frame that OpenCV can decode: convert or remove it")
+            raise DatasetError(f"the video {printable(path)} has no frame that OpenCV can decode: convert or remove it")
         if len(clip) >= 2:
             yield clip
     finally:

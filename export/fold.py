@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Dict
 
 import torch
 from torch import Tensor, nn
@@ -134,18 +133,3 @@ def to_half(folded: AsymTrack) -> AsymTrack:
                 norm.load_state_dict(child.float().state_dict())
                 setattr(module, name, norm.requires_grad_(False))
     return half
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters; buffers do not count."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def count_multiply_adds(network: nn.Module, inputs: Dict[str, Tensor]) -> int:
-    """Multiply-adds of one call, as counted by PyTorch's own FLOP counter."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        network(*inputs.values())
-    return counter.get_total_flops() // 2

@@ -11,13 +11,14 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import asymtrack_edge
 from asymtrack_edge.errors import ExportError, UsageError
-from asymtrack_edge.export.fold import count_multiply_adds, count_parameters, fold, to_half
+from asymtrack_edge.export.fold import fold, to_half
 from asymtrack_edge.export.graph import write_onnx
 from asymtrack_edge.export.lint import require_readable
 from asymtrack_edge.export.quantise import quantise
@@ -31,25 +32,14 @@ from asymtrack_edge.runtime.sources.clip import Clip, default_clip
 TEMPLATE, SEARCH = "template.onnx", "search.onnx"
 
 
-@dataclass(frozen=True)
-class Platform:
-    """What a platform can read.
-
-    Attributes:
-        opset: the newest it reads without replacing operators.
-        input_format: bytes where OpenCV makes the crop; normalised floats where a CUDA kernel does.
-    """
-
-    opset: int
-    input_format: str
-
-
-#: ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has no LayerNormalization, so opset 16 spells it out.
-PLATFORMS: Dict[str, Platform] = {
-    "onnx": Platform(17, UINT8_BGR),
-    "xavier": Platform(16, FLOAT_RGB),
-    "orin": Platform(17, FLOAT_RGB),
-    "rtx": Platform(17, FLOAT_RGB),
+#: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
+#: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
+#: no LayerNormalization, so opset 16 spells it out.
+PLATFORMS: Dict[str, Tuple[int, str]] = {
+    "onnx": (17, UINT8_BGR),
+    "xavier": (16, FLOAT_RGB),
+    "orin": (17, FLOAT_RGB),
+    "rtx": (17, FLOAT_RGB),
 }
 
 
@@ -109,14 +99,14 @@ class Export:
         self.model = model
         self.options = options = options or ExportOptions()
         self.clip = clip
-        reads = PLATFORMS[options.platform]
+        opset, input_format = PLATFORMS[options.platform]
         self.manifest = describe(
             model.variant,
             options.precision,
             options.platform,
-            options.opset or reads.opset,
+            options.opset or opset,
             options.max_batch,
-            options.input_format or reads.input_format,
+            options.input_format or input_format,
         )
         self._weights = provenance or {}
 
@@ -189,30 +179,20 @@ class Export:
 
 
 def model_size(model: AsymTrack) -> Dict[str, Any]:
-    """Parameters and multiply-adds (batch 1) of a model's two networks, folded and split."""
+    """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a model's networks, folded and split."""
     folded = fold(model)
     template, search = example_inputs(describe(folded.variant), 1)
+
+    def multiply_adds(network: torch.nn.Module, inputs: Dict[str, torch.Tensor]) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(*inputs.values())
+        return counter.get_total_flops() // 2
+
     return {
-        "parameters": count_parameters(folded),
-        "search_multiply_adds": count_multiply_adds(SearchNetwork(folded, FLOAT_RGB), search),
-        "template_multiply_adds": count_multiply_adds(TemplateNetwork(folded, FLOAT_RGB), template),
+        "parameters": sum(p.numel() for p in folded.parameters()),
+        "search_multiply_adds": multiply_adds(SearchNetwork(folded, FLOAT_RGB), search),
+        "template_multiply_adds": multiply_adds(TemplateNetwork(folded, FLOAT_RGB), template),
     }
-
-
-def write_models(model: AsymTrack, options: ExportOptions, folder: Path) -> Manifest:
-    """``Export.write`` with what it takes."""
-    return Export(model, options).write(folder)
-
-
-def export(
-    model: AsymTrack,
-    options: ExportOptions,
-    output: Path,
-    provenance: Optional[Dict[str, Any]] = None,
-    clip: Optional[Clip] = None,
-) -> Manifest:
-    """``Export.run`` with what it takes."""
-    return Export(model, options, provenance, clip).run(output)
 
 
 def versions() -> Dict[str, Any]:

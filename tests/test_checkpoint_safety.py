@@ -174,24 +174,13 @@ def test_deep_nesting_is_harmless() -> None:
     assert isinstance(value, tuple)
 
 
-def test_compressed_archives_are_refused(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("size", "words"), [(1, "compressed"), (50_000_000, "claim to be larger than the file")])
+def test_compressed_archives_are_refused(size: int, words: str, tmp_path: Path) -> None:
+    """A zip bomb among them."""
     path = tmp_path / "w.pt"
-    torch.save({"net": tiny}, path)
-    rezip(path, lambda records: None, zipfile.ZIP_DEFLATED)
-    assert "records claim to be larger than the file" in refused(path) or "compressed" in refused(path)
-
-
-def test_a_zip_bomb_is_refused(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save({"net": tiny}, path)
-
-    def inflate(records: Dict[str, bytes]) -> None:
-        name = next(name for name in records if name.endswith("data.pkl"))
-        records[name] = b"\x80\x02" + bytes(50_000_000)
-
-    rezip(path, inflate, zipfile.ZIP_DEFLATED)
-    assert path.stat().st_size < 8_000_000
-    assert "records claim to be larger than the file" in refused(path)
+    torch.save({"net": {"a": torch.rand(1000)}}, path)
+    rezip(path, lambda records: records.update({"archive/zeros": bytes(size)}), zipfile.ZIP_DEFLATED)
+    assert words in refused(path)
 
 
 def test_missing_and_short_storages(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
@@ -321,19 +310,6 @@ def test_torchscript_is_named(tmp_path: Path) -> None:
 
     rezip(path, pretend)
     assert "TorchScript" in refused(path)
-
-
-def test_truncation_at_every_scale(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
-    for whole in files_of(tiny, tmp_path):
-        data = whole.read_bytes()
-        size = len(data)
-        offsets = [1, 2, 8, 9, 16, 64, 100, 500, 1000, 5000, 20_000, 50_000]
-        offsets += [size * i // 8 for i in range(1, 8)]
-        offsets += [size - n for n in (1, 2, 21, 22, 23, 100, 1000, 5000)]
-        cut = tmp_path / "cut"
-        for offset in offsets:
-            cut.write_bytes(data[:offset])
-            refused(cut, TINY)
 
 
 @pytest.fixture(scope="module")

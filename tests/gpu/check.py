@@ -86,13 +86,13 @@ class Machine:
         key = precision, target
         if key not in self._models:
             from asymtrack_edge.checkpoints import load_model
-            from asymtrack_edge.export.pipeline import ExportOptions, write_models
+            from asymtrack_edge.export.pipeline import Export, ExportOptions
             from asymtrack_edge.variants import VARIANTS
 
             made = self.folder / f"{precision}-{target}"
             made.mkdir(parents=True)
             options = ExportOptions(precision, target, max_batch=32)
-            write_models(load_model(None, VARIANTS["T"]), options, made).save(made)
+            Export(load_model(None, VARIANTS["T"]), options).write(made).save(made)
             self._models[key] = made
         return self._models[key]
 

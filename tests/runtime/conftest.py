@@ -15,11 +15,11 @@ def batch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a small untrained network, in batches of up to four."""
     pytest.importorskip("torch")
     pytest.importorskip("onnx")
-    from asymtrack_edge.export.pipeline import ExportOptions, export
+    from asymtrack_edge.export.pipeline import Export, ExportOptions
     from tests.helpers import SMALL, filled_model
 
     folder = tmp_path_factory.mktemp("models") / "small"
-    export(filled_model(SMALL), ExportOptions(max_batch=4), folder)
+    Export(filled_model(SMALL), ExportOptions(max_batch=4)).run(folder)
     return folder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.errors import BackendError, FrameError, ManifestError
-from asymtrack_edge.export.pipeline import ExportOptions, write_models
+from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.geometry import CropWindow, crop_window
 from asymtrack_edge.manifest import TensorSpec, load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
@@ -65,7 +65,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
         key = (precision, target, batch)
         if key not in made:
             folder = made[key] = tmp_path_factory.mktemp("export")
-            write_models(filled_model(SMALL), ExportOptions(precision, target, max_batch=batch), folder).save(folder)
+            options = ExportOptions(precision, target, max_batch=batch)
+            Export(filled_model(SMALL), options).write(folder).save(folder)
         return made[key]
 
     return export

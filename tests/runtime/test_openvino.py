@@ -30,11 +30,11 @@ needs_bf16 = pytest.mark.skipif(not backend.has_bf16(), reason="this CPU has no 
 def static_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small export of a fixed batch, as asymtrack-export writes by default."""
     pytest.importorskip("torch")
-    from asymtrack_edge.export.pipeline import ExportOptions, write_models
+    from asymtrack_edge.export.pipeline import Export, ExportOptions
     from tests.helpers import SMALL, filled_model
 
     folder = tmp_path_factory.mktemp(f"static-{request.param}")
-    write_models(filled_model(SMALL), ExportOptions(request.param), folder).save(folder)
+    Export(filled_model(SMALL), ExportOptions(request.param)).write(folder).save(folder)
     return folder
 
 

@@ -22,11 +22,11 @@ PC = {
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of the smallest model, batch axis free up to 4, made-up weights."""
-    from asymtrack_edge.export.pipeline import ExportOptions, write_models
+    from asymtrack_edge.export.pipeline import Export, ExportOptions
     from tests.helpers import SMALL, filled_model
 
     folder = tmp_path_factory.mktemp("exported")
-    manifest = write_models(filled_model(SMALL), ExportOptions(max_batch=4), folder)
+    manifest = Export(filled_model(SMALL), ExportOptions(max_batch=4)).write(folder)
     replace(manifest, provenance={**manifest.provenance, "weights": "random, seed 0"}).save(folder)
     return folder
 

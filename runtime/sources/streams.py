@@ -38,12 +38,11 @@ def open_stream(url: str) -> Source:
     if recording or (http and 0 < first.get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
         return Video(first, shown)
     ready = [first]
-    kind = _HttpStream if http else LiveSource
-    return kind(shown, lambda: ready.pop() if ready else _connect(url, shown))
+    return _Stream(shown, lambda: ready.pop() if ready else _connect(url, shown))
 
 
-class _HttpStream(LiveSource):
-    """A live stream over HTTP. If it gives the same frames twice it is a recording, and ends."""
+class _Stream(LiveSource):
+    """A live stream. If it gives the same frames twice it is a recording, and ends."""
 
     def __init__(self, name: str, connect: Callable[[], Any]) -> None:
         super().__init__(name, connect)

@@ -1,4 +1,4 @@
-"""Do two engines answer the same? Prediction by prediction, and track by track."""
+"""Whether two backends compute the same, prediction by prediction and track by track."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ from asymtrack_edge.geometry import Box, box_from_crop, clip_box, crop_window, i
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.tracker import Tracker
 
-#: The largest number of fp16 (IEEE 754, binary16).
-LARGEST_HALF = 65504.0
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -23,13 +20,13 @@ class Limits:
         box_difference: largest of a predicted coordinate, in crop units.
         score_difference: largest of a score: what is lost and what is found hangs on it.
         track_iou_mean: smallest mean IoU of their tracks.
-        largest_half: largest magnitude of an fp16 tensor: half of what fp16 can hold.
+        largest_half: largest magnitude of an fp16 tensor: half of the largest number of fp16.
     """
 
     box_difference: float
     score_difference: float
     track_iou_mean: float
-    largest_half: float = LARGEST_HALF / 2
+    largest_half: float = 65504 / 2
 
 
 #: Of a model as ONNX Runtime computes it on a CPU (fp16 there is only how numbers are kept), by precision.
@@ -55,6 +52,10 @@ SEGMENT = 12
 def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, float]:
     """Largest differences of box and score on the same crops, and the overlap of whole tracks.
 
+    For predictions both see the crops of the reference's track. For tracks each follows its own boxes,
+    and both start afresh from the reference's box every ``SEGMENT`` frames: where a target is lost, the
+    smallest difference grows without limit and says nothing about the backends.
+
     Args:
         reference: what the other should equal.
         other: of the same variant.
@@ -64,31 +65,49 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
     Returns:
         ``box_difference`` (crop units), ``score_difference``, ``track_iou_mean``, ``track_iou_min``.
     """
-    window = crop_window(box, reference.manifest.template_factor)
-    reference.template(frames[0], window)
-    other.template(frames[0], window)
-    report = _compare_predictions(reference, other, frames, box)
-    overlaps = _compare_tracks(reference, other, frames, box)
-    return {**report, "track_iou_mean": float(np.mean(overlaps)), "track_iou_min": float(np.min(overlaps))}
+    manifest = reference.manifest
+    for backend in (reference, other):
+        backend.template(frames[0], crop_window(box, manifest.template_factor))
+    differences, place = [np.zeros(5)], box
+    for frame in frames[1:]:
+        window = crop_window(place, manifest.search_factor)
+        wanted, got = (backend.search(frame, (window,))[0] for backend in (reference, other))
+        differences.append(np.abs(got - wanted))
+        place = clip_box(box_from_crop(wanted, window), frame.shape)
+    # NaN compares false with everything: make it count as the failure it is.
+    apart = np.nan_to_num(np.array(differences), nan=np.inf).max(axis=0)
+    trackers = [Tracker(backend, recover=False) for backend in (reference, other)]
+    overlaps = []
+    for i, frame in enumerate(frames):
+        if i % SEGMENT == 0:
+            for tracker in trackers:
+                tracker.init(frame, box)
+            continue
+        box, theirs = (tracker.update(frame).box for tracker in trackers)
+        overlaps.append(iou(box, theirs))
+    return {
+        "box_difference": float(apart[:4].max()),
+        "score_difference": float(apart[4]),
+        "track_iou_mean": float(np.mean(overlaps)),
+        "track_iou_min": float(np.min(overlaps)),
+    }
 
 
-def compare_together(engine: Backend, frames: Sequence[np.ndarray], box: Box, targets: int = 4) -> float:
-    """Largest difference between an engine's answers for one target and for several in one call.
+def compare_together(backend: Backend, frames: Sequence[np.ndarray], box: Box, targets: int = 4) -> float:
+    """Largest difference between a backend's predictions for one target and for several in one call.
 
     Args:
-        engine: as in ``compare``.
+        backend: as in ``compare``.
         frames: BGR uint8.
         box: the target in the first of them.
         targets: how many.
     """
-    engine.reserve(targets)
-    template, search = engine.manifest.template_factor, engine.manifest.search_factor
-    window = crop_window(box, search)
-    engine.template(frames[0], crop_window(box, template), 0)
-    alone = engine.search(frames[1], (window,))[0].copy()
-    for slot in range(1, targets):
-        engine.template(frames[0], crop_window(box, template), slot)
-    together = engine.search(frames[1], [window] * targets)
+    backend.reserve(targets)
+    window = crop_window(box, backend.manifest.search_factor)
+    for slot in range(targets):
+        backend.template(frames[0], crop_window(box, backend.manifest.template_factor), slot)
+    alone = backend.search(frames[1], (window,))[0].copy()
+    together = backend.search(frames[1], [window] * targets)
     return float(np.nan_to_num(np.abs(together - alone), nan=np.inf).max())
 
 
@@ -106,48 +125,14 @@ def within(report: Dict[str, Any], limits: Limits) -> bool:
 def figures(report: Dict[str, Any]) -> str:
     """What ``compare`` measured beside its ``"limits"``, for people."""
     limits = report["limits"]
-    together = ""
-    if "together_difference" in report:
-        together = (
-            f", several targets at once by {report['together_difference']:.2g} (limit {limits['box_difference']:g})"
-        )
+    together = report.get("together_difference")
     return (
         f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g}), scores by "
         f"{report['score_difference']:.2g} (limit {limits['score_difference']:g}), track IoU "
-        f"{report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})" + together
+        f"{report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})"
+        + (
+            ""
+            if together is None
+            else f", several targets at once by {together:.2g} (limit {limits['box_difference']:g})"
+        )
     )
-
-
-def _compare_predictions(
-    reference: Backend, exported: Backend, frames: Sequence[np.ndarray], box: Box
-) -> Dict[str, float]:
-    """Largest differences of box (crop units) and score, both models on the reference's crops."""
-    boxes, scores = [0.0], [0.0]
-    for frame in frames[1:]:
-        window = crop_window(box, reference.manifest.search_factor)
-        wanted = reference.search(frame, (window,))[0]
-        got = exported.search(frame, (window,))[0]
-        difference = np.abs(got - wanted)
-        # NaN compares false with everything: make it count as the failure it is.
-        boxes.append(float(np.nan_to_num(difference[:4], nan=np.inf).max()))
-        scores.append(float(np.nan_to_num(difference[4], nan=np.inf)))
-        box = clip_box(box_from_crop(wanted, window), frame.shape)
-    return {"box_difference": max(boxes), "score_difference": max(scores)}
-
-
-def _compare_tracks(reference: Backend, exported: Backend, frames: Sequence[np.ndarray], box: Box) -> Sequence[float]:
-    """IoU per frame of two trackers that each follow their own boxes.
-
-    Every ``SEGMENT`` frames both start afresh from the reference's box: where a tracker loses its
-    target, the smallest difference grows without limit, and says nothing about the export.
-    """
-    ours, theirs = Tracker(reference, recover=False), Tracker(exported, recover=False)
-    overlaps = []
-    for i, frame in enumerate(frames):
-        if i % SEGMENT == 0:
-            ours.init(frame, box)
-            theirs.init(frame, box)
-            continue
-        box = ours.update(frame).box
-        overlaps.append(iou(box, theirs.update(frame).box))
-    return overlaps

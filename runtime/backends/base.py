@@ -51,7 +51,7 @@ class Backend(ABC):
         self.manifest = manifest
         self.description = description
         self.precision = manifest.precision
-        self.capacity = 0
+        self.capacity: int = 0
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
 
     def check_frame(self, frame: Any) -> Sequence[int]:

@@ -75,7 +75,7 @@ def open_backend(
             passed.append(f"not {name}: {error}")
             if not names:
                 raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}") from None
-    used = f" on {opened.threads} threads" if opened.threads else ""
+    used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
     # That a GPU lies idle is a surprise, unlike that there is none.
     level = logging.WARNING if passed else logging.INFO

@@ -11,8 +11,9 @@ search network has to agree with ONNX Runtime's on a made-up crop before it is u
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import numpy as np
 
@@ -110,24 +111,11 @@ class OpenVinoBackend(OnnxRuntimeBackend):
         bound.infer()
 
     def _run_lanes(self, bound: Sequence[Any]) -> None:
-        started: List[Any] = []
-        try:
+        # Nobody may still write the predictions when this returns, whatever happened.
+        with ExitStack() as running:
             for request in bound:
                 request.start_async()
-                started.append(request)
-        finally:
-            # Nobody may still write the predictions when this returns, whatever happened.
-            _wait(started)
-
-
-def has_bf16() -> bool:
-    """Whether this CPU computes in bf16, as OpenVINO needs it.
-
-    Raises:
-        MissingDependencyError: OpenVINO is not installed.
-        BackendError: OpenVINO is installed and cannot be imported.
-    """
-    return _bf16(_import().Core())
+                running.callback(request.wait)
 
 
 def _import() -> Any:
@@ -144,15 +132,3 @@ def _import() -> Any:
 
 def _bf16(core: Any) -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def _wait(requests: Sequence[Any]) -> None:
-    """Waits for all, then raises what the first that failed raised."""
-    failed = None
-    for request in requests:
-        try:
-            request.wait()
-        except Exception as error:
-            failed = failed or error
-    if failed is not None:
-        raise failed

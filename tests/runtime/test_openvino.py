@@ -23,7 +23,7 @@ pytest.importorskip("openvino")
 from asymtrack_edge.runtime.backends import openvino as backend
 
 FRAMES = list(moving_square(12, (240, 200)))
-needs_bf16 = pytest.mark.skipif(not backend.has_bf16(), reason="this CPU has no bf16")
+needs_bf16 = pytest.mark.skipif(not backend._bf16(backend._import().Core()), reason="this CPU has no bf16")
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16"])
@@ -87,7 +87,6 @@ def test_bf16_is_near_and_is_said(model: Path) -> None:
 
 def test_a_cpu_without_bf16_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(backend, "_bf16", lambda core: False)
-    assert not backend.has_bf16()
     assert track(["0", "--model", str(model), "--backend", "openvino", "--precision", "bf16", "--box", "1,2,3,4"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "has no bf16" in error
@@ -138,7 +137,7 @@ def test_absent_and_broken_are_told_apart(error: ImportError, kind: type, word: 
 
     monkeypatch.setattr(builtins, "__import__", fail)
     with pytest.raises(kind, match=word):
-        backend.has_bf16()
+        backend._import()
 
 
 def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def test_a_target_that_fails_is_an_error_after_all_have_stopped(
     monkeypatch.setattr(engine, "_bound_search", lambda model, slot: Watched(real(model, slot), slot))
     with pytest.raises(RuntimeError, match="out of memory"):
         many.update(frame)
-    assert waited == [0, 1, 2, 3]
+    assert sorted(waited) == [0, 1, 2, 3]
     monkeypatch.undo()
     assert list(many.update(frame)) == numbers
     many.close()

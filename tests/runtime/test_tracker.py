@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tracemalloc
-from typing import Any, List, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from tests.runtime.simulated import write_video
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
 MANIFEST = Manifest(
@@ -239,3 +242,18 @@ def test_the_front_door_imports_what_it_hands_out() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'Trackr'"):
         asymtrack_edge.Trackr  # noqa: B018
+
+
+def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "clip.avi", 4)
+    (tmp_path / "clip.avi").rename("video.mp4")
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    frame, next_frame = (image for image, _ in synthetic_clip(2))
+    space: Dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if "exports/" not in block:  # needs hardware
+            space.update(frame=frame, next_frame=next_frame)
+            exec(block, space)
+    assert space["state"] in (State.TRACKING, State.LOST) and set(space["tracks"]) == {0, 1}
+    assert space["tracker"].settings.patience == 30

@@ -73,13 +73,11 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
         The crops, mirrored at their edges where the turn leaves them, and the corners of the box around
         the turned ellipse that filled the target's box.
     """
-    if probability <= 0:
-        return search, corners
     batch, size = len(search), search.shape[-1]
     chosen = random.some(batch, probability)
-    angle, stretch = TURN * random.normal(batch)[chosen], torch.exp(STRETCH * random.normal(batch)[chosen])
     if len(chosen) == 0:
         return search, corners
+    angle, stretch = TURN * random.normal(len(chosen)), torch.exp(STRETCH * random.normal(len(chosen)))
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
     scale = torch.stack([stretch, 1 / stretch], 1)
@@ -110,8 +108,6 @@ def occlude(search: Tensor, corners: Tensor, probability: float, random: Random)
         probability: per crop.
         random: source of randomness.
     """
-    if probability <= 0:
-        return search
     chosen = random.some(len(search), probability)
     count = len(chosen)
     if count == 0:
@@ -179,12 +175,10 @@ def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
         probability: per crop.
         random: source of randomness.
     """
-    if probability <= 0:
-        return search
     chosen = random.some(len(search), probability)
-    reach, direction = (random.integers(2, 4) + torch.tensor([1, 0], device=search.device)).tolist()
     if len(chosen) == 0:
         return search
+    reach, direction = (random.integers(2, 4) + torch.tensor([1, 0], device=search.device)).tolist()
     taps = 2 * reach + 1
     steps = torch.arange(taps, device=search.device)
     middle = torch.full_like(steps, reach)

@@ -51,6 +51,8 @@ class Random:
 
     def some(self, count: int, probability: float) -> Tensor:
         """Indices of those out of ``count`` that are chosen with ``probability`` each."""
+        if probability <= 0:
+            return torch.zeros(0, dtype=torch.int64, device=self.device)
         return (self.uniform(count) < probability).nonzero()[:, 0]
 
 

@@ -214,8 +214,6 @@ class PairSampler:
     def _fill(self, search: Tensor, image: Tensor, windows: Windows) -> Tensor:
         """Shows another picture where some of the search crops leave theirs."""
         share, size = self.augmentation.fill, search.shape[-1]
-        if share <= 0:
-            return search
         chosen = self.random.some(len(search), share)
         if len(chosen):
             behind = self._background(len(chosen), size)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from asymtrack_edge import cli
+from asymtrack_edge.errors import without_secrets
 
 PROTOCOLS = ("P1", "P2", "P4", "P5", "P6")
 EXAMPLES = """
@@ -128,7 +129,7 @@ def _counts(text: str) -> Sequence[int]:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
     arguments = make_parser().parse_args(argv)
-    arguments.line = shlex.join(["asymtrack-bench", *(sys.argv[1:] if argv is None else argv)])
+    arguments.line = without_secrets(shlex.join(["asymtrack-bench", *(sys.argv[1:] if argv is None else argv)]))
     return cli.run(_main, arguments)
 
 

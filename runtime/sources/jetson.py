@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime.sources.base import LiveSource, Source
 from asymtrack_edge.runtime.sources.cameras import split_options
 
@@ -97,7 +97,7 @@ class JetsonCapture:
         try:
             self._source = self._utils.videoSource(uri, [f"{_OPTIONS[n]}={value}" for n, value in options.items()])
         except Exception as error:  # it raises plain exceptions, and logs the reason
-            raise SourceError(f"jetson-utils cannot open {uri}: {error}") from None
+            raise SourceError(without_secrets(f"jetson-utils cannot open {uri}: {error}")) from None
         self._kept: List[Any] = []
         self._latest: Any = None
 
@@ -166,5 +166,5 @@ def open_jetson(source: str) -> Source:
     name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
     if "://" not in name and not name.startswith("/dev/"):
         return JetsonVideo(name, options)
-    shown = re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", name)
+    shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
     return LiveSource(f"{shown} by jetson-utils", lambda: JetsonCapture(name, options))

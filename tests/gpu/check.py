@@ -211,15 +211,19 @@ def agrees(backend: str, precision: str) -> Callable[[Machine], str]:
         from asymtrack_edge.runtime.commands import check
 
         opened = machine.open(backend, precision)
-        graphs = opened.graphs
-        folder = opened.manifest
+        (first, box), (second, _) = synthetic_clip(2)
+        tracker = Tracker(opened)
+        tracker.init(first, box)
+        tracker.update(second)
+        graphs, target = opened.graphs, opened.manifest.target
         opened.close()
         said = io.StringIO()
-        model = machine.model(precision, folder.target)
+        model = machine.model(precision, target)
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             code = check.main([str(model), "--backend", backend])
         assert code == 0, said.getvalue().strip()
-        assert graphs, "it does not run as a CUDA graph: " + said.getvalue().strip()
+        # What ONNX Runtime leaves to TensorRT it need not be able to capture.
+        assert graphs or backend == "onnxruntime-tensorrt", f"it runs without a CUDA graph: {said.getvalue().strip()}"
         return said.getvalue().strip()
 
     return run

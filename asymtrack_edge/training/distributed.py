@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn.functional import all_reduce
 
 from asymtrack_edge.errors import UsageError
 
@@ -44,8 +43,7 @@ class World:
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = SharedBatchNorm
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # Running statistics are the same everywhere, so none need to be sent.
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes."""
@@ -74,6 +72,20 @@ class World:
             distributed.destroy_process_group()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
 
@@ -83,7 +95,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.float()
         sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
-        mean, square = (all_reduce(sums) / distributed.get_world_size()).unbind()
+        mean, square = (_Sum.apply(sums) / distributed.get_world_size()).unbind()
         variance = square - mean.square()
         with torch.no_grad():
             count = x.numel() // x.shape[1] * distributed.get_world_size()

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, List, Sequence
 
 import numpy as np
 
 from asymtrack_edge.errors import ExportError
+from asymtrack_edge.export.verify import search_inputs
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from asymtrack_edge.runtime.tracker import Tracker
 
 #: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
@@ -42,12 +42,12 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
     import onnx
     from onnxruntime import quantization
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.feeds = calibration_feeds(folder, manifest, frames, box)
+    every = max(1, (len(frames) - 1) // MAX_CROPS)
+    feeds = search_inputs(OnnxRuntimeBackend(folder, manifest), frames, box, every)
 
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Any:
-            return next(self.feeds, None)
+            return next(feeds, None)
 
     path = folder / "search.onnx"
     chosen = costly_convolutions(onnx.load(str(path)))
@@ -86,17 +86,3 @@ def costly_convolutions(model: Any) -> List[str]:
             if multiply_adds >= MIN_MULTIPLY_ADDS:
                 chosen.append(node.name)
     return chosen
-
-
-def calibration_feeds(
-    folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box
-) -> Iterator[Dict[str, np.ndarray]]:
-    """Inputs of the search network as they occur when the fp32 models follow the target."""
-    backend = OnnxRuntimeBackend(folder, manifest)
-    tracker = Tracker(backend, recover=False)
-    tracker.init(frames[0], box)
-    step = max(1, (len(frames) - 1) // MAX_CROPS)
-    for i, frame in enumerate(frames[1:]):
-        tracker.update(frame)
-        if i % step == 0:
-            yield {name: values.copy() for name, values in backend.last_inputs()["search"].items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterable, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -113,15 +113,20 @@ def _compare_state(reference: Backend, exported: Backend, frame: np.ndarray, box
 
 def _largest_half(exported: HostBackend, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
     """See ``largest_half_value``; of both networks, over every sixth frame."""
-    tracker = Tracker(exported, recover=False)
+    search = largest_half_value(folder / "search.onnx", search_inputs(exported, frames, box, 6))
+    return max(largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]]), search)
+
+
+def search_inputs(
+    backend: HostBackend, frames: Sequence[np.ndarray], box: Box, every: int
+) -> Iterator[Dict[str, np.ndarray]]:
+    """Inputs of the search network as they occur when a backend follows the target, of every ``every``-th frame."""
+    tracker = Tracker(backend, recover=False)
     tracker.init(frames[0], box)
-    feeds = []
     for i, frame in enumerate(frames[1:]):
         tracker.update(frame)
-        if i % 6 == 0:
-            feeds.append({name: values.copy() for name, values in exported.last_inputs()["search"].items()})
-    template = largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]])
-    return max(template, largest_half_value(folder / "search.onnx", feeds))
+        if i % every == 0:
+            yield {name: values.copy() for name, values in backend.last_inputs()["search"].items()}
 
 
 def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:

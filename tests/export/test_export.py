@@ -88,6 +88,18 @@ def _use_without_this_package(folder: Path, manifest: Manifest, template: np.nda
     return session("search.onnx").run([manifest.output.name], {manifest.search.name: search, **state})[0]
 
 
+def test_the_page_shows_how_to_do_without_this_package(exported: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0].replace("DIR", str(exported))
+    names: Dict[str, Any] = {}
+    exec(code, names)
+    assert names["prediction"].shape == (1, 5)
+    fields = json.loads((exported / "manifest.json").read_text())
+    for line in page[page.index("| field | is |") :].split("\n\n")[0].splitlines()[2:]:
+        for field in line.split("|")[1].replace("`", "").split(","):
+            assert field.strip() in fields
+
+
 def test_manifest_describes_the_models(exported: Path) -> None:
     manifest = load_manifest(exported)
     for file, inputs, outputs in (

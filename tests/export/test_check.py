@@ -99,7 +99,11 @@ def test_limits_follow_the_arithmetic() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["T", "--clip", "a.mp4"], "go together"), (["/no/such"], "no export directory"), (["T", "--threads", "0"], "1")],
+    [
+        (["T", "--clip", "a.mp4"], "go together"),
+        (["/no/such"], "no export directory"),
+        (["T", "--threads", "0"], "above 0"),
+    ],
 )
 def test_the_mistake_is_named(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with suppress(SystemExit):

@@ -61,7 +61,7 @@ def add_model(parser: Any, positional: bool = False, several: bool = False) -> N
 
     With ``several`` it is a list of them; None where an option is not given.
     """
-    text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
+    text = "T for the bundled weights, or a directory written by asymtrack-export"
     options: Any = {"metavar": "MODEL", "help": text + ("" if positional else " (default: T)")}
     if several:
         options.update(nargs="+", action="extend")

@@ -60,7 +60,7 @@ def _add_run(commands: Any) -> None:
     data.add_argument("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
     model = run.add_argument_group("model")
     model.add_argument("--variant", help="T, S or B (default T)")
-    model.add_argument("--init", metavar="FILE", help="weights to start from: a file, 'bundled', or T, S or B")
+    model.add_argument("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
     model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two graphs")
     model.add_argument("--search-size", type=cli.positive, help="search crop in pixels (smaller is faster)")
     recipe = run.add_argument_group("recipe")

@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     text = "draw feature maps with and without OPE"
     maps = commands.add_parser("features", help=text, description=features.__doc__, allow_abbrev=False)
-    maps.add_argument("model", metavar="MODEL", help="T, S or B for the bundled weights, or a checkpoint")
+    maps.add_argument("model", metavar="MODEL", help="T for the bundled weights, or a checkpoint")
     cli.add_clip(maps)
     cli.add_output(maps, "the picture (default: features.png)", "FILE")
     maps.set_defaults(body=features, output=Path("features.png"))

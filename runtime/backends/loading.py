@@ -18,7 +18,7 @@ _ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_folder(model: Union[str, Path]) -> Path:
-    """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given export directory.
+    """Directory of bundled weights (``"T"``), or the given model directory.
 
     Raises:
         ManifestError: there is no such directory.

@@ -257,6 +257,7 @@ def _track(
         for outcome in executor.run(spec, missing, advanced):
             name = outcome.sequence.name
             if outcome.error is None:
+                assert outcome.boxes is not None and outcome.times is not None
                 store.write(name, outcome.boxes, outcome.times)
                 continue
             failures[name] = outcome.error

@@ -47,8 +47,17 @@ def reference_case(
     step = ProcessStep(variant, device, threads)
     tracker = f"AsymTrack-{variant.name}"
     notes = () if VARIANTS.get(variant.name) == variant else (UNTRAINED,)
-    more = {"model_sha256": step.model_sha256, "multiply_adds": multiply_adds, "notes": notes}
-    return Case(name, step, tracker, "torch", device, threads=threads, **more)
+    return Case(
+        name,
+        step,
+        tracker,
+        "torch",
+        device,
+        threads=threads,
+        model_sha256=step.model_sha256,
+        multiply_adds=multiply_adds,
+        notes=notes,
+    )
 
 
 class ProcessStep(Step):

@@ -58,7 +58,7 @@ class _Stream(LiveSource):
             self._before, self._count = given, 0
         else:
             if not self._count and read[0] is not None:
-                self._first = zlib.crc32(read[0])
+                self._first = zlib.crc32(read[0].tobytes())
             self._count += 1
         return read
 

@@ -217,6 +217,7 @@ class WebView(Sink):
 
     def _remove(self, wish: Wish) -> Optional[int]:
         """Runs on the tracker's thread."""
+        assert wish.target is not None  # the protocol refuses such a wish
         self.run.tracker.remove(wish.target)
         self._change(lambda tracks: {n: t for n, t in tracks.items() if n != wish.target})
         return wish.target

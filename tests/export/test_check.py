@@ -15,7 +15,7 @@ from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS, OTHER_CROP
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.commands.check import limits_of, main
-from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.runtime.simulated import ColourBackend
 
 
@@ -110,8 +110,3 @@ def test_the_mistake_is_named(arguments: list, word: str, capsys: pytest.Capture
         assert main(arguments) == 2
     error = capsys.readouterr().err
     assert word in error and len(error.splitlines()) == 1
-
-
-def test_the_default_clip_has_a_target() -> None:
-    frames, box = default_clip(3)
-    assert len(frames) == 3 and frames[0].dtype == np.uint8 and box.w > 20

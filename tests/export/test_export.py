@@ -19,7 +19,6 @@ from asymtrack_edge.export import pipeline
 from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.verify import TorchBackend, require_passed, verify
-from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime import Tracker
@@ -165,23 +164,6 @@ def test_scores_are_verified_too(tmp_path: Path) -> None:
     assert not report["passed"] and report["score_difference"] > 1e-12
     with pytest.raises(ExportError, match="scores by"):
         require_passed(report)
-
-
-def test_batched_export_answers_per_item(tmp_path: Path) -> None:
-    manifest = Export(filled_model(VARIANTS["T"]), ExportOptions(max_batch=8)).run(tmp_path / "many")
-    assert manifest.max_batch == 8
-    engine = Tracker.load(tmp_path / "many", threads=1).backend
-    frames = [frame for frame, _ in synthetic_clip(frames=4)]
-    boxes = [Box(40 + 50 * i, 60 + 20 * i, 50, 40) for i in range(3)]
-    engine.reserve(3)
-    for slot, box in enumerate(boxes):
-        engine.template(frames[0], crop_window(box, 2.0), slot)
-    windows = [crop_window(box, 4.0) for box in boxes]
-    together = engine.search(frames[1], windows).copy()
-    for slot in range(3):
-        engine.move(slot, 0)
-        alone = engine.search(frames[1], windows[slot : slot + 1])[0]
-        assert np.abs(alone - together[slot]).max() < 1e-5
 
 
 def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

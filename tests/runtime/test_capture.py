@@ -7,12 +7,11 @@ import threading
 import tracemalloc
 from time import monotonic, sleep
 
-import cv2
 import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError
-from asymtrack_edge.runtime.sources import LiveSource, Source, open_source
+from asymtrack_edge.runtime.sources import LiveSource, Source
 from asymtrack_edge.runtime.sources import reader as capture
 from asymtrack_edge.runtime.sources.reader import LivePolicy, Reader, open_reader
 from tests.runtime.simulated import FakeCapture, Script
@@ -141,14 +140,3 @@ def test_error_while_reading_reaches_the_caller() -> None:
     next(reader)
     with pytest.raises(OSError, match="disk gone"):
         next(reader)
-
-
-def test_video_file_through_the_reader(tmp_path) -> None:
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
-    for i in range(12):
-        writer.write(np.full((48, 64, 3), 20 * i, np.uint8))
-    writer.release()
-    with open_reader(open_source(str(tmp_path / "v.avi"))) as reader:
-        values = [float(f.image.mean()) for f in reader]
-    assert len(values) == 12
-    assert np.allclose(values, 20 * np.arange(12), atol=3)

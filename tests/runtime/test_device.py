@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -609,7 +608,3 @@ class TestPycuda:
             *("push", "launch", "pop"),
             *("push", "host freed", "unloaded", "stream gone", "pop", "detach"),
         ]
-
-
-def test_the_log_is_the_packages_own() -> None:
-    assert cuda_driver.logger is logging.getLogger("asymtrack_edge")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,8 +15,8 @@ from hypothesis import strategies as st
 from asymtrack_edge.errors import BoxError, FrameError, ManifestError
 from asymtrack_edge.geometry import check_box, clip_box, crop_window
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime import MultiTracker, Tracker
-from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
+from asymtrack_edge.runtime import Tracker
+from tests.runtime.simulated import moving_square
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
 anything = scalars | st.lists(st.integers(), max_size=3)
@@ -135,15 +134,3 @@ def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Pat
         load_manifest(tmp_path)
     except ManifestError as error:
         assert "\n" not in str(error)
-
-
-def test_targets_survive_frames_of_changing_format() -> None:
-    many = MultiTracker(ColourBackend())
-    frames = list(coloured_patches(6, 2))
-    ids = [many.add(frames[0][0], box) for box in frames[0][1]]
-    before = copy.copy(many.ids)
-    for bad in BAD_FRAMES:
-        with pytest.raises(FrameError):
-            many.update(bad)
-    assert many.ids == before == ids
-    assert list(many.update(frames[1][0])) == ids

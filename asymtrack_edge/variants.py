@@ -72,11 +72,6 @@ class Variant:
                 raise UsageError(f"there is no stage {stage}: stages are 1, 2 and 3")
 
     @property
-    def score_size(self) -> int:
-        """Side of the corner maps (search crop over stride 32)."""
-        return self.search_size // 32
-
-    @property
     def state_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Names and shapes (without the batch axis) of the template state, in graph order.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Optional
 
 from asymtrack_edge.errors import UsageError
@@ -73,13 +73,9 @@ class Recipe:
             rate *= min(1.0, max(0.0, (1 - progress) / self.cooldown))
         return rate
 
-    def to_dict(self) -> Dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     @staticmethod
     def from_dict(values: Dict[str, Any]) -> Recipe:
-        """The recipe that ``to_dict`` described.
+        """The recipe whose values ``dataclasses.asdict`` gave.
 
         Raises:
             UsageError: a setting that this version does not know.

@@ -62,6 +62,14 @@ def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batc
     return folder
 
 
+@pytest.fixture
+def jetson(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An export for a Xavier, on a Xavier with TensorRT 8.5."""
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2", False)[0])
+    monkeypatch.setattr(engine, "find_gpu", lambda index: replace(XAVIER, index=index))
+    return exported(tmp_path / "export")
+
+
 class TestRtx:
     """With the real TensorRT-RTX, which builds without a GPU."""
 
@@ -264,98 +272,76 @@ def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> N
     assert seen.cache == b""
 
 
-def test_engines_are_built_on_the_gpu_that_is_asked_for(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, current: List[int]
-) -> None:
-    folder = exported(tmp_path / "export")
-    tensorrt, _ = fake_tensorrt("10.3.0", True)
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
-    monkeypatch.setattr(engine, "find_gpu", lambda index: replace(XAVIER, index=index))
-    engine.build_in_place(folder, device=2)
+def test_engines_are_built_on_the_gpu_that_is_asked_for(jetson: Path, current: List[int]) -> None:
+    engine.build_in_place(jetson, device=2)
     assert current == [2, 2]
 
 
-def test_on_a_device_engines_are_built_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = exported(tmp_path / "export")
-    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
-    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+def test_on_a_device_engines_are_built_once(jetson: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: List[str] = []
-    manifest = engine.build_in_place(folder, report=lines.append)
-    assert load_manifest(folder, verify=True) == manifest
+    manifest = engine.build_in_place(jetson, report=lines.append)
+    assert load_manifest(jetson, verify=True) == manifest
     assert manifest.engines["search.engine"]["gpu"] == "Xavier"
     assert "compute capability 7.2" in lines[1]
     (cached,) = cache.iterdir()
     assert cached.read_bytes() == b"measured" and "Xavier" in cached.name
-    engine.build_in_place(folder, report=lines.append)
+    engine.build_in_place(jetson, report=lines.append)
     assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
     # Another TensorRT: rebuilt, with the reason, from its own measurements.
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: replace(tensorrt, version="8.6.1"))
-    engine.build_in_place(folder, report=lines.append)
+    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1", False)[0])
+    engine.build_in_place(jetson, report=lines.append)
     assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[4]
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.parametrize("broken", ["template", "search"])
 def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+    jetson: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    folder = exported(tmp_path / "export")
-    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
-    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
-    engine.build_in_place(folder)
+    engine.build_in_place(jetson)
     content = iter([b"another template engine", b"another search engine"])
 
     def build(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
-        load_manifest(folder)  # somebody may start right now
+        load_manifest(jetson)  # somebody may start right now
         if model.stem == broken:
             raise KeyboardInterrupt
         return next(content), b""
 
     monkeypatch.setattr(engine, "build_engine", build)
     with pytest.raises(KeyboardInterrupt):
-        engine.build_in_place(folder, EngineOptions(rebuild=True))
-    assert set(load_manifest(folder).engines) == {"template.engine", "search.engine"}
+        engine.build_in_place(jetson, EngineOptions(rebuild=True))
+    assert set(load_manifest(jetson).engines) == {"template.engine", "search.engine"}
 
 
-def test_a_cache_that_cannot_be_written_costs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_costs_no_engine(
+    jetson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    folder = exported(tmp_path / "export")
-    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
-    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
-    engine.build_in_place(folder)
-    assert len(load_manifest(folder).engines) == 2
+    engine.build_in_place(jetson)
+    assert len(load_manifest(jetson).engines) == 2
 
 
-def test_without_a_gpu_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = exported(tmp_path / "export")
-    tensorrt, _ = fake_tensorrt("8.5.2.2", False)
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: tensorrt)
+def test_without_a_gpu_the_exporter_says_how(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "find_gpu", driver.find_gpu)
     monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
-    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
-    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
-    assert len(lines) == 1 and "no NVIDIA GPU" in lines[0] and f"asymtrack-build {folder}" in lines[0]
+    manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
+    assert len(lines) == 1 and "no NVIDIA GPU" in lines[0] and f"asymtrack-build {jetson}" in lines[0]
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        engine.build_in_place(folder)
+        engine.build_in_place(jetson)
 
 
-def test_a_pc_builds_no_engines_for_a_jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = exported(tmp_path / "export")
+def test_a_pc_builds_no_engines_for_a_jetson(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("10.3.0", True)[0])
     monkeypatch.setattr(engine, "find_gpu", lambda index: Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9), False))
-    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
-    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
+    manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
     assert len(lines) == 1 and "xavier is a Jetson, and this GPU (NVIDIA GeForce RTX 4090) is not" in lines[0]
-    assert not list(folder.glob("*.engine"))
+    assert not list(jetson.glob("*.engine"))
 
 
-def test_a_builder_that_fails_costs_no_model(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = exported(tmp_path / "export")
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2", False)[0])
-    monkeypatch.setattr(engine, "find_gpu", lambda index: XAVIER)
+def test_a_builder_that_fails_costs_no_model(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def build(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
         if model.stem == "search":
@@ -363,11 +349,11 @@ def test_a_builder_that_fails_costs_no_model(tmp_path: Path, cache: Path, monkey
         return b"engine", b""
 
     monkeypatch.setattr(engine, "build_engine", build)
-    manifest, lines = load_manifest(folder), []  # type: ignore[var-annotated]
-    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
-    assert "out of memory" in lines[-1] and f"asymtrack-build {folder}" in lines[-1]
-    assert not list(folder.glob("*.engine")), "half a pair of engines is of no use"
-    load_manifest(folder, verify=True)
+    manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
+    assert engine.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
+    assert "out of memory" in lines[-1] and f"asymtrack-build {jetson}" in lines[-1]
+    assert not list(jetson.glob("*.engine")), "half a pair of engines is of no use"
+    load_manifest(jetson, verify=True)
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
@@ -387,19 +373,18 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
         assert difference({k: v for k, v in key.to_json().items() if k != field}, key) is not None
 
 
-def test_without_tensorrt_the_exporter_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = exported(tmp_path / "export")
-    manifest = load_manifest(folder)
+def test_without_tensorrt_the_exporter_says_how(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(jetson)
 
     def none(flavour: str) -> Any:
         raise NoTensorRTError("there is no TensorRT for Python here")
 
     monkeypatch.setattr(engine, "load_tensorrt", none)
     lines: List[str] = []
-    assert engine.engines_or_note(folder, manifest, folder, report=lines.append) == manifest
-    assert len(lines) == 1 and f"asymtrack-build {folder}" in lines[0]
+    assert engine.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
+    assert len(lines) == 1 and f"asymtrack-build {jetson}" in lines[0]
     with pytest.raises(BackendError):
-        engine.build_in_place(folder)
+        engine.build_in_place(jetson)
 
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def predict(folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray) -> np.ndarray:
+    """What the manifest says and ONNX Runtime give, without this package."""
     names = [spec.name for spec in manifest.state]
     state = session(folder / "template.onnx").run(names, {"image": template})
     feed: Dict[str, np.ndarray] = {"image": search, **dict(zip(names, state))}
@@ -66,10 +67,15 @@ def test_tensors_are_the_manifests(variant: Variant, tmp_path: Path) -> None:
     manifest = Export(filled_model(variant), ExportOptions()).write(tmp_path)
     assert {spec.name: spec.shape for spec in manifest.state} == variant.state_shapes
     template, search = session(tmp_path / "template.onnx"), session(tmp_path / "search.onnx")
-    state = [(spec.name, [1, *spec.shape]) for spec in manifest.state]
-    assert [(v.name, v.shape) for v in template.get_outputs()] == state
-    wanted = [("image", [1, *manifest.search.shape]), *state]
-    assert [(v.name, v.shape) for v in search.get_inputs()] == wanted
+    for found, specs in (
+        (template.get_inputs(), (manifest.template,)),
+        (template.get_outputs(), manifest.state),
+        (search.get_inputs(), (manifest.search, *manifest.state)),
+        (search.get_outputs(), (manifest.output,)),
+    ):
+        assert [(v.name, v.shape, v.type) for v in found] == [
+            (s.name, [1, *s.shape], {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[s.dtype]) for s in specs
+        ]
 
 
 @pytest.mark.parametrize("target", ["onnx", "orin"])

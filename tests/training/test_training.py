@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -259,9 +259,9 @@ def test_large_batches_do_not_raise_the_rate() -> None:
 
 def test_recipes_survive_json() -> None:
     for recipe in PRESETS.values():
-        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+        assert Recipe.from_dict(json.loads(json.dumps(asdict(recipe)))) == recipe
     with pytest.raises(UsageError, match="another version"):
-        Recipe.from_dict({**SMALL.to_dict(), "momentum": 0.9})
+        Recipe.from_dict({**asdict(SMALL), "momentum": 0.9})
 
 
 def test_iou_and_giou_of_known_boxes() -> None:

@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
+import cv2
+
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError, without_secrets
 from asymtrack_edge.files import check_output, write_text
@@ -199,6 +201,17 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
+def _quiet_opencv() -> None:
+    """Leaves it to us to say what OpenCV and FFmpeg cannot open: they do it in several lines of their own.
+
+    The variables ``OPENCV_LOG_LEVEL`` and ``OPENCV_FFMPEG_LOGLEVEL`` bring their lines back.
+    """
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    if "OPENCV_LOG_LEVEL" not in os.environ:
+        with suppress(AttributeError):  # older versions of OpenCV lack it
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # type: ignore[attr-defined]
+
+
 def _open_standard_streams() -> None:
     """Opens those that are closed on nothing, so that no file of ours gets their number and their text."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -222,6 +235,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
         raise KeyboardInterrupt(number)
 
     _open_standard_streams()
+    _quiet_opencv()
     with suppress(ValueError):  # not in the main thread: the caller handles signals
         signal.signal(signal.SIGTERM, interrupt)
     code = 1

@@ -25,7 +25,7 @@ class CheckpointError(AsymTrackError):
 
 
 class ManifestError(AsymTrackError):
-    """An export directory that is incomplete, altered or of another version."""
+    """A model that is missing, incomplete, altered or of another version."""
 
 
 class ExportError(AsymTrackError):

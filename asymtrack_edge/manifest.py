@@ -1,8 +1,8 @@
-"""``manifest.json``: everything needed to use an export directory, with or without this package.
+"""``manifest.json``: everything needed to use a model directory, with or without this package.
 
-An export directory holds ``template.onnx`` and ``search.onnx``, perhaps engines built from them,
+A model directory holds ``template.onnx`` and ``search.onnx``, perhaps engines built from them,
 and the manifest, which names each file's size and SHA-256, each tensor's name, type and shape, how
-to cut the crops and how to read the answer. Nothing in the directory is trusted before its hash
+to cut the crops and how to read the prediction. Nothing in the directory is trusted before its hash
 has been checked.
 """
 
@@ -53,7 +53,13 @@ _HOW_TO = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output; ``shape`` leaves out the batch axis."""
+    """One input or output of a network.
+
+    Attributes:
+        name: in the ONNX model.
+        dtype: ``"uint8"``, ``"float16"`` or ``"float32"``.
+        shape: without the batch axis.
+    """
 
     name: str
     dtype: str
@@ -62,7 +68,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size and hash of a file of the directory."""
+    """Size and hash of a file of the directory.
+
+    Attributes:
+        bytes: its size.
+        sha256: its hash in hexadecimal.
+    """
 
     bytes: int
     sha256: str
@@ -76,16 +87,16 @@ class Manifest:
         variant: ``"T"``, ``"S"``, ``"B"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: arithmetic of the networks.
         target: what the models were written for: ``onnx``, ``xavier``, ``orin``, ``rtx``.
-        opset: of both models.
+        opset: ONNX operator set of both networks.
         max_batch: 1 for a static batch of one, else the batch axis is free from 1 to this.
         input_format: ``UINT8_BGR`` or ``FLOAT_RGB``.
         template, search: image inputs.
         state: outputs of the template network, inputs of the search network.
         output: of the search network.
         template_factor, search_factor: side of the crop over ``sqrt(w * h)``.
-        mean, std: of the RGB channels.
+        mean, std: of the RGB channels, for values in 0..1.
         files: every file of the directory but this one.
-        provenance: checkpoint, versions, date.
+        provenance: checkpoint, versions, date, parameters and multiply-adds.
         verification: what was compared after the export, and with what result.
         engines: per engine file the key it was built for.
     """
@@ -129,7 +140,7 @@ class Manifest:
 
 
 def file_entry(path: Path) -> FileEntry:
-    """Measures a file."""
+    """Size and hash of a file, read once."""
     digest = hashlib.sha256()
     size = 0
     with open(path, "rb") as file:
@@ -149,21 +160,21 @@ def is_export(folder: Path) -> bool:
 
 
 def load_manifest(folder: Path, verify: bool = True) -> Manifest:
-    """Reads and checks an export directory.
+    """Reads and checks a model directory.
 
     Args:
         folder: the directory.
         verify: also compare size and hash of every file named.
 
     Raises:
-        ManifestError: no export directory, another version, or a file that is missing or altered.
+        ManifestError: the folder is no model directory, has another version, or a file is missing or altered.
     """
     path = folder / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(
-            f"{folder} is no export directory (no {FILE_NAME}): make one with asymtrack-export"
+            f"{folder} is no model (no {FILE_NAME} in it): give a directory written by asymtrack-export"
         ) from None
     except (OSError, ValueError) as error:
         raise ManifestError(f"cannot read {path}: {error}: export again") from None

@@ -224,7 +224,7 @@ def replaced_directory(output: Path) -> Iterator[Path]:
         with _lock(output):
             replaceable = _replaceable(output)
         if not replaceable:
-            raise ExportError(f"{output} exists and is no export directory: choose another --output")
+            raise ExportError(f"{output} exists and is no model directory: choose another --output")
         beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror}") from None

@@ -23,6 +23,8 @@ class _BackendTracker:
     """What ``Tracker`` and ``MultiTracker`` share: the backend, and the targets in its slots."""
 
     def __init__(self, backend: Backend, recover: bool = True, settings: Optional[TrackerSettings] = None) -> None:
+        if isinstance(backend, (str, Path)):
+            raise UsageError(f"a model is opened by {type(self).__name__}.load({str(backend)!r})")
         self.backend = backend
         self.recover = recover
         self.settings = settings or TrackerSettings()

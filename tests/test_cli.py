@@ -77,6 +77,22 @@ def test_a_box_is_four_numbers(text: str) -> None:
         cli.box_argument(text)
 
 
+def test_the_bundled_models_have_no_engines_to_build(capsys: pytest.CaptureFixture[str]) -> None:
+    from asymtrack_edge.runtime.commands.build import main
+
+    assert main(["t"]) == 2
+    assert "asymtrack-export --variant T --target orin" in capsys.readouterr().err
+
+
+def test_only_one_line_says_that_a_camera_is_missing() -> None:
+    program = "import sys; from asymtrack_edge.runtime.commands.track import main; sys.exit(main(sys.argv[1:]))"
+    for source in ("99", "rtsp://127.0.0.1:9/x"):
+        command = [sys.executable, "-c", program, source, "--box", "1,2,30,40"]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 2 and ended.stderr.startswith("error: cannot open")
+        assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
 def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert commands.main([]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -30,9 +30,10 @@ Loaders = Mapping[str, Callable[[], Sequence]]
 
 
 def _require(found: object, root: Path, looked_for: str) -> None:
+    if not root.is_dir():
+        raise DatasetError(f"there is no folder {printable(root)}: give the folder of the data set")
     if not found:
-        reason = "" if root.is_dir() else " (there is no such folder)"
-        raise DatasetError(f"{printable(root)} is not laid out as published{reason}: looked for {looked_for}")
+        raise DatasetError(f"{printable(root)} is not laid out as published: looked for {looked_for}")
 
 
 def _within(root: Path, name: str) -> Path:

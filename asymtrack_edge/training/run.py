@@ -58,7 +58,7 @@ class RunConfig:
         canvas: images in memory are shrunk to this many pixels on their long side.
         limit: at most this many images or records of each folder.
         workers: threads that read frames from disk; None for one per processor.
-        tracker: model (variant or export directory) that labels videos; None for ``variant``.
+        tracker: model (variant or model directory) that labels videos; None for ``variant``.
     """
 
     recipe: Recipe
@@ -261,7 +261,7 @@ class Run:
 
 
 def load_tracker(model: str) -> BoxTracker:
-    """The tracker that labels videos: a variant or an export directory."""
+    """The tracker that labels videos: a variant or a model directory."""
     from asymtrack_edge import Tracker
 
     return Tracker.load(model)

@@ -14,7 +14,14 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.benchmarks.speed.race import UNTRAINED, Case, Step
-from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError, without_secrets
+from asymtrack_edge.errors import (
+    BackendError,
+    ManifestError,
+    MissingDependencyError,
+    SourceError,
+    UsageError,
+    without_secrets,
+)
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.runtime.backends.loading import open_backend
@@ -137,13 +144,14 @@ def onnx_case(name: str, path: Path, threads: Optional[int]) -> Case:
     """Any ONNX file on random host arrays by ONNX Runtime's ``run``, copies inside (protocol P3).
 
     Raises:
+        ManifestError: there is no such file.
         BackendError: ONNX Runtime cannot load it, or its inputs cannot be made up.
     """
     from asymtrack_edge.manifest import file_entry
     from asymtrack_edge.runtime.backends.onnxruntime import open_session
 
     if not path.is_file():
-        raise UsageError(f"there is no ONNX file {path}")
+        raise ManifestError(f"there is no ONNX file {path}")
     session = open_session(path, threads)
     feeds = {node.name: random_for(node) for node in session.get_inputs()}
     return Case(

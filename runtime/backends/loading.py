@@ -37,7 +37,7 @@ def model_folder(model: Union[str, Path]) -> Path:
         )
     folder = Path(model)
     if not folder.is_dir():
-        raise ManifestError(f"there is no export directory {folder}: make one with asymtrack-export")
+        raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")
     return folder
 
 
@@ -58,8 +58,8 @@ def open_backend(
         backend = "openvino"
     if precision is not None and (precision, backend) != ("bf16", "openvino"):
         raise UsageError(
-            f"the backend {backend} computes this model in {manifest.precision}, not in {precision}: "
-            + ("use the backend openvino" if precision == "bf16" else "export it in that precision")
+            f"the model is in {manifest.precision}, and the backend {backend} cannot compute it in {precision}: "
+            + ("use the backend openvino" if precision == "bf16" else f"give an export in {precision}")
         )
     passed: List[str] = []
     names = _candidates(device, passed) if backend == "auto" else [backend]

@@ -69,7 +69,7 @@ class OnnxRuntimeBackend(HostBackend):
     the cache, which those of a batch do not.
 
     Args:
-        folder: an export directory.
+        folder: a model directory.
         manifest: its manifest, already verified.
         threads: how many to use; None for one per core that this process may use.
         description: see ``Backend``.

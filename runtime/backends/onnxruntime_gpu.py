@@ -38,7 +38,7 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
     """ONNX Runtime on a CUDA device; takes exports of either input format.
 
     Args:
-        folder: an export directory.
+        folder: a model directory.
         manifest: its manifest, already verified.
         provider: ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA.
         device: index of the GPU.
@@ -82,7 +82,7 @@ class OnnxRuntimeNetwork(Network):
     """A network of the export, in a session per batch size.
 
     Args:
-        folder: the export directory.
+        folder: the model directory.
         manifest: its manifest.
         network: ``"template"`` or ``"search"``.
         provider: ``"cuda"`` or ``"tensorrt"``.

@@ -33,7 +33,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
     One target uses all threads in each operator; several run side by side, one thread each.
 
     Args:
-        folder: an export directory.
+        folder: a model directory.
         manifest: its manifest, already verified.
         threads: how many to use; None for one per core that this process may use.
         bf16: run the search network in bf16.

@@ -11,6 +11,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.backends.base import device_index
 from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions, build_in_place
+from asymtrack_edge.variants import VARIANTS
 
 EXAMPLES = """
 asymtrack-build asymtrack-t-fp16-xavier
@@ -22,11 +23,10 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = cli.parser(
         "asymtrack-build",
-        "Build the TensorRT engines of an export directory for this machine's GPU. Needs TensorRT and numpy; "
-        "neither torch nor onnx.",
+        "Build the TensorRT engines of a model for this machine's GPU. Needs TensorRT; neither torch nor onnx.",
         EXAMPLES,
     )
-    cli.add_model(parser, positional=True)
+    parser.add_argument("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
     cli.add_device(parser)
     parser.add_argument("--rebuild", action="store_true", help="build even what is there and still fits")
     parser.add_argument(
@@ -50,6 +50,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> None:
     if arguments.optimization_level is not None and not 0 <= arguments.optimization_level <= 5:
         raise UsageError(f"--optimization-level lies in 0..5, not {arguments.optimization_level}")
+    if arguments.model.upper() in VARIANTS and not Path(arguments.model).exists():
+        name = arguments.model.upper()
+        raise UsageError(
+            f"the bundled {name} is for ONNX Runtime: make a model for TensorRT with "
+            f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"
+        )
     options = EngineOptions(arguments.workspace, arguments.optimization_level, arguments.rebuild)
 
     def report(line: str) -> None:

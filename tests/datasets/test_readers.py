@@ -31,7 +31,7 @@ def names(name, root):
 def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
     with pytest.raises(DatasetError, match="looked for"):
         open_dataset(name, tmp_path)
-    with pytest.raises(DatasetError, match="no such folder"):
+    with pytest.raises(DatasetError, match="there is no folder"):
         open_dataset(name, tmp_path / "absent")
 
 

@@ -101,7 +101,7 @@ def test_limits_follow_the_arithmetic() -> None:
     ("arguments", "word"),
     [
         (["T", "--clip", "a.mp4"], "go together"),
-        (["/no/such"], "no export directory"),
+        (["/no/such"], "there is no model"),
         (["T", "--threads", "0"], "above 0"),
     ],
 )

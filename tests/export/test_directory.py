@@ -63,7 +63,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path, manifest: str) -> No
     """Web pages and browser extensions have a manifest.json too."""
     (tmp_path / "manifest.json").write_text(manifest)
     (tmp_path / "src.js").write_text("mine")
-    with pytest.raises(ExportError, match="is no export directory"), replaced_directory(tmp_path):
+    with pytest.raises(ExportError, match="is no model directory"), replaced_directory(tmp_path):
         raise AssertionError("nothing may be written")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "src.js"]
 

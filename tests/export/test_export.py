@@ -258,5 +258,5 @@ def test_command_does_not_replace_a_folder_of_something_else(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     assert export_command(["--random-weights", "0", "--output", str(tmp_path)]) == 2
-    assert "is no export directory" in capsys.readouterr().err
+    assert "is no model directory" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").exists()

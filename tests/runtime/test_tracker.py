@@ -179,6 +179,12 @@ def test_closing_gives_everything_back_once_and_is_said_afterwards() -> None:
         many.update(FRAME)
 
 
+def test_a_model_is_loaded_not_given_to_the_class() -> None:
+    for kind in (Tracker, MultiTracker):
+        with pytest.raises(UsageError, match=rf"{kind.__name__}\.load\('T'\)"):
+            kind("T")  # type: ignore[arg-type]
+
+
 def test_a_dropped_tracker_gives_back_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: List[str] = []
     engine = ScriptedBackend([])

@@ -29,7 +29,10 @@ from asymtrack_edge.runtime.backends.tensorrt.library import (
 def unfit(manifest: Manifest, device: int = 0) -> Optional[str]:
     """Why the TensorRT backend cannot run this export on a GPU here; None if it can."""
     if manifest.input_format != FLOAT_RGB:
-        return f"the model takes {manifest.input_format}: it was exported for ONNX Runtime"
+        return (
+            f"the model takes {manifest.input_format}, which is for ONNX Runtime: "
+            "export with --target orin, xavier or rtx"
+        )
     try:
         gpu = find_gpu(device)
         tensorrt = load_tensorrt(flavour_of(manifest.target))
@@ -41,10 +44,10 @@ def unfit(manifest: Manifest, device: int = 0) -> Optional[str]:
 
 
 class TensorRTBackend(DeviceBackend):
-    """Engines of an export directory on one GPU.
+    """Engines of a model directory on one GPU.
 
     Args:
-        folder: an export directory with engines.
+        folder: a model directory with engines.
         manifest: its manifest.
         device: index of the GPU.
         graph: whether to capture the step as a CUDA graph.
@@ -74,7 +77,7 @@ class TensorRTNetwork(Network):
     """An engine of the export, checked and deserialised.
 
     Args:
-        folder: the export directory.
+        folder: the model directory.
         manifest: its manifest.
         network: ``"template"`` or ``"search"``.
         tensorrt: the library here.

@@ -1,4 +1,4 @@
-"""Engines of an export directory: which are needed, which can stay; parser, precision, profile, builder.
+"""Engines of a model directory: which are needed, which can stay; parser, precision, profile, builder.
 
 Needs numpy and a TensorRT, neither torch nor onnx, so that it runs on a device
 (``asymtrack-build``); ``asymtrack-export`` uses it where there is a TensorRT.
@@ -82,7 +82,7 @@ def build_engines(
     report: Report = _silent,
     in_use: bool = False,
 ) -> Manifest:
-    """Builds the engines that an export directory needs and does not have.
+    """Builds the engines that a model directory needs and does not have.
 
     For TensorRT: ``template.engine`` and ``search.engine`` for the GPU of this machine. For
     TensorRT-RTX, which needs no GPU to build: one pair for all GPUs from Ampere on, and, for fp16, a
@@ -93,7 +93,7 @@ def build_engines(
         manifest: describes them; it need not be written yet.
         options: how to build.
         device: index of the GPU to build for.
-        previous: another export directory whose engines may be taken over where their keys fit (the
+        previous: another model directory whose engines may be taken over where their keys fit (the
             one that this export is about to replace).
         report: called with a line on each engine.
         in_use: the directory can be loaded meanwhile: its manifest is written with every engine.
@@ -147,10 +147,10 @@ def build_engines(
 def build_in_place(
     folder: Path, options: Optional[EngineOptions] = None, device: int = 0, report: Report = _silent
 ) -> Manifest:
-    """Builds engines into an existing export directory and rewrites its manifest, on the device.
+    """Builds engines into an existing model directory and rewrites its manifest, on the device.
 
     Raises:
-        ManifestError: it is no export directory, or a model in it is altered.
+        ManifestError: it is no model directory, or a model in it is altered.
         NoTensorRTError, BackendError, ExportError: see ``build_engines``.
     """
     manifest = load_manifest(folder, verify=False)
@@ -266,7 +266,7 @@ def _keep(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Option
 
 
 def _take_over(previous: Path, folder: Path, name: str, key: EngineKey) -> bool:
-    """Copies an engine from another export directory if it fits there and here."""
+    """Copies an engine from another model directory if it fits there and here."""
     try:
         theirs = load_manifest(previous, verify=False)
     except ManifestError:

@@ -204,7 +204,7 @@ def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Option
     """The key of an engine for ``network`` built or run by ``tensorrt`` on ``gpu``.
 
     Args:
-        manifest: of the export directory.
+        manifest: of the model directory.
         network: ``"template"`` or ``"search"``.
         tensorrt: the TensorRT at hand.
         gpu: where it is to run; None, for TensorRT-RTX only, means any GPU from Ampere on.

@@ -380,19 +380,18 @@ def load_weights(path: PathLike, variant: Optional[Variant] = None, weights: Opt
     return checkpoint.tensors(variant)
 
 
-def load_model(path: Optional[PathLike], variant: Variant, weights: Optional[str] = None) -> AsymTrack:
+def load_model(path: Optional[PathLike], variant: Variant) -> AsymTrack:
     """Makes the network of a variant with its weights, in evaluation mode, on the CPU.
 
     Args:
         path: see ``open_checkpoint``; None for the bundled weights.
-        weights: see there.
         variant: which model.
 
     Raises:
         CheckpointError: see ``load_weights``; or no weights of this variant are bundled.
         MissingDependencyError: torch or safetensors is absent.
     """
-    return open_checkpoint(bundled_weights(variant) if path is None else path, weights).model(variant)
+    return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)
 
 
 def bundled_weights(variant: Variant) -> Path:

@@ -26,27 +26,25 @@ class TorchBackend(HostBackend):
     """Runs an ``AsymTrack``, in whatever form, in eager PyTorch.
 
     Args:
-        model: in training or folded form, fp32; switched to eval mode.
-        device: where to run it.
+        model: on the CPU, in training or folded form, fp32; switched to eval mode.
     """
 
-    def __init__(self, model: AsymTrack, device: str = "cpu") -> None:
-        super().__init__(describe(model.variant, max_batch=64), f"torch {device}")
-        self._template = TemplateNetwork(model.eval().to(device), FLOAT_RGB)
+    def __init__(self, model: AsymTrack) -> None:
+        super().__init__(describe(model.variant, max_batch=64), "torch cpu")
+        self._template = TemplateNetwork(model.eval(), FLOAT_RGB)
         self._search = SearchNetwork(model, FLOAT_RGB)
-        self._device = device
         self.reserve(1)
 
     def _run_template(self, slot: int) -> None:
         with torch.inference_mode():
-            state = self._template(torch.from_numpy(self._template_image).to(self._device))
+            state = self._template(torch.from_numpy(self._template_image))
         for name, value in zip(self.state, state):
-            self.state[name][slot] = value[0].float().cpu().numpy()
+            self.state[name][slot] = value[0].numpy()
 
     def _run_searches(self, count: int) -> None:
-        inputs = [torch.from_numpy(v[:count]).to(self._device) for v in (self._search_images, *self.state.values())]
+        inputs = [torch.from_numpy(v[:count]) for v in (self._search_images, *self.state.values())]
         with torch.inference_mode():
-            self._predictions[:count] = self._search(*inputs).cpu().numpy()
+            self._predictions[:count] = self._search(*inputs).numpy()
 
 
 def verify(

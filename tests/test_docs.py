@@ -32,13 +32,14 @@ def blocks(page: Path, language: str = "") -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[List[str]]:
-    """Every command line of ours in a page's blocks, as words."""
+    """Every command line of ours in a page's blocks, and benchmarks in its text, as words."""
     for language in ("", "sh", "bash", "shell"):
         for block in blocks(page, language):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(re.sub(r"^\$ ", "", line.strip()), comments=True) if "asymtrack" in line else []
                 if words and re.fullmatch(r"asymtrack(-\w+)?", words[0]):
                     yield words
+    yield from map(shlex.split, re.findall(r"`(asymtrack-bench \w+ [^`]+)`", page.read_text(encoding="utf-8")))
 
 
 EXAMPLES: List[Tuple[str, List[str]]] = [(page.name, words) for page in PAGES for words in commands(page)]

@@ -72,7 +72,6 @@ def networks(
     peak: Optional[Case] = None,
     base: Optional[str] = None,
     calls: int = CALLS,
-    warmup: int = WARMUP,
 ) -> None:
     """P1 and P2: search networks take turns. P1 is the throughput, P2 the latency of the same calls.
 
@@ -85,15 +84,14 @@ def networks(
         peak: takes part, so that the share of peak holds for the same moments.
         base: name of the case that the others are compared with; None for the first.
         calls: timed, per case.
-        warmup: calls before them.
     """
     before = conditions(bench.gpu)
-    seen = race([*cases, peak] if peak else cases, bench.seconds, calls, warmup, bench.tick)
+    seen = race([*cases, peak] if peak else cases, bench.seconds, calls, WARMUP, bench.tick)
     for case in cases:
         samples = seen.all(case.name)
         count, notes = len(samples), []
-        if count < calls or seen.warmup[case.name] < warmup:
-            notes.append(f"stopped by time before {warmup} warm-up and {calls} timed calls (--full makes them all)")
+        if count < calls or seen.warmup[case.name] < WARMUP:
+            notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls (--full makes them all)")
         values = {}
         if case.multiply_adds:
             values["G multiply-adds/s"] = case.multiply_adds * case.batch / float(np.median(samples)) / 1e9

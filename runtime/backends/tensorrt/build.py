@@ -166,31 +166,22 @@ def how_to_build(folder: Path) -> str:
     return f"on the device, build them with: asymtrack-build {folder}"
 
 
-def engines_or_note(
-    folder: Path,
-    manifest: Manifest,
-    output: Path,
-    options: Optional[EngineOptions] = None,
-    device: int = 0,
-    report: Report = _silent,
-) -> Manifest:
+def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = _silent) -> Manifest:
     """``build_engines`` for the exporter: where none can be built, one line says so and the models stay.
 
     Args:
         folder: the new directory.
         manifest: describes it.
         output: where the directory will be; engines of the one that is there now are kept if they fit.
-        options: how to build.
-        device: index of the GPU.
         report: called with a line on each engine, or with the one line.
     """
     try:
         if flavour_of(manifest.target) != RTX:
             load_tensorrt(flavour_of(manifest.target))
-            gpu = find_gpu(device)
+            gpu = find_gpu(0)
             if not gpu.integrated:
                 raise BackendError(f"{manifest.target} is a Jetson, and this GPU ({gpu.name}) is not one's")
-        return build_engines(folder, manifest, options, device, output, report)
+        return build_engines(folder, manifest, previous=output, report=report)
     except (BackendError, ExportError, OSError, RuntimeError) as error:
         report(f"no engines built: {error}; {how_to_build(output)}")
         for path in folder.glob("*.engine"):

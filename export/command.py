@@ -29,19 +29,22 @@ def make_parser() -> argparse.ArgumentParser:
         "Fold and split a trained AsymTrack, write it as ONNX, verify it, and build engines.",
         EXAMPLES,
     )
-    parser.add_argument("--variant", default="T", metavar="{T,S,B}", help="of the checkpoint (default: T)")
+    parser.add_argument("--variant", default="T", metavar="{T,S,B}", help="size of the network (default: T)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
     parser.add_argument(
         "--weights",
         choices=("ema", "raw"),
-        help="of a checkpoint with both: averaged over training steps, or of the last step (default: averaged)",
+        help="which weights, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
+        "(default: ema)",
     )
     parser.add_argument(
         "--random-weights", type=int, metavar="SEED", help="untrained weights, to measure speed or try a device"
     )
     precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--fp16", action="store_true", help="half precision, fp32 in the delicate places")
-    precision.add_argument("--int8", action="store_true", help="8-bit integers where it pays, for CPUs")
+    precision.add_argument(
+        "--fp16", action="store_true", help="half precision, but fp32 where fp16 loses accuracy; for GPUs"
+    )
+    precision.add_argument("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
     parser.add_argument(
         "--target",
         default="onnx",
@@ -58,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=(UINT8_BGR, FLOAT_RGB),
         help=f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)",
     )
-    cli.add_output(parser, "where to (default: exports/asymtrack-t-fp16 or the like)")
+    cli.add_output(parser, "directory to write (default: exports/asymtrack-t-fp16 or the like)")
     parser.add_argument(
         "--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server"
     )

@@ -42,7 +42,7 @@ LIMITS: Dict[str, Limits] = {
 HALF_ARITHMETIC = Limits(1e-2, 5e-2, 0.90)
 
 #: Of an fp32 model on crops whose pixels differ by up to a unit in the last place: OpenCV on arm64 resizes by other
-#: code than on x86, which the crop kernel follows. (The bundled models make 0.0006 of the crop of it.)
+#: code than on x86, which the crop kernel follows. (The bundled T makes 0.0006 of the crop of it.)
 OTHER_CROPS = Limits(1e-3, 2e-3, 0.98)
 
 #: Frames that a track is followed before it starts afresh.

@@ -84,6 +84,15 @@ def test_the_bundled_models_have_no_engines_to_build(capsys: pytest.CaptureFixtu
     assert "asymtrack-export --variant T --target orin" in capsys.readouterr().err
 
 
+def test_training_without_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    from asymtrack_edge.training.command import main
+
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and len(error.splitlines()) == 1 and "--data" in error
+
+
 def test_only_one_line_says_that_a_camera_is_missing() -> None:
     program = "import sys; from asymtrack_edge.runtime.commands.track import main; sys.exit(main(sys.argv[1:]))"
     for source in ("99", "rtsp://127.0.0.1:9/x"):

@@ -31,15 +31,25 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.parser("asymtrack-train", "Trains and fine-tunes AsymTrack.", EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
     _add_run(commands)
-    label = commands.add_parser("label", help="turn a folder of videos into a collection with pseudo-labels")
-    label.add_argument("folder", type=Path, help="of videos")
-    cli.add_output(label, "the collection (default: the folder's name with -labelled)")
+    label = commands.add_parser(
+        "label",
+        help="turn a folder of videos into training data, boxes included",
+        description="Turns a folder of videos into training data: finds objects and tracks them forward and backward.",
+    )
+    label.add_argument("folder", type=Path, metavar="FOLDER", help="folder of videos")
+    cli.add_output(label, "where the frames and boxes go (default: the folder's name with -labelled)")
     cli.add_model(label)
     cli.add_backend(label)
-    label.add_argument("--seed", type=_seed, default=0, help="of the regions that are tried (default 0)")
+    label.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="seed of the regions that are tried (default: 0)"
+    )
     label.set_defaults(func=_label)
-    plot = commands.add_parser("plot", help="draw loss, IoU and learning rate of a run as an image")
-    plot.add_argument("folder", type=Path, help="of the run")
+    plot = commands.add_parser(
+        "plot",
+        help="draw loss, IoU and learning rate of a run as an image",
+        description="Draws loss, IoU and learning rate of a run as plot.png in its folder.",
+    )
+    plot.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the run")
     plot.set_defaults(func=_plot)
     return parser
 
@@ -54,28 +64,44 @@ def _add_run(commands: Any) -> None:
     )
     for name, title in DATASETS.items():
         data.add_argument(f"--{name}", metavar="DIR", help=f"root of {title}")
-    data.add_argument("--limit", type=cli.positive, help="at most this many images or records of each folder")
-    data.add_argument("--canvas", type=cli.positive, help="long side of images in memory, pixels (default 320)")
-    data.add_argument("--workers", type=cli.positive, help="threads that read from disk (default: one per CPU)")
+    data.add_argument(
+        "--limit", type=cli.positive, metavar="N", help="at most this many images or records of each folder"
+    )
+    data.add_argument(
+        "--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)"
+    )
+    data.add_argument(
+        "--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)"
+    )
     data.add_argument("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
     model = run.add_argument_group("model")
-    model.add_argument("--variant", help="T, S or B (default T)")
+    model.add_argument("--variant", metavar="{T,S,B}", help="what to train (default: T)")
     model.add_argument("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
-    model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two graphs")
-    model.add_argument("--search-size", type=cli.positive, help="search crop in pixels (smaller is faster)")
+    model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
+    model.add_argument(
+        "--search-size", type=cli.positive, metavar="N", help="search crop in pixels (smaller is faster)"
+    )
     recipe = run.add_argument_group("recipe")
-    recipe.add_argument("--preset", choices=("paper", "small", "gpu"), help="default: paper")
-    recipe.add_argument("--batch", type=cli.positive, help="pairs per step and process")
-    recipe.add_argument("--lr", type=_rate, help="learning rate (default: the preset's, for the batch)")
-    recipe.add_argument("--epochs", type=cli.positive, help="of 60,000 pairs")
-    recipe.add_argument("--cooldown", type=_share, help="last part (0..1) in which the rate falls to zero")
-    recipe.add_argument("--seed", type=_seed, help="of weights and pairs (default 0)")
+    recipe.add_argument(
+        "--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)"
+    )
+    recipe.add_argument(
+        "--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)"
+    )
+    recipe.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's, for the batch)")
+    recipe.add_argument(
+        "--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)"
+    )
+    recipe.add_argument(
+        "--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero"
+    )
+    recipe.add_argument("--seed", type=_seed, metavar="N", help="seed of weights and pairs (default: 0)")
     recipe.add_argument("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     recipe.add_argument("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
-    cli.add_output(call, "of the run (default runs/VARIANT-PRESET)")
+    cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
     call.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    call.add_argument("--time-budget", type=_seconds, metavar="SECONDS", help="stop, saved, after this long")
+    call.add_argument("--time-budget", type=_seconds, metavar="SECONDS", help="save and stop after this long")
     call.add_argument(
         "--on-divergence",
         choices=("stop", "retry"),
@@ -98,8 +124,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = make_parser()
     parsed = parser.parse_args(arguments)
     if parsed.command is None:
-        parser.print_help()
-        return 2
+        parser.error("name what to train on, for example --preset small --data clips/")
     return cli.run(_dispatch, parsed)
 
 

@@ -33,7 +33,7 @@ from asymtrack_edge.files import printable, read_lines
 _NAMES = [name for name, kind in DATASETS.items() if kind.protocol]
 
 _EXAMPLES = """\
-asymtrack-eval folder my-sequences --model T S --tracker opencv:MIL --plots plots
+asymtrack-eval folder my-sequences --model T exports/mine --tracker opencv:MIL --plots plots
 asymtrack-eval lasot /data/LaSOT --model exports/asymtrack-b --jobs 4 --json lasot.json
 asymtrack-eval got10k-test /data/GOT-10k --model S          (writes the zip for the server)
 asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing result files)
@@ -52,7 +52,7 @@ data sets (their layouts and metrics: docs/evaluation.md):
 
 _TRACKERS = """\
 trackers:
-  --model T S B               this package's bundled weights
+  --model T                   this package's bundled weights
   --model exports/t-fp16      a directory written by asymtrack-export
   --tracker opencv:MIL        OpenCV's own; also KCF, CSRT (opencv-contrib-python),
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx

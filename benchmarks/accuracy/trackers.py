@@ -2,7 +2,7 @@
 
 A tracker is named by a string:
 
-* ``T``, ``S``, ``B`` or a directory written by asymtrack-export: this package
+* ``T`` or a directory written by asymtrack-export: this package
 * ``opencv:MIL``, ``opencv:KCF``, ``opencv:CSRT``
 * ``opencv:nano=BACKBONE.onnx,HEAD.onnx`` and ``opencv:vit=MODEL.onnx``
 * ``python:module:callable``: an importable callable that returns an object with ``init`` and ``update``

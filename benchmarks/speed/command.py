@@ -73,7 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     targets = add("targets", "several targets: one call for all against one each", 40.0, "in all")
     cli.add_model(targets, positional=True)
     cli.add_backend(targets)
-    targets.add_argument("--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help="default: 1,2,4,8")
+    targets.add_argument(
+        "--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help="numbers of targets (default: 1,2,4,8)"
+    )
 
     profile = add("profile", "time of each layer of the search network, by the runtime's own profiler")
     cli.add_model(profile, positional=True)
@@ -96,7 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     energy.add_argument("--fps", type=_positive, default=30.0, metavar="N", help="camera to imitate (default: 30)")
 
     report = add("report", "one report of files written with --json")
-    report.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    report.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="written by asymtrack-bench ... --json FILE"
+    )
     return parser
 
 

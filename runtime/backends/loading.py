@@ -37,7 +37,7 @@ def model_folder(model: Union[str, Path]) -> Path:
         )
     folder = Path(model)
     if not folder.is_dir():
-        raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")
+        raise ManifestError(f"there is no model {folder}: give T, or a directory written by asymtrack-export")
     return folder
 
 

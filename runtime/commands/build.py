@@ -53,7 +53,7 @@ def _main(arguments: argparse.Namespace) -> None:
     if arguments.model.upper() in VARIANTS and not Path(arguments.model).exists():
         name = arguments.model.upper()
         raise UsageError(
-            f"the bundled {name} is for ONNX Runtime: make a model for TensorRT with "
+            f"{name} is no directory: make a model for TensorRT with "
             f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"
         )
     options = EngineOptions(arguments.workspace, arguments.optimization_level, arguments.rebuild)

@@ -18,7 +18,6 @@ import pytest
 
 from asymtrack_edge.files import OutputFile
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime.commands import track as command
 from asymtrack_edge.runtime.outputs.base import Result
 from asymtrack_edge.runtime.outputs.pictures import VideoWriter
 from asymtrack_edge.runtime.sources.reader import Captured
@@ -264,13 +263,3 @@ def test_run_ends_when_nothing_can_be_written_any_more(
     captured = capsys.readouterr()
     assert "the disk is almost full" in captured.err and "Traceback" not in captured.err
     assert not out.exists()
-
-
-def test_model_runs_in_the_command(model: Path, video: Path, tmp_path: Path) -> None:
-    """The real thing once: engine, several targets, csv."""
-    boxes = ["--box", as_argument(TRUTH[0][0]), "--box", as_argument(TRUTH[0][1])]
-    arguments: List[Any] = [video, *boxes, "--model", model, "--boxes", tmp_path / "b.csv", "--max-frames", 4]
-    assert command.main([str(a) for a in arguments]) == 0
-    written = rows(tmp_path / "b.csv")
-    assert len(written) == 8
-    assert np.isfinite([box_of(row) for row in written]).all()

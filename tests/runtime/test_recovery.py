@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Callable, List
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, crop_window, iou
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.recovery import MOST_WINDOWS, RecoveringTarget, search_grid
@@ -147,9 +145,3 @@ def test_grid_covers_the_frame_with_few_windows(width, height, w, h) -> None:
     assert min(g.top for g in grid) <= 1 and max(g.top + g.side for g in grid) >= height - 1
     xs = sorted({g.centre[0] for g in grid})
     assert all(b - a <= grid[0].side for a, b in zip(xs, xs[1:]))
-
-
-@pytest.mark.parametrize("wrong", [{"patience": -1}, {"confirm": 0}])
-def test_settings_that_cannot_be(wrong) -> None:
-    with pytest.raises(UsageError):
-        TrackerSettings(**wrong)

@@ -135,10 +135,13 @@ def test_mistakes_are_named() -> None:
         Tracker.load("T", backend="onnxruntime-cuda")
 
 
-@pytest.mark.parametrize(("low", "high", "smoothing"), [(0.5, 0.4, 0.5), (-1, 0.5, 0.5), (0.1, 0.2, 0)])
-def test_settings_are_checked(low: float, high: float, smoothing: float) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lost_below": 0.5, "found_above": 0.4}, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": 0}],
+)
+def test_settings_that_cannot_be(wrong: Any) -> None:
     with pytest.raises(UsageError):
-        TrackerSettings(low, high, smoothing)
+        TrackerSettings(**wrong)
 
 
 def test_update_allocates_next_to_nothing() -> None:

@@ -83,17 +83,6 @@ def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
     disk.close()
 
 
-def test_a_damaged_frame_is_named(got10k: Path, tiny: Variant, tmp_path: Path) -> None:
-    root = tmp_path / "got"
-    shutil.copytree(got10k, root)
-    for path in root.rglob("*.jpg"):
-        path.write_bytes(b"")
-    disk = DiskPairs([open_dataset("got10k-train", root)], tiny, Augmentation(), CPU, workers=1)
-    with pytest.raises(DatasetError, match=r"\.jpg is not an image"):
-        disk.draw(2, 0)
-    disk.close()
-
-
 def test_a_damaged_sequence_is_left_out(got10k: Path, tiny: Variant, tmp_path: Path) -> None:
     root = tmp_path / "got"
     shutil.copytree(got10k, root)

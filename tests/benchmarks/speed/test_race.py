@@ -73,15 +73,6 @@ def test_a_race_finds_the_ratio_though_the_machine_changes_speed() -> None:
     assert seen.ratio("a", "b")["verdict"] == "slower"
 
 
-def test_noise_on_one_side_widens_the_spread_and_warns() -> None:
-    random = np.random.RandomState(0)
-    world = World()
-    noisy = world.case("b", 0.01, lambda: random.choice((0.4, 2.5)))
-    ratio = world.race([world.case("a", 0.01), noisy], 3).ratio("b", "a")
-    assert ratio["low"] < 1 < ratio["high"]
-    assert ratio["verdict"] == "inconclusive" and "cannot tell" in ratio["warning"]
-
-
 @pytest.mark.parametrize(
     ("ratios", "verdict", "warns"),
     [

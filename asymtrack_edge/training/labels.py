@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
-from asymtrack_edge.files import open_video, printable
+from asymtrack_edge.files import OutputFile, open_video, printable
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under
 from asymtrack_edge.training.log import Progress, silent
@@ -229,8 +229,7 @@ def _write_shard(
 ) -> List[Dict[str, Any]]:
     """Packs the clips of a video into a tar; returns their records."""
     records = []
-    beside = path.with_name(path.name + ".part")
-    with tarfile.open(beside, "w") as archive:
+    with OutputFile(path) as file, tarfile.open(file.place, "w") as archive:
         for i, (frames, tracks) in enumerate(clips):
             names = [f"{path.stem}/{i:03d}/{k:02d}.jpg" for k in range(len(frames))]
             for name, frame in zip(names, frames):
@@ -241,5 +240,4 @@ def _write_shard(
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data.tobytes()))
             records.append({"frames": names, "tracks": tracks, "source": source, "shard": path.name})
-    beside.replace(path)
     return records

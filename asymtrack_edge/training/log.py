@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
 from asymtrack_edge.errors import UsageError
+from asymtrack_edge.files import OutputFile
 
 LOG = "log.jsonl"
 PLOT = "plot.png"
@@ -131,6 +132,6 @@ def plot_run(folder: Path) -> Path:
         panels[1].legend()
     panels[-1].set_xlabel("thousand pairs")
     path = folder / PLOT
-    figure.savefig(path.with_suffix(".part.png"), dpi=120)
-    path.with_suffix(".part.png").replace(path)
+    with OutputFile(path) as file:
+        figure.savefig(file.place, dpi=120, format="png")
     return path

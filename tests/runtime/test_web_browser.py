@@ -1,11 +1,7 @@
-"""The page in a real browser: draw a box, see it move. Needs Chromium and Playwright.
-
-``WEB_SCREENSHOTS=DIR`` keeps the screenshots.
-"""
+"""The page in a real browser: draw a box, see it move. Needs Chromium and Playwright."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from time import monotonic
@@ -93,12 +89,6 @@ def drag(page: Any, box: Any) -> None:
     page.mouse.up()
 
 
-def keep(page: Any, name: str) -> None:
-    folder = os.environ.get("WEB_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=str(Path(folder) / name), full_page=True)
-
-
 def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Running) -> None:
     page = open_page(viewport={"width": 1200, "height": 800})
     drag(page, TRUTH[0][0])
@@ -109,7 +99,6 @@ def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Ru
     until(page, "header.frame === 1")
     page.click("#pause")
     until(page, "header.frame > 25")
-    keep(page, "web.png")
     page.click("#pause")
     until(page, "document.querySelector('#pause').dataset.paused === 'true'")
     header = page.evaluate("header")
@@ -171,7 +160,6 @@ def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     page.wait_for_selector("li[data-id='0']")
     page.tap("#pause")
     until(page, "header.frame > 15")
-    keep(page, "web-phone.png")
     page.tap("#pause")
     until(page, "document.querySelector('#pause').dataset.paused === 'true'")
     header = page.evaluate("header")

@@ -89,10 +89,10 @@ def add_backend(parser: Any, several: bool = False) -> None:
         type=backend,
         default=backend("auto"),
         metavar=f"NAME{more}",
-        help=f"of {', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT",
+        help=f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT (default: auto)",
     )
     parser.add_argument(
-        "--precision", type=precision, metavar=f"NAME{more}", help=f"of {', '.join(PRECISIONS)} (default: the model's)"
+        "--precision", type=precision, metavar=f"NAME{more}", help=f"{', '.join(PRECISIONS)} (default: the model's)"
     )
     add_device(parser)
     parser.add_argument(

@@ -82,7 +82,7 @@ class FoldedAttentionBlock(AttentionBlock):
 def fold(model: AsymTrack) -> AsymTrack:
     """Returns a folded copy of a trained model, in eval mode.
 
-    The copy answers ``template`` and ``search`` as the model does, to rounding.
+    ``template`` and ``search`` of the copy give what the model's give, up to rounding.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in folded.backbone.layers:

@@ -28,7 +28,9 @@ DATASETS = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "tracking
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``run`` is the one meant where none is named."""
-    parser = cli.parser("asymtrack-train", "Trains and fine-tunes AsymTrack.", EXAMPLES)
+    parser = cli.parser(
+        "asymtrack-train", "Trains and fine-tunes AsymTrack. All options: asymtrack-train run --help", EXAMPLES
+    )
     commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
     _add_run(commands)
     label = commands.add_parser(

@@ -35,7 +35,7 @@ _NAMES = [name for name, kind in DATASETS.items() if kind.protocol]
 _EXAMPLES = """\
 asymtrack-eval folder my-sequences --model T exports/mine --tracker opencv:MIL --plots plots
 asymtrack-eval lasot /data/LaSOT --model exports/asymtrack-b --jobs 4 --json lasot.json
-asymtrack-eval got10k-test /data/GOT-10k --model S          (writes the zip for the server)
+asymtrack-eval got10k-test /data/GOT-10k --model T          (writes the zip for the server)
 asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing result files)
 asymtrack-eval attributes lasot /data/LaSOT results/lasot/asymtrack-t other/LaSOT
 asymtrack-eval features T --clip video.mp4 --box 120,80,40,60

@@ -17,7 +17,7 @@ from asymtrack_edge.errors import without_secrets
 PROTOCOLS = ("P1", "P2", "P4", "P5", "P6")
 EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in a minute
-asymtrack-bench speed T S B --threads 1,2 --protocol P1,P2 --output report
+asymtrack-bench speed T --threads 1,2 --protocol P1,P2 --output report
 asymtrack-bench speed exports/t-fp16-xavier --backend tensorrt --full
 asymtrack-bench speed T --protocol P5 --peer opencv:CSRT --clip video.mp4 --box 120,80,40,60
 asymtrack-bench ab T --reference                              the search step against the published form in PyTorch

@@ -68,15 +68,9 @@ class FoldedAttentionBlock(AttentionBlock):
             queries = self.attn.heads * self.attn.head_dim
             self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """As the training form's."""
-        tokens = x.flatten(1, 2)
-        q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(tokens)), 3).unbind(0)
-        k = torch.cat([k, keys], 2)
-        v = torch.cat([v, values], 2)
-        weights = (q @ k.transpose(2, 3)).float().softmax(-1).to(q.dtype)
-        tokens = tokens + self.attn.proj((weights @ v).transpose(1, 2).flatten(2))
-        return (tokens + self.mlp(self.norm2(tokens))).view_as(x)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The queries are scaled already."""
+        return (q @ k.transpose(2, 3)).float().softmax(-1).to(q.dtype) @ v
 
 
 def fold(model: AsymTrack) -> AsymTrack:

@@ -64,6 +64,9 @@ class AttentionBlock(nn.Module):
         q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(tokens)), 3).unbind(0)
         k = torch.cat([k, keys], 2)
         v = torch.cat([v, values], 2)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        tokens = tokens + self.attn.proj(mixed.transpose(1, 2).flatten(2))
+        tokens = tokens + self.attn.proj(self.mix(q, k, v).transpose(1, 2).flatten(2))
         return (tokens + self.mlp(self.norm2(tokens))).view_as(x)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Values ``(B, heads, tokens, dim)`` weighted by the attention of the queries to the keys."""
+        return F.scaled_dot_product_attention(q, k, v)

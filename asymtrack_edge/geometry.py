@@ -39,7 +39,7 @@ class CropWindow(NamedTuple):
     Attributes:
         left, top: frame coordinates of its first pixel.
         side: pixels per side, at least 1.
-        centre: exact centre (x, y) of the box it was made for; boxes are mapped back about it.
+        centre: exact centre (x, y) in pixels of the box it was made for; predictions are mapped back about it.
     """
 
     left: int
@@ -164,7 +164,12 @@ class Cropper:
 
 
 def box_from_crop(prediction: Sequence[float], window: CropWindow) -> Box:
-    """Maps ``(cx, cy, w, h)`` in crop units (0..1 across the window) to frame pixels."""
+    """Maps a prediction to frame pixels.
+
+    Args:
+        prediction: cx, cy, w, h in units of the crop's side, 0..1 across the window; more is ignored.
+        window: the window that the crop was cut from.
+    """
     cx, cy, w, h = (float(v) * window.side for v in prediction[:4])
     x = cx + window.centre[0] - 0.5 * window.side
     y = cy + window.centre[1] - 0.5 * window.side
@@ -172,7 +177,13 @@ def box_from_crop(prediction: Sequence[float], window: CropWindow) -> Box:
 
 
 def clip_box(box: Box, frame_shape: Sequence[int], margin: float = MARGIN) -> Box:
-    """Keeps ``margin`` pixels of the box inside the frame, and the box that large at least."""
+    """Clips a tracked box to the frame.
+
+    Args:
+        box: in frame pixels.
+        frame_shape: of the frame, (H, W, ...).
+        margin: pixels of the box that stay inside the frame on every side, and its least width and height.
+    """
     height, width = frame_shape[:2]
     x0 = min(max(0.0, box.x), width - margin)
     x1 = min(max(margin, box.x + box.w), float(width))

@@ -18,9 +18,12 @@ HEAD = """# Commands
 `asymtrack` lists the commands; `asymtrack track ...` and `asymtrack-track ...` are the same. Every command has
 `--help`, with examples, and `--version`. An option that several commands have means the same in all of them.
 
-A command ends with 0 when it did what it was asked for, with 1 when it ran and the result is no (a backend that
-differs, a failed sequence), with 2 and one line on the error when it was asked for something wrong, and with 130 or
-143 when it was interrupted.
+| exit code | meaning |
+| --- | --- |
+| 0 | the command did what it was asked for |
+| 1 | it ran and the result is no: a backend that differs, a failed sequence |
+| 2 | it was asked for something wrong; one line says what |
+| 130, 143 | Ctrl-C or SIGTERM interrupted it |
 """
 
 

@@ -1,4 +1,4 @@
-"""What a source of frames is, waiting for us or live."""
+"""What a source of frames is: one that can wait, or a live one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Source(ABC):
     """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
 
     Attributes:
-        name: for people; without passwords.
+        name: shown to people; without passwords.
         fps: nominal frames per second; 0 if unknown.
-        length: number of frames that are announced; None if unknown or endless.
-        live: frames come when they come (a camera), not when they are asked for.
-        pts: time of the frame given last on the source's own clock, in seconds; None if it has none.
-        missing: at the end, how many of the announced frames did not come.
+        length: number of frames that the source announces; None if unknown or endless.
+        live: whether frames arrive by themselves, as from a camera, and not when they are asked for.
+        pts: time of the latest frame on the source's own clock, in seconds; None without such a clock.
+        missing: at the end, the number of announced frames that did not come.
         damaged: at the end, whether they are missing because the file is cut off or damaged.
     """
 
@@ -49,12 +49,12 @@ class LiveSource(Source):
     """A camera or stream that can be connected again after it went away.
 
     Args:
-        name: for people.
-        connect: opens it: returns what has the methods ``grab``, ``retrieve``, ``release`` and
-            ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
+        name: shown to people.
+        connect: opens the source. It returns an object with the methods ``grab``, ``retrieve``, ``release``
+            and ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
 
     Attributes:
-        ended: it turned out to have an end; connecting again is of no use.
+        ended: whether the source has an end and has reached it; connecting again is of no use.
 
     Raises:
         SourceError: it cannot be opened now.

@@ -1,4 +1,4 @@
-"""Cameras at a socket of this machine."""
+"""Cameras that are connected to this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames to verify a model on: a clip of the user's, or one made from noise, anywhere."""
+"""Frames to verify a model on: the user's clip, or one made from noise."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def synthetic_clip(
 
 
 def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
-    """What ``--clip`` and ``--box`` name; None where neither is given.
+    """The frames and the box that ``--clip`` and ``--box`` name; None if neither is given.
 
     Args:
         source: video or folder of images.

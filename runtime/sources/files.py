@@ -48,12 +48,12 @@ class ImageFolder(Source):
 class Video(Source):
     """A video with an end, through OpenCV, upright as players show it.
 
-    A frame that cannot be decoded is None, if a later one can; intra-coded videos go on behind damage.
+    A frame that cannot be decoded is None if a later one can be decoded, as in intra-coded videos.
 
     Args:
-        capture: opened.
-        name: for people.
-        path: of the file, where it is one.
+        capture: an open capture.
+        name: shown to people.
+        path: path of the file; None for a recording behind HTTP.
     """
 
     def __init__(self, capture: cv2.VideoCapture, name: str, path: Optional[Path] = None) -> None:

@@ -46,13 +46,13 @@ def jetson_utils() -> Any:
 
 
 class JetsonFrame:
-    """A frame in CUDA memory. The tracker reads it in place; whatever else wants pixels gets a copy.
+    """A frame in CUDA memory. The tracker reads it in place; everything else gets a copy on the host.
 
     Args:
         image: a ``cudaImage`` of format ``rgb8`` or ``bgr8``.
 
     Attributes:
-        image: see there.
+        image: the ``cudaImage``.
         shape: height, width, 3.
         format: ``"rgb8"`` or ``"bgr8"``.
     """
@@ -102,7 +102,7 @@ class JetsonCapture:
         self._latest: Any = None
 
     def grab(self) -> bool:
-        """Waits for a frame; False when there is none any more."""
+        """Waits for a frame; False at the end of the source."""
         try:
             # The frame as its capture delivers it by default; on the GPU, where the tracker swaps its channels.
             self._latest = self._source.Capture(timeout=TIMEOUT)
@@ -111,7 +111,7 @@ class JetsonCapture:
         return self._latest is not None
 
     def retrieve(self) -> Tuple[bool, Any]:
-        """The frame of the last ``grab``, in memory of ours."""
+        """The frame of the last ``grab``, copied into memory that stays for ``KEPT`` captures."""
         image = self._latest
         shape = image.width, image.height, image.format
         if self._kept and (self._kept[0].width, self._kept[0].height, self._kept[0].format) != shape:

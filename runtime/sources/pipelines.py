@@ -61,9 +61,9 @@ def open_pipeline(pipeline: str) -> object:
 class PipedPipeline:
     """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
 
-    It has the part of ``cv2.VideoCapture`` that a live source needs. No call blocks for longer than
-    its timeout. One buffer is kept and read into again and again; ``retrieve`` allocates the BGR
-    picture, which belongs to the caller.
+    It has the methods of ``cv2.VideoCapture`` that a live source needs. No call blocks for longer than
+    its timeout. All pictures are read into one buffer; ``retrieve`` allocates the BGR picture, which
+    belongs to the caller.
 
     Raises:
         SourceError: the pipeline does not start.
@@ -111,7 +111,7 @@ class PipedPipeline:
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
-        """Reads one picture's bytes; false when the pipeline ended, was released or says nothing any more."""
+        """Reads one picture's bytes; False when the pipeline has ended, was released or gives nothing in time."""
         if self._pipe < 0:
             return False
         try:

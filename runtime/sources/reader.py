@@ -1,7 +1,7 @@
 """Reading frames on a thread of their own.
 
 A camera does not wait: its reader keeps taking frames and hands over the newest, so that a slow
-tracker decides on what is happening now and not on a growing backlog. A file does wait: its reader
+tracker sees the present and not a growing backlog. A file does wait: its reader
 decodes a few frames ahead while the tracker works.
 """
 
@@ -92,11 +92,11 @@ class Reader:
     each at most once.
 
     Args:
-        source: what is read, a live one already connected; the reader closes it.
+        source: the source to read, a live one already connected. The reader closes it.
         policy: when a live source counts as stalled, and as gone.
-        report: called with a line for people when a live source stalls, goes away or comes back; on the
-            thread of whoever iterates.
-        depth: see above.
+        report: called with one line when a live source stalls, goes away or comes back, on the thread that
+            iterates.
+        depth: how many frames of a file or folder are decoded ahead.
 
     Attributes:
         stats: counts so far.

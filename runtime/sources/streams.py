@@ -25,7 +25,7 @@ STREAM_TIMEOUT = 5000
 
 
 def open_stream(url: str) -> Source:
-    """A live stream, or a recording behind HTTP: that has an end, and waits for us.
+    """Opens a live stream, or a recording behind HTTP, which has an end and is read like a file.
 
     Raises:
         SourceError: it cannot be opened now.
@@ -64,9 +64,9 @@ class _Stream(LiveSource):
 
 
 def _has_end(url: str) -> bool:
-    """Whether an HTTP server states a length: it is a file then, and no camera."""
+    """Whether an HTTP server states a length, as it does for a file and not for a camera."""
     parts = urlsplit(url)
-    headers = {"Range": "bytes=0-0"}  # for the answer's head; we read no more of it
+    headers = {"Range": "bytes=0-0"}  # for the response's head; no more of it is read
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
         headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"

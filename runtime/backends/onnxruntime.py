@@ -23,42 +23,27 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     # The package sets the variable; a program that imported onnxruntime first did so without it.
     ort.disable_telemetry_events()
 
-_CPU = ["CPUExecutionProvider"]
 
-
-def open_session(
-    path: Path, threads: Optional[int] = None, providers: Sequence[Any] = _CPU, batch: int = 1
-) -> ort.InferenceSession:
-    """An ONNX Runtime session.
+def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSession:
+    """An ONNX Runtime session on the CPU, for batches of one where the model's batch axis is free.
 
     Args:
         path: an ONNX model.
         threads: for one operator; None for one per core that this process may use.
-        providers: as ``onnxruntime.InferenceSession`` takes them; the first has to be at hand.
-        batch: the only batch that will be run, of a model with a free batch axis. Known before, it
-            spares the operators that compute shapes.
 
     Raises:
-        BackendError: the first provider is absent, or the model cannot be loaded.
+        BackendError: the model cannot be loaded.
     """
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    if first not in ort.get_available_providers():
-        raise BackendError(
-            f"onnxruntime {ort.__version__} here has no {first}: install onnxruntime-gpu, "
-            "or use the backend onnxruntime for the CPU"
-        )
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
+    # Known before, the batch spares the operators that compute shapes.
+    options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     options.intra_op_num_threads = threads or processors()
     try:
-        session = ort.InferenceSession(str(path), options, providers=list(providers))
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types here
         reason = str(error).splitlines()[0]
         raise BackendError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}") from None
-    if session.get_providers()[0] != first:
-        raise BackendError(f"onnxruntime fell back from {first} to the CPU: check the CUDA installation")
-    return session
 
 
 class OnnxRuntimeBackend(HostBackend):

@@ -84,8 +84,8 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
         ({"threads": 0}, "threads must be at least 1"),
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
         ({"backend": "tensorrt", "device": "cpu"}, "runs on a GPU, not on the CPU"),
-        ({"backend": "onnxruntime", "precision": "bf16"}, "in fp32, not in bf16: use the backend openvino"),
-        ({"precision": "fp16"}, "in fp32, not in fp16: export it"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "cannot compute it in bf16: use the backend openvino"),
+        ({"precision": "fp16"}, "cannot compute it in fp16: give an export in fp16"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_one_line(arguments: Any, words: str) -> None:

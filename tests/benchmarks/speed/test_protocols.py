@@ -14,7 +14,7 @@ from asymtrack_edge.benchmarks.speed.protocols import CALLS, Bench, dropped_fram
 from asymtrack_edge.benchmarks.speed.race import Case, Step
 from asymtrack_edge.benchmarks.speed.report import Report
 from asymtrack_edge.benchmarks.speed.torch_process import reference_case
-from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.errors import BackendError, ManifestError, UsageError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
@@ -123,7 +123,7 @@ def test_any_onnx_file_runs_on_inputs_that_are_made_up(exported: Path) -> None:
     assert case.step.sample() > 0 and "P3" in case.notes[0]
     with pytest.raises(UsageError, match="run as it is"):
         network_case("x", Setting("any.onnx", "openvino"))
-    with pytest.raises(UsageError, match="no ONNX file"):
+    with pytest.raises(ManifestError, match="no ONNX file"):
         network_case("x", Setting("absent.onnx"))
     assert 1e-6 < cases.peak_case(1).step.sample() < 10
 

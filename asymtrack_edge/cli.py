@@ -243,7 +243,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
         code = main(arguments) or 0
         sys.stdout.flush()
     except AsymTrackError as error:
-        say(f"error: {error}")
+        say(f"error: {without_secrets(str(error))}")
         return 2
     except KeyboardInterrupt as interruption:
         say("interrupted")
@@ -253,6 +253,6 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        say(f"error: {error}")
+        say(f"error: {without_secrets(str(error))}")
         return 2
     return code

@@ -59,9 +59,10 @@ class DatasetError(AsymTrackError):
 def without_secrets(text: str) -> str:
     """A text with every URL in it as ``rtsp://host:554/***``, for messages, logs and documents.
 
-    Cameras and servers take passwords and tokens before the host, in paths and in queries.
+    Cameras and servers take passwords and tokens before the host, in paths and in queries. Of two
+    slashes a ``Path`` has kept one.
     """
-    return re.sub(r"(\w+://)([^/?#\s\"']*)([^\s\"']*)", _shown, text)
+    return re.sub(r"(\w+://|[A-Za-z]{3,}:/)([^/?#\s\"']*)([^\s\"']*)", _shown, text)
 
 
 def _shown(url: re.Match[str]) -> str:

@@ -239,9 +239,10 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
         name = opencv_path(path)
     except SourceError:
         name = "%"
-    if "%" not in name:
-        return cv2.VideoCapture(name)
     try:
+        if "%" not in name and not stat.S_ISFIFO(os.stat(path).st_mode):
+            return cv2.VideoCapture(name)
+        # A FIFO has us wait for its writer: signals end that here, and not in OpenCV.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return cv2.VideoCapture()
@@ -306,7 +307,9 @@ def list_files(folder: AnyPath, suffixes: Collection[str]) -> List[Path]:
         OSError: there is no such folder, or it may not be read.
     """
     with os.scandir(folder) as entries:
-        files = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    # A link to nothing stands for a file that was not fetched: it is missed when it is read.
+    files = [e.name for e in visible if e.is_file() or (e.is_symlink() and not os.path.exists(e))]
     wanted = tuple(suffixes)
     return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(wanted)]
 

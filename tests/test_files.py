@@ -321,3 +321,10 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     assert [p.name for p in list_files(tmp_path, {".jpg"})] == ["01.jpg", "1.jpg", "2.JPG", "10.jpg", LATIN + ".jpg"]
+
+
+def test_a_link_to_nothing_is_a_file_that_is_missed(tmp_path: Path) -> None:
+    (tmp_path / "2.jpg").symlink_to("not-fetched")
+    os.mkfifo(tmp_path / "3.jpg")
+    (path,) = list_files(tmp_path, {".jpg"})
+    assert path.name == "2.jpg" and files.read_image(path) is None

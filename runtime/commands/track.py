@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import UsageError, without_secrets
 from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.outputs.base import Sink
@@ -148,10 +148,14 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         raise UsageError(f"--web takes a port in 0..65535, not {arguments.web}")
     if arguments.pts and not arguments.boxes:
         raise UsageError("--pts is a column of --boxes FILE")
-    for output in (arguments.output, arguments.boxes, arguments.strip):
+    outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
+    places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
+    for place in places:
         with suppress(OSError):
-            if output is not None and os.path.samefile(arguments.source, output):
-                raise UsageError(f"{printable(output)} is the source itself: write to another file")
+            if os.path.samefile(arguments.source, place):
+                raise UsageError(f"{printable(place)} is the source itself: write to another file")
+        if places.count(place) > 1 and (os.path.isfile(place) or not os.path.exists(place)):
+            raise UsageError(f"two outputs are to be {without_secrets(printable(place))}: give each its own")
     boxes = [cli.box_argument(text) for text in arguments.box]
     if arguments.select:
         check_display("--select", "give the target with --box x,y,w,h, or draw it with --web 8080")

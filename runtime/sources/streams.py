@@ -30,7 +30,7 @@ def open_stream(url: str) -> Source:
     Raises:
         SourceError: it cannot be opened now.
     """
-    shown = without_secrets(url)
+    shown = without_secrets(url.replace(" ", "%20"))  # else what stands behind a blank is shown
     http = url.startswith("http")
     recording = http and _has_end(url)
     first = _connect(url, shown)
@@ -65,12 +65,12 @@ class _Stream(LiveSource):
 
 def _has_end(url: str) -> bool:
     """Whether an HTTP server states a length, as it does for a file and not for a camera."""
-    parts = urlsplit(url)
-    headers = {"Range": "bytes=0-0"}  # for the response's head; no more of it is read
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
     try:
+        parts = urlsplit(url)
+        headers = {"Range": "bytes=0-0"}  # for the response's head; no more of it is read
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
         with urlopen(Request(bare, headers=headers), timeout=STREAM_TIMEOUT / 1000) as answer:
             kind = answer.headers.get_content_type()

@@ -29,13 +29,21 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 BOX = as_argument(next(coloured_patches(1, 1))[1][0])
 
 
+def _default_signals() -> None:
+    """A run under nohup or in a script's background ignores signals: its children must not."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(video: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
     command: List[str] = [sys.executable, "-m", "tests.runtime.fake_command", str(video)]
     command += ["--box", BOX, "--output", str(folder / "o.mp4")]
     command += ["--boxes", str(folder / "o.csv"), "--send", str(folder / "o.jsonl"), *more]
     environment = {**os.environ, "FAKE_PAUSE": "0.005"}
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True, preexec_fn=_default_signals
+    )
     part = folder / f".o.{process.pid}.part.csv"
     for _ in range(600):
         if part.exists() and part.read_text().count("\n") > 20:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import List
@@ -328,3 +331,16 @@ def test_a_link_to_nothing_is_a_file_that_is_missed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "3.jpg")
     (path,) = list_files(tmp_path, {".jpg"})
     assert path.name == "2.jpg" and files.read_image(path) is None
+
+
+def test_a_fifo_without_writer_ends_at_a_signal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "v.ts")
+    code = "import sys; from asymtrack_edge.files import open_video; print(1, flush=True); open_video(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(tmp_path / "v.ts")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(10) == -signal.SIGINT
+        finally:
+            process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Iterator, List, Optional, Tuple
@@ -122,13 +123,13 @@ def read_frame(path: Path) -> np.ndarray:
 
 
 def read_rows(path: Path) -> List[List[float]]:
-    """Reads numbers separated by commas, blanks or tabs; ``nan`` is allowed, empty lines do not count.
+    """Reads numbers separated by commas, semicolons, blanks or tabs; ``nan`` is allowed, empty lines do not count.
 
     Raises:
         DatasetError: the file cannot be read, or holds something else.
     """
     try:
-        return [[float(value) for value in line.replace(",", " ").split()] for line in read_lines(path)]
+        return [[float(value) for value in re.split(r"[,;\s]+", line.strip(",; "))] for line in read_lines(path)]
     except ValueError as error:
         raise DatasetError(f"{printable(path)} is not a table of numbers: {error}") from None
 

@@ -88,8 +88,8 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:PORT")
     if device != "cpu":
         device_index(device)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, not {threads}")
+    if threads is not None and not 1 <= threads <= 1024:  # the libraries would start as many, for minutes
+        raise UsageError(f"threads must be 1 to 1024, not {threads}")
     if remote and (device != "auto" or threads is not None):
         raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
     if device.startswith("cuda") and backend in _ON_CPU:

@@ -317,3 +317,9 @@ def test_any_ground_truth_file_is_a_table_or_refused(tmp_path_factory, data):
             assert str(path) in str(error)
         else:
             assert table.dtype == np.float64 and table.shape[1:] in ((4,), ())
+
+
+@pytest.mark.parametrize("text", ["1,2,3,4\n", "1;2;3;4\n", "1\t2\t3\t4\n", " 1, 2, 3, 4,\n", "1 2 3 4 \r\n\r\n"])
+def test_numbers_of_any_separator(tmp_path, text):
+    (tmp_path / "gt.txt").write_text(text)
+    assert read_boxes(tmp_path / "gt.txt").tolist() == [[1, 2, 3, 4]]

@@ -135,6 +135,12 @@ def test_the_source_is_not_written_over(video: Path, capsys: pytest.CaptureFixtu
     assert "is the source itself" in capsys.readouterr().err and count_frames(video) == 40
 
 
+def test_one_file_is_not_two_outputs(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    same = str(video.with_name("same.jsonl"))
+    assert fake_command.main([str(video), "--box", "5,5,9,9", "--boxes", same, "--send", same]) == 2
+    assert "give each its own" in capsys.readouterr().err and not os.path.exists(same)
+
+
 def test_nothing_is_said_of_the_speed_of_no_update(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (video.parent / "one").mkdir()
     cv2.imwrite(str(video.parent / "one" / "1.png"), next(coloured_patches(1))[0])

@@ -231,6 +231,7 @@ def test_secrets_are_not_shown(url: str, shown: str) -> None:
 
 def test_secrets_in_what_is_no_good_url_are_not_shown() -> None:
     assert without_secrets("there is no file rtsp:/u:secret@h/x") == "there is no file rtsp:/h/***"
+    assert without_secrets("rtsp://h/***: is it up?") == "rtsp://h/***: is it up?"
     for url in ("rtsp://u:my secret@127.0.0.1:9/x", "http://u:secret@[::1/x"):
         with pytest.raises(SourceError, match="cannot open") as caught:
             open_source(url)

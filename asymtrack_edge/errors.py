@@ -62,7 +62,7 @@ def without_secrets(text: str) -> str:
     Cameras and servers take passwords and tokens before the host, in paths and in queries. Of two
     slashes a ``Path`` has kept one.
     """
-    return re.sub(r"(\w+://|[A-Za-z]{3,}:/)([^/?#\s\"']*)([^\s\"']*?)(?=:?(?:[\s\"']|$))", _shown, text)
+    return re.sub(r"(\w+://|[A-Za-z]{3,}:/)([^/?#\s\"']*?)((?:[/?#][^\s\"']*?)?)(?=:?(?:[\s\"']|$))", _shown, text)
 
 
 def _shown(url: re.Match[str]) -> str:

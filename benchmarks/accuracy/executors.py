@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import traceback
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -79,9 +80,10 @@ def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcom
     return Outcome(sequence, boxes, times)
 
 
-class Executor:
+class Executor(ABC):
     """What runs trackers."""
 
+    @abstractmethod
     def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
         """Runs a tracker over sequences, the longest first: begun last, it would keep one worker busy alone.
 
@@ -96,7 +98,6 @@ class Executor:
         Raises:
             AsymTrackError: the tracker cannot be made at all.
         """
-        raise NotImplementedError
 
 
 def _worker(spec: TrackerSpec, link: Connection) -> None:

@@ -94,14 +94,7 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
 
 
 def compare_together(backend: Backend, frames: Sequence[np.ndarray], box: Box, targets: int = 4) -> float:
-    """Largest difference between a backend's predictions for one target and for several in one call.
-
-    Args:
-        backend: as in ``compare``.
-        frames: BGR uint8.
-        box: the target in the first of them.
-        targets: how many.
-    """
+    """Largest difference between a backend's predictions for the target of ``compare`` and for several in one call."""
     backend.reserve(targets)
     window = crop_window(box, backend.manifest.search_factor)
     for slot in range(targets):
@@ -125,14 +118,11 @@ def within(report: Dict[str, Any], limits: Limits) -> bool:
 def figures(report: Dict[str, Any]) -> str:
     """What ``compare`` measured beside its ``"limits"``, for people."""
     limits = report["limits"]
-    together = report.get("together_difference")
-    return (
+    text = (
         f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g}), scores by "
         f"{report['score_difference']:.2g} (limit {limits['score_difference']:g}), track IoU "
         f"{report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})"
-        + (
-            ""
-            if together is None
-            else f", several targets at once by {together:.2g} (limit {limits['box_difference']:g})"
-        )
     )
+    if "together_difference" in report:
+        text += f", several targets at once by {report['together_difference']:.2g}"
+    return text

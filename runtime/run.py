@@ -12,7 +12,7 @@ import numpy as np
 
 from asymtrack_edge.errors import FrameError, ServerError, SourceError, UsageError
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.sources.reader import Captured, Reader
 from asymtrack_edge.runtime.target import State, Track
 from asymtrack_edge.runtime.tracker import MultiTracker
@@ -34,8 +34,6 @@ class Run:
         sinks: take every frame's result; closed with the run. One that fails is completed and left out;
             the failure ends the run when no other is left.
         count: frames taken from the reader.
-        unreadable: those that could not be used, or for which an inference server did not answer.
-        lost: decisions with state LOST.
         latest: result of the last frame.
         failures: sinks that failed, as lines for people.
         paused: whether the run waits.
@@ -53,16 +51,16 @@ class Run:
         self.reader = reader
         self.limit = limit
         self.sinks: List[Sink] = []
-        self.count = self.unreadable = self.lost = self.updates = 0
+        self.count = 0
         self.latest: Optional[Result] = None
         self.failures: List[str] = []
         self.paused = self.ended = False
         self._report = report
         self._began = perf_counter()
         self._read_seconds = 0.0
-        self._steps = 0
-        self._away = False
-        self._begun = False
+        #: Frames that could not be used or that a server did not answer; those with tracks; decisions of state LOST.
+        self._unreadable = self._updates = self._lost = 0
+        self._step = self._away = self._begun = False
         #: Shortest and longest time between frames on the source's own clock.
         self._periods = (float("inf"), 0.0)
         self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -73,24 +71,18 @@ class Run:
 
         Raises:
             SourceError: there is none.
-            FrameError: it cannot be used.
+            FrameError: it is no frame for the tracker's backend.
         """
-        name = self.reader.source.name
         frame = self._next()
-        if frame is None:
-            raise SourceError(f"no frame of {name} can be read")
-        if frame.image is None:
-            raise FrameError(f"the first frame of {name} cannot be read: the target is marked in it")
+        if frame is None or frame.image is None:
+            name = self.reader.source.name
+            raise SourceError(f"the first frame of {name} cannot be read: the target is marked in it")
         self.tracker.backend.check_frame(frame.image)
         self.latest = Result(frame, {}, 0.0)
         return frame.image
 
     def start(self, boxes: Sequence[Sequence[float]]) -> None:
-        """Marks targets in the first frame and hands it to the sinks.
-
-        Raises:
-            BoxError: a box cannot be a target in it.
-        """
+        """Marks targets in the first frame and hands it to the sinks; a ``BoxError`` if one cannot be there."""
         assert self.latest is not None and self.latest.frame.image is not None
         image, began = self.latest.frame.image, monotonic()
         tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
@@ -122,9 +114,9 @@ class Run:
         with self._wish_came:
             if self.ended:
                 future.set_exception(UsageError("the run has ended"))
-                return future
-            self._wishes.append((wish, future))
-            self._wish_came.notify_all()
+            else:
+                self._wishes.append((wish, future))
+                self._wish_came.notify_all()
         return future
 
     def end(self) -> None:
@@ -135,39 +127,30 @@ class Run:
             while self._wishes:
                 self._wishes.popleft()[1].set_exception(UsageError("the run has ended"))
 
-    def pause(self, paused: bool) -> None:
-        """Stops or goes on; to be submitted. A live source cannot wait.
+    def pause(self, paused: bool, step: bool = False) -> None:
+        """Stops, first going on by one frame with ``step``, or goes on; to be submitted.
 
         Raises:
-            UsageError: the source is live.
+            UsageError: the source is live: it cannot wait.
         """
         if self.reader.source.live:
             raise UsageError("a live source cannot be paused")
-        self.paused, self._steps = paused, 0
-
-    def step(self) -> None:
-        """Goes on by one frame and pauses; to be submitted. Errors as in ``pause``."""
-        self.pause(True)
-        self._steps = 1
+        self.paused, self._step = paused, step
 
     def _obey(self) -> None:
+        """Does what was submitted, and waits while the run is paused."""
         while True:
             with self._wish_came:
-                waiting = self.paused and not self._steps
-                if waiting and not self._wishes and not self.ended:
+                while self.paused and not (self._step or self._wishes or self.ended):
                     self._wish_came.wait()
-                if self.ended:
+                if self.ended or not self._wishes:
+                    self._step = False
                     return
-                if not self._wishes:
-                    if waiting:
-                        continue
-                    break
                 wish, future = self._wishes.popleft()
             try:
                 future.set_result(wish())
             except Exception as error:  # belongs to whoever submitted it
                 future.set_exception(error)
-        self._steps = 0
 
     def _next(self) -> Optional[Captured]:
         began = perf_counter()
@@ -186,13 +169,13 @@ class Run:
                 self._away = True
                 self._report(f"{error}; frames are left out until it answers again")
             self.count += 1
-            self.unreadable += 1
+            self._unreadable += 1
             self._for_each_sink(lambda sink: sink.skip(frame))
             return
         if self._away:
             self._away = False
             self._report(f"{self.tracker.backend.description} answers again")
-        self.updates += 1
+        self._updates += 1
         before = self.latest.frame if self.latest is not None else frame
         if frame.pts is not None and before.pts is not None and frame.number > before.number:
             period = (frame.pts - before.pts) / (frame.number - before.number)
@@ -205,7 +188,7 @@ class Run:
         result = Result(frame, tracks, monotonic() - since)
         self.latest = result
         self.count += 1
-        self.lost += sum(track.state is State.LOST for track in tracks.values())
+        self._lost += sum(track.state is State.LOST for track in tracks.values())
         self._for_each_sink(lambda sink: sink.write(result))
 
     def _for_each_sink(self, act: Callable[[Sink], None]) -> None:
@@ -250,33 +233,25 @@ class Run:
     def whole(self) -> bool:
         """Whether all frames that a file or folder promised so far could be read; a camera promises none."""
         source = self.reader.source
-        return source.live or not (self.unreadable or source.damaged)
+        return source.live or not (self._unreadable or source.damaged)
 
     def summary(self) -> Dict[str, Any]:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
-        updates = max(1, self.updates)
         seconds = self.tracker.seconds
         inside = sum(seconds.values())
         source, stats = self.reader.source, self.reader.stats
-        shortest, longest = self._periods
-        counts: Dict[str, Any] = {"frames": self.count, "unreadable": self.unreadable, "lost": self.lost}
+        counts: Dict[str, Any] = {"frames": self.count, "unreadable": self._unreadable, "lost": self._lost}
         if source.missing:
             counts.update(missing=source.missing, damaged=source.damaged)
         if source.live:
-            counts.update(
-                dropped=stats.dropped,
-                stalls=stats.stalls,
-                reconnects=stats.reconnects,
-                worst_age_ms=round(1000 * stats.worst_age, 1),
-            )
+            counts.update(dropped=stats.dropped, stalls=stats.stalls, reconnects=stats.reconnects)
+            counts["worst_age_ms"] = round(1000 * stats.worst_age, 1)
+        stages = {"read": self._read_seconds, **seconds}
         return {
             **counts,
-            "variable_rate": longest > 1.5 * shortest,
+            "variable_rate": self._periods[1] > 1.5 * self._periods[0],
             "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
-            "update_fps": round(self.updates / inside, 1) if self.updates and inside else None,
-            "milliseconds": {
-                name: round(1000 * spent / updates, 3)
-                for name, spent in {"read": self._read_seconds, **seconds}.items()
-            },
+            "update_fps": round(self._updates / inside, 1) if self._updates and inside else None,
+            "milliseconds": {name: round(1000 * spent / max(1, self._updates), 3) for name, spent in stages.items()},
             "backend": self.tracker.backend.name,
         }

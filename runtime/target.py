@@ -1,14 +1,31 @@
-"""One target from frame to frame: where to search next, and what to make of the prediction."""
+"""One target from frame to frame: where to search next, what to make of the prediction, and how a lost one is found.
+
+A target that is not lost is followed exactly as published, and so is a lost one for a while: often it
+comes back into the published crop by itself. Only then do some frames look elsewhere: where the target
+was last seen well, around there in a wider window, and over the whole frame, nearest places first.
+What is found there is followed beside the published track, and replaces it only when it has scored
+well for several frames while the published crop has not. In no state is more than one crop searched
+per frame, so recovery costs no time.
+"""
 
 from __future__ import annotations
 
 import enum
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, clip_box, crop_window
+
+#: Side of the wider windows over that of the ordinary one.
+WIDEN = 1.6
+#: Distance of the windows of the search over the whole frame, over their side.
+GRID_STEP = 0.6
+#: A frame that would need more of them gets larger ones.
+MOST_WINDOWS = 64
+#: A candidate's area is at most this many times the lost target's, or its inverse.
+SIZE_CHANGE = 4.0
 
 
 class State(enum.Enum):
@@ -80,25 +97,106 @@ class Target:
         return crop_window(self.box, self.factor)
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """Takes the search network's prediction for ``window``.
-
-        Args:
-            prediction: cx, cy, w, h in units of the window's side, and score.
-            window: the one that ``window()`` gave for this frame.
-            frame_shape: H, W, ... of the frame.
-        """
-        score = 0.0
+        """Takes the search network's prediction for ``window()``: cx, cy, w, h over its side, and score."""
+        score, settings = 0.0, self.settings
         # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
         if all(map(math.isfinite, prediction)):
             self.box = clip_box(box_from_crop(prediction, window), frame_shape)
             score = float(prediction[4])
-        self._weigh(score)
-        return Track(self.box, score, self.state)
-
-    def _weigh(self, score: float) -> None:
-        settings = self.settings
         self.smoothed += settings.smoothing * (score - self.smoothed)
         if self.state is State.TRACKING and self.smoothed < settings.lost_below:
             self.state = State.LOST
         elif self.state is State.LOST and self.smoothed > settings.found_above:
             self.state = State.TRACKING
+        return Track(self.box, score, self.state)
+
+
+class RecoveringTarget(Target):
+    """A target that is looked for while it is lost; its ``box`` then stays that of the published track."""
+
+    def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
+        super().__init__(box, settings, factor)
+        self._trusted = box
+        self._score = 1.0
+        self._candidate: Optional[Box] = None
+        self._hits = 0
+        self._lost_for = 0
+        self._turn = 0
+        self._elsewhere = False
+        self._looks = 0
+        self._grid: List[CropWindow] = []
+        self._grid_for: Sequence[int] = ()
+
+    def window(self, frame_shape: Sequence[int]) -> CropWindow:
+        """The published crop, or another one in every second frame while the target is lost for long."""
+        waits = self.state is State.TRACKING or self._lost_for < self.settings.patience
+        # A place whose own score recovers is not left. Else every second frame looks elsewhere, or two of three
+        # while there is a candidate.
+        due = self._looks < (2 if self._candidate is not None else 1)
+        self._elsewhere = due and not (waits or self._score >= self.settings.found_above)
+        if not self._elsewhere:
+            self._looks = 0
+            return super().window(frame_shape)
+        self._looks += 1
+        if self._candidate is not None:
+            return crop_window(self._candidate, self.factor)
+        turn, self._turn = self._turn, self._turn + 1
+        if turn % 4 == 0:
+            return crop_window(self._trusted, self.factor)
+        if turn % 4 == 2:
+            return crop_window(self._trusted, self.factor * WIDEN)
+        if self._grid_for != tuple(frame_shape[:2]):
+            self._grid_for = tuple(frame_shape[:2])
+            self._grid = search_grid(self._trusted, frame_shape, self.factor * WIDEN)
+        return self._grid[turn // 2 % len(self._grid)]
+
+    def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
+        """Takes the prediction for the published crop, or for another one that ``window`` gave."""
+        if self._elsewhere:
+            self._look(prediction, window, frame_shape)
+            self._lost_for += 1
+            return Track(self.box, self._score, self.state)
+        track = super().advance(prediction, window, frame_shape)
+        self._score = track.score
+        if track.score >= self.settings.found_above:
+            if self.state is State.TRACKING:
+                self._trusted = track.box
+            self._candidate, self._hits = None, 0
+        if self.state is State.TRACKING:
+            self._lost_for = self._turn = 0
+            self._grid_for = ()
+        else:
+            self._lost_for += 1
+        return track
+
+    def _look(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> None:
+        """Weighs what was found elsewhere."""
+        found = None
+        if all(map(math.isfinite, prediction)) and prediction[4] >= self.settings.found_above:
+            box = clip_box(box_from_crop(prediction, window), frame_shape)
+            change = box.w * box.h / (self._trusted.w * self._trusted.h)
+            found = box if 1 / SIZE_CHANGE <= change <= SIZE_CHANGE else None
+        self._candidate, self._hits = found, 0 if found is None else self._hits + 1
+        if found is not None and self._hits >= self.settings.confirm:
+            self.box = self._trusted = found
+            self.smoothed = self._score = float(prediction[4])
+            self.state = State.TRACKING
+            self._candidate, self._hits = None, 0
+            self._lost_for = self._turn = 0
+
+
+def search_grid(box: Box, frame_shape: Sequence[int], factor: float) -> List[CropWindow]:
+    """Windows as large as the search window of ``box`` that cover a frame, nearest first; larger if too many."""
+    height, width = frame_shape[:2]
+    side = crop_window(box, factor).side
+    while True:
+        across = max(1, math.ceil(width / (GRID_STEP * side)))
+        down = max(1, math.ceil(height / (GRID_STEP * side)))
+        if across * down <= MOST_WINDOWS:
+            break
+        side = math.ceil(side * 1.1)
+    x, y = box.centre
+    columns = [(i + 0.5) * width / across for i in range(across)]
+    rows = [(j + 0.5) * height / down for j in range(down)]
+    centres = sorted(((cx, cy) for cx in columns for cy in rows), key=lambda c: math.hypot(c[0] - x, c[1] - y))
+    return [CropWindow(round(cx - side * 0.5), round(cy - side * 0.5), side, (cx, cy)) for cx, cy in centres]

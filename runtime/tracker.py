@@ -11,8 +11,7 @@ from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
-from asymtrack_edge.runtime.recovery import RecoveringTarget
-from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
+from asymtrack_edge.runtime.target import RecoveringTarget, State, Target, Track, TrackerSettings
 
 __all__ = ["MultiTracker", "State", "Track", "Tracker", "TrackerSettings"]
 
@@ -45,13 +44,10 @@ class _BackendTracker:
         settings: Optional[TrackerSettings] = None,
         capacity: int = 1,
     ) -> _Self:
-        """Opens a model.
-
-        A tracker that is dropped without ``close()`` gives back what its backend holds.
+        """Opens a model. A tracker that is dropped without ``close()`` gives back what its backend holds.
 
         Args:
-            model: ``"T"`` for the bundled weights, or a directory written by
-                ``asymtrack-export``.
+            model: ``"T"`` for the bundled weights, or a directory written by ``asymtrack-export``.
             backend: ``"auto"`` takes TensorRT where the model has an engine for this GPU, else ONNX
                 Runtime on the GPU where onnxruntime-gpu is installed, else ONNX Runtime on the CPU. Or
                 one of ``asymtrack_edge.runtime.BACKENDS``.
@@ -131,11 +127,6 @@ class Tracker(_BackendTracker):
         with Tracker.load("T") as tracker:
             tracker.init(frame, (x, y, w, h))
             track = tracker.update(next_frame)
-
-    Args:
-        backend: where the networks run; ``load`` opens one.
-        recover: whether a lost target is looked for. False tracks exactly as published.
-        settings: when a target counts as lost, and how it is looked for.
     """
 
     def init(self, frame: Any, box: Sequence[float]) -> None:
@@ -153,10 +144,7 @@ class Tracker(_BackendTracker):
         self._targets[:] = [self._choose(frame, box, 0)]
 
     def update(self, frame: Any) -> Track:
-        """Finds the target in the next frame.
-
-        Args:
-            frame: BGR uint8 ``(H, W, 3)``.
+        """Finds the target in the next frame, BGR uint8 ``(H, W, 3)``.
 
         Raises:
             FrameError: not such a frame; the tracker stays as it was and can go on with the next.
@@ -180,11 +168,6 @@ class MultiTracker(_BackendTracker):
             first = many.add(frame, (x, y, w, h))
             tracks = many.update(next_frame)      # {first: Track(...)}
             many.remove(first)
-
-    Args:
-        backend: where the networks run; ``load`` opens one.
-        recover: whether lost targets are looked for. False tracks exactly as published.
-        settings: when a target counts as lost, and how it is looked for.
     """
 
     def __init__(self, backend: Backend, recover: bool = True, settings: Optional[TrackerSettings] = None) -> None:
@@ -206,11 +189,7 @@ class MultiTracker(_BackendTracker):
         return sorted(self._ids)
 
     def add(self, frame: Any, box: Sequence[float]) -> int:
-        """Starts to follow a target; arguments and errors as in ``Tracker.init``.
-
-        Returns:
-            The target's id, which is never used again.
-        """
+        """Starts to follow a target and returns its id, which is never used again; otherwise as ``Tracker.init``."""
         slot = len(self._ids)
         if slot >= self.backend.capacity:
             # Growing copies what the slots hold: by doubling it happens seldom.
@@ -239,11 +218,7 @@ class MultiTracker(_BackendTracker):
         self._targets.pop()
 
     def update(self, frame: Any) -> Dict[int, Track]:
-        """Finds all targets in the next frame; arguments and errors as in ``Tracker.update``.
-
-        Returns:
-            Each target's track by its id, in the order in which they came; empty without targets.
-        """
+        """Finds all targets in the next frame; each one's track by its id. Otherwise as ``Tracker.update``."""
         return dict(sorted(zip(self._ids, self._follow(frame))))
 
     def close(self) -> None:  # noqa: D102 - as inherited

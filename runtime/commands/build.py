@@ -19,39 +19,27 @@ asymtrack-build asymtrack-t-fp16-orin --rebuild --workspace 1024
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = cli.parser(
-        "asymtrack-build",
-        "Build the TensorRT engines of a model for this machine's GPU. Needs TensorRT; neither torch nor onnx.",
-        EXAMPLES,
-    )
-    parser.add_argument("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
-    cli.add_device(parser)
-    parser.add_argument("--rebuild", action="store_true", help="build even what is there and still fits")
-    parser.add_argument(
-        "--workspace", type=cli.positive, default=512, metavar="MB", help="scratch memory for one layer (default: 512)"
-    )
-    parser.add_argument(
-        "--optimization-level",
-        type=int,
-        metavar="0..5",
-        help="0 builds fast, 5 runs fast (TensorRT 8.6 and newer)",
-    )
-    cli.add_json(parser)
-    return parser
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    return cli.run(_main, make_parser().parse_args(argv))
+    text = "Build the TensorRT engines of a model for this machine's GPU. Needs TensorRT; neither torch nor onnx."
+    parser = cli.parser("asymtrack-build", text, EXAMPLES)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
+    cli.add_device(parser)
+    add("--rebuild", action="store_true", help="build even what is there and still fits")
+    scratch = "scratch memory for one layer (default: 512)"
+    add("--workspace", type=cli.positive, default=512, metavar="MB", help=scratch)
+    level = "0 builds fast, 5 runs fast (TensorRT 8.6 and newer)"
+    add("--optimization-level", type=int, metavar="0..5", help=level)
+    cli.add_json(parser)
+    return cli.run(_main, parser.parse_args(argv))
 
 
 def _main(arguments: argparse.Namespace) -> None:
     if arguments.optimization_level is not None and not 0 <= arguments.optimization_level <= 5:
         raise UsageError(f"--optimization-level lies in 0..5, not {arguments.optimization_level}")
-    if arguments.model.upper() in VARIANTS and not Path(arguments.model).exists():
-        name = arguments.model.upper()
+    name = arguments.model.upper()
+    if name in VARIANTS and not Path(arguments.model).exists():
         raise UsageError(
             f"{name} is no directory: make a model for TensorRT with "
             f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"

@@ -17,17 +17,7 @@ import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime.agreement import (
-    HALF_ARITHMETIC,
-    LIMITS,
-    OTHER_CROPS,
-    SEGMENT,
-    Limits,
-    compare,
-    compare_together,
-    figures,
-    within,
-)
+from asymtrack_edge.runtime import agreement
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
@@ -38,52 +28,41 @@ asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    parser = cli.parser(
-        "asymtrack-check",
-        "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and whole tracks.",
-        EXAMPLES,
-    )
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see ``--help``."""
+    text = "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and whole tracks."
+    parser = cli.parser("asymtrack-check", text, EXAMPLES)
     cli.add_model(parser, positional=True)
     cli.add_backend(parser)
     cli.add_clip(parser)
     cli.add_json(parser)
-    return parser
+    return cli.run(_main, parser.parse_args(argv))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see ``--help``."""
-    return cli.run(_main, make_parser().parse_args(argv))
-
-
-def limits_of(backend: Backend) -> Limits:
+def limits_of(backend: Backend) -> agreement.Limits:
     """How far a backend may be from the model as ONNX Runtime computes it on a CPU."""
     # CPUs keep numbers in fp16 and compute in fp32, GPUs compute in it.
-    in_half = backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu)
+    if backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu):
+        return agreement.HALF_ARITHMETIC
     if backend.precision == "fp32" and not backend.on_cpu and platform.machine() in ("aarch64", "arm64"):
-        return OTHER_CROPS
-    return HALF_ARITHMETIC if in_half else LIMITS[backend.precision]
+        return agreement.OTHER_CROPS
+    return agreement.LIMITS[backend.precision]
 
 
 def check(backend: Backend, reference: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, Any]:
-    """Compares two backends of one model: one target, and several at once.
-
-    Returns:
-        The figures with their limits and whether they are within them; see ``agreement``.
-    """
+    """Compares two backends of one model, for one target and several at once: figures, limits, ``"passed"``."""
     limits = limits_of(backend)
     report: Dict[str, Any] = {
         "checked": backend.description,
         "precision": backend.precision,
         "against": reference.description,
         "frames": len(frames),
-        "track_length": SEGMENT,
-        **compare(reference, backend, frames, box),
-        "together_difference": compare_together(backend, frames, box),
+        "track_length": agreement.SEGMENT,
+        **agreement.compare(reference, backend, frames, box),
+        "together_difference": agreement.compare_together(backend, frames, box),
         "limits": {name: limit for name, limit in asdict(limits).items() if name != "largest_half"},
     }
-    return {**report, "passed": within(report, limits)}
+    return {**report, "passed": agreement.within(report, limits)}
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -95,12 +74,12 @@ def _main(arguments: argparse.Namespace) -> int:
         backend.close()
     # JSON knows no infinity, which stands for predictions that are no numbers.
     cli.write_json(arguments.json, {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()})
+    figures = agreement.figures(report)
     if not report["passed"]:
-        print(f"error: {backend.description} does not compute what the model says: {figures(report)}", file=sys.stderr)
-        return 1
-    if arguments.json != "-":
-        print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures(report)}")
-    return 0
+        print(f"error: {backend.description} does not compute what the model says: {figures}", file=sys.stderr)
+    elif arguments.json != "-":
+        print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures}")
+    return 0 if report["passed"] else 1
 
 
 if __name__ == "__main__":

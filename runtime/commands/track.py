@@ -19,10 +19,9 @@ from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, without_secrets
 from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import Box, check_box
-from asymtrack_edge.runtime.outputs.base import Sink
+from asymtrack_edge.runtime.outputs import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
-from asymtrack_edge.runtime.outputs.progress import Progress
-from asymtrack_edge.runtime.outputs.rows import box_writer, open_sender
+from asymtrack_edge.runtime.outputs.rows import Progress, box_writer, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
@@ -37,16 +36,12 @@ asymtrack-track 'csi://0?width=1280&height=720&fps=60' --web 8080 --host 0.0.0.0
 asymtrack-track 0 --box 120,80,40,60 --send udp://127.0.0.1:5005
 """
 
-_SOURCE_HELP = (
-    "a video file, a folder of images, a camera (0, /dev/video0, csi://0), a URL (rtsp://, http://), or a "
-    "GStreamer pipeline"
-)
 
-
-def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see ``--help``."""
     parser = cli.parser("asymtrack-track", "Follow objects from frame to frame.", EXAMPLES)
-    parser.add_argument("source", help=_SOURCE_HELP)
+    sources = "a video file, a folder of images, a camera (0, /dev/video0, csi://0), a URL (rtsp://, http://), or a "
+    parser.add_argument("source", help=sources + "GStreamer pipeline")
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
@@ -58,21 +53,12 @@ def make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("outputs")
     cli.add_output(group, "annotated video (.mp4, .mkv or .avi)", metavar="FILE")
     add = group.add_argument
-    add(
-        "--boxes",
-        type=Path,
-        metavar="FILE",
-        help="boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target",
-    )
+    columns = "boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target"
+    add("--boxes", type=Path, metavar="FILE", help=columns)
     add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")
     add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
-    add(
-        "--send",
-        action="append",
-        default=[],
-        metavar="WHERE",
-        help="a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable",
-    )
+    places = "a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable"
+    add("--send", action="append", default=[], metavar="WHERE", help=places)
     add("--show", action="store_true", help="show the tracked video in a window; q ends")
     cli.add_json(group)
     add = parser.add_argument_group("web view").add_argument
@@ -80,34 +66,17 @@ def make_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to serve it on (default: this machine only)")
     add = parser.add_argument_group("run").add_argument
     add("--max-frames", type=int, metavar="N", help="stop after this many frames")
-    add(
-        "--patience",
-        type=float,
-        default=30.0,
-        metavar="S",
-        help="give up a camera or stream that is silent for this many seconds; 0: never (default: 30)",
-    )
-    return parser
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see ``--help``."""
-    return cli.run(_main, make_parser().parse_args(argv))
+    silence = "give up a camera or stream that is silent for this many seconds; 0: never (default: 30)"
+    add("--patience", type=float, default=30.0, metavar="S", help=silence)
+    return cli.run(_main, parser.parse_args(argv))
 
 
 def _main(arguments: argparse.Namespace) -> int:
     boxes = _check(arguments)
     with ExitStack() as stack:
-        tracker = MultiTracker.load(
-            arguments.model,
-            arguments.backend,
-            arguments.device,
-            arguments.threads,
-            arguments.precision,
-            arguments.recover,
-            capacity=max(1, len(boxes)),
-        )
-        stack.callback(tracker.close)
+        names = ("model", "backend", "device", "threads", "precision", "recover")
+        chosen = [getattr(arguments, name) for name in names]
+        tracker = stack.enter_context(MultiTracker.load(*chosen, capacity=max(1, len(boxes))))
         policy = LivePolicy(patience=arguments.patience or None)
         reader = stack.enter_context(open_reader(open_source(arguments.source), policy, cli.say))
         run = Run(tracker, reader, arguments.max_frames, cli.say)
@@ -220,7 +189,7 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
         yield view
     if arguments.output:  # last: what is no plain file is written into from here on
         if arguments.source.startswith("jetson://"):
-            from asymtrack_edge.runtime.outputs.jetson import JetsonWriter
+            from asymtrack_edge.runtime.jetson import JetsonWriter
 
             yield JetsonWriter(arguments.output)
         else:

@@ -17,42 +17,34 @@ import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.files import OutputFile, check_output, opencv_path, printable, write_image
-from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.target import State, Track
 
 #: Encoders do not tell that the disk is full, and need room for their index at the end.
 LEAST_FREE = 32 << 20
 
 #: BGR colours told apart by people with colour-blindness too (Okabe and Ito), one per target.
-COLOURS = (
-    (0, 159, 230),
-    (233, 180, 86),
-    (115, 158, 0),
-    (66, 228, 240),
-    (178, 114, 0),
-    (0, 94, 213),
-    (167, 121, 204),
-)
+COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
 
 
-def draw_track(frame: np.ndarray, track: Track, target: int = 0, label: str = "") -> None:
-    """Draws a box with its score into ``frame`` (BGR uint8, in place); thin and grey while lost."""
-    lost = track.state is State.LOST
-    colour: Tuple[int, int, int] = (150, 150, 150) if lost else COLOURS[target % len(COLOURS)]
-    x, y, w, h = (round(v) for v in track.box)
-    scale = max(0.4, min(frame.shape[:2]) / 900)
-    cv2.rectangle(frame, (x, y), (x + w, y + h), colour, 1 if lost else 2, cv2.LINE_AA)
-    text = f"{label}{track.score:.2f}{' lost' if lost else ''}"
-    at = x, y - 4 if y > 20 else y + h + int(24 * scale)
-    for paint, thickness in (((0, 0, 0), 3), (colour, 1)):  # a dark outline, to be read on any picture
-        cv2.putText(frame, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thickness, cv2.LINE_AA)
+def colour_of(track: Track, target: int) -> Tuple[int, int, int]:
+    """The BGR colour of a target's box: its own, or grey while it is lost."""
+    return (150, 150, 150) if track.state is State.LOST else COLOURS[target % len(COLOURS)]
 
 
-def annotated(image: np.ndarray, result: Result) -> np.ndarray:
-    """A copy of ``image`` (BGR uint8) with the tracks drawn on it."""
-    picture = image.copy()
-    for number, track in result.tracks.items():
-        draw_track(picture, track, number, f"{number}: " if len(result.tracks) > 1 else "")
+def annotated(result: Result) -> np.ndarray:
+    """A copy of a result's frame (BGR uint8) with the boxes and scores drawn on it; thin while lost."""
+    assert result.frame.image is not None
+    picture = result.frame.image.copy()
+    scale = max(0.4, min(picture.shape[:2]) / 900)
+    for target, track in result.tracks.items():
+        lost, colour = track.state is State.LOST, colour_of(track, target)
+        x, y, w, h = (round(v) for v in track.box)
+        cv2.rectangle(picture, (x, y), (x + w, y + h), colour, 1 if lost else 2, cv2.LINE_AA)
+        text = f"{f'{target}: ' if len(result.tracks) > 1 else ''}{track.score:.2f}{' lost' if lost else ''}"
+        at = x, y - 4 if y > 20 else y + h + int(24 * scale)
+        for paint, thickness in (((0, 0, 0), 3), (colour, 1)):  # a dark outline, to be read on any picture
+            cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thickness, cv2.LINE_AA)
     return picture
 
 
@@ -109,7 +101,7 @@ class VideoWriter(Sink):
         if result.frame.image is None:
             return
         self._check_disk()
-        picture = annotated(result.frame.image, result)
+        picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
 
     def close(self) -> None:
@@ -124,12 +116,7 @@ class VideoWriter(Sink):
 
 
 class StripWriter(Sink):
-    """Keeps six annotated frames and writes them side by side when it is closed.
-
-    Args:
-        path: ``.png`` or ``.jpg``.
-        length: expected number of frames; None if unknown.
-    """
+    """Keeps six annotated frames of about ``length`` and writes them side by side (``.png``, ``.jpg``) when closed."""
 
     def __init__(self, path: Path, length: Optional[int]) -> None:
         self.name = printable(path)
@@ -143,9 +130,8 @@ class StripWriter(Sink):
 
     def write(self, result: Result) -> None:
         """Keeps every so manieth frame."""
-        image = result.frame.image
-        if image is not None and self._count % self._every == 0 and len(self._tiles) < 6:
-            self._tiles.append(annotated(image, result))
+        if result.frame.image is not None and self._count % self._every == 0 and len(self._tiles) < 6:
+            self._tiles.append(annotated(result))
         self._count += 1
 
     def close(self) -> None:
@@ -164,7 +150,7 @@ class Window(Sink):
     def write(self, result: Result) -> None:
         """Shows the frame."""
         if result.frame.image is not None:
-            cv2.imshow("asymtrack-track", annotated(result.frame.image, result))
+            cv2.imshow("asymtrack-track", annotated(result))
             self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
 
 

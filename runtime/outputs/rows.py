@@ -1,4 +1,4 @@
-"""A row or line per frame: boxes as csv and messages as JSON, into files, on stdout or by UDP.
+"""A row or line per frame: boxes as csv and messages as JSON, into files, on stdout or by UDP; progress on a terminal.
 
 A message is one JSON object (``docs/cameras.md`` documents it for other languages)::
 
@@ -11,17 +11,17 @@ from __future__ import annotations
 import json
 import socket
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from time import monotonic
+from typing import Any, Callable, Dict, Optional
 from urllib.parse import urlsplit
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.files import OutputFile, printable
-from asymtrack_edge.runtime.outputs.base import Result, Sink
-
-#: A UDP datagram cannot be larger.
-_MAX_DATAGRAM = 65507
+from asymtrack_edge.runtime.outputs import Result, Sink
+from asymtrack_edge.runtime.sources.reader import Captured
 
 
 def csv_header(several: bool = False, pts: bool = False) -> str:
@@ -74,15 +74,10 @@ def as_json(result: Result) -> str:
 
 
 class RowWriter(Sink):
-    """A text file that grows by whole rows.
+    """A text file that grows by the ``rows`` of each frame, after a header.
 
     Each row goes to the system at once: a process that is killed loses none. A row that does not
     fit on the disk any more is taken back as a whole.
-
-    Args:
-        path: of the file.
-        rows: the text of a frame.
-        header: the text before the first.
     """
 
     def __init__(self, path: Path, rows: Callable[[Result], str], header: str = "") -> None:
@@ -109,48 +104,41 @@ def box_writer(path: Path, several: bool = False, pts: bool = False) -> RowWrite
     return RowWriter(path, partial(csv_rows, several=several, pts=pts), csv_header(several, pts))
 
 
-class StdoutSender(Sink):
+class _StdoutSender(Sink):
     """A line of JSON per frame on stdout, flushed, so that a reader sees each frame at once."""
 
     name = "stdout"
 
     def write(self, result: Result) -> None:
-        """Prints the frame's line."""
         sys.stdout.write(as_json(result))
         sys.stdout.flush()
 
 
-class UdpSender(Sink):
-    """One datagram per frame; never waits.
+class _UdpSender(Sink):
+    """One datagram per frame; never waits."""
 
-    Attributes:
-        failed: datagrams that the network did not take (nobody there, or its queue is full).
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        self.name = f"udp://{host}:{port}"
-        self.failed = 0
+    def __init__(self, url: str) -> None:
+        self.name = without_secrets(url)
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+            parts = urlsplit(url)
+            if not parts.hostname or not parts.port:
+                raise ValueError
+            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
+            family, kind, protocol, _, address = found[0]
             self._socket = socket.socket(family, kind, protocol)
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             self._socket.connect(address)
         except OSError as error:
             raise SourceError(f"cannot send to {self.name}: {error.strerror or error}") from None
+        except ValueError:
+            raise UsageError(f"{self.name!r} needs a host and a port, for example udp://192.168.1.20:5005") from None
 
     def write(self, result: Result) -> None:
-        """Sends the frame's datagram; a receiver that starts later must find us still sending."""
-        data = as_json(result).rstrip().encode()
-        try:
-            if len(data) > _MAX_DATAGRAM:
-                raise OSError("too many targets for one datagram")
-            self._socket.send(data)
-        except OSError:
-            self.failed += 1
+        with suppress(OSError):  # a receiver that starts later must find us still sending
+            self._socket.send(as_json(result).rstrip().encode())
 
     def close(self) -> None:
-        """Closes the socket."""
         self._socket.close()
 
 
@@ -162,21 +150,56 @@ def open_sender(where: str) -> Sink:
         SourceError: the host is unknown.
     """
     if where == "-":
-        return StdoutSender()
+        return _StdoutSender()
     if where.startswith("udp://"):
-        return UdpSender(*_host_port(where))
+        return _UdpSender(where)
     if where.endswith((".jsonl", ".ndjson")):
         return RowWriter(Path(where), as_json)
     raise UsageError(f"--send takes - (stdout), udp://host:port or a file .jsonl, not {without_secrets(where)!r}")
 
 
-def _host_port(url: str) -> Tuple[str, int]:
-    try:
-        parts = urlsplit(url)
-        if not parts.hostname or not parts.port:
-            raise ValueError
-        return parts.hostname, parts.port
-    except ValueError:
-        raise UsageError(
-            f"{without_secrets(url)!r} needs a host and a port, for example udp://192.168.1.20:5005"
-        ) from None
+class Progress(Sink):
+    """A line on stderr that says how far a run of ``total`` frames is, drawn only where somebody is looking."""
+
+    name = "progress"
+    essential = False
+
+    def __init__(self, total: Optional[int]) -> None:
+        self._total = total
+        self._done = 0
+        self._began = self._drawn = monotonic()
+        self._tty = sys.stderr is not None and sys.stderr.isatty()
+
+    def write(self, result: Result) -> None:
+        """Counts a frame and shows what became of its targets."""
+        shown = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
+        self._step("score " + ", ".join(shown) if shown else "no target")
+
+    def skip(self, frame: Captured) -> None:
+        """Counts a frame that could not be used."""
+        self._step("unreadable frame")
+
+    def _step(self, note: str) -> None:
+        self._done += 1
+        now = monotonic()
+        if not self._tty or now - self._drawn < 0.1:
+            return
+        self._drawn = now
+        rate = self._done / max(1e-9, now - self._began)
+        line = f"{self._done} frames  {rate:.1f}/s  {note}"
+        if self._total:
+            bar = "#" * min(24, round(24 * self._done / self._total))
+            left = max(0, self._total - self._done) / rate
+            line = f"[{bar:.<24}] {self._done}/{self._total}  {rate:.1f}/s  {left:.0f} s left  {note}"
+        self._draw(line)
+
+    def close(self) -> None:
+        """Removes the line."""
+        if self._tty:
+            self._draw("")
+
+    @staticmethod
+    def _draw(line: str) -> None:
+        with suppress(OSError):  # a terminal that was closed is no reason to end
+            sys.stderr.write(f"\r\x1b[2K{line}")
+            sys.stderr.flush()

@@ -9,6 +9,9 @@ in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
 Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
 ``recover`` (look for lost targets; true), and ``boxes``, a list of ``"x,y,w,h"`` to follow from the first
 image on.
+
+ROS is imported when the node starts, and message classes are looked at and not known, so that all of
+this can be tested where there is no ROS, and fits the layouts of ``vision_msgs`` from Foxy to today.
 """
 
 from __future__ import annotations
@@ -16,82 +19,108 @@ from __future__ import annotations
 import sys
 from typing import Any, List, Optional, Sequence
 
+import cv2
+import numpy as np
+
 from asymtrack_edge.cli import box_argument
-from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
-from asymtrack_edge.runtime.ros.messages import detections, image_to_bgr
+from asymtrack_edge.errors import AsymTrackError, FrameError
+from asymtrack_edge.runtime.target import Track
 from asymtrack_edge.runtime.tracker import MultiTracker
 
-
-class RosMissingError(MissingDependencyError):
-    """ROS 2 is not here, or its environment is not set."""
-
-    def __init__(self, package: str) -> None:
-        # Not the parent's message: no extra of ours brings ROS.
-        Exception.__init__(
-            self,
-            f"the ROS 2 node needs {package}: source /opt/ros/$ROS_DISTRO/setup.bash, and install "
-            "ros-$ROS_DISTRO-vision-msgs",
-        )
-
-
-try:
-    import rclpy
-    import sensor_msgs.msg
-    import std_msgs.msg
-    import vision_msgs.msg
-    from rclpy.executors import ExternalShutdownException
-    from rclpy.node import Node
-    from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-except ImportError as error:
-    missing = RosMissingError(error.name or "rclpy")
-    if __name__ == "__main__":
-        print(f"error: {missing}", file=sys.stderr)
-        sys.exit(2)
-    raise missing from None
+#: How to make BGR of an image's encoding: channels, and OpenCV's conversion (None: it is BGR).
+_ENCODINGS = {
+    "bgr8": (3, None),
+    "8UC3": (3, None),
+    "rgb8": (3, cv2.COLOR_RGB2BGR),
+    "bgra8": (4, cv2.COLOR_BGRA2BGR),
+    "rgba8": (4, cv2.COLOR_RGBA2BGR),
+    "mono8": (1, cv2.COLOR_GRAY2BGR),
+    "8UC1": (1, cv2.COLOR_GRAY2BGR),
+    "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUYV),
+}
 
 
-class TrackerNode(Node):  # type: ignore[misc]
-    """Follows targets in an image topic; see the module for topics and parameters."""
+def image_to_bgr(message: Any) -> np.ndarray:
+    """A frame from a ``sensor_msgs/Image``: BGR uint8 ``(H, W, 3)``; bgr8 is not copied.
 
-    def __init__(self) -> None:
-        super().__init__("asymtrack")
-        value = {
-            name: self.declare_parameter(name, default).value
-            for name, default in (
-                ("model", "T"),
-                ("backend", "auto"),
-                ("device", "auto"),
-                ("threads", 0),
-                ("recover", True),
-                ("boxes", [""]),
-            )
-        }
+    Raises:
+        FrameError: another encoding, or fewer bytes than its size needs.
+    """
+    if message.encoding not in _ENCODINGS:
+        known = ", ".join(_ENCODINGS)
+        raise FrameError(f"cannot use images of encoding {message.encoding!r}: publish one of {known}")
+    channels, conversion = _ENCODINGS[message.encoding]
+    height, width, step = message.height, message.width, message.step
+    data = np.frombuffer(message.data, np.uint8)
+    if step < width * channels or data.size < height * step:
+        raise FrameError(f"an image of {width}x{height} has only {data.size} bytes")
+    pixels = data[: height * step].reshape(height, step)[:, : width * channels].reshape(height, width, channels)
+    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+
+
+def detection(number: int, track: Track, header: Any, messages: Any) -> Any:
+    """A ``Detection2D`` of the module ``vision_msgs.msg``: the target's id, box and score, and its state as class."""
+    made = messages.Detection2D()
+    made.header = header
+    if hasattr(made, "id"):  # since Galactic
+        made.id = str(number)
+    box, (x, y) = made.bbox, track.box.centre
+    # geometry_msgs/Pose2D until Galactic, vision_msgs/Pose2D with a position since Humble.
+    centre = box.center.position if hasattr(box.center, "position") else box.center
+    centre.x, centre.y = float(x), float(y)
+    box.size_x, box.size_y = float(track.box.w), float(track.box.h)
+    result = messages.ObjectHypothesisWithPose()
+    hypothesis = getattr(result, "hypothesis", result)  # a message of its own since Galactic
+    setattr(hypothesis, "class_id" if hasattr(hypothesis, "class_id") else "id", track.state.value)
+    hypothesis.score = float(track.score)
+    made.results = [result]
+    return made
+
+
+class TrackerNode:
+    """What a node (``rclpy.node.Node``) does to follow targets; see the module for topics and parameters.
+
+    A lost target keeps its place among the detections, with class ``lost`` instead of ``tracking`` and
+    its score, so that a controller sees at once which to trust.
+
+    Args:
+        node: declares parameters, publishes, subscribes and logs.
+        newest: the quality of service that images are asked for with.
+        sensor, standard, vision: the modules ``sensor_msgs.msg``, ``std_msgs.msg``, ``vision_msgs.msg``.
+    """
+
+    def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:
+        defaults = {"model": "T", "backend": "auto", "device": "auto", "threads": 0, "recover": True, "boxes": [""]}
+        value = {name: node.declare_parameter(name, default).value for name, default in defaults.items()}
         self._tracker = MultiTracker.load(
             value["model"], value["backend"], value["device"], value["threads"] or None, recover=value["recover"]
         )
         self._waiting: List[Sequence[float]] = [box_argument(text) for text in value["boxes"] if text]
-        # One image deep and best effort: the newest image, not a queue of old ones.
-        newest = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self._publisher = self.create_publisher(vision_msgs.msg.Detection2DArray, "~/detections", 10)
-        self.create_subscription(sensor_msgs.msg.Image, "image", self._on_image, newest)
-        self.create_subscription(sensor_msgs.msg.RegionOfInterest, "~/target", self._on_target, 10)
-        self.create_subscription(std_msgs.msg.Empty, "~/clear", self._on_clear, 10)
+        self._log = node.get_logger()
+        self._vision = vision
+        self._publisher = node.create_publisher(vision.Detection2DArray, "~/detections", 10)
+        node.create_subscription(sensor.Image, "image", self._on_image, newest)
+        node.create_subscription(sensor.RegionOfInterest, "~/target", self._on_target, 10)
+        node.create_subscription(standard.Empty, "~/clear", self._on_clear, 10)
 
     def _on_image(self, message: Any) -> None:
         try:
             frame = image_to_bgr(message)
             tracks = self._tracker.update(frame)
         except AsymTrackError as problem:
-            self.get_logger().warning(str(problem), throttle_duration_sec=5.0)
+            self._log.warning(str(problem), throttle_duration_sec=5.0)
             return
         waiting, self._waiting = self._waiting, []
         for box in waiting:
             try:
                 number = self._tracker.add(frame, box)
-                self.get_logger().info(f"target {number} at {box}")
+                self._log.info(f"target {number} at {box}")
             except AsymTrackError as problem:
-                self.get_logger().error(str(problem))
-        self._publisher.publish(detections(tracks, message.header, vision_msgs.msg))
+                self._log.error(str(problem))
+        array = self._vision.Detection2DArray()
+        array.header = message.header
+        array.detections = [detection(n, track, message.header, self._vision) for n, track in tracks.items()]
+        self._publisher.publish(array)
 
     def _on_target(self, region: Any) -> None:
         self._waiting.append((region.x_offset, region.y_offset, region.width, region.height))
@@ -103,9 +132,24 @@ class TrackerNode(Node):  # type: ignore[misc]
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Runs the node until ROS shuts it down."""
+    try:
+        import rclpy
+        import sensor_msgs.msg
+        import std_msgs.msg
+        import vision_msgs.msg
+        from rclpy.executors import ExternalShutdownException
+        from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+    except ImportError as error:
+        needed = "source /opt/ros/$ROS_DISTRO/setup.bash, and install ros-$ROS_DISTRO-vision-msgs"
+        print(f"error: the ROS 2 node needs {error.name or 'rclpy'}: {needed}", file=sys.stderr)
+        return 2
+    # One image deep and best effort: the newest image, not a queue of old ones.
+    newest = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
     rclpy.init(args=arguments)
     try:
-        rclpy.spin(TrackerNode())
+        node = rclpy.create_node("asymtrack")
+        TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it
+        rclpy.spin(node)
     except AsymTrackError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2

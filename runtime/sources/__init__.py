@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-from asymtrack_edge.runtime.sources.base import LiveSource, Source
-from asymtrack_edge.runtime.sources.cameras import csi_pipeline, open_camera, split_options
-from asymtrack_edge.runtime.sources.files import open_path
-from asymtrack_edge.runtime.sources.pipelines import open_pipeline
-from asymtrack_edge.runtime.sources.streams import STREAM_SCHEMES, open_stream
+from asymtrack_edge.runtime.sources.cameras import csi_pipeline, open_camera, open_pipeline, split_options
+from asymtrack_edge.runtime.sources.reader import LiveSource, Source
+from asymtrack_edge.runtime.sources.videos import STREAM_SCHEMES, open_path, open_stream
 
 __all__ = ["LiveSource", "Source", "open_source"]
 
@@ -29,7 +27,7 @@ def open_source(source: str) -> Source:
         UsageError: an option after ``?`` is unknown.
     """
     if source.startswith("jetson://"):
-        from asymtrack_edge.runtime.sources.jetson import open_jetson
+        from asymtrack_edge.runtime.jetson import open_jetson
 
         return open_jetson(source)
     if source.startswith("csi://"):

@@ -1,14 +1,35 @@
-"""Cameras that are connected to this machine."""
+"""Cameras of this machine, and GStreamer pipelines.
+
+The OpenCV of JetPack has GStreamer; the one from PyPI never has. For the latter a pipeline runs in a
+``gst-launch-1.0`` process and writes I420 pictures, half the bytes of BGR, into a pipe.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
-from typing import Callable, Dict, Tuple
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+import weakref
+from contextlib import suppress
+from time import monotonic
+from typing import Callable, Collection, Dict, Optional, Tuple
 from urllib.parse import parse_qsl
 
 import cv2
+import numpy as np
 
-from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError, without_secrets
+
+#: Seconds without a byte after which a pipeline counts as gone, while starting and while running.
+START_TIMEOUT = 10.0
+READ_TIMEOUT = 5.0
+
+_MAX_PIXELS = 1 << 26
 
 
 def split_options(text: str) -> Tuple[str, Dict[str, str]]:
@@ -17,22 +38,20 @@ def split_options(text: str) -> Tuple[str, Dict[str, str]]:
     return name, dict(parse_qsl(query))
 
 
-def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
-    """Opens a V4L2 camera.
+def check_options(options: Dict[str, str], known: Collection[str], owner: str) -> None:
+    """Raises ``UsageError`` for an option that ``owner`` (``"a camera"``) does not have."""
+    for name in options:
+        if name not in known:
+            raise UsageError(f"unknown option {name!r} of {owner}: choose among {', '.join(known)}")
 
-    Args:
-        device: its number or path.
-        options: ``format`` (four characters), ``width``, ``height``, ``fps``.
+
+def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
+    """Opens a V4L2 camera by its number or path, with ``format`` (four characters), ``width``, ``height``, ``fps``.
 
     Raises:
         SourceError: it cannot be opened.
         UsageError: an option is unknown or makes no sense.
     """
-    index = device if device.startswith("/dev/") else int(device)
-    capture = cv2.VideoCapture(index, getattr(cv2, "CAP_V4L2", cv2.CAP_ANY))
-    if not capture.isOpened():
-        node = device if device.startswith("/dev/") else f"/dev/video{device}"
-        raise SourceError(f"cannot open camera {device}: is it connected, free, and is {node} readable?")
     settings: Dict[str, Tuple[int, Callable[[str], float]]] = {
         # The format first: it decides which sizes and rates there are.
         "format": (cv2.CAP_PROP_FOURCC, lambda code: cv2.VideoWriter_fourcc(*code)),  # type: ignore[attr-defined]
@@ -40,9 +59,11 @@ def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
         "height": (cv2.CAP_PROP_FRAME_HEIGHT, float),
         "fps": (cv2.CAP_PROP_FPS, float),
     }
-    for name in options:
-        if name not in settings:
-            raise UsageError(f"unknown camera option {name!r}: choose among {', '.join(settings)}")
+    check_options(options, settings, "a camera")
+    node = device if device.startswith("/dev/") else f"/dev/video{device}"
+    capture = cv2.VideoCapture(device if device == node else int(device), getattr(cv2, "CAP_V4L2", cv2.CAP_ANY))
+    if not capture.isOpened():
+        raise SourceError(f"cannot open camera {device}: is it connected, free, and is {node} readable?")
     for name, (prop, convert) in settings.items():
         if name in options:
             try:
@@ -63,10 +84,8 @@ def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
         UsageError: an option is unknown or not a number.
     """
     values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
-    for name, value in options.items():
-        if name not in values:
-            raise UsageError(f"unknown option {name!r} of a CSI camera: choose among {', '.join(values)}")
-        values[name] = value
+    check_options(options, values, "a CSI camera")
+    values.update(options)
     for name, value in {"sensor": sensor, **values}.items():
         if not re.fullmatch(r"\d{1,5}", value):
             raise UsageError(f"{name} of a CSI camera is a number, not {value!r} (for example csi://0?fps=60)")
@@ -75,3 +94,139 @@ def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
         f"height={values['height']},framerate={values['fps']}/1 ! nvvidconv flip-method={values['flip']} ! "
         "video/x-raw,format=BGRx"
     )
+
+
+def opencv_has_gstreamer() -> bool:
+    """Whether this OpenCV was built with GStreamer."""
+    return re.search(r"GStreamer:\s+YES", cv2.getBuildInformation()) is not None
+
+
+def open_pipeline(pipeline: str) -> object:
+    """Starts a pipeline; returns what has ``grab``, ``retrieve``, ``release`` and ``get``.
+
+    Raises:
+        SourceError: it cannot be started, or there is no GStreamer here.
+    """
+    body = re.sub(r"\s*!\s*appsink\b[^!]*$", "", pipeline.strip())
+    if opencv_has_gstreamer():
+        # The sink drops what nobody took: the newest picture is always the next.
+        tail = " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
+        capture = cv2.VideoCapture(body + tail, cv2.CAP_GSTREAMER)
+        if not capture.isOpened():
+            raise SourceError("GStreamer cannot run the pipeline: try it with gst-launch-1.0, and fakesink at its end")
+        return capture
+    if shutil.which("gst-launch-1.0") is None:
+        raise SourceError(
+            "a GStreamer pipeline needs an OpenCV with GStreamer (JetPack's) or the program gst-launch-1.0 "
+            "(package gstreamer1.0-tools); neither is here"
+        )
+    return PipedPipeline(body)
+
+
+class PipedPipeline:
+    """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
+
+    It has the methods of ``cv2.VideoCapture`` that a live source needs. No call blocks for longer than
+    its timeout. All pictures are read into one buffer; ``retrieve`` allocates the BGR picture, which
+    belongs to the caller. A pipeline that does not start is a ``SourceError``.
+    """
+
+    def __init__(self, body: str) -> None:
+        try:
+            elements = shlex.split(body)
+        except ValueError as error:
+            raise UsageError(f"the pipeline cannot be parsed ({error}): check its quotes") from None
+        tail = ["!", "videoconvert", "!", "video/x-raw,format=I420", "!", "y4menc", "!", "fdsink", "fd=1"]
+        # A file, because a pipe that nobody reads would block the process.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._process = subprocess.Popen(
+            ["gst-launch-1.0", "-q", *elements, *tail],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,  # Ctrl-C is for us: we end it in order
+        )
+        # Should nobody release it, because the program ends while a read hangs: the camera must be free.
+        self._kill = weakref.finalize(self, self._process.kill)
+        assert self._process.stdout is not None
+        self._pipe = self._process.stdout.fileno()
+        if hasattr(fcntl, "F_SETPIPE_SZ"):
+            with suppress(OSError):
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
+        try:
+            found = {field[:1]: field[1:] for field in self._line(START_TIMEOUT).split()}
+            width, height = int(found[b"W"]), int(found[b"H"])
+            rate, per = map(int, found.get(b"F", b"0:1").split(b":"))
+            if width < 2 or height < 2 or width % 2 or height % 2 or width * height > _MAX_PIXELS:
+                raise SourceError(f"the pipeline gives pictures of {width}x{height}: sides must be even")
+        except (EOFError, KeyError, ValueError):
+            reason = without_secrets(self._complaint())
+            for secret in re.findall(r"(?:user|pass|pw|secret|token|key)[\w-]*=(\S+)", body):
+                reason = reason.replace(secret.strip("\"'"), "***")
+            self.release()
+            raise SourceError(f"GStreamer cannot run the pipeline: {reason}") from None
+        except BaseException:
+            self.release()
+            raise
+        self._fps = rate / per if per > 0 else 0.0
+        self._planes = np.zeros((height * 3 // 2, width), np.uint8)
+
+    def get(self, prop: int) -> float:
+        """The frame rate; 0 for everything else."""
+        return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
+
+    def grab(self) -> bool:
+        """Reads one picture's bytes; False when the pipeline has ended, was released or gives nothing in time."""
+        try:
+            if self._pipe < 0 or not self._line(READ_TIMEOUT).startswith(b"FRAME"):
+                return False
+            self._fill(self._planes.data.cast("B"), READ_TIMEOUT)
+        except (EOFError, OSError):
+            return False
+        return True
+
+    def retrieve(self) -> Tuple[bool, Optional[np.ndarray]]:
+        """The picture read last as BGR uint8 ``(H, W, 3)``."""
+        return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
+
+    def release(self) -> None:
+        """Ends the process; safe to call twice."""
+        # The number of a closed descriptor may soon be that of somebody's connection.
+        self._pipe = -1
+        self._kill.detach()
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(2)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        self._errors.close()
+
+    def _fill(self, target: memoryview, timeout: float) -> None:
+        filled, deadline = 0, monotonic() + timeout
+        while filled < len(target):
+            ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - monotonic()))
+            count = os.readv(self._pipe, [target[filled:]]) if ready else 0
+            if not count:
+                raise EOFError
+            filled += count
+
+    def _line(self, timeout: float) -> bytes:
+        line, byte = bytearray(), bytearray(1)
+        deadline = monotonic() + timeout
+        while len(line) < 256 and byte != b"\n":
+            self._fill(memoryview(byte), deadline - monotonic())
+            line += byte
+        return bytes(line)
+
+    def _complaint(self) -> str:
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "it starts but gives no picture"
+        self._errors.seek(0)
+        lines = self._errors.read(4096).decode("utf-8", "replace").splitlines()
+        return next((line for line in lines if line.strip()), "it ended without a picture")

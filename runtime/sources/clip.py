@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Iterator, List, Optional, Tuple
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
-from asymtrack_edge.runtime.sources import Source, open_source
+from asymtrack_edge.runtime.sources import open_source
 
 #: Most frames of a clip that are read.
 LONGEST = 48
@@ -31,13 +32,7 @@ def _texture(random: np.random.RandomState, height: int, width: int, contrast: f
 def synthetic_clip(
     frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int = 0
 ) -> Iterator[Tuple[np.ndarray, Box]]:
-    """Yields BGR uint8 frames and the box of a textured ellipse that wanders, grows and shrinks.
-
-    Args:
-        frames: how many.
-        size: width and height of the frames in pixels.
-        seed: of everything random in it.
-    """
+    """Yields BGR uint8 frames of ``size`` (width, height) and the box of a textured ellipse that wanders in them."""
     random = np.random.RandomState(seed)
     width, height = size
     scene = _texture(random, height, width, 35)
@@ -58,12 +53,14 @@ def synthetic_clip(
         yield np.clip(frame, 0, 255).astype(np.uint8), Box(x, y, w, h)
 
 
-def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
-    """The frames and the box that ``--clip`` and ``--box`` name; None if neither is given.
+def default_clip(frames: int = 36, seed: int = 0) -> Clip:
+    """The synthetic clip as frames and first box."""
+    pairs = list(synthetic_clip(frames, seed=seed))
+    return [frame for frame, _ in pairs], pairs[0][1]
 
-    Args:
-        source: video or folder of images.
-        box: ``x,y,w,h``, the target in its first frame.
+
+def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
+    """What ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame) name; None without both.
 
     Raises:
         UsageError: one without the other, or a box that is no box.
@@ -76,28 +73,7 @@ def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
         raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
     numbers = cli.box_argument(box)
     with open_source(source) as opened:
-        frames = first_frames(opened, LONGEST)
-    return frames, check_box(numbers, frames[0].shape)
-
-
-def first_frames(source: Source, most: int) -> List[np.ndarray]:
-    """The first readable frames of an open source, at least two.
-
-    Raises:
-        SourceError: it has fewer.
-    """
-    frames: List[np.ndarray] = []
-    for frame in source:
-        if frame is not None:
-            frames.append(frame)
-        if len(frames) == most:
-            break
+        frames = list(islice((frame for frame in opened if frame is not None), LONGEST))
     if len(frames) < 2:
-        raise SourceError(f"{source.name} has fewer than two readable frames: choose another")
-    return frames
-
-
-def default_clip(frames: int = 36, seed: int = 0) -> Clip:
-    """The synthetic clip as frames and first box."""
-    pairs = list(synthetic_clip(frames, seed=seed))
-    return [frame for frame, _ in pairs], pairs[0][1]
+        raise SourceError(f"{opened.name} has fewer than two readable frames: choose another")
+    return frames, check_box(numbers, frames[0].shape)

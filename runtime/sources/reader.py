@@ -1,22 +1,113 @@
-"""Reading frames on a thread of their own.
+"""Sources of frames, and reading them on a thread of their own.
 
 A camera does not wait: its reader keeps taking frames and hands over the newest, so that a slow
-tracker sees the present and not a growing backlog. A file does wait: its reader
-decodes a few frames ahead while the tracker works.
+tracker sees the present and not a growing backlog. A file does wait: its reader decodes a few frames
+ahead while the tracker works.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic, time
-from typing import Callable, Deque, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
+import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError
-from asymtrack_edge.runtime.sources.base import LiveSource, Source
+
+#: Frames of a file or folder that are decoded ahead.
+READ_AHEAD = 4
+
+
+class Source(ABC):
+    """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
+
+    Attributes:
+        name: shown to people; without passwords.
+        fps: nominal frames per second; 0 if unknown.
+        length: number of frames that the source announces; None if unknown or endless.
+        live: whether frames arrive by themselves, as from a camera, and not when they are asked for.
+        pts: time of the latest frame on the source's own clock, in seconds; None without such a clock.
+        missing: at the end, the number of announced frames that did not come.
+        damaged: at the end, whether they are missing because the file is cut off or damaged.
+    """
+
+    name = ""
+    fps = 0.0
+    length: Optional[int] = None
+    live = False
+    pts: Optional[float] = None
+    missing = 0
+    damaged = False
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Optional[np.ndarray]]:
+        """Yields the frames."""
+
+    def close(self) -> None:  # noqa: B027
+        """Releases the file or device."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class LiveSource(Source):
+    """A camera or stream that can be connected again after it went away.
+
+    Args:
+        name: shown to people.
+        connect: opens the source. It returns an object with the methods ``grab``, ``retrieve``, ``release``
+            and ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
+
+    Attributes:
+        ended: whether the source has an end and has reached it; connecting again is of no use.
+    """
+
+    live = True
+    ended = False
+
+    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
+        self.name = name
+        self._connect = connect
+        self._capture = connect()
+        self.fps = frame_rate(self._capture)
+
+    def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
+        """Waits for the next frame; None when the source has gone away.
+
+        Returns:
+            The frame, and the moment (``time.monotonic``) at which it reached this process, taken
+            before the picture is converted to BGR.
+        """
+        if not self._capture.grab():
+            return None
+        received = monotonic()
+        good, image = self._capture.retrieve()
+        return (image if good else None), received
+
+    def reconnect(self) -> None:
+        """Opens the source anew; while it cannot be opened, a ``SourceError``."""
+        self._capture.release()
+        self._capture = self._connect()
+
+    def __iter__(self) -> Iterator[Optional[np.ndarray]]:
+        return (image for image, _ in iter(self.read, None))
+
+    def close(self) -> None:  # noqa: D102
+        self._capture.release()
+
+
+def frame_rate(capture: Any) -> float:
+    """Nominal frames per second of a capture; 0 if it does not tell."""
+    fps = float(capture.get(cv2.CAP_PROP_FPS) or 0)
+    return fps if 0 < fps <= 1000 else 0.0  # FFmpeg says 90000 where a stream does not tell
 
 
 class Captured(NamedTuple):
@@ -45,26 +136,15 @@ class Captured(NamedTuple):
 
 @dataclass
 class CaptureStats:
-    """What happened to the frames of a source so far.
+    """Counts of a reader's frames: received, replaced by newer ones before the tracker asked; stalls and reconnects.
 
-    Attributes:
-        received: frames that reached this process.
-        delivered: those handed to the tracker.
-        dropped: those replaced by a newer one before the tracker asked.
-        unreadable: those without a picture.
-        stalls: times the source fell silent for ``LivePolicy.stall_after``.
-        reconnects: times it was opened again with success.
-        age: seconds between a frame's arrival and its handing over, of the last one delivered.
-        worst_age: the largest of these.
+    ``worst_age`` is the largest age of a frame when it was handed over, in seconds.
     """
 
     received: int = 0
-    delivered: int = 0
     dropped: int = 0
-    unreadable: int = 0
     stalls: int = 0
     reconnects: int = 0
-    age: float = 0.0
     worst_age: float = 0.0
 
 
@@ -87,33 +167,26 @@ class LivePolicy:
 class Reader:
     """Iterates over the ``Captured`` frames of a source that is read on a thread.
 
-    A file or folder is read up to ``depth`` frames ahead; nothing is dropped, a frame's time is that of
-    its decoding, and its age says how long it waited. Of a live source the newest frame is handed over,
-    each at most once.
+    Of a file or folder nothing is dropped, a frame's time is that of its decoding, and its age says how
+    long it waited. Of a live source the newest frame is handed over, each at most once.
 
     Args:
         source: the source to read, a live one already connected. The reader closes it.
         policy: when a live source counts as stalled, and as gone.
         report: called with one line when a live source stalls, goes away or comes back, on the thread that
             iterates.
-        depth: how many frames of a file or folder are decoded ahead.
 
     Attributes:
         stats: counts so far.
     """
 
     def __init__(
-        self,
-        source: Source,
-        policy: Optional[LivePolicy] = None,
-        report: Optional[Callable[[str], None]] = None,
-        depth: int = 4,
+        self, source: Source, policy: Optional[LivePolicy] = None, report: Optional[Callable[[str], None]] = None
     ) -> None:
         self.source = source
         self.policy = policy or LivePolicy()
         self.stats = CaptureStats()
         self._report = report or (lambda line: None)
-        self._depth = depth
         self._queue: Deque[Captured] = deque()
         self._news: List[str] = []
         self._heard = monotonic()
@@ -147,7 +220,9 @@ class Reader:
             for line in news:
                 self._report(f"{self.source.name}: {line}")
             if frame is not None:
-                return self._deliver(frame)
+                age = frame.age
+                self.stats.worst_age = max(self.stats.worst_age, age)
+                return frame._replace(time=time() - age)
             if closing:
                 error, self._error = self._error, None
                 raise error or StopIteration
@@ -178,14 +253,6 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _deliver(self, frame: Captured) -> Captured:
-        stats, age = self.stats, frame.age
-        stats.delivered += 1
-        stats.unreadable += frame.image is None
-        stats.age = age
-        stats.worst_age = max(stats.worst_age, age)
-        return frame._replace(time=time() - age)
-
     def _read(self) -> None:
         """Runs on the thread."""
         try:
@@ -209,7 +276,7 @@ class Reader:
             if self.source.live:
                 self.stats.dropped += len(self._queue)
                 self._queue.clear()
-            self._changed.wait_for(lambda: self._closing or len(self._queue) < self._depth)
+            self._changed.wait_for(lambda: self._closing or len(self._queue) < READ_AHEAD)
             if self._closing:
                 return False
             self._queue.append(Captured(image, self.stats.received, received, 0.0, self.source.pts))
@@ -223,32 +290,28 @@ class Reader:
         delay = self.policy.first_delay
         while not self._closing:
             read = source.read()
-            if read is None:
-                if source.ended:
-                    self._tell("gave the same frames twice: a recording, which ends here")
-                    return
-                if gone is None:
-                    gone, delay = monotonic(), self.policy.first_delay
-                    self._tell("went away; reconnecting")
-                self._reconnect(source, delay)
-                delay = min(2 * delay, self.policy.longest_delay)
+            if read is not None:
+                if gone is not None:
+                    self.stats.reconnects += 1
+                    self._tell(f"back after {read[1] - gone:.1f} s")
+                    gone = None
+                self._put(*read)
                 continue
-            if gone is not None:
-                self.stats.reconnects += 1
-                self._tell(f"back after {read[1] - gone:.1f} s")
-                gone = None
-            self._put(*read)
-
-    def _reconnect(self, source: LiveSource, delay: float) -> None:
-        """Waits, then tries once to open the source again."""
-        with self._changed:
-            if self._changed.wait_for(lambda: self._closing, delay):
-                return
-        try:
-            source.reconnect()
-            self._failure = ""
-        except SourceError as error:
-            self._failure = str(error)
+            if source.ended:
+                return self._tell("gave the same frames twice: a recording, which ends here")
+            if gone is None:
+                gone, delay = monotonic(), self.policy.first_delay
+                self._tell("went away; reconnecting")
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closing, delay):
+                    return None
+            delay = min(2 * delay, self.policy.longest_delay)
+            try:
+                source.reconnect()
+                self._failure = ""
+            except SourceError as error:
+                self._failure = str(error)
+        return None
 
     def _tell(self, line: str) -> None:
         with self._changed:
@@ -256,15 +319,5 @@ class Reader:
             self._changed.notify_all()
 
 
-def open_reader(
-    source: Source, policy: Optional[LivePolicy] = None, report: Optional[Callable[[str], None]] = None
-) -> Reader:
-    """Starts to read a source; see ``Reader``.
-
-    Example::
-
-        with open_reader(open_source("rtsp://camera/stream")) as frames:
-            for frame in frames:
-                track = tracker.update(frame.image)
-    """
-    return Reader(source, policy, report)
+#: How a program begins: ``with open_reader(open_source("rtsp://camera/stream")) as frames``.
+open_reader = Reader

@@ -7,17 +7,18 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Deque, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, Optional, Tuple
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.runtime.outputs.rows import csv_header
 from asymtrack_edge.runtime.web.protocol import cookie_name, parse_wish, refusal
 
 if TYPE_CHECKING:
@@ -38,86 +39,73 @@ _BACKLOG = 64
 
 def make_app(view: WebView) -> ASGIApp:
     """The ASGI application, behind the check of who may ask."""
+
+    async def page(name: str, kind: str, request: Request) -> Response:
+        response = FileResponse(_PAGE / name, media_type=kind, headers=_HEADERS)
+        if view.token is not None and kind == "text/html":
+            response.set_cookie(cookie_name(view.token), view.token, httponly=True, samesite="strict")
+        return response
+
+    async def boxes(request: Request) -> Response:
+        headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="boxes.csv"'}
+        return Response("".join([csv_header(several=True), *view.rows]), media_type="text/csv", headers=headers)
+
+    async def health(request: Request) -> Response:
+        return JSONResponse({"status": "ok", "frames": view.run.count})
+
+    async def pictures(socket: WebSocket) -> None:
+        await _until_gone(socket, _Viewer(view, socket).run)
+
+    async def tracks(socket: WebSocket) -> None:
+        """Every frame's JSON, for programs."""
+        waiting: asyncio.Queue[str] = asyncio.Queue(_BACKLOG)
+
+        def tell(text: str) -> None:
+            if waiting.full():
+                waiting.get_nowait()
+            waiting.put_nowait(text)
+
+        async def feed() -> None:
+            while True:
+                await socket.send_text(await waiting.get())
+
+        async def drain() -> None:
+            while True:  # notices that the other side has gone
+                await socket.receive_text()
+
+        view.listeners.add(tell)
+        try:
+            await _until_gone(socket, lambda: _first_to_end(feed(), drain()))
+        finally:
+            view.listeners.discard(tell)
+
     routes = [
-        Route("/", partial(_index, view)),
-        Route("/app.js", partial(_file, "app.js", "text/javascript")),
-        Route("/style.css", partial(_file, "style.css", "text/css")),
-        Route("/boxes.csv", partial(_boxes, view)),
-        Route("/health", partial(_health, view)),
-        WebSocketRoute("/view", partial(_view, view)),
-        WebSocketRoute("/tracks", partial(_tracks, view)),
+        Route("/", partial(page, "index.html", "text/html")),
+        Route("/app.js", partial(page, "app.js", "text/javascript")),
+        Route("/style.css", partial(page, "style.css", "text/css")),
+        Route("/boxes.csv", boxes),
+        Route("/health", health),
+        WebSocketRoute("/view", pictures),
+        WebSocketRoute("/tracks", tracks),
     ]
-    return _Guard(Starlette(routes=routes), view.token)
+    app = Starlette(routes=routes)
 
-
-class _Guard:
-    def __init__(self, app: ASGIApp, token: Optional[str]) -> None:
-        self._app = app
-        self._token = token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = refusal(dict(scope), self._token) if scope["type"] in ("http", "websocket") else None
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        problem = refusal(dict(scope), view.token) if scope["type"] in ("http", "websocket") else None
         if problem is None:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 4403})
         else:
             await PlainTextResponse(problem + "\n", 403)(scope, receive, send)
 
-
-async def _index(view: WebView, request: Request) -> Response:
-    response = FileResponse(_PAGE / "index.html", media_type="text/html", headers=_HEADERS)
-    if view.token is not None:
-        response.set_cookie(cookie_name(view.token), view.token, httponly=True, samesite="strict")
-    return response
+    return guarded
 
 
-async def _file(name: str, kind: str, request: Request) -> Response:
-    return FileResponse(_PAGE / name, media_type=kind, headers=_HEADERS)
-
-
-async def _boxes(view: WebView, request: Request) -> Response:
-    headers = {**_HEADERS, "Content-Disposition": 'attachment; filename="boxes.csv"'}
-    return StreamingResponse(view.boxes.chunks(), media_type="text/csv", headers=headers)
-
-
-async def _health(view: WebView, request: Request) -> Response:
-    return JSONResponse({"status": "ok", "frames": view.run.count})
-
-
-async def _view(view: WebView, socket: WebSocket) -> None:
-    await socket.accept()
-    await _until_gone(_Viewer(view, socket).run(), socket)
-
-
-async def _tracks(view: WebView, socket: WebSocket) -> None:
-    """Every frame's JSON, for programs."""
-    await socket.accept()
-    waiting: asyncio.Queue[str] = asyncio.Queue(_BACKLOG)
-
-    def tell(text: str) -> None:
-        if waiting.full():
-            waiting.get_nowait()
-        waiting.put_nowait(text)
-
-    async def feed() -> None:
-        while True:
-            await socket.send_text(await waiting.get())
-
-    async def drain() -> None:
-        while True:  # notices that the other side has gone
-            await socket.receive_text()
-
-    view.listeners.add(tell)
+async def _until_gone(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
     try:
-        await _until_gone(_first_to_end(feed(), drain()), socket)
-    finally:
-        view.listeners.discard(tell)
-
-
-async def _until_gone(work: Any, socket: WebSocket) -> None:
-    try:
-        await work
+        await socket.accept()
+        await work()
     except (WebSocketDisconnect, RuntimeError, KeyError):
         pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
     finally:
@@ -167,9 +155,7 @@ class _Viewer:
             while self._view.version == sent:
                 self._changed.clear()
                 await self._changed.wait()
-            wait = self._view.due_in()
-            if wait > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, self._view.due_in()))
             newest = await self._elsewhere(self._view.newest)
             if not newest.packet or newest.version == sent:
                 self._changed.clear()

@@ -10,9 +10,8 @@ import hmac
 import ipaddress
 import json
 import struct
-from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-from typing import Any, Dict, Iterable, Optional, Tuple
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, urlsplit
 
 from asymtrack_edge.errors import UsageError
@@ -20,12 +19,10 @@ from asymtrack_edge.errors import UsageError
 #: A browser's message cannot be larger, in bytes; the server closes the connection of who tries.
 MAX_MESSAGE = 1 << 16
 
-
 _ACTIONS = ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end")
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """A checked message of a browser.
 
     Attributes:
@@ -51,32 +48,23 @@ def parse_wish(text: str) -> Wish:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        raise UsageError("a message is a JSON object") from None
+        content = None
     if not isinstance(content, dict) or content.get("action") not in _ACTIONS:
-        raise UsageError(f"a message has an action: {', '.join(_ACTIONS)}")
-    action = content["action"]
-    frame = _whole(content, "frame", needed=action in ("hold", "mark"))
-    target = _whole(content, "target", needed=action == "remove")
-    return Wish(action, frame, _box(content) if action == "mark" else None, target)
-
-
-def _whole(content: Dict[str, Any], name: str, needed: bool) -> Optional[int]:
-    value = content.get(name)
-    if value is None and not needed:
-        return None
-    if type(value) is not int or not 0 <= value < 1 << 53:
-        raise UsageError(f"{name} is a whole number")
-    return value
-
-
-def _box(content: Dict[str, Any]) -> Tuple[float, float, float, float]:
-    box = content.get("box")
+        raise UsageError(f"a message is a JSON object with an action: {', '.join(_ACTIONS)}")
+    action, box = content["action"], content.get("box")
+    numbers = {}
+    for name, needed in (("frame", ("hold", "mark")), ("target", ("remove",))):
+        value = numbers[name] = content.get(name)
+        if (value is not None or action in needed) and (type(value) is not int or not 0 <= value < 1 << 53):
+            raise UsageError(f"{name} is a whole number")
+    if action != "mark":
+        return Wish(action, **numbers)
     if not isinstance(box, list) or len(box) != 4 or not all(type(v) in (int, float) and abs(v) < 1e9 for v in box):
         raise UsageError("box is a list of four numbers")
     x, y, w, h = map(float, box)
     if w <= 0 or h <= 0:
         raise UsageError("a box has a positive width and height")
-    return x, y, w, h
+    return Wish(action, box=(x, y, w, h), **numbers)
 
 
 def pack_picture(header: Dict[str, Any], jpeg: bytes) -> bytes:

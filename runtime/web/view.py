@@ -14,21 +14,21 @@ import re
 import secrets
 import socket
 import threading
+from collections import deque
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from time import monotonic, sleep
-from typing import Any, Callable, Dict, NamedTuple, Optional, Set
+from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Set
 
 import cv2
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime.outputs.base import Result, Sink
+from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.rows import as_json, as_message, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.target import State, Track
-from asymtrack_edge.runtime.web.boxes import BoxLog, Rates
 from asymtrack_edge.runtime.web.protocol import MAX_MESSAGE, Wish, is_loopback, pack_picture
 
 #: Pictures per second sent to viewers at most, and their width in pixels; the tracker is held to neither.
@@ -41,6 +41,9 @@ MOST_CONNECTIONS = 512
 
 #: Targets that can be followed at once through the page.
 MOST_TARGETS = 32
+
+#: Rows that are kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory.
+MOST_ROWS = 300_000
 
 #: An environment variable for the token, so that a page and programs find the view again after a restart.
 TOKEN_VARIABLE = "ASYMTRACK_TOKEN"
@@ -76,7 +79,7 @@ class WebView(Sink):
         url: what to open in a browser, token included.
         token: None on loopback.
         version: grows with every change of what there is to see.
-        boxes: those of the run so far.
+        rows: csv rows of the run so far, the newest ``MOST_ROWS``.
         wakers: called after every change, on the server's thread.
         listeners: called with every frame's JSON, on the server's thread.
 
@@ -104,26 +107,25 @@ class WebView(Sink):
         shown = f"[{shown}]" if ":" in shown else shown
         self.url = f"http://{shown}:{port}/" + (f"?token={self.token}" if self.token else "")
         self.version = 0
-        self.boxes = BoxLog()
+        self.rows: Deque[str] = deque(maxlen=MOST_ROWS)
         self.wakers: Set[Callable[[], None]] = set()
         self.listeners: Set[Callable[[str], None]] = set()
         self._result: Optional[Result] = None
-        self._rates = Rates(run)
+        self._rates = _Rates(run)
         self._encoding = threading.Lock()
         self._encoded = Shown()
         self._encode_began = self._encode_seconds = 0.0
-        self._server = uvicorn.Server(
-            uvicorn.Config(
-                make_app(self),
-                log_level="error",
-                access_log=False,
-                lifespan="off",
-                limit_concurrency=MOST_CONNECTIONS,
-                timeout_graceful_shutdown=1,
-                ws_max_size=MAX_MESSAGE,
-                ws_per_message_deflate=False,  # JPEGs do not get smaller
-            )
+        config = uvicorn.Config(
+            make_app(self),
+            log_level="error",
+            access_log=False,
+            lifespan="off",
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=1,
+            ws_max_size=MAX_MESSAGE,
+            ws_per_message_deflate=False,  # JPEGs do not get smaller
         )
+        self._server = uvicorn.Server(config)
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="web view", daemon=True)
         self._thread.start()
@@ -140,7 +142,7 @@ class WebView(Sink):
     def write(self, result: Result) -> None:
         """Leaves the result for the server; costs the tracker's thread no more than waking the server's."""
         self._rates.count(result)
-        self.boxes.append(csv_rows(result, several=True).encode())
+        self.rows.extend(csv_rows(result, several=True).splitlines(keepends=True))
         self._publish(result)
         if self.listeners:
             text = as_json(result).rstrip()
@@ -190,7 +192,7 @@ class WebView(Sink):
             "remove": lambda: self._remove(wish),
             "pause": lambda: run.pause(True),
             "resume": lambda: run.pause(False),
-            "step": run.step,
+            "step": lambda: run.pause(True, step=True),
             "end": run.end,
         }
         try:
@@ -212,20 +214,23 @@ class WebView(Sink):
             raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
         else:
             number = tracker.add(held, wish.box)
-        self._change(lambda tracks: {**tracks, number: Track(Box(*wish.box or ()), 1.0, State.TRACKING)})
+        self._change(number, Track(Box(*wish.box), 1.0, State.TRACKING))
         return number
 
     def _remove(self, wish: Wish) -> Optional[int]:
         """Runs on the tracker's thread."""
         assert wish.target is not None  # the protocol refuses such a wish
         self.run.tracker.remove(wish.target)
-        self._change(lambda tracks: {n: t for n, t in tracks.items() if n != wish.target})
+        self._change(wish.target, None)
         return wish.target
 
-    def _change(self, change: Callable[[Dict[int, Track]], Dict[int, Track]]) -> None:
+    def _change(self, number: int, track: Optional[Track]) -> None:
+        """Shows a target in the latest frame as it is now, before the next frame comes."""
         latest = self.run.latest
         if latest is not None:
-            self.run.latest = Result(latest.frame, change(latest.tracks), latest.latency)
+            others = {target: other for target, other in latest.tracks.items() if target != number or track is not None}
+            tracks = others if track is None else {**others, number: track}
+            self.run.latest = Result(latest.frame, tracks, latest.latency)
             self._publish(self.run.latest)
 
     def _publish(self, result: Result) -> None:
@@ -251,6 +256,35 @@ class WebView(Sink):
             "length": source.length,
             "backend": self.run.tracker.backend.name,
         }
+
+
+class _Rates:
+    """Frames per second and milliseconds by stage; ``shown`` holds those of the last full second."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._since = self._last = monotonic()
+        self._frames = 0
+        self._latency = 0.0
+        self._seconds: Dict[str, float] = {}
+        self.shown: Dict[str, Any] = {"fps": 0.0, "stages": {}, "dropped": 0}
+
+    def count(self, result: Result) -> None:
+        self._frames += 1
+        self._latency += result.latency
+        now, seconds = monotonic(), self._run.tracker.seconds
+        paused, self._last = now - self._last > 1, now
+        if not paused and now - self._since < 1:
+            return
+        if not paused:
+            spent = {name: value - self._seconds.get(name, 0.0) for name, value in seconds.items()}
+            spent["frame to decision"] = self._latency
+            self.shown = {
+                "fps": round(self._frames / (now - self._since), 1),
+                "stages": {name: round(1000 * value / self._frames, 2) for name, value in spent.items()},
+                "dropped": self._run.reader.stats.dropped,
+            }
+        self._since, self._frames, self._latency, self._seconds = now, 0, 0.0, seconds
 
 
 def _token() -> str:

@@ -19,7 +19,7 @@ import pytest
 
 from asymtrack_edge.files import OutputFile
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime.outputs.base import Result
+from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.outputs.pictures import VideoWriter
 from asymtrack_edge.runtime.sources.reader import Captured
 from tests.runtime import fake_command

@@ -13,11 +13,9 @@ import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime import Tracker, open_source
-from asymtrack_edge.runtime.outputs.base import Result
-from asymtrack_edge.runtime.outputs.jetson import JetsonWriter
-from asymtrack_edge.runtime.sources import jetson
-from asymtrack_edge.runtime.sources.jetson import JetsonFrame
+from asymtrack_edge.runtime import Tracker, jetson, open_source
+from asymtrack_edge.runtime.jetson import JetsonFrame, JetsonWriter
+from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.sources.reader import Captured
 from asymtrack_edge.runtime.target import State, Track
 from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, driver, exports, gpu, imitated  # noqa: F401

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from asymtrack_edge.runtime.sources import pipelines
-from asymtrack_edge.runtime.sources.pipelines import PipedPipeline
+from asymtrack_edge.runtime.sources import cameras
+from asymtrack_edge.runtime.sources.cameras import PipedPipeline
 
 ROOT = Path(__file__).parents[2]
 #: Writes its number to a file, a header and a picture to its output, and is silent from then on.
@@ -81,12 +81,12 @@ def test_interrupted_while_it_starts_the_process_is_ended(
 
 
 def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
-    code = "from asymtrack_edge.runtime.sources.pipelines import PipedPipeline; kept = PipedPipeline('videotestsrc')"
+    code = "from asymtrack_edge.runtime.sources.cameras import PipedPipeline; kept = PipedPipeline('videotestsrc')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
     assert gone(tmp_path)
 
 
 def test_one_line_says_why_it_does_not_start(launcher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher.write_text("#!/bin/sh\necho 'no element nosuchsrc' >&2\n")
-    with pytest.raises(pipelines.SourceError, match="no element nosuchsrc"):
+    with pytest.raises(cameras.SourceError, match="no element nosuchsrc"):
         PipedPipeline("nosuchsrc")

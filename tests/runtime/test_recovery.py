@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.geometry import Box, crop_window, iou
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.recovery import MOST_WINDOWS, RecoveringTarget, search_grid
-from asymtrack_edge.runtime.target import Target
+from asymtrack_edge.runtime.target import MOST_WINDOWS, RecoveringTarget, Target, search_grid
 from tests.runtime.simulated import ColourBackend, coloured_patches
 
 WAY_OUT = 12

@@ -1,20 +1,18 @@
-"""The ROS 2 node's messages, with stand-ins for both layouts of vision_msgs; and the node itself."""
+"""The ROS 2 node with stand-ins for ROS and for both layouts of vision_msgs."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
-from types import ModuleType, SimpleNamespace
-from typing import Any, ClassVar, Dict, List
+from types import SimpleNamespace
+from typing import Any, Dict, List
 
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import FrameError, MissingDependencyError
+from asymtrack_edge.errors import FrameError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, State, Track
-from asymtrack_edge.runtime.ros.messages import detections, image_to_bgr
+from asymtrack_edge.runtime.ros import node as ros_node
 from tests.runtime.simulated import ColourBackend, coloured_patches
 
 
@@ -24,69 +22,56 @@ def space(**fields: Any) -> Any:
 
 HUMBLE = space(
     Detection2DArray=lambda: space(header=None, detections=[]),
-    Detection2D=lambda: space(
-        header=None,
-        id="",
-        results=[],
-        bbox=space(center=space(position=space(x=0.0, y=0.0)), size_x=0.0, size_y=0.0),
-    ),
+    Detection2D=lambda: space(id="", bbox=space(center=space(position=space()))),
     ObjectHypothesisWithPose=lambda: space(hypothesis=space(class_id="", score=0.0)),
 )
 FOXY = space(
-    Detection2DArray=lambda: space(header=None, detections=[]),
-    Detection2D=lambda: space(header=None, results=[], bbox=space(center=space(x=0.0, y=0.0), size_x=0.0, size_y=0.0)),
+    Detection2DArray=HUMBLE.Detection2DArray,
+    Detection2D=lambda: space(bbox=space(center=space())),
     ObjectHypothesisWithPose=lambda: space(id="", score=0.0),
 )
-TRACKS = {4: Track(Box(10, 20, 30, 40), 0.9, State.TRACKING), 7: Track(Box(1, 2, 3, 5), 0.1, State.LOST)}
 
 
-def test_detections_since_humble() -> None:
-    array = detections(TRACKS, "stamp", HUMBLE)
-    first, second = array.detections
-    assert array.header == first.header == "stamp"
-    assert (first.id, second.id) == ("4", "7")
-    assert (first.bbox.center.position.x, first.bbox.center.position.y) == (25.0, 40.0)
-    assert (first.bbox.size_x, first.bbox.size_y) == (30.0, 40.0)
-    assert first.results[0].hypothesis.class_id == "tracking" and first.results[0].hypothesis.score == 0.9
-    assert second.results[0].hypothesis.class_id == "lost"
-
-
-def test_detections_of_foxy() -> None:
-    first, second = detections(TRACKS, "stamp", FOXY).detections
-    assert (first.bbox.center.x, first.bbox.center.y) == (25.0, 40.0)
-    assert (first.results[0].id, second.results[0].id) == ("tracking", "lost")
+@pytest.mark.parametrize("messages", [HUMBLE, FOXY])
+def test_detections_in_every_layout(messages: Any) -> None:
+    found = ros_node.detection(4, Track(Box(10, 20, 30, 40), 0.9, State.TRACKING), "stamp", messages)
+    assert found.header == "stamp" and (found.bbox.size_x, found.bbox.size_y) == (30.0, 40.0)
+    lost = ros_node.detection(7, Track(Box(1, 2, 3, 5), 0.1, State.LOST), "stamp", messages)
+    if messages is HUMBLE:
+        assert found.id == "4" and vars(found.bbox.center.position) == {"x": 25.0, "y": 40.0}
+        assert vars(found.results[0].hypothesis) == {"class_id": "tracking", "score": 0.9}
+        assert lost.results[0].hypothesis.class_id == "lost"
+    else:
+        assert vars(found.bbox.center) == {"x": 25.0, "y": 40.0}
+        assert (found.results[0].id, lost.results[0].id) == ("tracking", "lost")
 
 
 def image(encoding: str, pixels: np.ndarray, padding: int = 0) -> Any:
-    rows = pixels.reshape(pixels.shape[0], -1)
-    rows = np.pad(rows, ((0, 0), (0, padding)))
     height, width = pixels.shape[:2]
-    data = rows.tobytes()
-    return space(encoding=encoding, height=height, width=width, step=rows.shape[1], data=data, header="h")
+    rows = np.pad(pixels.reshape(height, -1), ((0, 0), (0, padding)))
+    return space(encoding=encoding, height=height, width=width, step=rows.shape[1], data=rows.tobytes(), header="h")
 
 
-def test_images() -> None:
+@pytest.mark.parametrize("padding", [0, 5])
+def test_images(padding: int) -> None:
     bgr = np.random.RandomState(0).randint(0, 256, (6, 8, 3)).astype(np.uint8)
     alpha = np.full((6, 8, 1), 9, np.uint8)
-    for padding in (0, 5):
-        assert np.array_equal(image_to_bgr(image("bgr8", bgr, padding)), bgr)
-        assert np.array_equal(image_to_bgr(image("rgb8", bgr[..., ::-1], padding)), bgr)
-        assert np.array_equal(image_to_bgr(image("bgra8", np.concatenate((bgr, alpha), 2), padding)), bgr)
-        assert np.array_equal(image_to_bgr(image("mono8", bgr[..., :1], padding))[..., 2], bgr[..., 0])
+    for encoding, pixels in (("bgr8", bgr), ("rgb8", bgr[..., ::-1]), ("bgra8", np.concatenate((bgr, alpha), 2))):
+        assert np.array_equal(ros_node.image_to_bgr(image(encoding, pixels, padding)), bgr)
+    assert np.array_equal(ros_node.image_to_bgr(image("mono8", bgr[..., :1], padding))[..., 2], bgr[..., 0])
     with pytest.raises(FrameError, match="16UC1"):
-        image_to_bgr(image("16UC1", bgr))
-    short = image("bgr8", bgr)
+        ros_node.image_to_bgr(image("16UC1", bgr))
+    short = image("bgr8", bgr, padding)
     short.data = short.data[:-1]
-    with pytest.raises(FrameError, match="143 bytes"):
-        image_to_bgr(short)
+    with pytest.raises(FrameError, match="bytes"):
+        ros_node.image_to_bgr(short)
 
 
 class FakeNode:
-    """As much of ``rclpy.node.Node`` as the node uses."""
+    """As much of ``rclpy.node.Node`` as is used."""
 
-    parameters: ClassVar[Dict[str, Any]] = {}
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
         self.callbacks: Dict[str, Any] = {}
         self.published: List[Any] = []
         self.lines: List[str] = []
@@ -107,42 +92,22 @@ class FakeNode:
         return space(info=log, warning=log, error=log)
 
 
-def test_node_without_ros_says_what_is_missing() -> None:
-    sys.modules.pop("asymtrack_edge.runtime.ros.node", None)
-    if importlib.util.find_spec("rclpy") is not None:
-        pytest.skip("ROS is here")
-    with pytest.raises(MissingDependencyError, match=r"rclpy: source /opt/ros"):
-        importlib.import_module("asymtrack_edge.runtime.ros.node")
-
-
 def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    def module(name: str, **content: Any) -> None:
-        made = ModuleType(name)
-        vars(made).update(content)
-        monkeypatch.setitem(sys.modules, name, made)
-
-    kinds = {name: object for name in ("Image", "RegionOfInterest", "Empty")}
-    messages = {"sensor_msgs": kinds, "std_msgs": kinds, "vision_msgs": vars(HUMBLE)}
-    for package, content in messages.items():
-        module(package, msg=space(**content))
-        module(f"{package}.msg", **content)
-    policy = space(KEEP_LAST=1, BEST_EFFORT=2)
-    module("rclpy")
-    module("rclpy.executors", ExternalShutdownException=type("ExternalShutdownException", (Exception,), {}))
-    module("rclpy.node", Node=FakeNode)
-    module("rclpy.qos", HistoryPolicy=policy, ReliabilityPolicy=policy, QoSProfile=lambda **_: None)
-    monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.ros.node", raising=False)
-    ros_node = importlib.import_module("asymtrack_edge.runtime.ros.node")
     opened: List[Any] = []
 
     def load(*arguments: Any, recover: bool) -> MultiTracker:
         opened.append((*arguments, recover))
         return MultiTracker(ColourBackend())
 
-    monkeypatch.setattr(ros_node.MultiTracker, "load", load)
+    def start(**parameters: Any) -> FakeNode:
+        node = FakeNode(**parameters)
+        kinds = space(Image=object, RegionOfInterest=object, Empty=object)
+        ros_node.TrackerNode(node, None, kinds, kinds, HUMBLE)
+        return node
+
+    monkeypatch.setattr(MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
-    monkeypatch.setattr(FakeNode, "parameters", {"boxes": [",".join(map(str, frames[0][1][0]))]})
-    node = ros_node.TrackerNode()
+    node = start(boxes=[",".join(map(str, frames[0][1][0]))])
     receive = node.callbacks["image"]
     receive(image("bgr8", frames[0][0]))
     x, y, w, h = frames[1][1][1]
@@ -152,13 +117,18 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     receive(image("16UC1", frames[2][0]))
     node.callbacks["~/clear"](None)
     receive(image("bgr8", frames[3][0]))
-    counts = [len(array.detections) for array in node.published]
-    assert counts == [0, 1, 2, 0]
-    for detection, truth in zip(node.published[2].detections, frames[2][1]):
-        centre = detection.bbox.center.position
+    assert [len(array.detections) for array in node.published] == [0, 1, 2, 0]
+    for found, truth in zip(node.published[2].detections, frames[2][1]):
+        centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
     assert any("16UC1" in line for line in node.lines)
-    monkeypatch.setattr(FakeNode, "parameters", {"recover": False})
-    ros_node.TrackerNode()
+    start(recover=False)
     assert opened == [("T", "auto", "auto", None, True), ("T", "auto", "auto", None, False)]
-    sys.modules.pop("asymtrack_edge.runtime.ros.node")
+
+
+def test_without_ros_one_line_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "rclpy", None)
+    assert ros_node.main() == 2
+    assert "rclpy: source /opt/ros" in capsys.readouterr().err

@@ -18,13 +18,13 @@ import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
-from asymtrack_edge.runtime.sources import open_source, pipelines
+from asymtrack_edge.runtime.sources import cameras, open_source
 from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
 from tests.runtime.simulated import moving_square
 
 HERE = Path(__file__).parent
 needs_gstreamer = pytest.mark.skipif(
-    shutil.which("gst-launch-1.0") is None and not pipelines.opencv_has_gstreamer(),
+    shutil.which("gst-launch-1.0") is None and not cameras.opencv_has_gstreamer(),
     reason="no GStreamer here",
 )
 
@@ -162,7 +162,7 @@ def test_bad_pipeline_is_one_clear_line(pipeline: str) -> None:
 
 
 def test_no_gstreamer_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipelines, "opencv_has_gstreamer", lambda: False)
+    monkeypatch.setattr(cameras, "opencv_has_gstreamer", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(SourceError, match=r"gstreamer1\.0-tools"):
         open_source("videotestsrc ! fakesink")

@@ -1,4 +1,4 @@
-"""Frames that never leave the GPU of a Jetson: ``jetson://`` sources, by jetson-utils.
+"""Frames that never leave the GPU of a Jetson: ``jetson://`` sources, and what encodes and sends them.
 
 jetson-utils (github.com/dusty-nv/jetson-utils) captures from cameras, streams and files with the hardware's
 decoders and leaves the frames in CUDA memory.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError, UsageError, without_secrets
-from asymtrack_edge.runtime.sources.base import LiveSource, Source
-from asymtrack_edge.runtime.sources.cameras import split_options
-
-SCHEME = "jetson://"
+from asymtrack_edge.errors import SourceError, without_secrets
+from asymtrack_edge.runtime.outputs import Result, Sink
+from asymtrack_edge.runtime.outputs.pictures import colour_of
+from asymtrack_edge.runtime.sources.cameras import check_options, split_options
+from asymtrack_edge.runtime.sources.reader import LiveSource, Source
+from asymtrack_edge.runtime.target import State
 
 #: Milliseconds that a frame is waited for before the source counts as gone.
 TIMEOUT = 5000
@@ -30,11 +32,7 @@ _OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--inpu
 
 
 def jetson_utils() -> Any:
-    """The module.
-
-    Raises:
-        SourceError: it is not installed, or is not for this machine.
-    """
+    """The module; a ``SourceError`` where it is not installed, or is not for this machine."""
     try:
         import jetson_utils
     except ImportError as error:
@@ -45,17 +43,27 @@ def jetson_utils() -> Any:
     return jetson_utils
 
 
-class JetsonFrame:
-    """A frame in CUDA memory. The tracker reads it in place; everything else gets a copy on the host.
+def open_jetson(source: str) -> Source:
+    """Opens ``jetson://csi://0``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``.
 
-    Args:
-        image: a ``cudaImage`` of format ``rgb8`` or ``bgr8``.
+    Options follow a ``?``: ``jetson://csi://0?width=1280&height=720&fps=60``.
 
-    Attributes:
-        image: the ``cudaImage``.
-        shape: height, width, 3.
-        format: ``"rgb8"`` or ``"bgr8"``.
+    Raises:
+        SourceError: it does not exist, or jetson-utils is missing or cannot open it.
+        UsageError: an option is unknown.
     """
+    uri = source[len("jetson://") :]
+    # What follows a ? in the address of a stream is the server's.
+    name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
+    check_options(options, _OPTIONS, "a jetson:// source")
+    if "://" not in name and not name.startswith("/dev/"):
+        return _JetsonVideo(name, options)
+    shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
+    return LiveSource(f"{shown} by jetson-utils", lambda: JetsonCapture(name, options))
+
+
+class JetsonFrame:
+    """A ``cudaImage`` (rgb8 or bgr8) as a frame: the tracker reads it in place, everything else gets a copy."""
 
     def __init__(self, image: Any) -> None:
         self.image = image
@@ -86,13 +94,9 @@ class JetsonCapture:
 
     Raises:
         SourceError: jetson-utils is missing, or cannot open it.
-        UsageError: an option is unknown.
     """
 
     def __init__(self, uri: str, options: Dict[str, str]) -> None:
-        for name in options:
-            if name not in _OPTIONS:
-                raise UsageError(f"unknown option {name!r} of a jetson:// source: choose among {', '.join(_OPTIONS)}")
         self._utils = jetson_utils()
         try:
             self._source = self._utils.videoSource(uri, [f"{_OPTIONS[n]}={value}" for n, value in options.items()])
@@ -133,7 +137,7 @@ class JetsonCapture:
         self._source.Close()
 
 
-class JetsonVideo(Source):
+class _JetsonVideo(Source):
     """A video file, decoded by the Jetson's hardware; its frames stay on the GPU."""
 
     def __init__(self, path: str, options: Dict[str, str]) -> None:
@@ -148,23 +152,41 @@ class JetsonVideo(Source):
             yield self._capture.retrieve()[1]
 
     def close(self) -> None:
-        """Releases the file."""
         self._capture.release()
 
 
-def open_jetson(source: str) -> Source:
-    """Opens ``jetson://csi://0``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``.
+class JetsonWriter(Sink):
+    """Draws the boxes on the GPU, and encodes or sends the frames from there.
 
-    Options follow a ``?``: ``jetson://csi://0?width=1280&height=720&fps=60``.
+    Args:
+        where: as jetson-utils takes it: ``file.mp4``, ``rtp://host:port``, ``webrtc://@:8554/out``,
+            ``display://0``. It writes into a file as it goes: an earlier one is gone.
 
     Raises:
-        SourceError: it does not exist, or jetson-utils is missing or cannot open it.
-        UsageError: an option is unknown.
+        SourceError: jetson-utils is missing, or cannot open it.
     """
-    uri = source[len(SCHEME) :]
-    # What follows a ? in the address of a stream is the server's.
-    name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
-    if "://" not in name and not name.startswith("/dev/"):
-        return JetsonVideo(name, options)
-    shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
-    return LiveSource(f"{shown} by jetson-utils", lambda: JetsonCapture(name, options))
+
+    def __init__(self, where: Path) -> None:
+        self.name = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
+        self._utils = jetson_utils()
+        try:
+            self._output = self._utils.videoOutput(self.name)
+        except Exception as error:  # it raises plain exceptions, and logs the reason
+            raise SourceError(f"jetson-utils cannot write {self.name}: {error}") from None
+
+    def write(self, result: Result) -> None:
+        """Draws into the frame, which is nobody's after this: name this sink last."""
+        frame = result.frame.image
+        if not isinstance(frame, JetsonFrame):
+            return
+        for target, track in result.tracks.items():
+            blue, green, red = colour_of(track, target)
+            colour = (red, green, blue, 255) if frame.format == "rgb8" else (blue, green, red, 255)
+            x0, y0, x1, y1 = track.box.x, track.box.y, track.box.x + track.box.w, track.box.y + track.box.h
+            for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
+                self._utils.cudaDrawLine(frame.image, start, end, colour, 1 if track.state is State.LOST else 3)
+        self._output.Render(frame.image)
+
+    def close(self) -> None:
+        """Completes the file or ends the stream."""
+        self._output.Close()

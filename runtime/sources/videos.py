@@ -1,21 +1,32 @@
-"""Videos and folders of images."""
+"""Folders of images, videos, and URLs: recordings, which have an end, and live streams."""
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
-from typing import Iterator, Optional
+from typing import Any, Callable, Iterator, List, Optional, Tuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError
+from asymtrack_edge.errors import SourceError, without_secrets
 from asymtrack_edge.files import list_files, open_video, printable, read_image
-from asymtrack_edge.runtime.sources.base import Source, frame_rate
+from asymtrack_edge.runtime.sources.reader import LiveSource, Source, frame_rate
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+#: Schemes read by OpenCV's FFmpeg as a stream.
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
+
+#: Milliseconds after which a silent stream counts as gone (opening it, and each frame of it).
+STREAM_TIMEOUT = 5000
 
 #: Unreadable frames in a row after which a video is given up, whatever it announces.
 _LONGEST_GAP = 1000
@@ -26,6 +37,38 @@ _PATIENCE = 1.0
 _VERSION = tuple(int(part) for part in re.findall(r"\d+", cv2.__version__)[:3])
 
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+def open_path(source: str) -> Source:
+    """A video file or a folder of images.
+
+    Raises:
+        SourceError: there is none of that name, or it cannot be decoded.
+    """
+    path, name = Path(source), printable(source)
+    if os.path.isdir(path):
+        return ImageFolder(path)
+    if not os.path.exists(path):
+        raise SourceError(f"there is no file or folder {name}")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
+    capture = open_video(path)
+    if not capture.isOpened():
+        raise SourceError(f"cannot decode {name}: not a video, or of a format this OpenCV cannot read")
+    return Video(capture, name, path)
+
+
+def open_stream(url: str) -> Source:
+    """A live stream, or a recording behind HTTP, which is read like a file; ``SourceError`` if it cannot be opened."""
+    shown = without_secrets(url.replace(" ", "%20"))  # else what stands behind a blank is shown
+    http = url.startswith("http")
+    recording = http and _has_end(url)
+    first = _connect(url, shown)
+    # RTSP announces made-up lengths.
+    if recording or (http and 0 < first.get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
+        return Video(first, shown)
+    ready = [first]
+    return _Stream(shown, lambda: ready.pop() if ready else _connect(url, shown))
 
 
 class ImageFolder(Source):
@@ -46,14 +89,9 @@ class ImageFolder(Source):
 
 
 class Video(Source):
-    """A video with an end, through OpenCV, upright as players show it.
+    """A video with an end, through OpenCV, upright as players show it; without ``path`` it is behind HTTP.
 
     A frame that cannot be decoded is None if a later one can be decoded, as in intra-coded videos.
-
-    Args:
-        capture: an open capture.
-        name: shown to people.
-        path: path of the file; None for a recording behind HTTP.
     """
 
     def __init__(self, capture: cv2.VideoCapture, name: str, path: Optional[Path] = None) -> None:
@@ -93,8 +131,7 @@ class Video(Source):
         if self.missing:
             self.damaged = gone or (self._path is not None and _is_damaged(self._path, self.missing))
 
-    def close(self) -> None:
-        """Releases the file."""
+    def close(self) -> None:  # noqa: D102
         self._capture.release()
 
 
@@ -132,20 +169,51 @@ def _is_damaged(path: Path, missing: int) -> bool:
         return end > size
 
 
-def open_path(source: str) -> Source:
-    """A video file or a folder of images.
+class _Stream(LiveSource):
+    """A live stream. If two connections give the same frames it is a recording, and ends."""
 
-    Raises:
-        SourceError: there is none of that name, or it cannot be decoded.
-    """
-    path, name = Path(source), printable(source)
-    if os.path.isdir(path):
-        return ImageFolder(path)
-    if not os.path.exists(path):
-        raise SourceError(f"there is no file or folder {name}")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
-    capture = open_video(path)
+    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
+        super().__init__(name, connect)
+        self._count = self._first = 0
+        self._before = (0, 0)
+
+    def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
+        read = super().read()
+        if read is None:
+            given = self._first, self._count
+            self.ended = self._count > 1 and given == self._before
+            self._before, self._count = given, 0
+        else:
+            if not self._count and read[0] is not None:
+                self._first = zlib.crc32(read[0].tobytes())
+            self._count += 1
+        return read
+
+
+def _has_end(url: str) -> bool:
+    """Whether an HTTP server states a length, as it does for a file and not for a camera."""
+    try:
+        parts = urlsplit(url)
+        headers = {"Range": "bytes=0-0"}  # for the response's head; no more of it is read
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        with urlopen(Request(bare, headers=headers), timeout=STREAM_TIMEOUT / 1000) as answer:
+            kind = answer.headers.get_content_type()
+            sized = answer.headers.get("Content-Length") is not None
+    except (OSError, ValueError, HTTPException):
+        return False
+    return sized and not re.search(r"^(image|multipart)/|mpegurl|dash\+xml", kind)
+
+
+def _connect(url: str, shown: str) -> cv2.VideoCapture:
+    parameters: List[int] = []
+    for name in ("CAP_PROP_OPEN_TIMEOUT_MSEC", "CAP_PROP_READ_TIMEOUT_MSEC"):
+        prop = getattr(cv2, name, None)  # OpenCV before 4.5.2 waits 30 seconds instead
+        if prop is not None:
+            parameters += [prop, STREAM_TIMEOUT]
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, *([parameters] if parameters else []))
     if not capture.isOpened():
-        raise SourceError(f"cannot decode {name}: not a video, or of a format this OpenCV cannot read")
-    return Video(capture, name, path)
+        raise SourceError(f"cannot open {shown}: is the server up, the path right, the password too?")
+    return capture

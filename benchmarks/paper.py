@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from asymtrack_edge.variants import VARIANTS
-
-Three = Tuple[Optional[float], Optional[float], Optional[float]]
+from asymtrack_edge.benchmarks.speed.machine import title
+from asymtrack_edge.benchmarks.speed.report import NETWORK, Row
+from asymtrack_edge.variants import VARIANTS, Variant
 
 #: The paper's machines by the columns of its tables.
 MACHINES = {"gpu": "Nvidia GeForce RTX 2080 Ti", "cpu": "Intel i7-9700KF at 3.6 GHz", "agx": "Jetson AGX Xavier"}
@@ -22,9 +22,9 @@ _MARKS = {"gpu": ("2080 ti",), "cpu": ("i7-9700kf",), "agx": ("agx", "xavier")}
 class Speeds(NamedTuple):
     """Frames per second on the paper's three machines."""
 
-    gpu: Optional[float]
-    cpu: Optional[float]
-    agx: Optional[float]
+    gpu: float
+    cpu: float
+    agx: float
 
 
 #: Speeds of Table 1 by variant; ``variants.Published`` has the rest of the table.
@@ -32,58 +32,35 @@ TABLE_1: Dict[str, Speeds] = {
     name: Speeds(v.published.fps_gpu, v.published.fps_cpu, v.published.fps_agx) for name, v in VARIANTS.items()
 }
 
-
-class Comparison(NamedTuple):
-    """A row of Table 2; accuracies in percent.
-
-    Attributes:
-        got10k: AO, SR 0.5, SR 0.75.
-        lasot: AUC, normalised precision, precision.
-        trackingnet: the same.
-        real_time: in the table's upper part: at least 20 frames per second on the AGX Xavier.
-    """
-
-    tracker: str
-    got10k: Three
-    lasot: Three
-    trackingnet: Three
-    speeds: Speeds
-    real_time: bool
-
-
-_N = None
-
-#: Table 2, in the paper's order.
-TABLE_2: Tuple[Comparison, ...] = tuple(
-    Comparison(name, got, lasot, net, Speeds(*speeds), real_time)
-    for real_time, name, got, lasot, net, speeds in (
-        (True, "AsymTrack-B", (67.7, 76.6, 61.4), (64.7, 73.0, 67.8), (80.0, 84.5, 77.4), (197, 38, 64)),
-        (True, "AsymTrack-S", (65.5, 74.8, 58.9), (62.8, 71.2, 64.8), (77.9, 82.2, 74.0), (200, 75, 78)),
-        (True, "AsymTrack-T", (62.3, 71.3, 54.7), (60.8, 68.7, 61.2), (76.2, 80.9, 71.6), (224, 81, 84)),
-        (True, "HiT-Base", (64.0, 72.1, 58.1), (64.6, 73.3, 68.1), (80.0, 84.4, 77.3), (175, 33, 61)),
-        (True, "TCTrack", (66.2, 75.6, 61.0), (60.5, 69.3, 62.4), (74.8, 79.6, 73.3), (140, 45, 41)),
-        (True, "MixFormerV2", (61.9, 71.7, 51.3), (60.6, 69.9, 60.4), (75.8, 81.1, 70.4), (167, 45, 49)),
-        (True, "HCAT", (65.1, 76.5, 56.7), (59.3, 68.7, 61.0), (76.6, 82.6, 72.9), (195, 45, 55)),
-        (True, "HiT-Small", (62.6, 71.2, 54.4), (60.5, 68.3, 61.5), (77.7, 81.9, 73.1), (192, 72, 68)),
-        (True, "E.T.Track", (_N, _N, _N), (59.1, _N, _N), (75.0, 80.3, 70.6), (40, 47, 20)),
-        (True, "FEAR", (61.9, 72.2, _N), (53.5, _N, 54.5), (_N, _N, _N), (105, 60, 38)),
-        (True, "LightTrack", (61.1, 71.0, _N), (53.8, _N, 53.7), (72.5, 77.8, 69.5), (128, 41, 36)),
-        (True, "ATOM", (55.6, 63.4, 40.2), (51.5, 57.6, 50.5), (70.3, 77.1, 64.8), (83, 18, 22)),
-        (True, "HiT-Tiny", (52.6, 59.3, 42.7), (54.8, 60.5, 52.9), (74.6, 78.1, 68.8), (204, 76, 77)),
-        (True, "ECO", (31.6, 30.9, 11.1), (32.4, 33.8, 30.1), (55.4, 61.8, 49.2), (240, 15, 39)),
-        (False, "ARTrack", (73.5, 82.2, 70.9), (70.4, 79.5, 76.6), (84.2, 88.7, 83.5), (26, 9, 8)),
-        (False, "MixFormer-L", (75.6, 85.7, 72.8), (70.1, 79.9, 76.3), (83.9, 88.9, 83.1), (18, _N, _N)),
-        (False, "TransT", (72.3, 82.4, 68.2), (64.9, 73.8, 69.0), (81.4, 86.7, 80.3), (63, 5, 13)),
-        (False, "OSTrack-256", (71.0, 80.4, 68.2), (69.1, 78.7, 75.2), (83.1, 87.8, 82.0), (105, 11, 19)),
-        (False, "Sim-B/16", (68.6, 78.9, 62.4), (69.3, 78.5, _N), (82.3, _N, 86.5), (87, 10, 16)),
-        (False, "STARK-ST50", (68.0, 77.7, 62.3), (66.6, _N, _N), (81.3, 86.1, _N), (50, 7, 13)),
-        (False, "TrSiam", (67.3, 78.7, 58.6), (62.4, _N, 60.6), (78.1, 82.9, 72.7), (40, 5, 10)),
-        (False, "DiMP", (61.1, 71.7, 49.2), (56.9, 65.0, 56.7), (74.0, 80.1, 68.7), (77, 10, 17)),
-        (False, "SiamFC++", (59.5, 69.5, 47.9), (54.5, _N, 54.7), (75.4, 80.0, 70.5), (_N, 12, _N)),
-        (False, "SiamRPN++", (51.7, 61.6, 32.5), (49.6, 56.9, 49.1), (73.3, 80.0, 69.4), (56, 4, 11)),
-    )
+#: Table 2, in the paper's order: accuracies in percent on GOT-10k (AO, SR 0.5, SR 0.75), LaSOT and TrackingNet
+#: (AUC, normalised precision, precision), and frames per second.
+TABLE_2: Tuple[Tuple[Any, ...], ...] = (
+    ("AsymTrack-B", 67.7, 76.6, 61.4, 64.7, 73.0, 67.8, 80.0, 84.5, 77.4, 197, 38, 64),
+    ("AsymTrack-S", 65.5, 74.8, 58.9, 62.8, 71.2, 64.8, 77.9, 82.2, 74.0, 200, 75, 78),
+    ("AsymTrack-T", 62.3, 71.3, 54.7, 60.8, 68.7, 61.2, 76.2, 80.9, 71.6, 224, 81, 84),
+    ("HiT-Base", 64.0, 72.1, 58.1, 64.6, 73.3, 68.1, 80.0, 84.4, 77.3, 175, 33, 61),
+    ("TCTrack", 66.2, 75.6, 61.0, 60.5, 69.3, 62.4, 74.8, 79.6, 73.3, 140, 45, 41),
+    ("MixFormerV2", 61.9, 71.7, 51.3, 60.6, 69.9, 60.4, 75.8, 81.1, 70.4, 167, 45, 49),
+    ("HCAT", 65.1, 76.5, 56.7, 59.3, 68.7, 61.0, 76.6, 82.6, 72.9, 195, 45, 55),
+    ("HiT-Small", 62.6, 71.2, 54.4, 60.5, 68.3, 61.5, 77.7, 81.9, 73.1, 192, 72, 68),
+    ("E.T.Track", None, None, None, 59.1, None, None, 75.0, 80.3, 70.6, 40, 47, 20),
+    ("FEAR", 61.9, 72.2, None, 53.5, None, 54.5, None, None, None, 105, 60, 38),
+    ("LightTrack", 61.1, 71.0, None, 53.8, None, 53.7, 72.5, 77.8, 69.5, 128, 41, 36),
+    ("ATOM", 55.6, 63.4, 40.2, 51.5, 57.6, 50.5, 70.3, 77.1, 64.8, 83, 18, 22),
+    ("HiT-Tiny", 52.6, 59.3, 42.7, 54.8, 60.5, 52.9, 74.6, 78.1, 68.8, 204, 76, 77),
+    ("ECO", 31.6, 30.9, 11.1, 32.4, 33.8, 30.1, 55.4, 61.8, 49.2, 240, 15, 39),
+    # The table's lower part: below 20 frames per second on the AGX Xavier.
+    ("ARTrack", 73.5, 82.2, 70.9, 70.4, 79.5, 76.6, 84.2, 88.7, 83.5, 26, 9, 8),
+    ("MixFormer-L", 75.6, 85.7, 72.8, 70.1, 79.9, 76.3, 83.9, 88.9, 83.1, 18, None, None),
+    ("TransT", 72.3, 82.4, 68.2, 64.9, 73.8, 69.0, 81.4, 86.7, 80.3, 63, 5, 13),
+    ("OSTrack-256", 71.0, 80.4, 68.2, 69.1, 78.7, 75.2, 83.1, 87.8, 82.0, 105, 11, 19),
+    ("Sim-B/16", 68.6, 78.9, 62.4, 69.3, 78.5, None, 82.3, None, 86.5, 87, 10, 16),
+    ("STARK-ST50", 68.0, 77.7, 62.3, 66.6, None, None, 81.3, 86.1, None, 50, 7, 13),
+    ("TrSiam", 67.3, 78.7, 58.6, 62.4, None, 60.6, 78.1, 82.9, 72.7, 40, 5, 10),
+    ("DiMP", 61.1, 71.7, 49.2, 56.9, 65.0, 56.7, 74.0, 80.1, 68.7, 77, 10, 17),
+    ("SiamFC++", 59.5, 69.5, 47.9, 54.5, None, 54.7, 75.4, 80.0, 70.5, None, 12, None),
+    ("SiamRPN++", 51.7, 61.6, 32.5, 49.6, 56.9, 49.1, 73.3, 80.0, 69.4, 56, 4, 11),
 )
-
 
 #: Table 3, in the paper's order: AUC in percent on NfS, UAV123 and LaSOT-ext.
 TABLE_3: Tuple[Tuple[str, Optional[float], Optional[float], Optional[float]], ...] = (
@@ -114,7 +91,7 @@ TABLE_3: Tuple[Tuple[str, Optional[float], Optional[float], Optional[float]], ..
 class Component(NamedTuple):
     """A row of Table 4 (AsymTrack-S): which modules are on, speeds, GOT-10k AO and LaSOT AUC."""
 
-    number: int
+    label: str
     etm: bool
     ope: bool
     speeds: Speeds
@@ -122,20 +99,19 @@ class Component(NamedTuple):
     lasot_auc: float
 
     @property
-    def label(self) -> str:
-        """Short name, for example ``"2: ETM"``."""
-        parts = [name for name, on in (("ETM", self.etm), ("OPE", self.ope)) if on]
-        return f"{self.number}: {' + '.join(parts) or 'neither'}"
+    def variant(self) -> Variant:
+        """AsymTrack-S with these modules."""
+        s = VARIANTS["S"]
+        return s.with_(etm_stages=s.etm_stages if self.etm else (), ope_stages=s.ope_stages if self.ope else ())
 
 
 #: Table 4.
 TABLE_4: Tuple[Component, ...] = (
-    Component(1, False, False, Speeds(260, 95, 100), 60.4, 58.8),
-    Component(2, True, False, Speeds(220, 80, 82), 62.9, 61.2),
-    Component(3, False, True, Speeds(240, 86, 92), 62.1, 60.7),
-    Component(4, True, True, Speeds(200, 75, 78), 64.4, 62.5),
+    Component("1: neither", False, False, Speeds(260, 95, 100), 60.4, 58.8),
+    Component("2: ETM", True, False, Speeds(220, 80, 82), 62.9, 61.2),
+    Component("3: OPE", False, True, Speeds(240, 86, 92), 62.1, 60.7),
+    Component("4: ETM + OPE", True, True, Speeds(200, 75, 78), 64.4, 62.5),
 )
-
 
 #: Table 5a, designs of ETM (AsymTrack-S): GOT-10k AO and LaSOT AUC in percent.
 TABLE_5A: Tuple[Tuple[str, float, float], ...] = (
@@ -171,6 +147,45 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
     return key, all(mark in name for mark in _MARKS[key]) and (on_gpu or not jetson)
 
 
+def beside_table_1(rows: Sequence[Row]) -> List[Row]:
+    """Measured speeds of published variants beside Table 1 (which Table 2 repeats)."""
+    lines = []
+    for row in rows:
+        name = row["case"]["tracker"].replace("AsymTrack-", "")
+        if row["protocol"] == NETWORK and name in TABLE_1 and row["case"]["batch"] == 1:
+            lines.append(_beside("1, 2", f"AsymTrack-{name}, fps", row, row["fps"], TABLE_1[name]))
+    return lines
+
+
+def beside_table_4(rows: Sequence[Row], ratios: Sequence[Row]) -> List[Row]:
+    """Speed of each model of Table 4, in its order, over that of model 4, measured and published.
+
+    Measured ratios are medians over the rounds of a race: they hold on a busy machine too.
+    """
+    measured = {ratio["name"]: ratio["speedup"] for ratio in ratios}
+    lines = []
+    for row, model in zip(rows, TABLE_4):
+        share = measured.get(row["case"]["name"], 1.0)
+        lines.append(_beside("4", "speed over model 4's", row, share, model.speeds, TABLE_4[3].speeds))
+    return lines
+
+
+def _beside(table: str, what: str, row: Row, measured: float, speeds: Speeds, over: Optional[Speeds] = None) -> Row:
+    key, same = column_for(row["machine"], row["case"]["device"])
+    published = getattr(speeds, key) / (getattr(over, key) if over else 1)
+    return {
+        "table": table,
+        "what": what,
+        "name": row["case"]["name"],
+        "measured": measured,
+        "published": published,
+        "ratio": measured / published,
+        "paper_machine": MACHINES[key],
+        "machine": title(row["machine"]),
+        "same_machine": same,
+    }
+
+
 def tables() -> List[Tuple[str, Sequence[str], List[Sequence[Any]]]]:
     """All five tables as the paper prints them: title, header and rows; None stands for a dash."""
     machines = ", ".join(f"{key.upper()}: {name}" for key, name in MACHINES.items())
@@ -190,7 +205,7 @@ def tables() -> List[Tuple[str, Sequence[str], List[Sequence[Any]]]]:
             "Table 2: state of the art",
             ("tracker", "GOT-10k AO", "SR0.5", "SR0.75", "LaSOT AUC", "LaSOT PNorm", "LaSOT P", "TrackingNet AUC",
              "TrackingNet PNorm", "TrackingNet P", *speeds),
-            [(t.tracker, *t.got10k, *t.lasot, *t.trackingnet, *t.speeds) for t in TABLE_2],
+            list(TABLE_2),
         ),
         ("Table 3: more benchmarks (AUC)", ("tracker", "NFS", "UAV123", "LaSOText"), list(TABLE_3)),
         (

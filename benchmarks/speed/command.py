@@ -14,7 +14,7 @@ from typing import Any, Optional, Sequence
 from asymtrack_edge import cli
 from asymtrack_edge.errors import without_secrets
 
-PROTOCOLS = ("P1", "P2", "P4", "P5", "P6")
+PROTOCOLS = ("P1", "P2", "P5", "P6")
 EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in a minute
 asymtrack-bench speed T --threads 1,2 --protocol P1,P2 --output report
@@ -88,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_backend(startup)
     startup.add_argument("--runs", type=cli.positive, default=5, metavar="N", help="processes (default: 5)")
 
-    paper = add("paper", "measured speeds of T, S and B beside the paper's tables", 40.0, "per table")
+    paper = add("paper", "measured speeds beside the paper's tables", 40.0, "per table")
     cli.add_backend(paper)
     paper.add_argument("--published", action="store_true", help="only print the paper's Tables 1 to 5")
 
@@ -118,7 +118,7 @@ def _protocols(text: str) -> Sequence[str]:
     names = tuple(text.upper().split(","))
     for name in names:
         if name not in PROTOCOLS:
-            elsewhere = "P3: ab FILE.onnx; P7: asymtrack-eval; P8: asymtrack-bench energy"
+            elsewhere = "P3: ab FILE.onnx; P4: trtexec; P7: asymtrack-eval; P8: energy"
             raise argparse.ArgumentTypeError(f"there is no {name!r}: choose among {', '.join(PROTOCOLS)} ({elsewhere})")
     return names
 
@@ -138,9 +138,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    from asymtrack_edge.benchmarks.speed.measure import Run
+    from asymtrack_edge.benchmarks.speed.measure import main
 
-    return Run(arguments).main()
+    return main(arguments)
 
 
 if __name__ == "__main__":

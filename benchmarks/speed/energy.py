@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts, read
-from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.errors import BackendError
 
 #: Gives milliwatts by rail now; rails that have nothing to say yet are left out.
 Sensor = Callable[[], Dict[str, float]]
@@ -23,16 +23,13 @@ Sensor = Callable[[], Dict[str, float]]
 Sample = Tuple[float, Dict[str, float]]
 #: The machine is watched for so long before anything runs.
 IDLE_SECONDS = 5.0
+#: Seconds between readings.
+INTERVAL = 0.1
 
 
 @contextmanager
-def sampling(sensors: Mapping[str, Sensor], interval: float = 0.1) -> Iterator[List[Sample]]:
-    """Reads sensors at an interval, from a thread of its own, into the list that it yields.
-
-    Args:
-        sensors: by name of the source.
-        interval: seconds between readings.
-    """
+def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
+    """Reads sensors every ``INTERVAL``, from a thread of its own, into the list that it yields."""
     samples: List[Sample] = []
     ended = threading.Event()
 
@@ -40,7 +37,7 @@ def sampling(sensors: Mapping[str, Sensor], interval: float = 0.1) -> Iterator[L
         while True:
             now = monotonic()
             samples.append((now, {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}))
-            if ended.wait(interval):
+            if ended.wait(INTERVAL):
                 return
 
     thread = threading.Thread(target=poll, daemon=True)
@@ -61,14 +58,9 @@ def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
     Raises:
         BackendError: it has none that can be read.
     """
-    monitors, counters = Ina3221(), Rapl()
-    sensors: Dict[str, Sensor] = {}
-    if monitors.rails:
-        sensors["INA3221"] = monitors.read
-    if counters.files:
-        sensors["RAPL"] = counters.read
-    if gpu_milliwatts(gpu):
-        sensors["NVML"] = partial(gpu_milliwatts, gpu)
+    found: Dict[str, Optional[Sensor]] = {"INA3221": ina3221(), "RAPL": rapl()}
+    found["NVML"] = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
+    sensors = {name: sensor for name, sensor in found.items() if sensor}
     if not sensors:
         raise BackendError(
             "this machine has no power sensor that can be read: energy needs a Jetson's INA3221 monitors "
@@ -78,50 +70,42 @@ def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
     return sensors
 
 
-class Ina3221:
-    """The power monitors of a Jetson (JetPack 5 and 6), which every user may read.
+def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
+    """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None without any."""
+    rails: Dict[str, Tuple[Path, Path]] = {}
+    for monitor in sorted(root.glob("hwmon*")):
+        for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in read(monitor / "name") else ():
+            rail, number = read(label), label.name[2]
+            if rail and rail != "NC":  # not connected
+                rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")
 
-    Attributes:
-        rails: files of voltage and current by rail.
-    """
-
-    def __init__(self, root: Path = Path("/sys/class/hwmon")) -> None:
-        self.rails: Dict[str, Tuple[Path, Path]] = {}
-        for monitor in sorted(root.glob("hwmon*")):
-            for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in read(monitor / "name") else ():
-                rail, number = read(label), label.name[2]
-                if rail and rail != "NC":  # not connected
-                    self.rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")
-
-    def read(self) -> Dict[str, float]:
-        """Milliwatts by rail, from millivolts and milliamperes."""
-        texts = {rail: (read(volts), read(amperes)) for rail, (volts, amperes) in self.rails.items()}
+    def milliwatts() -> Dict[str, float]:
+        texts = {rail: (read(volts), read(amperes)) for rail, (volts, amperes) in rails.items()}
         return {rail: int(v) * int(a) / 1000 for rail, (v, a) in texts.items() if v and a}
 
+    return milliwatts if rails else None
 
-class Rapl:
-    """Intel's and AMD's energy counters; milliwatts come from the difference between two readings.
 
-    Attributes:
-        files: by rail, of those counters that this user may read.
+def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = monotonic) -> Optional[Sensor]:
+    """Intel's and AMD's energy counters, those that this user may read; None without any.
+
+    A reading is the mean since the last one: without a rail the first time and where its counter wrapped.
     """
+    zones = {f"{read(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
+    files = {rail: file for rail, file in zones.items() if read(file).isdigit()}
+    last: Dict[str, Tuple[float, int]] = {}
 
-    def __init__(self, root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = monotonic) -> None:
-        self._clock = clock
-        self._last: Dict[str, Tuple[float, int]] = {}
-        zones = {f"{read(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
-        self.files = {rail: file for rail, file in zones.items() if read(file).isdigit()}
-
-    def read(self) -> Dict[str, float]:
-        """Mean milliwatts since the last reading; without a rail the first time and where its counter wrapped."""
+    def milliwatts() -> Dict[str, float]:
         found = {}
-        for rail, file in self.files.items():
-            now, energy = self._clock(), int(read(file))
-            before = self._last.get(rail)
-            self._last[rail] = (now, energy)
-            if before is not None and energy >= before[1] and now > before[0]:
-                found[rail] = (energy - before[1]) / 1000 / (now - before[0])
+        for rail, file in files.items():
+            now, energy = clock(), int(read(file))
+            since, before = last.get(rail, (now, energy))
+            last[rail] = (now, energy)
+            if energy >= before and now > since:
+                found[rail] = (energy - before) / 1000 / (now - since)
         return found
+
+    return milliwatts if files else None
 
 
 def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
@@ -144,24 +128,15 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
 
 
 def measure(
-    step: Callable[[], Any],
-    meter: ContextManager[List[Sample]],
-    seconds: float,
-    paced: Optional[float],
-    idle_seconds: float,
-    clock: Callable[[], float] = monotonic,
-    wait: Callable[[float], Any] = sleep,
+    step: Callable[[], object], sensors: Mapping[str, Sensor], seconds: float, paced: Optional[float]
 ) -> Dict[str, float]:
     """Runs ``step`` once per frame while power is sampled.
 
     Args:
         step: tracks one frame.
-        meter: of ``sampling``.
-        seconds: of tracking.
+        sensors: by name of the source.
+        seconds: of tracking, after ``IDLE_SECONDS`` of rest.
         paced: frames per second of the imitated camera; None to go on without a pause.
-        idle_seconds: the machine is watched for so long before.
-        clock: in seconds, that of the samples.
-        wait: sleeps for some seconds.
 
     Returns:
         ``fps`` and, by rail, joules per frame (everything the rail fed, and less what the idle machine
@@ -169,27 +144,22 @@ def measure(
         which were not done when the next one was due.
 
     Raises:
-        UsageError: times that cannot be.
         BackendError: the sensors gave no readings.
     """
-    if seconds <= 0 or (paced is not None and paced <= 0):
-        raise UsageError("--seconds and --fps must be positive")
     step()
-    with meter as samples:
-        idle_start = clock()
-        wait(idle_seconds)
-        start = clock()
+    with sampling(sensors) as samples:
+        idle_start = monotonic()
+        sleep(IDLE_SECONDS)
+        start = monotonic()
         frames = late = 0
-        while clock() - start < seconds:
+        while monotonic() - start < seconds:
             step()
             frames += 1
             if paced is not None:
-                due = start + frames / paced
-                if clock() < due:
-                    wait(due - clock())
-                else:
-                    late += 1
-        end = clock()
+                rest = start + frames / paced - monotonic()
+                late += rest <= 0
+                sleep(max(0.0, rest))
+        end = monotonic()
     idle, used = joules(samples, idle_start, start), joules(samples, start, end)
     found = {"fps": frames / (end - start)}
     for rail, energy in used.items():

@@ -1,8 +1,7 @@
 """Where a figure was measured: hardware, system, versions, power mode, clocks, temperatures, memory.
 
-Everything is asked of the running system; nothing can be passed in by hand. What the system does not
-report is None. psutil, py-cpuinfo and nvidia-ml-py (extra ``bench``) are asked where they are
-installed; ``missing`` says which are not.
+Everything is asked of the running system; what that does not report is None. psutil, py-cpuinfo and
+nvidia-ml-py (extra ``bench``) are asked where they are installed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError
@@ -25,12 +24,6 @@ from asymtrack_edge.runtime.backends.threads import processors
 
 _PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-headless", "onnxruntime",
              "onnxruntime-gpu", "openvino", "onnx", "torch", "tensorrt", "tensorrt-rtx", "pycuda")  # fmt: skip
-#: Module, its package, and what is not known without it.
-_HELPERS = (
-    ("psutil", "psutil", "memory, clocks and temperatures"),
-    ("cpuinfo", "py-cpuinfo", "the processor's name"),
-    ("pynvml", "nvidia-ml-py", "driver, clock and temperature of the GPU"),
-)
 
 
 def package(name: str) -> Any:
@@ -41,23 +34,11 @@ def package(name: str) -> Any:
         return None
 
 
-def missing(gpu: int = 0) -> List[str]:
-    """One line for each optional package without which something is not known here."""
-    wanted = _HELPERS if facts(gpu)["gpu"] else _HELPERS[:2]
-    return [
-        f"{name} is not installed, so {what} are not known: pip install 'asymtrack-edge[bench]'"
-        for module, name, what in wanted
-        if package(module) is None
-    ]
-
-
-def output_of(command: Sequence[str], timeout: float = 10.0) -> str:
-    """What a command prints; empty if it is absent, fails or takes longer than ``timeout`` seconds."""
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=timeout, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.decode("utf-8", "replace")
+def output_of(*command: str) -> str:
+    """What a command prints; empty if it is absent, fails or takes longer than ten seconds."""
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, timeout=10, check=True).stdout.decode("utf-8", "replace")
+    return ""
 
 
 def read(path: Path) -> str:
@@ -82,11 +63,11 @@ def nvpmodel(text: str) -> Optional[str]:
 
 def clocks_locked(root: Path = Path("/sys")) -> Optional[bool]:
     """Whether all clocks of CPU and GPU are fixed, lowest equal to highest, as jetson_clocks does; None: not told."""
-    pairs = [
-        (p, p.with_name("scaling_max_freq")) for p in root.glob("devices/system/cpu/cpu*/cpufreq/scaling_min_freq")
+    lowest = [
+        *root.glob("devices/system/cpu/cpu*/cpufreq/scaling_min_freq"),
+        *root.glob("class/devfreq/*gpu*/min_freq"),
     ]
-    pairs += [(p, p.with_name("max_freq")) for p in root.glob("class/devfreq/*gpu*/min_freq")]
-    return all(read(low) == read(high) for low, high in pairs) if pairs else None
+    return all(read(low) == read(low.with_name(low.name.replace("min", "max"))) for low in lowest) if lowest else None
 
 
 @lru_cache(maxsize=None)
@@ -121,7 +102,7 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
         "os": pretty.group(1) if pretty else platform.system(),
         "kernel": platform.release(),
         "l4t": l4t,
-        "power_mode": nvpmodel(output_of(["nvpmodel", "-q"])) or (f"governor {governor}" if governor else None),
+        "power_mode": nvpmodel(output_of("nvpmodel", "-q")) or (f"governor {governor}" if governor else None),
         "clocks_locked": clocks_locked(),
         "asymtrack_edge": asymtrack_edge.__version__,
         "python": platform.python_version(),
@@ -197,13 +178,11 @@ def gpu_milliwatts(gpu: int = 0) -> Dict[str, float]:
 
 
 def process_memory(gpu: int = 0) -> Dict[str, float]:
-    """Memory of this process in MB (10^6 bytes): resident now, at most, and on the GPU, where known."""
-    found = {}
-    for name, key in (("RSS (MB)", "VmRSS"), ("peak RSS (MB)", "VmHWM")):
-        match = re.search(rf"^{key}:\s+(\d+) kB", read(Path("/proc/self/status")), re.MULTILINE)
-        if match:
-            found[name] = int(match.group(1)) * 1024 / 1e6
-    nvml = _nvml(gpu)
+    """Memory of this process in MB (10^6 bytes): at most, and on the GPU, where known."""
+    found, nvml = {}, _nvml(gpu)
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", read(Path("/proc/self/status")), re.MULTILINE)
+    if peak:
+        found["peak RSS (MB)"] = int(peak.group(1)) * 1024 / 1e6
     if nvml:
         with suppress(nvml[0].NVMLError):
             for process in nvml[0].nvmlDeviceGetComputeRunningProcesses(nvml[1]):

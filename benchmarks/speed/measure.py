@@ -1,244 +1,331 @@
-"""What the subcommands of ``asymtrack-bench`` do."""
+"""What the subcommands of ``asymtrack-bench`` do: functions of the arguments that fill a report."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
-from contextlib import ExitStack
+from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Tuple
+
+import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks import paper
-from asymtrack_edge.benchmarks.speed import against_paper, energy, layers, protocols, startup
+from asymtrack_edge.benchmarks import paper as tables
+from asymtrack_edge.benchmarks.speed import energy as power
+from asymtrack_edge.benchmarks.speed import protocols
 from asymtrack_edge.benchmarks.speed.cases import (
     Clip,
     Setting,
-    gpu_index,
     make_clip,
     network_case,
     peak_case,
     peer_case,
+    random_feeds,
     settings,
     tracker_case,
 )
-from asymtrack_edge.benchmarks.speed.machine import conditions, missing, package
+from asymtrack_edge.benchmarks.speed.machine import conditions, package
 from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.race import Case
-from asymtrack_edge.benchmarks.speed.report import Report, markdown_table
+from asymtrack_edge.benchmarks.speed.report import Report, Row, markdown_table
 from asymtrack_edge.benchmarks.speed.torch_process import reference_case
-from asymtrack_edge.errors import BackendError, MissingDependencyError, UsageError
-from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
+from asymtrack_edge.manifest import BATCH_AXIS
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.variants import VARIANTS, get_variant
 
 
-class Run:
-    """One call of the command.
+def main(a: argparse.Namespace) -> int:
+    """Measures, writes and prints.
 
     Args:
-        arguments: parsed; ``line`` is the command line.
+        a: parsed arguments; ``line`` is the command line.
     """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.report = Report(arguments.line)
-        self.stack = ExitStack()
-
-    def main(self) -> int:
-        """Measures, writes and prints."""
-        arguments = self.arguments
-        if getattr(arguments, "published", False):
-            for title, header, rows in paper.tables():
-                print(markdown_table(title, [dict(zip(header, row)) for row in rows]) + "\n")
-            return 0
-        with self.stack:
-            getattr(self, {"report": "merge"}.get(arguments.command, arguments.command))()
-        # Files first: a reader of our output may go away before its end.
-        if arguments.output is not None:
-            self.report.write(arguments.output)
-        if arguments.json != "-":
-            print(self.report.markdown())
-        cli.write_json(arguments.json, self.report.document())
+    if a.command == "paper" and a.published:
+        for title, header, rows in tables.tables():
+            print(markdown_table(title, [dict(zip(header, row)) for row in rows]) + "\n")
         return 0
+    report = Report(a.line)
+    if a.command == "report":
+        report = Report.merge([Report.load(path) for path in a.files])
+    elif a.command == "profile":
+        profile(a, report)
+    else:
+        bench = Bench(report, a.device)
+        with bench.stack:
+            _COMMANDS[a.command](a, bench)
+    # Files first: a reader of our output may go away before its end.
+    if a.output is not None:
+        report.write(a.output)
+    if a.json != "-":
+        print(report.markdown())
+    cli.write_json(a.json, report.document())
+    return 0
 
-    def bench(self, seconds: Optional[float], total: float) -> Bench:
-        """Shared settings of the protocols, with a progress bar over ``total`` seconds where tqdm is installed."""
-        bench = Bench(self.report, seconds, gpu_index(self.arguments.device))
-        for line in missing(bench.gpu):
-            self.report.say(line)
-        tqdm = package("tqdm")
-        if tqdm is not None:
-            shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
-            bar = self.stack.enter_context(tqdm.tqdm(total=total, bar_format=shape, leave=False, disable=None))
-            began = monotonic()
 
-            def tick(name: str) -> None:
-                bar.set_description_str(name[:40], refresh=False)
-                bar.update(min(monotonic() - began, total) - bar.n)
+def _setting(a: argparse.Namespace) -> Setting:
+    """The one model and backend of the arguments."""
+    return Setting(a.model, a.backend, a.precision, a.device, a.threads)
 
-            bench.tick = tick
-        return bench
 
-    def keep(self, case: Case) -> Case:
-        """A case that is closed at the end."""
-        self.stack.callback(case.step.close)
-        return case
+def _settings(a: argparse.Namespace) -> Dict[str, Setting]:
+    """All combinations of the arguments."""
+    return settings(a.model, a.backend, a.precision, a.threads, a.device)
 
-    def setting(self) -> Setting:
-        """The one model and backend of the arguments."""
-        a = self.arguments
-        return Setting(a.model, a.backend, a.precision, a.device, a.threads)
 
-    def settings(self) -> Dict[str, Setting]:
-        """All combinations of the arguments."""
-        a = self.arguments
-        return settings(a.model, a.backend, a.precision, a.threads, a.device)
-
-    def open(self, wanted: Dict[str, Setting], make: Callable[[str, Setting], Case]) -> List[Case]:
-        """Makes a case of every setting; of several, those that cannot be here are left out and named."""
-        made = []
-        for name, setting in wanted.items():
-            try:
-                made.append(self.keep(make(name, setting)))
-            except (BackendError, MissingDependencyError, UsageError) as error:
-                if len(wanted) == 1:
-                    raise
-                self.report.say(f"{name} was left out: {error}")
-        if not made:
-            raise UsageError("; ".join(self.report.messages))
-        return made
-
-    def networks(self) -> List[Case]:
-        """Search networks of all settings, after the published form of the first where it is asked for."""
-        cases = self.open(self.settings(), network_case)
-        if self.arguments.reference:
-            variant = get_variant(cases[0].tracker.replace("AsymTrack-", ""))
-            multiply_adds = cases[0].multiply_adds
-            case = reference_case(variant, cases[0].device, cases[0].threads, multiply_adds=multiply_adds)
-            cases.insert(0, self.keep(case))
-        return cases
-
-    def peak(self, cases: Sequence[Case]) -> Optional[Case]:
-        """The matrix product that CPU networks are held against; None, and a message, without onnx."""
-        threads = {case.threads for case in cases if not case.on_gpu}
-        if len(threads) != 1:
-            return None
+def _open(bench: Bench, wanted: Dict[str, Setting], make: Callable[[str, Setting], Case]) -> List[Case]:
+    """Makes a case of every setting; of several, those that cannot be here are left out and named."""
+    made = []
+    for name, setting in wanted.items():
         try:
-            return peak_case(threads.pop())
+            made.append(bench.keep(make(name, setting)))
+        except (BackendError, MissingDependencyError, UsageError) as error:
+            if len(wanted) == 1:
+                raise
+            bench.report.say(f"{name} was left out: {error}")
+    if not made:
+        raise UsageError("; ".join(bench.report.messages))
+    return made
+
+
+def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> None:
+    """P1 and P2 of all settings, after the published form of the first where it is asked for."""
+    cases = _open(bench, _settings(a), network_case)
+    if a.reference:
+        variant, first = get_variant(cases[0].tracker.replace("AsymTrack-", "")), cases[0]
+        reference = reference_case(variant, first.device, first.threads, multiply_adds=first.multiply_adds)
+        cases.insert(0, bench.keep(reference))
+    peak = None
+    threads = {case.threads for case in cases if not case.on_gpu}
+    if len(threads) == 1:
+        try:
+            peak = peak_case(threads.pop())
         except MissingDependencyError as error:
-            self.report.say(str(error))
-            return None
+            bench.report.say(str(error))
+    protocols.networks(bench, cases, seconds, peak)
 
-    def clip(self, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
-        """Frames to track on."""
-        return make_clip(source, box, Path(self.stack.enter_context(tempfile.TemporaryDirectory())))
 
-    def speed(self) -> None:
-        """P1 to P6 of all settings."""
-        a, wanted = self.arguments, set(self.arguments.protocol)
-        seconds = None if a.full else a.seconds
-        clip = self.clip(a.clip, a.box) if wanted & {"P5", "P6"} else None
-        groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(self.settings())
-        bench = self.bench(seconds, (seconds or 60.0) * groups)
-        if wanted & {"P1", "P2", "P4"}:
-            cases = self.networks()
-            if wanted & {"P1", "P2"}:
-                protocols.networks(bench, cases, self.peak(cases))
-                self.report.paper += against_paper.beside_table_1(self.report.rows)
-            for case in cases if "P4" in wanted else ():
-                if case.backend == "tensorrt":
-                    folder = model_folder(self.settings()[case.name].model)
-                    protocols.trtexec(bench, case, folder, load_manifest(folder))
-        if clip is not None:
-            trackers = self.open(self.settings(), lambda name, setting: tracker_case(name, setting, clip))
-            peers = [self.keep(peer_case(peer, trackers[0].threads, clip)) for peer in a.peer]
-            if "P5" in wanted:
-                protocols.update(bench, [*trackers, *peers])
-            for case in trackers if "P6" in wanted else ():
-                protocols.end_to_end(bench, case, clip)
+def _clip(bench: Bench, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
+    """Frames to track on."""
+    return make_clip(source, box, Path(bench.stack.enter_context(tempfile.TemporaryDirectory())))
 
-    def ab(self) -> None:
-        """P2 of several networks."""
-        if len(self.settings()) + self.arguments.reference < 2:
-            raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
-        bench = self.bench(self.arguments.seconds, self.arguments.seconds)
-        cases = self.networks()
-        protocols.networks(bench, cases, self.peak(cases))
 
-    def targets(self) -> None:
-        """P2 for several numbers of targets; the two ways take turns at each."""
-        counts, seconds = self.arguments.counts, self.arguments.seconds
-        bench = self.bench(seconds / len(counts), seconds)
-        for count in counts:
-            title = f"({count} target{'s' * (count > 1)})"
-            ways = {f"one by one {title}": False, f"together {title}": True}
-            cases = [self.keep(network_case(name, self.setting(), count, way)) for name, way in ways.items()]
-            protocols.networks(bench, cases, calls=300)
-            for row in self.report.rows[-2:]:
-                row["values"]["ms per target"] = row["latency"]["median"] / count
+def speed(a: argparse.Namespace, bench: Bench) -> None:
+    """P1 to P6 of all settings."""
+    seconds, wanted = None if a.full else a.seconds, set(a.protocol)
+    groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(_settings(a))
+    bench.expect((seconds or 60.0) * groups)
+    clip = _clip(bench, a.clip, a.box) if wanted & {"P5", "P6"} else None
+    if wanted & {"P1", "P2"}:
+        _networks(a, bench, seconds)
+        bench.report.paper += tables.beside_table_1(bench.report.rows)
+    if clip is not None:
+        ours = _open(bench, _settings(a), lambda name, setting: tracker_case(name, setting, clip))
+        if "P5" in wanted:
+            peers = [bench.keep(peer_case(peer, ours[0].threads, clip)) for peer in a.peer]
+            protocols.update(bench, [*ours, *peers], seconds)
+        for case in ours if "P6" in wanted else ():
+            protocols.end_to_end(bench, case, clip, seconds and 0.5 * seconds)
 
-    def profile(self) -> None:
-        """Layers of the search network."""
-        a = self.arguments
-        if a.trtexec is not None:
-            name, found = f"{a.model}, TensorRT", layers.trtexec_layers(a.trtexec)
-        else:
-            name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
-            found = layers.onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads)
-        self.report.layers += [{"model": name, **layer} for layer in found]
 
-    def startup(self) -> None:
-        """Start-up time and memory."""
-        runs = self.arguments.runs
-        bench = self.bench(None, 3.0 * runs)
-        before = conditions(bench.gpu)
-        values = startup.measure(self.setting(), runs, bench.gpu)
-        heavy = values.pop("heavy")
-        notes = [f"medians of {runs} processes, memory their greatest"]
-        notes.append(f"imported without need: {', '.join(heavy)}" if heavy else "torch was not imported")
-        case = self.keep(network_case(self.arguments.model, self.setting()))
-        bench.add("startup", case, before, values=values, notes=notes)
+def ab(a: argparse.Namespace, bench: Bench) -> None:
+    """P2 of several networks."""
+    if len(_settings(a)) + a.reference < 2:
+        raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
+    bench.expect(a.seconds)
+    _networks(a, bench, a.seconds)
 
-    def paper(self) -> None:
-        """T, S and B beside Tables 1 and 2, the models of Table 4 beside it."""
-        a, torch = self.arguments, package("torch") is not None
-        bench = self.bench(a.seconds, a.seconds * (1 + torch))
-        cases = [
-            self.keep(network_case(name, Setting(name, a.backend, a.precision, a.device, a.threads)))
-            for name in VARIANTS
+
+def targets(a: argparse.Namespace, bench: Bench) -> None:
+    """P2 for several numbers of targets; the two ways take turns at each."""
+    bench.expect(a.seconds)
+    for count in a.counts:
+        text = f"({count} target{'s' * (count > 1)})"
+        ways = {f"one by one {text}": False, f"together {text}": True}
+        cases = [bench.keep(network_case(name, _setting(a), count, way)) for name, way in ways.items()]
+        protocols.networks(bench, cases, a.seconds / len(a.counts), calls=300)
+        for row in bench.report.rows[-2:]:
+            row["values"]["ms per target"] = row["latency"]["median"] / count
+
+
+def profile(a: argparse.Namespace, report: Report) -> None:
+    """Layers of the search network."""
+    if a.trtexec is not None:
+        name, found = f"{a.model}, TensorRT", trtexec_layers(a.trtexec)
+    else:
+        name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
+        found = _onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads)
+    report.layers += [{"model": name, **layer} for layer in found]
+
+
+def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
+    """Layers in order of execution by ONNX Runtime's own profiler, on the CPU.
+
+    Returns:
+        ``operator``, ``name`` and ``milliseconds`` (20th percentile over the runs) of every node of the
+        graph that ONNX Runtime makes of ``model``.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = f"{folder}/profile"
+        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        feeds = random_feeds(session)
+        for _ in range(runs):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: Dict[Tuple[str, str], List[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["args"]["op_name"], event["name"][: -len("_kernel_time")]].append(event["dur"] / 1000)
+    return [
+        {"operator": operator, "name": name, "milliseconds": float(np.percentile(values, 20))}
+        for (operator, name), values in times.items()
+    ]
+
+
+def trtexec_layers(path: Path) -> List[Row]:
+    """Layers from the file that ``trtexec --exportProfile=FILE`` writes (median times).
+
+    Raises:
+        UsageError: it cannot be read, or is no such file.
+    """
+    try:
+        return [
+            {
+                "operator": _kind(entry["name"]),
+                "name": str(entry["name"]),
+                "milliseconds": float(entry.get("medianMs", entry["averageMs"])),
+            }
+            for entry in json.loads(path.read_text(encoding="utf-8"))
+            if "name" in entry
         ]
-        device = cases[0].device
-        for variant in VARIANTS.values() if torch else ():
-            name = f"{variant.name}, reference form, PyTorch"
-            cases.append(self.keep(reference_case(variant, device, a.threads, name)))
-        protocols.networks(bench, cases)
-        self.report.paper += against_paper.beside_table_1(self.report.rows)
-        if torch:
-            against_paper.measure_table_4(bench, device, a.threads)
-        else:
-            self.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{path} is no file written by trtexec --exportProfile") from None
 
-    def energy(self) -> None:
-        """P8 at the pace of a camera and flat out."""
-        a = self.arguments
-        bench = self.bench(None, 2 * (a.seconds + energy.IDLE_SECONDS))
-        sensors = energy.find_sensors(bench.gpu)
-        clip = self.clip()
-        for paced in (a.fps, None):
-            way = "flat out" if paced is None else f"{paced:g} fps"
-            case = self.keep(tracker_case(f"{a.model}, {way}", self.setting(), clip))
-            before = conditions(bench.gpu)
 
-            def step(case: Case = case) -> Any:
-                bench.tick(case.name)
-                return case.step.sample()
+def _kind(name: str) -> str:
+    """What TensorRT did in a layer, as far as its name tells."""
+    if name.startswith("{ForeignNode"):
+        return "fused (Myelin)"
+    if name.startswith("Reformatting"):
+        return "reformat"
+    return name.strip("/").split("/")[-1].split("_")[0].split(" ")[0] or name
 
-            values = energy.measure(step, energy.sampling(sensors), a.seconds, paced, energy.IDLE_SECONDS)
-            notes = [f"power from {', '.join(sensors)}", "update() on frames in memory; no camera, no decoding"]
-            bench.add("P8", case, before, fps=values.pop("fps"), values=values, notes=notes)
 
-    def merge(self) -> None:
-        """One report of several files."""
-        self.report = Report.merge([Report.load(path) for path in self.arguments.files])
+#: Imports what a user's program imports, loads a model, tracks for a while and reports.
+_CHILD = """
+import json, sys, time
+began = time.perf_counter()
+from asymtrack_edge.runtime import Tracker
+imported = time.perf_counter()
+gpu, setting = json.loads(sys.argv[1])
+cpu = time.process_time()
+tracker = Tracker.load(**setting)
+loaded, cpu = time.perf_counter(), time.process_time() - cpu
+import numpy as np
+frame = np.random.RandomState(0).randint(0, 256, (720, 1280, 3)).astype(np.uint8)
+first = time.perf_counter()
+tracker.init(frame, (600, 300, 80, 60))
+tracker.update(frame)
+tracked = time.perf_counter()
+for _ in range(20):
+    tracker.update(frame)
+from asymtrack_edge.benchmarks.speed.machine import process_memory
+print(json.dumps({"import (s)": imported - began, "load (s)": loaded - imported, "load, processor time (s)": cpu,
+                  "first init and update (s)": tracked - first, **process_memory(gpu)}))
+"""
+
+
+def startup(a: argparse.Namespace, bench: Bench) -> None:
+    """Start-up time and memory of fresh processes: this one has long imported everything.
+
+    The first one, which may have to read the packages from the disk, counts like the others; the
+    medians are those of a program that was started before.
+
+    Raises:
+        BackendError: the child failed; the message is its own.
+    """
+    bench.expect(3.0 * a.runs)
+    before = conditions(bench.gpu)
+    answers: List[Dict[str, float]] = []
+    for _ in range(a.runs):
+        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, asdict(_setting(a))])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise BackendError(f"a tracking process could not be started: {lines[-1]}")
+        answers.append(json.loads(done.stdout.splitlines()[-1]))
+        bench.tick("startup")
+    found = {key: [answer[key] for answer in answers if key in answer] for key in answers[0]}
+    values = {key: float(np.median(v) if key.endswith("(s)") else max(v)) for key, v in found.items()}
+    case = bench.keep(network_case(a.model, _setting(a)))
+    bench.add("startup", case, before, f"medians of {a.runs} processes, memory their greatest", values=values)
+
+
+def paper(a: argparse.Namespace, bench: Bench) -> None:
+    """The variants beside Tables 1 and 2, the models of Table 4 beside it, in the authors' form too.
+
+    Untrained where no weights are bundled: speed does not depend on them.
+    """
+    torch = package("torch") is not None
+    bench.expect(a.seconds * (1 + torch))
+    cases = []
+    for name in VARIANTS:
+        try:
+            setting = Setting(name, a.backend, a.precision, a.device, a.threads)
+            cases.append(bench.keep(network_case(name, setting)))
+        except ManifestError as error:
+            bench.report.say(str(error))
+    device = cases[0].device
+    for variant in VARIANTS.values() if torch else ():
+        name = f"{variant.name}, reference form, PyTorch"
+        cases.append(bench.keep(reference_case(variant, device, a.threads, name)))
+    protocols.networks(bench, cases, a.seconds)
+    bench.report.paper += tables.beside_table_1(bench.report.rows)
+    if not torch:
+        bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
+        return
+    models = [
+        bench.keep(reference_case(model.variant, device, a.threads, f"Table 4, {model.label}"))
+        for model in tables.TABLE_4
+    ]
+    first = len(bench.report.rows)
+    protocols.networks(bench, models, a.seconds, base=models[3].name)
+    bench.report.paper += tables.beside_table_4(bench.report.rows[first:], bench.report.ratios)
+
+
+def energy(a: argparse.Namespace, bench: Bench) -> None:
+    """P8 at the pace of a camera and flat out."""
+    bench.expect(2 * (a.seconds + power.IDLE_SECONDS))
+    sensors = power.find_sensors(bench.gpu)
+    clip = _clip(bench)
+    for paced in (a.fps, None):
+        way = "flat out" if paced is None else f"{paced:g} fps"
+        case = bench.keep(tracker_case(f"{a.model}, {way}", _setting(a), clip))
+        before = conditions(bench.gpu)
+
+        def step(case: Case = case) -> None:
+            bench.tick(case.name)
+            case.sample()
+
+        values = power.measure(step, sensors, a.seconds, paced)
+        notes = (f"power from {', '.join(sensors)}", "update() on frames in memory; no camera, no decoding")
+        bench.add("P8", case, before, *notes, fps=values.pop("fps"), values=values)
+
+
+_COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
+    body.__name__: body for body in (speed, ab, targets, startup, paper, energy)
+}

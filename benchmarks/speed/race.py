@@ -1,10 +1,9 @@
 """Timing that survives a noisy machine: cases take turns, and ratios are drawn round by round.
 
-Other programs, clocks and temperature change the speed of a machine from one second to the next.
-Cases measured one after the other are compared under different conditions. Here they take turns in
-short bursts, in the opposite order every other round. What slows the machine down slows all cases of
-a round, so that the ratio within the round holds. The spread of the ratios over the rounds says how
-far the result can be trusted.
+Other programs, clocks and temperature change the speed of a machine from one second to the next. Here cases take
+turns in short bursts, in the opposite order every other round. What slows the machine down slows all cases of a
+round, so that the ratio within the round holds. The spread of the ratios over the rounds says how far the result
+can be trusted.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.errors import UsageError
-
 #: Seconds that one case runs before the next one's turn.
 TURN_SECONDS = 0.1
 #: Longest wait for the other cases' threads before a turn, in seconds.
@@ -27,58 +24,22 @@ LEAST_ROUNDS = 5
 #: A middle-80-% range of ratios wider than this share of their median cannot size a difference.
 WIDE = 0.20
 
-#: A note on a case.
-UNTRAINED = "untrained weights (speed does not depend on them)"
-
 Clock = Callable[[], float]
-
-
-class Step:
-    """Something that is timed call by call.
-
-    Args:
-        call: returns when its work is done.
-        clock: in seconds.
-
-    Attributes:
-        queues: whether ``burst`` is more than its calls one by one, because a device works on alone.
-    """
-
-    queues = False
-
-    def __init__(self, call: Callable[[], object], clock: Clock = perf_counter) -> None:
-        self._call = call
-        self._clock = clock
-
-    def sample(self) -> float:
-        """Makes one call; seconds until its result was there."""
-        began = self._clock()
-        self._call()
-        return self._clock() - began
-
-    def turn(self, calls: int) -> List[float]:
-        """Seconds of each of some calls, one after the other."""
-        return [self.sample() for _ in range(calls)]
-
-    def burst(self, calls: int) -> float:
-        """Makes calls back to back, waiting for a device only after the last; seconds in all."""
-        return sum(self.turn(calls))
-
-    def processor_seconds(self) -> float:
-        """Processor time that the step's process has used so far, all threads together."""
-        return process_time()
-
-    def close(self) -> None:
-        """Gives back what the step holds."""
+#: Case name -> round -> seconds of each call.
+Turns = Dict[str, List[List[float]]]
 
 
 @dataclass
 class Case:
-    """One thing that is measured. All fields but ``step`` are printed with its figures.
+    """One thing that is measured: how to run it, and what is printed with its figures.
 
     Attributes:
         name: short and unique in a run.
-        step: runs it.
+        sample: makes one call; seconds until its result was there.
+        close: gives back what the case holds.
+        subject: the tracker whose ``update`` is called, where it is one.
+        elsewhere: where another process runs it: makes ``calls`` calls back to back, ``times`` times, and waits
+            for the device after the last of each; seconds of each time.
         tracker: ``"AsymTrack-T"`` or the name of somebody else's.
         backend: of ``cli.BACKENDS``, or ``"torch"``, ``"opencv"``, ...
         device: ``"cpu"`` or ``"cuda:0"``: where the network ran.
@@ -92,7 +53,10 @@ class Case:
     """
 
     name: str
-    step: Step
+    sample: Callable[[], float]
+    close: Callable[[], object] = lambda: None
+    subject: Any = None
+    elsewhere: Optional[Callable[[int, int], List[float]]] = None
     tracker: str = ""
     backend: str = ""
     device: str = "cpu"
@@ -103,6 +67,12 @@ class Case:
     model_sha256: str = ""
     multiply_adds: Optional[int] = None
     notes: Tuple[str, ...] = ()
+    calls = 0  #: so far
+
+    def turn(self, calls: int) -> List[float]:
+        """Seconds of each of some calls, one after the other."""
+        self.calls += calls
+        return self.elsewhere(calls, 1) if self.elsewhere else [self.sample() for _ in range(calls)]
 
     @property
     def on_gpu(self) -> bool:
@@ -111,113 +81,79 @@ class Case:
 
     def facts(self) -> Dict[str, Any]:
         """What it is, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("step", "notes")}
+        ways = ("sample", "close", "subject", "elsewhere", "notes")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ways}
 
 
-class Race:
-    """What ``race`` measured.
+def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[], float]:
+    """A ``Case.sample`` of a call that returns when its work is done."""
 
-    Attributes:
-        samples: case name -> round -> seconds of each call.
-        warmup: case name -> calls made before anything was recorded.
-        processor: case name -> round -> processor seconds per call, all threads together.
-    """
+    def sample() -> float:
+        began = clock()
+        call()
+        return clock() - began
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.samples: Dict[str, List[List[float]]] = {name: [] for name in names}
-        self.warmup: Dict[str, int] = dict.fromkeys(names, 0)
-        self.processor: Dict[str, List[float]] = {name: [] for name in names}
-
-    def all(self, name: str) -> List[float]:
-        """Seconds of every recorded call, in order."""
-        return [s for turn in self.samples[name] for s in turn]
-
-    def medians(self, name: str) -> np.ndarray:
-        """Median seconds of each round."""
-        return np.array([np.median(turn) for turn in self.samples[name]])
-
-    def ratio(self, name: str, base: str) -> Dict[str, Any]:
-        """How many times faster ``name`` is than ``base``; see ``judge``."""
-        return judge(name, base, self.medians(base) / self.medians(name))
-
-    def share_of_peak(self, case: Case, peak: Optional[Case]) -> Optional[float]:
-        """Multiply-add rate over that of ``peak`` in the same rounds; None where either is unknown."""
-        if peak is None or peak.multiply_adds is None or case.multiply_adds is None:
-            return None
-        if case.on_gpu or case.precision != "fp32":
-            return None
-        work = case.multiply_adds * case.batch / peak.multiply_adds
-        return float(np.median(work * self.medians(peak.name) / self.medians(case.name)))
+    return sample
 
 
-def judge(name: str, base: str, ratios: Sequence[float]) -> Dict[str, Any]:
-    """What the ratios of the rounds allow to conclude.
+def flat(turns: Sequence[Sequence[float]]) -> List[float]:
+    """Seconds of every recorded call of a case, in order."""
+    return [seconds for turn in turns for seconds in turn]
 
-    Args:
-        name: the case.
-        base: what it is compared with.
-        ratios: of each round the median time of ``base`` over that of ``name``.
+
+def medians(turns: Sequence[Sequence[float]]) -> np.ndarray:
+    """Median seconds of each round of a case."""
+    return np.array([np.median(turn) for turn in turns])
+
+
+def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
+    """How many times faster each other case is than ``base``, and what the ratios of the rounds allow to conclude.
 
     Returns:
-        ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile), ``rounds``, ``verdict``
-        (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
+        ``protocol``, ``name``, ``base``, ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile),
+        ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
         ``"inconclusive"``) and ``warning``, empty if nothing keeps the figure from being trusted.
     """
-    ratio, low, high = (float(np.percentile(ratios, p)) for p in (50, 10, 90))
+    found = []
+    for name in seen:
+        if name != base:
+            ratios = medians(seen[base]) / medians(seen[name])
+            found.append({"protocol": protocol, "name": name, "base": base, **judge(ratios)})
+    return found
+
+
+def judge(ratios: Sequence[float]) -> Dict[str, Any]:
+    """The figures and the verdict of ``compare`` from the ratios of the rounds."""
+    low, ratio, high = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
     wide, few = (high - low) / ratio > WIDE, len(ratios) < LEAST_ROUNDS
-    if few or (low <= 1 <= high and wide):
-        verdict = "inconclusive"
-    elif low <= 1 <= high:
-        verdict = "equal"
-    else:
-        verdict = "faster" if low > 1 else "slower"
-    warning = ""
+    verdict, warning = "faster" if low > 1 else "slower", ""
+    if low <= 1 <= high or few:
+        verdict = "inconclusive" if wide or few else "equal"
     if few:
         warning = f"only {len(ratios)} rounds: at least {LEAST_ROUNDS} are needed; give more --seconds"
     elif wide:
-        doubt = "cannot tell which is faster"
-        if verdict != "inconclusive":
-            doubt = f"{verdict}, but by how much is uncertain"
-        warning = (
-            f"the spread {low:.2f}-{high:.2f} is too wide: {doubt}; close other programs, fix the clocks "
-            "or give more --seconds"
+        doubt = (
+            "cannot tell which is faster" if verdict == "inconclusive" else f"{verdict}, but by how much is uncertain"
         )
-    found = {"name": name, "base": base, "speedup": ratio, "low": low, "high": high, "rounds": len(ratios)}
-    return {**found, "verdict": verdict, "warning": warning}
-
-
-def percentile(ordered: Sequence[float], p: float) -> float:
-    """The ``p``-th percentile of ascending values, as trtexec picks it.
-
-    ``ordered[max(n - 1 - int((1 - p / 100) * n), 0)]``, in single precision as trtexec computes it
-    (TensorRT, samples/common/sampleReporting.cpp): for 10 values p90 is the second largest.
-    """
-    n = len(ordered)
-    excluded = int((np.float32(1) - np.float32(p) / np.float32(100)) * np.float32(n))
-    return ordered[max(n - 1 - excluded, 0)]
+        advice = "close other programs, fix the clocks or give more --seconds"
+        warning = f"the spread {low:.2f}-{high:.2f} is too wide: {doubt}; {advice}"
+    figures = {"speedup": ratio, "low": low, "high": high, "rounds": len(ratios)}
+    return {**figures, "verdict": verdict, "warning": warning}
 
 
 def summarise(seconds: Sequence[float]) -> Dict[str, float]:
-    """Statistics of the durations of single calls, in milliseconds.
-
-    ``trimmed_mean`` leaves out the fastest and the slowest tenth.
-
-    Raises:
-        UsageError: there are none.
-    """
-    if not len(seconds):
-        raise UsageError("nothing was timed")
-    ordered = sorted(1000.0 * s for s in seconds)
+    """Statistics of single calls in milliseconds; ``trimmed_mean`` is without the fastest and the slowest tenth."""
+    ordered = 1000 * np.sort(seconds)
     cut = len(ordered) // 10
-    return {
-        "count": len(ordered),
-        "mean": float(np.mean(ordered)),
-        "median": float(np.median(ordered)),
-        "trimmed_mean": float(np.mean(ordered[cut : len(ordered) - cut])),
+    found = {
+        "mean": ordered.mean(),
+        "median": np.median(ordered),
+        "trimmed_mean": ordered[cut : len(ordered) - cut].mean(),
         "min": ordered[0],
         "max": ordered[-1],
-        **{f"p{p}": percentile(ordered, p) for p in (90, 95, 99)},
+        **{f"p{p}": np.percentile(ordered, p) for p in (90, 95, 99)},
     }
+    return {"count": len(ordered), **{name: float(value) for name, value in found.items()}}
 
 
 def settle(longest: float = SETTLE_SECONDS) -> None:
@@ -242,7 +178,7 @@ def race(
     warmup: int = 100,
     tick: Callable[[str], None] = lambda name: None,
     clock: Clock = perf_counter,
-) -> Race:
+) -> Turns:
     """Times cases in turns until each has made ``calls`` calls or the time is up.
 
     Warm-up comes first, of each case by itself, for at most a tenth of the time. A turn is as many
@@ -257,7 +193,6 @@ def race(
         tick: called with the case's name after every turn.
         clock: in seconds.
     """
-    seen = Race([case.name for case in cases])
     began = clock()
     per_turn: Dict[str, int] = {}
     for case in cases:
@@ -265,23 +200,20 @@ def race(
         started = clock()
         times: List[float] = []
         while len(times) < max(2, warmup) and (len(times) < 2 or clock() - started < share):
-            times.append(case.step.sample())
-        seen.warmup[case.name] = len(times)
+            times += case.turn(1)
         per_turn[case.name] = max(1, int(min(TURN_SECONDS / max(1e-7, min(times)), calls // LEAST_ROUNDS)))
         tick(case.name)
-    done = 0
+    seen: Turns = {case.name: [] for case in cases}
+    rounds = 0
     while True:
-        for case in cases if done % 2 == 0 else cases[::-1]:
-            step, count = case.step, per_turn[case.name]
+        for case in cases if rounds % 2 == 0 else cases[::-1]:
             settle()
-            step.sample()
-            used = step.processor_seconds()
-            seen.samples[case.name].append(step.turn(count))
-            seen.processor[case.name].append((step.processor_seconds() - used) / count)
+            case.turn(1)
+            seen[case.name].append(case.turn(per_turn[case.name]))
             tick(case.name)
-        done += 1
-        if all(done * count >= calls for count in per_turn.values()):
+        rounds += 1
+        if all(rounds * count >= calls for count in per_turn.values()):
             return seen
         # A machine so busy that even the fewest rounds take far longer gets an inconclusive answer.
-        if seconds is not None and clock() - began > seconds * (1 if done >= LEAST_ROUNDS else 1.5):
+        if seconds is not None and clock() - began > seconds * (1 if rounds >= LEAST_ROUNDS else 1.5):
             return seen

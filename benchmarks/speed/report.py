@@ -16,24 +16,28 @@ from asymtrack_edge.benchmarks.speed.machine import title
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import write_text
 
-FORMAT = "asymtrack-edge-benchmark"
-VERSION = 2
+FORMAT = "asymtrack-edge-benchmark 3"
 
 #: P1 and P2 are two readings of the same calls.
 NETWORK = "P1, P2"
 #: Protocols by id: what a figure means (docs/benchmarks.md has them in full).
 PROTOCOLS: Dict[str, str] = {
     NETWORK: "search network alone, random crops, template cached; fps is P1 (the paper's), milliseconds are P2",
-    "P4": "trtexec, 200 ms warm-up, at least 3 s and 10 calls",
     "P5": "the whole update(frame) on frames in memory",
     "P6": "from the encoded video to the box, by stage",
     "P8": "joules a frame, rail by rail",
     "startup": "import, load, first track and memory of a fresh process",
 }
 
-_SHOWN = ("count", "median", "p90", "p99", "mean")
+#: Columns of a table of figures: of its case, and of its latency.
+_CASE = ("precision", "threads", "batch")
+_LATENCY = {"count": "calls", "median": "median ms", "p90": "p90 ms", "p99": "p99 ms", "mean": "mean ms"}
 
 Row = Dict[str, Any]
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 @dataclass
@@ -45,12 +49,10 @@ class Report:
         rows: measurements. Each has ``protocol``, ``case`` (``race.Case.facts``), ``machine``
             (``machine.facts``), ``before`` and ``after`` (``machine.conditions``), ``latency``
             (``race.summarise``, ms) or None, ``fps`` by the protocol's own definition or None, ``stages``
-            (ms per frame), ``values`` (named with their unit), ``share_of_peak`` of the multiply-add rate of
-            a large matrix product or None, and ``notes``.
-        ratios: of ``race.judge``, with their ``protocol``.
+            (ms per frame), ``values`` (named with their unit), and ``notes``.
+        ratios: of ``race.compare``, with their ``protocol``.
         layers: ``model``, ``operator``, ``name`` and ``milliseconds`` of each.
-        paper: measured beside published, see ``against_paper``.
-        values: figures of the whole run.
+        paper: measured beside published, see ``benchmarks.paper``.
         messages: what could not be measured and why, and other remarks.
         created: date and time.
     """
@@ -60,21 +62,16 @@ class Report:
     ratios: List[Row] = field(default_factory=list)
     layers: List[Row] = field(default_factory=list)
     paper: List[Row] = field(default_factory=list)
-    values: Dict[str, float] = field(default_factory=dict)
     messages: List[str] = field(default_factory=list)
-    created: str = field(
-        default_factory=lambda: datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    )
+    created: str = field(default_factory=_now)
 
-    def say(self, message: str) -> None:
-        """Adds a message, once."""
-        if message not in self.messages:
-            self.messages.append(message)
+    def say(self, *messages: str) -> None:
+        """Adds messages, each once."""
+        self.messages = list(dict.fromkeys([*self.messages, *messages]))
 
     def document(self) -> Dict[str, Any]:
         """As JSON holds it."""
-        document = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.loads(json.dumps(document, allow_nan=False))  # type: ignore[no-any-return]
+        return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -85,19 +82,13 @@ class Report:
         """
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
+            if document.pop("format") == FORMAT:
+                return cls(**document)
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-        except ValueError:
-            document = None
-        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-            raise UsageError(f"{path} was not written by asymtrack-bench --json")
-        version = document.pop("version", None)
-        if version != VERSION:
-            raise UsageError(f"{path} has version {version}, this package reads {VERSION}: measure again")
-        try:
-            return cls(**document)
-        except TypeError as error:
-            raise UsageError(f"{path} is damaged: {error}") from None
+        except (ValueError, TypeError, AttributeError, KeyError):
+            pass
+        raise UsageError(f"{path} was not written by asymtrack-bench --json of this version: measure again")
 
     @classmethod
     def merge(cls, reports: Sequence[Report]) -> Report:
@@ -106,9 +97,7 @@ class Report:
         for report in reports:
             for name in ("rows", "ratios", "layers", "paper"):
                 getattr(merged, name).extend(getattr(report, name))
-            merged.values.update(report.values)
-            for message in report.messages:
-                merged.say(message)
+            merged.say(*report.messages)
         return merged
 
     def write(self, folder: Path) -> None:
@@ -121,7 +110,6 @@ class Report:
         """The page."""
         lines = [f"# Speed report\n\nMade {self.created} by `{self.command}`."]
         lines += dict.fromkeys(f"- machine: {_machine(row['machine'])}" for row in self.rows)
-        lines += [f"- {name}: {value:.4g}" for name, value in self.values.items()]
         lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
         lines += [f"> {message}" for message in self.messages]
         ratios = [{key: value for key, value in ratio.items() if key != "warning"} for ratio in self.ratios]
@@ -130,35 +118,34 @@ class Report:
         for protocol, what in PROTOCOLS.items():
             rows = [row for row in self.rows if row["protocol"] == protocol]
             notes = dict.fromkeys(note for row in rows for note in row["notes"])
-            lines.append(markdown_table(f"{protocol}: {what}", self._figures(rows), "; ".join(notes)))
+            lines.append(markdown_table(f"{protocol}: {what}", [self._figures(row) for row in rows], "; ".join(notes)))
         note = "Where the machine differs, the ratio compares machines as much as programs."
         lines.append(markdown_table("Beside the paper", self.paper, note))
         note = "Clock and temperature before and after."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
         for model in dict.fromkeys(layer["model"] for layer in self.layers):
-            layers = [layer for layer in self.layers if layer["model"] == model]
+            layers = [
+                {k: v for k, v in layer.items() if k != "model"} for layer in self.layers if layer["model"] == model
+            ]
+            layers.sort(key=lambda layer: -layer["milliseconds"])
             total = f"{sum(layer['milliseconds'] for layer in layers):.2f} ms in {len(layers)} layers"
             lines.append(markdown_table(f"Layers of {model}", _kinds(layers), f"{total}, with the profiler on."))
-            slowest = [{k: layer[k] for k in ("name", "operator", "milliseconds")} for layer in layers]
-            slowest.sort(key=lambda layer: -layer["milliseconds"])
-            lines.append(markdown_table(f"Slowest layers of {model}", slowest[:12]))
+            lines.append(markdown_table(f"Slowest layers of {model}", layers[:12]))
         return "\n\n".join(line for line in lines if line) + "\n"
 
-    def _figures(self, rows: Sequence[Row]) -> List[Row]:
-        several = len({title(row["machine"]) for row in self.rows}) > 1
-        return [
-            {
-                **{key: row["case"][key] for key in ("name", "tracker")},
-                "machine": title(row["machine"]) if several else None,
-                **{key: row["case"][key] for key in ("precision", "threads", "batch")},
-                **{f"{k} ms".replace("count ms", "calls"): v for k, v in (row["latency"] or {}).items() if k in _SHOWN},
-                "fps": row["fps"],
-                "of peak %": None if row["share_of_peak"] is None else 100 * row["share_of_peak"],
-                **{f"{stage} ms": value for stage, value in row["stages"].items()},
-                **row["values"],
-            }
-            for row in rows
-        ]
+    def _figures(self, row: Row) -> Row:
+        several = len({title(other["machine"]) for other in self.rows}) > 1
+        latency = row["latency"] or {}
+        return {
+            "name": row["case"]["name"],
+            "tracker": row["case"]["tracker"],
+            "machine": title(row["machine"]) if several else None,
+            **{key: row["case"][key] for key in _CASE},
+            **{column: latency.get(key) for key, column in _LATENCY.items()},
+            "fps": row["fps"],
+            **{f"{stage} ms": value for stage, value in row["stages"].items()},
+            **row["values"],
+        }
 
 
 def _machine(m: Dict[str, Any]) -> str:
@@ -217,21 +204,19 @@ def markdown_table(heading: str, rows: Sequence[Row], note: str = "") -> str:
         rows: cells by column. Columns without any value are left out.
         note: below it.
     """
-    columns = [c for c in dict.fromkeys(key for row in rows for key in row) if any(_known(row.get(c)) for row in rows)]
-    if not columns:
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    lines: List[List[str]] = [[] for _ in range(len(rows) + 2)]
+    for name, values in columns.items():
+        cells = [name.replace("_", " ") if name.islower() else name, *map(_cell, values)]
+        if set(cells[1:]) <= {"-"}:
+            continue
+        width = max(3, *map(len, cells))
+        figures = any(type(value) in (int, float) for value in values)
+        cells.insert(1, "-" * (width - 1) + ("-", ":")[figures])
+        for line, cell in zip(lines, cells):
+            line.append(cell.rjust(width) if figures else cell.ljust(width))
+    if not lines[0]:
         return ""
-    figures = [any(type(row.get(c)) in (int, float) for row in rows) for c in columns]
-    lines = [
-        [c.replace("_", " ") if c.islower() else c for c in columns],
-        *([_cell(row.get(c)) for c in columns] for row in rows),
-    ]
-    widths = [max(3, *map(len, column)) for column in zip(*lines)]
-    lines.insert(1, ["-" * (width - 1) + "-:"[right] for width, right in zip(widths, figures)])
-    padded = ([c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, figures)] for line in lines)
-    return "\n".join(
-        [f"## {heading}", "", *(f"| {' | '.join(line)} |" for line in padded), *(["", note] if note else [])]
-    )
-
-
-def _known(value: Any) -> bool:
-    return value is not None and value != ""
+    table = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"## {heading}", "", *table, *(["", note] if note else [])])

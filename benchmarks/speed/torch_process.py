@@ -9,15 +9,20 @@ this network. A process of its own, that has loaded its weights and nothing else
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.util
 import multiprocessing
 import os
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from time import perf_counter, process_time
-from typing import Any, Callable, List, Optional, Tuple
+from time import perf_counter
+from typing import Any, Callable, List, Optional
 
-from asymtrack_edge.benchmarks.speed.race import UNTRAINED, Case, Step, settle
+from asymtrack_edge.benchmarks.speed.cases import UNTRAINED
+from asymtrack_edge.benchmarks.speed.race import Case, settle
 from asymtrack_edge.errors import AsymTrackError, BackendError, CheckpointError, MissingDependencyError
 from asymtrack_edge.variants import VARIANTS, Variant
 
@@ -44,115 +49,64 @@ def reference_case(
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
-    step = ProcessStep(variant, device, threads)
-    tracker = f"AsymTrack-{variant.name}"
-    notes = () if VARIANTS.get(variant.name) == variant else (UNTRAINED,)
+    process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return process.submit(_answer, function, *arguments).result()
+        except BrokenProcessPool:
+            raise BackendError("the process that times PyTorch has died") from None
+
+    def elsewhere(times: int, calls: int) -> List[float]:
+        return ask(_time, times, calls)  # type: ignore[no-any-return]
+
+    try:
+        sha256 = ask(_build, variant, device, threads)
+    except BackendError:
+        process.shutdown()
+        raise
     return Case(
         name,
-        step,
-        tracker,
-        "torch",
-        device,
+        lambda: elsewhere(1, 1)[0],
+        process.shutdown,
+        elsewhere=elsewhere,
+        tracker=f"AsymTrack-{variant.name}",
+        backend="torch",
+        device=device,
         threads=threads,
-        model_sha256=step.model_sha256,
+        model_sha256=sha256,
         multiply_adds=multiply_adds,
-        notes=notes,
+        notes=() if VARIANTS.get(variant.name) == variant else (UNTRAINED,),
     )
 
 
-class ProcessStep(Step):
-    """A step that runs in another process, which also holds the clock; see ``reference_case``.
-
-    Attributes:
-        model_sha256: of the weights in memory.
-    """
-
-    def __init__(self, variant: Variant, device: str, threads: Optional[int]) -> None:
-        self.queues = device != "cpu"
-        self._processor = 0.0
-        context = multiprocessing.get_context("spawn")
-        self._pipe, there = context.Pipe()
-        self._child = context.Process(target=_serve, args=(there, variant, device, threads), daemon=True)
-        self._child.start()
-        there.close()
-        self.model_sha256: str = self._answer()["sha256"]
-
-    def sample(self) -> float:
-        """Seconds of one call."""
-        return self.turn(1)[0]
-
-    def turn(self, calls: int) -> List[float]:
-        """Seconds of each call, by the other process's clock."""
-        return self._ask(calls, 1)
-
-    def burst(self, calls: int) -> float:
-        """On a GPU the other process waits for the device only after the last call."""
-        return self._ask(1, calls)[0]
-
-    def processor_seconds(self) -> float:
-        """Processor time of the other process in its calls."""
-        return self._processor
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._pipe.close()
-        self._child.join(5)
-        self._child.kill()
-
-    def _ask(self, times: int, calls: int) -> List[float]:
-        with suppress(BrokenPipeError):  # the missing answer says it better
-            self._pipe.send((times, calls))
-        seconds, used = self._answer()
-        self._processor += used
-        return seconds  # type: ignore[no-any-return]
-
-    def _answer(self) -> Any:
-        try:
-            answer = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            self._child.join()
-            raise BackendError(f"the process that times PyTorch ended with exit code {self._child.exitcode}") from None
-        if isinstance(answer, str):
-            raise BackendError(answer)
-        return answer
-
-
-def _serve(pipe: Any, variant: Variant, device: str, threads: Optional[int]) -> None:
-    """The other process: builds the step and times it until the pipe is closed."""
-    os.dup2(2, 1)  # stdout belongs to the results
+def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs in the other process; not every error can travel as it is."""
     try:
-        sha256, timed = _build(variant, device, threads)
-        pipe.send({"sha256": sha256})
-        while True:
-            times, calls = pipe.recv()
-            if times > 1:
-                timed(1)  # wakes the threads, fills the caches: the first call of a turn does not count
-            used = process_time()
-            seconds = [timed(calls) for _ in range(times)]
-            used = process_time() - used
-            settle()  # the next case's turn comes when the threads here have come to rest
-            pipe.send((seconds, used))
-    except (EOFError, ConnectionError, KeyboardInterrupt):
-        return  # nobody asks any more
+        return function(*arguments)
     except AsymTrackError as error:
-        pipe.send(str(error))
-    except Exception as error:  # whatever it is, the process that waits for an answer has to tell its user
-        pipe.send(f"{type(error).__name__}: {error}")
+        raise BackendError(str(error)) from None
+    except Exception as error:
+        raise BackendError(f"{type(error).__name__}: {error}") from None
 
 
-def _build(variant: Variant, device: str, threads: Optional[int]) -> Tuple[str, Callable[[int], float]]:
-    """Makes the step.
+#: In the other process: makes calls back to back; seconds until the last result was there.
+_timed: Callable[[int], float]
 
-    Returns:
-        Hash of the weights, and a function that makes a number of calls back to back and returns
-        the seconds until the last result was there.
-    """
+
+def _build(variant: Variant, device: str, threads: Optional[int]) -> str:
+    """Prepares the other process; returns the hash of the weights."""
+    os.dup2(2, 1)  # stdout belongs to the results
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what an interrupt ends is for the command to decide
+    with suppress(OSError, AttributeError):  # Linux: ends with the command, even where that is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     import torch
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
     from asymtrack_edge.checkpoints import load_model
     from asymtrack_edge.network import AsymTrack
 
+    global _timed
     if threads is not None:
         torch.set_num_threads(threads)
     if device != "cpu" and not torch.cuda.is_available():
@@ -179,4 +133,14 @@ def _build(variant: Variant, device: str, threads: Optional[int]) -> Tuple[str, 
                 torch.cuda.synchronize(device)
             return perf_counter() - began
 
-    return digest.hexdigest(), timed
+    _timed = timed
+    return digest.hexdigest()
+
+
+def _time(times: int, calls: int) -> List[float]:
+    """Seconds of ``calls`` calls, ``times`` times."""
+    if times > 1:
+        _timed(1)  # wakes the threads, fills the caches: the first call of a turn does not count
+    seconds = [_timed(calls) for _ in range(times)]
+    settle()  # the next case's turn comes when the threads here have come to rest
+    return seconds

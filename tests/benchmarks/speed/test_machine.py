@@ -5,17 +5,16 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, List
 
 import pytest
 
 from asymtrack_edge.benchmarks.speed import energy, machine
-from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.errors import BackendError
 
 
-def write(root: Path, files: Dict[str, str]) -> Path:
+def write(root, files):
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,14 +23,14 @@ def write(root: Path, files: Dict[str, str]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def forget():
     """What was found out about a machine is kept while a program runs."""
     yield
     machine.facts.cache_clear()
     machine._nvml.cache_clear()
 
 
-def test_what_jetsons_tools_print() -> None:
+def test_what_jetsons_tools_print():
     release = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64\n"
     assert machine.l4t_release(release) == "35.4.1" and machine.l4t_release("Ubuntu") is None
     assert machine.nvpmodel("NV Fan Mode:quiet\nNV Power Mode: MAXN\n0\n") == "nvpmodel MAXN (0)"
@@ -39,7 +38,7 @@ def test_what_jetsons_tools_print() -> None:
     assert machine.nvpmodel("error: not found") is None
 
 
-def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path: Path) -> None:
+def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path):
     assert machine.clocks_locked(tmp_path) is None
     cpu, gpu = "devices/system/cpu/cpu0/cpufreq/scaling_", "class/devfreq/17000000.gpu/"
     write(tmp_path, {cpu + "min_freq": "2265600\n", cpu + "max_freq": "2265600\n"})
@@ -49,45 +48,38 @@ def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path: Path) -> No
     assert machine.clocks_locked(tmp_path) is False
 
 
-def test_this_machine() -> None:
+def test_this_machine():
     seen, now = machine.facts(), machine.conditions()
     assert seen["cores"] >= 1 and seen["versions"]["numpy"] and seen["python"] == sys.version.split()[0]
     assert machine.title(seen).startswith(seen["board"] or seen["cpu"])
     assert now["load"] >= 0 and isinstance(now["temperatures"], dict)
-    own = machine.process_memory()
-    assert 10 < own["RSS (MB)"] <= own["peak RSS (MB)"] * 1.01
+    assert machine.process_memory()["peak RSS (MB)"] > 10
 
 
-def test_nothing_is_invented_without_the_optional_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_invented_without_the_optional_packages_and_tools(monkeypatch):
     for name in ("psutil", "cpuinfo", "pynvml"):
         monkeypatch.setitem(sys.modules, name, None)
     seen, now = machine.facts(), machine.conditions()
     assert seen["ram_mb"] is seen["virtual_machine"] is seen["driver"] is now["cpu_mhz"] is None
     assert now["temperatures"] == {}
-    lines = machine.missing()
-    assert any("psutil is not installed" in x and "asymtrack-edge[bench]" in x for x in lines)
-    assert any("py-cpuinfo" in x for x in lines)
-
-
-def test_commands_that_are_not_there_print_nothing() -> None:
-    assert machine.output_of(["no-such-command-anywhere"]) == machine.output_of(["false"]) == ""
-    assert machine.output_of(["echo", "yes"]) == "yes\n"
+    assert machine.output_of("no-such-command-anywhere") == machine.output_of("false") == ""
+    assert machine.output_of("echo", "yes") == "yes\n"
 
 
 class FakeDriver:
     """As much of libcuda as is asked: the PCI addresses run against CUDA's order."""
 
-    def cuDeviceGet(self, device: Any, index: int) -> int:
+    def cuDeviceGet(self, device, index):
         device._obj.value = index
         return 0
 
-    def cuDeviceGetPCIBusId(self, address: Any, size: int, device: Any) -> int:
+    def cuDeviceGetPCIBusId(self, address, size, device):
         ctypes.memmove(address, b"0000:%02d:00.0\0" % (10 - device.value), 13)
         return 0
 
 
-def test_the_graphics_card_that_is_used_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: List[Any] = []
+def test_the_graphics_card_that_is_used_is_asked(monkeypatch):
+    asked = []
     running = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=512 * 10**6), SimpleNamespace(pid=1, usedGpuMemory=1)]
     library = SimpleNamespace(
         NVMLError=RuntimeError,
@@ -100,7 +92,7 @@ def test_the_graphics_card_that_is_used_is_asked(monkeypatch: pytest.MonkeyPatch
         nvmlDeviceGetPowerUsage=lambda handle: 70500,
         nvmlDeviceGetComputeRunningProcesses=lambda handle: running,
     )
-    monkeypatch.setitem(sys.modules, "pynvml", library)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", library)
     monkeypatch.setattr(machine, "load_driver", FakeDriver)
     now = machine.conditions(1)
     assert asked == [b"0000:09:00.0"]
@@ -110,7 +102,7 @@ def test_the_graphics_card_that_is_used_is_asked(monkeypatch: pytest.MonkeyPatch
     assert machine.facts(1)["driver"] == "535.104.05"
 
 
-def test_rails_of_a_jetson(tmp_path: Path) -> None:
+def test_rails_of_a_jetson(tmp_path):
     # AGX Orin on JetPack 5: two monitors; what is not connected is left out, sums are no rails.
     files = {
         "hwmon3/name": "ina3221\n", "hwmon3/in1_label": "VDD_GPU_SOC\n", "hwmon3/in1_input": "19000\n",
@@ -119,34 +111,34 @@ def test_rails_of_a_jetson(tmp_path: Path) -> None:
         "hwmon4/in3_input": "5000\n", "hwmon4/curr3_input": "607\n", "hwmon0/name": "nvme\n",
         "hwmon0/in1_label": "other\n",
     }  # fmt: skip
-    assert energy.Ina3221(write(tmp_path, files)).read() == {"VDD_GPU_SOC": 5206, "VIN_SYS_5V0": 3035}
-    assert not energy.Ina3221(tmp_path / "none").rails
+    assert energy.ina3221(write(tmp_path, files))() == {"VDD_GPU_SOC": 5206, "VIN_SYS_5V0": 3035}
+    assert energy.ina3221(tmp_path / "none") is None
 
 
-def test_rapl_counters(tmp_path: Path) -> None:
+def test_rapl_counters(tmp_path):
     write(tmp_path, {"intel-rapl:0/name": "package-0\n", "intel-rapl:0/energy_uj": "1000000\n"})
     times = iter([0.0, 2.0, 3.0])
-    counters = energy.Rapl(tmp_path, lambda: next(times))
-    assert counters.files and counters.read() == {}
+    counters = energy.rapl(tmp_path, lambda: next(times))
+    assert counters() == {}
     (tmp_path / "intel-rapl:0/energy_uj").write_text("9000000\n")
-    assert counters.read() == {"package-0 (RAPL)": pytest.approx(4000)}
+    assert counters() == {"package-0 (RAPL)": pytest.approx(4000)}
     (tmp_path / "intel-rapl:0/energy_uj").write_text("5\n")  # the counter has wrapped
-    assert counters.read() == {}
-    assert not energy.Rapl(tmp_path / "none").files
+    assert counters() == {}
+    assert energy.rapl(tmp_path / "none") is None
 
 
-def test_processor_and_graphics_card_are_metered_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([{}, {"package-0 (RAPL)": 9000.0}, {"package-0 (RAPL)": 9000.0}])
-    counters = SimpleNamespace(files=["x"], read=lambda: next(readings, {}))
-    monkeypatch.setattr(energy, "Rapl", lambda: counters)
+def test_sensors_are_those_that_can_be_read(monkeypatch):
+    monkeypatch.setattr(energy, "ina3221", lambda: None)
+    monkeypatch.setattr(energy, "rapl", lambda: lambda: {})
     monkeypatch.setattr(energy, "gpu_milliwatts", lambda gpu: {"GPU board (NVML)": 70500.0})
-    sensors = energy.find_sensors(1)
-    assert list(sensors)[-2:] == ["RAPL", "NVML"]
-    seen = energy.measure(lambda: None, energy.sampling(sensors, 0.05), 0.4, 20.0, 0.25)
-    assert seen["GPU board (NVML) (W)"] == pytest.approx(70.5)
+    assert list(energy.find_sensors(1)) == ["RAPL", "NVML"]
+    monkeypatch.setattr(energy, "rapl", lambda: None)
+    monkeypatch.setattr(energy, "gpu_milliwatts", lambda gpu: {})
+    with pytest.raises(BackendError, match="no power sensor"):
+        energy.find_sensors()
 
 
-def test_joules_by_the_trapezium_rule() -> None:
+def test_joules_by_the_trapezium_rule():
     samples = [(0.0, {"A": 1000.0}), (1.0, {"A": 2000.0}), (2.0, {"A": 4000.0}), (3.0, {"A": 9000.0})]
     # 1 to 2 s: mean of 2 and 4 W; the half second before takes its nearest sample.
     assert energy.joules(samples, 0.5, 2.0) == {"A": pytest.approx(0.5 * 2 + 3)}
@@ -154,48 +146,20 @@ def test_joules_by_the_trapezium_rule() -> None:
         energy.joules(samples, 2.5, 3.5)
 
 
-class FakeMeter:
-    """2 W while idle, 6 W while tracking, sampled every 0.1 s of an obedient clock."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.busy = False
-        self.samples: List[energy.Sample] = []
-
-    def wait(self, seconds: float) -> None:
-        end = self.now + seconds
-        while self.now < end - 1e-9:
-            self.samples.append((self.now, {"VDD": 6000.0 if self.busy else 2000.0}))
-            self.now = min(end, self.now + 0.1)
-
-    def step(self) -> None:
-        self.busy = True
-        self.wait(0.02)
-        self.busy = False
-
-    def __enter__(self) -> List[energy.Sample]:
-        self.samples.clear()
-        return self.samples
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-
-def test_energy_flat_out_and_paced() -> None:
-    meter = FakeMeter()
-
-    def measure(seconds: float, paced: Any) -> Dict[str, float]:
-        return energy.measure(meter.step, meter, seconds, paced, 2.0, lambda: meter.now, meter.wait)
-
-    seen = measure(4.0, None)
-    assert seen["fps"] == pytest.approx(50, rel=0.02)
-    # The sample at the very end of the idle time is a busy one.
-    assert seen["VDD idle (W)"] == pytest.approx(2, rel=0.06)
-    assert seen["VDD (J/frame)"] == pytest.approx(6 * 0.02, rel=0.02)
-    assert seen["VDD above idle (J/frame)"] == pytest.approx(4 * 0.02, rel=0.06)
-    paced = measure(4.0, 10.0)
-    assert paced["fps"] == pytest.approx(10) and paced["late frames (%)"] == 0
-    assert paced["VDD (J/frame)"] > seen["VDD (J/frame)"]
-    assert measure(1.0, 100.0)["late frames (%)"] == 100
-    with pytest.raises(UsageError):
-        measure(0.0, None)
+@pytest.mark.parametrize(("paced", "late"), [(None, None), (5.0, 0), (1000.0, 100)])
+def test_energy_of_frames_with_and_without_what_the_idle_machine_draws(monkeypatch, paced, late):
+    """2 W before the second frame, 6 W from then on; a counter that has nothing to say in its first reading."""
+    monkeypatch.setattr(energy, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(energy, "INTERVAL", 0.01)
+    frames = []
+    counter = iter([{}])
+    sensors = {
+        "monitor": lambda: {"VDD": 6000.0 if len(frames) > 1 else 2000.0},
+        "counter": lambda: next(counter, {"package": 9000.0}),
+    }
+    seen = energy.measure(lambda: frames.append(sleep(0.02)), sensors, 0.6, paced)
+    assert seen["fps"] == pytest.approx(paced if late == 0 else 50, rel=0.5)
+    assert seen["VDD idle (W)"] == pytest.approx(2, rel=0.2) and seen["VDD (W)"] == pytest.approx(6, rel=0.2)
+    assert seen["VDD (J/frame)"] == pytest.approx(seen["VDD (W)"] / seen["fps"])
+    assert seen["VDD above idle (J/frame)"] == pytest.approx(4 / seen["fps"], rel=0.3)
+    assert seen["package (W)"] == pytest.approx(9) and seen.get("late frames (%)") == late

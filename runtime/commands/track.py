@@ -75,8 +75,8 @@ def _main(arguments: argparse.Namespace) -> int:
     boxes = _check(arguments)
     with ExitStack() as stack:
         names = ("model", "backend", "device", "threads", "precision", "recover")
-        chosen = [getattr(arguments, name) for name in names]
-        tracker = stack.enter_context(MultiTracker.load(*chosen, capacity=max(1, len(boxes))))
+        chosen = {name: getattr(arguments, name) for name in names}
+        tracker = stack.enter_context(MultiTracker.load(**chosen, capacity=max(1, len(boxes))))
         policy = LivePolicy(patience=arguments.patience or None)
         reader = stack.enter_context(open_reader(open_source(arguments.source), policy, cli.say))
         run = Run(tracker, reader, arguments.max_frames, cli.say)

@@ -17,10 +17,10 @@ from asymtrack_edge.runtime.commands import track as command
 from tests.runtime.simulated import ColourBackend
 
 
-def load(*args: Any, **options: Any) -> MultiTracker:
+def load(**options: Any) -> MultiTracker:
     engine = ColourBackend()
     engine.pause = float(os.environ.get("FAKE_PAUSE", "0"))
-    return MultiTracker(engine, args[5])
+    return MultiTracker(engine, options["recover"])
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

@@ -56,14 +56,8 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
     and both start afresh from the reference's box every ``SEGMENT`` frames: where a target is lost, the
     smallest difference grows without limit and says nothing about the backends.
 
-    Args:
-        reference: what the other should equal.
-        other: of the same variant.
-        frames: BGR uint8 frames of one clip.
-        box: the target in the first of them.
-
-    Returns:
-        ``box_difference`` (crop units), ``score_difference``, ``track_iou_mean``, ``track_iou_min``.
+    ``frames`` are BGR uint8 of one clip, ``box`` is the target in the first. Returns ``box_difference``
+    (crop units), ``score_difference``, ``track_iou_mean`` and ``track_iou_min``.
     """
     manifest = reference.manifest
     for backend in (reference, other):

@@ -1,15 +1,15 @@
 """Frames that never leave the GPU of a Jetson: ``jetson://`` sources, and what encodes and sends them.
 
-jetson-utils (github.com/dusty-nv/jetson-utils) captures from cameras, streams and files with the hardware's
-decoders and leaves the frames in CUDA memory.
+jetson-utils (github.com/dusty-nv/jetson-utils) decodes in hardware and leaves the frames in CUDA memory.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from itertools import cycle
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -44,14 +44,7 @@ def jetson_utils() -> Any:
 
 
 def open_jetson(source: str) -> Source:
-    """Opens ``jetson://csi://0``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``.
-
-    Options follow a ``?``: ``jetson://csi://0?width=1280&height=720&fps=60``.
-
-    Raises:
-        SourceError: it does not exist, or jetson-utils is missing or cannot open it.
-        UsageError: an option is unknown.
-    """
+    """Opens ``jetson://csi://0?width=1280&height=720&fps=60``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``."""
     uri = source[len("jetson://") :]
     # What follows a ? in the address of a stream is the server's.
     name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
@@ -86,15 +79,7 @@ class JetsonFrame:
 
 
 class JetsonCapture:
-    """A ``videoSource`` of jetson-utils with the methods of ``cv2.VideoCapture`` that a live source calls.
-
-    Args:
-        uri: as jetson-utils takes it: ``csi://0``, ``v4l2:///dev/video0``, ``rtsp://...``, a file.
-        options: ``width``, ``height``, ``fps``, ``flip``.
-
-    Raises:
-        SourceError: jetson-utils is missing, or cannot open it.
-    """
+    """A ``videoSource`` of jetson-utils with the methods of ``cv2.VideoCapture`` that a live source calls."""
 
     def __init__(self, uri: str, options: Dict[str, str]) -> None:
         self._utils = jetson_utils()
@@ -102,7 +87,8 @@ class JetsonCapture:
             self._source = self._utils.videoSource(uri, [f"{_OPTIONS[n]}={value}" for n, value in options.items()])
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(without_secrets(f"jetson-utils cannot open {uri}: {error}")) from None
-        self._kept: List[Any] = []
+        self._shape: Dict[str, Any] = {}
+        self._ring: Iterator[Any] = iter(())
         self._latest: Any = None
 
     def grab(self) -> bool:
@@ -117,14 +103,10 @@ class JetsonCapture:
     def retrieve(self) -> Tuple[bool, Any]:
         """The frame of the last ``grab``, copied into memory that stays for ``KEPT`` captures."""
         image = self._latest
-        shape = image.width, image.height, image.format
-        if self._kept and (self._kept[0].width, self._kept[0].height, self._kept[0].format) != shape:
-            self._kept.clear()
-        if len(self._kept) < KEPT:
-            kept = self._utils.cudaAllocImage(width=shape[0], height=shape[1], format=shape[2])
-        else:
-            kept = self._kept.pop(0)
-        self._kept.append(kept)
+        shape = {"width": image.width, "height": image.height, "format": image.format}
+        if shape != self._shape:
+            self._shape, self._ring = shape, cycle([self._utils.cudaAllocImage(**shape) for _ in range(KEPT)])
+        kept = next(self._ring)
         self._utils.cudaMemcpy(kept, image)
         return True, JetsonFrame(kept)
 
@@ -158,12 +140,8 @@ class _JetsonVideo(Source):
 class JetsonWriter(Sink):
     """Draws the boxes on the GPU, and encodes or sends the frames from there.
 
-    Args:
-        where: as jetson-utils takes it: ``file.mp4``, ``rtp://host:port``, ``webrtc://@:8554/out``,
-            ``display://0``. It writes into a file as it goes: an earlier one is gone.
-
-    Raises:
-        SourceError: jetson-utils is missing, or cannot open it.
+    ``where`` is as jetson-utils takes it: ``file.mp4``, ``rtp://host:port``, ``webrtc://@:8554/out``,
+    ``display://0``. It writes into a file as it goes: an earlier one is gone.
     """
 
     def __init__(self, where: Path) -> None:

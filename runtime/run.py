@@ -19,16 +19,10 @@ from asymtrack_edge.runtime.tracker import MultiTracker
 
 
 class Run:
-    """Runs a tracker over a reader's frames on the calling thread.
+    """Runs a tracker over at most ``limit`` frames of a reader on the calling thread.
 
     Other threads change targets, pause or end the run through ``submit``; what they submit runs
-    between two frames.
-
-    Args:
-        tracker: with or without targets.
-        reader: of the source.
-        limit: stop after this many frames; None for all.
-        report: called with a line for people.
+    between two frames. ``report`` is called with lines for people.
 
     Attributes:
         sinks: take every frame's result; closed with the run. One that fails is completed and left out;
@@ -67,12 +61,7 @@ class Run:
         self._wish_came = threading.Condition()
 
     def first_frame(self) -> np.ndarray:
-        """Takes the frame in which the targets are marked; it becomes frame 0 of the run.
-
-        Raises:
-            SourceError: there is none.
-            FrameError: it is no frame for the tracker's backend.
-        """
+        """Takes the frame in which the targets are marked; it becomes frame 0 of the run."""
         frame = self._next()
         if frame is None or frame.image is None:
             name = self.reader.source.name
@@ -90,11 +79,7 @@ class Run:
         self._hand_over(self.latest.frame, tracks, began)
 
     def follow(self) -> None:
-        """Goes on to the end of the source, the limit or ``end()``.
-
-        Raises:
-            SourceError: a live source has gone silent, or nothing can be written any more.
-        """
+        """Goes on to the end of the source, the limit or ``end()``."""
         while not self.ended and (self.limit is None or self.count < self.limit):
             self._obey()
             frame = None if self.ended else self._next()
@@ -128,11 +113,7 @@ class Run:
                 self._wishes.popleft()[1].set_exception(UsageError("the run has ended"))
 
     def pause(self, paused: bool, step: bool = False) -> None:
-        """Stops, first going on by one frame with ``step``, or goes on; to be submitted.
-
-        Raises:
-            UsageError: the source is live: it cannot wait.
-        """
+        """Stops, with ``step`` after one more frame, or goes on; to be submitted."""
         if self.reader.source.live:
             raise UsageError("a live source cannot be paused")
         self.paused, self._step = paused, step
@@ -170,7 +151,6 @@ class Run:
                 self._report(f"{error}; frames are left out until it answers again")
             self.count += 1
             self._unreadable += 1
-            self._for_each_sink(lambda sink: sink.skip(frame))
             return
         if self._away:
             self._away = False
@@ -185,16 +165,12 @@ class Run:
     def _hand_over(self, frame: Captured, tracks: Dict[int, Track], began: float) -> None:
         # A file's frame was decoded ahead and has been waiting for us, not we for it.
         since = frame.received if self.reader.source.live else began
-        result = Result(frame, tracks, monotonic() - since)
-        self.latest = result
+        self.latest = result = Result(frame, tracks, monotonic() - since)
         self.count += 1
         self._lost += sum(track.state is State.LOST for track in tracks.values())
-        self._for_each_sink(lambda sink: sink.write(result))
-
-    def _for_each_sink(self, act: Callable[[Sink], None]) -> None:
         for sink in list(self.sinks):
             try:
-                act(sink)
+                sink.write(result)
             except OSError as error:
                 self._drop(sink, error)
             if sink.wants_end:
@@ -239,13 +215,13 @@ class Run:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
         seconds = self.tracker.seconds
         inside = sum(seconds.values())
-        source, stats = self.reader.source, self.reader.stats
+        reader, source = self.reader, self.reader.source
         counts: Dict[str, Any] = {"frames": self.count, "unreadable": self._unreadable, "lost": self._lost}
         if source.missing:
             counts.update(missing=source.missing, damaged=source.damaged)
         if source.live:
-            counts.update(dropped=stats.dropped, stalls=stats.stalls, reconnects=stats.reconnects)
-            counts["worst_age_ms"] = round(1000 * stats.worst_age, 1)
+            counts.update(dropped=reader.dropped, stalls=reader.stalls, reconnects=reader.reconnects)
+            counts["worst_age_ms"] = round(1000 * reader.worst_age, 1)
         stages = {"read": self._read_seconds, **seconds}
         return {
             **counts,

@@ -68,22 +68,14 @@ class TrackerSettings:
     confirm: int = 5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lost_below <= self.found_above <= 1:
-            raise UsageError("settings need 0 <= lost_below <= found_above <= 1")
-        if not 0 < self.smoothing <= 1:
-            raise UsageError("smoothing lies in (0, 1]")
-        if self.patience < 0 or self.confirm < 1:
-            raise UsageError("patience is at least 0, confirm at least 1")
+        scores = 0 <= self.lost_below <= self.found_above <= 1 and 0 < self.smoothing <= 1
+        if not scores or self.patience < 0 or self.confirm < 1:
+            need = "0 <= lost_below <= found_above <= 1, 0 < smoothing <= 1, patience >= 0, confirm >= 1"
+            raise UsageError(f"settings need {need}: not {self}")
 
 
 class Target:
-    """Box and state of one target; follows the reference to the letter.
-
-    Args:
-        box: in the frame it was chosen in.
-        settings: when it counts as lost.
-        factor: side of the search window over ``sqrt(w * h)``.
-    """
+    """Box and state of one target, as in the reference; ``factor`` is the search window's side over ``sqrt(w * h)``."""
 
     def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
         self.box = box

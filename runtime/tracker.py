@@ -205,11 +205,7 @@ class MultiTracker(_BackendTracker):
         self._targets[slot] = self._choose(frame, box, slot)
 
     def remove(self, target: int) -> None:
-        """Stops to follow a target; costs at most one copy of a template state (131 KB for T).
-
-        Raises:
-            UsageError: there is no such target.
-        """
+        """Stops to follow a target; costs at most one copy of a template state (131 KB for T)."""
         slot, last = self._slot(target), len(self._ids) - 1
         if slot != last:
             self.backend.move(last, slot)

@@ -24,7 +24,7 @@ from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Wi
 from asymtrack_edge.runtime.outputs.rows import Progress, box_writer, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
-from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
+from asymtrack_edge.runtime.sources.reader import open_reader
 from asymtrack_edge.runtime.tracker import MultiTracker
 
 EXAMPLES = """
@@ -77,8 +77,8 @@ def _main(arguments: argparse.Namespace) -> int:
         names = ("model", "backend", "device", "threads", "precision", "recover")
         chosen = {name: getattr(arguments, name) for name in names}
         tracker = stack.enter_context(MultiTracker.load(**chosen, capacity=max(1, len(boxes))))
-        policy = LivePolicy(patience=arguments.patience or None)
-        reader = stack.enter_context(open_reader(open_source(arguments.source), policy, cli.say))
+        source = open_source(arguments.source)
+        reader = stack.enter_context(open_reader(source, arguments.patience or None, cli.say))
         run = Run(tracker, reader, arguments.max_frames, cli.say)
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()
@@ -89,7 +89,7 @@ def _main(arguments: argparse.Namespace) -> int:
         for sink in _sinks(arguments, run, len(boxes), first.shape):
             run.sinks.append(sink)  # one by one: those already open are closed if one cannot be opened
         run.start(boxes)
-        run.paused = not boxes and not reader.source.live  # a file waits for the first box
+        run.paused = not boxes and not source.live  # a file waits for the first box
         with suppress(KeyboardInterrupt):
             run.follow()
             if arguments.web is not None and not run.ended:
@@ -105,18 +105,18 @@ def _main(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     """The boxes, after everything that can be wrong without opening anything."""
-    if arguments.max_frames is not None and arguments.max_frames < 2:
-        raise UsageError("--max-frames must be at least 2: the target is marked in the first frame")
-    if not arguments.patience >= 0:
-        raise UsageError("--patience is a number of seconds, 0 for ever")
-    if arguments.box and arguments.select:
-        raise UsageError("--box and --select exclude each other")
-    if not arguments.box and not arguments.select and arguments.web is None:
-        raise UsageError("mark a target with --box x,y,w,h or --select, or use --web to draw one")
-    if arguments.web is not None and not 0 <= arguments.web <= 65535:
-        raise UsageError(f"--web takes a port in 0..65535, not {arguments.web}")
-    if arguments.pts and not arguments.boxes:
-        raise UsageError("--pts is a column of --boxes FILE")
+    marked, limit, web = arguments.box or arguments.select, arguments.max_frames, arguments.web
+    wrong = {
+        "--max-frames must be at least 2: the target is marked in the first frame": limit is not None and limit < 2,
+        "--patience is a number of seconds, 0 for ever": not arguments.patience >= 0,
+        "--box and --select exclude each other": arguments.box and arguments.select,
+        "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
+        f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
+        "--pts is a column of --boxes FILE": arguments.pts and not arguments.boxes,
+    }
+    for problem, holds in wrong.items():
+        if holds:
+            raise UsageError(problem)
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
     for place in places:
@@ -135,10 +135,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
 
 @contextmanager
 def _completed(run: Run) -> Iterator[List[int]]:
-    """Completes the outputs whatever happens; a signal meanwhile does not cut that short.
-
-    Yields the list to which the number of a signal that ends the run is added.
-    """
+    """Completes the outputs whatever happens; yields a list that gets the number of the signal that ends the run."""
     signals: List[int] = []
     # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
     before: Dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

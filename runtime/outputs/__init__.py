@@ -12,11 +12,7 @@ from asymtrack_edge.runtime.target import Track
 
 @dataclass(frozen=True)
 class Result:
-    """What was decided on one frame: the tracks by target.
-
-    ``latency`` is seconds from the frame's arrival in this process to the decision; for a file, whose
-    frames wait for the tracker, from when it was taken up.
-    """
+    """Tracks of a frame by target; ``latency`` in seconds since it came, or since a file's frame was taken up."""
 
     frame: Captured
     tracks: Dict[int, Track]
@@ -24,28 +20,15 @@ class Result:
 
 
 class Sink(ABC):
-    """Takes the result of every frame.
-
-    Attributes:
-        name: for people.
-        essential: whether it is a reason to go on: a run whose last such sink failed ends.
-        wants_end: somebody asked here for the run to end.
-    """
+    """Takes the result of every frame."""
 
     name = ""
-    essential = True
-    wants_end = False
+    essential = True  #: a run whose last such sink failed ends
+    wants_end = False  #: somebody asked here for the run to end
 
     @abstractmethod
     def write(self, result: Result) -> None:
-        """Takes one frame's result; does not change its image.
-
-        Raises:
-            OSError: it cannot be written; what was written before is safe.
-        """
-
-    def skip(self, frame: Captured) -> None:  # noqa: B027
-        """Hears of a frame that could not be used."""
+        """Takes one frame's result; does not change its image. After an ``OSError`` what was written before is safe."""
 
     def close(self) -> None:  # noqa: B027
         """Completes what was written."""

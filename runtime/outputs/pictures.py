@@ -56,17 +56,7 @@ def video_rate(fps: float) -> float:
 
 
 class VideoWriter(Sink):
-    """Writes the annotated frames as a video of a constant rate; frames without a picture are left out.
-
-    Args:
-        path: ``.mp4``, ``.avi`` or ``.mkv``.
-        fps: nominal rate; see ``video_rate``.
-        shape: (H, W, ...) of the first frame; others are resized to it.
-
-    Raises:
-        UsageError: it cannot be written there.
-        SourceError: this OpenCV cannot encode it.
-    """
+    """Writes annotated frames as a video of a constant rate, all resized to ``shape`` (H, W, ...)."""
 
     def __init__(self, path: Path, fps: float, shape: Tuple[int, ...]) -> None:
         self.name = printable(path)
@@ -98,8 +88,6 @@ class VideoWriter(Sink):
 
     def write(self, result: Result) -> None:
         """Adds the frame; the disk being almost full is an OSError."""
-        if result.frame.image is None:
-            return
         self._check_disk()
         picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
@@ -130,7 +118,7 @@ class StripWriter(Sink):
 
     def write(self, result: Result) -> None:
         """Keeps every so manieth frame."""
-        if result.frame.image is not None and self._count % self._every == 0 and len(self._tiles) < 6:
+        if self._count % self._every == 0 and len(self._tiles) < 6:
             self._tiles.append(annotated(result))
         self._count += 1
 
@@ -149,17 +137,12 @@ class Window(Sink):
 
     def write(self, result: Result) -> None:
         """Shows the frame."""
-        if result.frame.image is not None:
-            cv2.imshow("asymtrack-track", annotated(result))
-            self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
+        cv2.imshow("asymtrack-track", annotated(result))
+        self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
 
 
 def check_display(option: str, instead: str) -> None:
-    """Opens a window in another process: without a display many builds of OpenCV abort theirs.
-
-    Raises:
-        UsageError: there is no display, or this OpenCV has no windows.
-    """
+    """Opens a window in another process: without a display many builds of OpenCV abort theirs."""
     code = "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         try:

@@ -21,22 +21,15 @@ from urllib.parse import urlsplit
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.files import OutputFile, printable
 from asymtrack_edge.runtime.outputs import Result, Sink
-from asymtrack_edge.runtime.sources.reader import Captured
 
 
 def csv_header(several: bool = False, pts: bool = False) -> str:
-    """The first line of a csv file; see ``csv_rows``."""
+    """The first line of a csv file."""
     return "frame,x,y,w,h,score,state" + ",target" * several + ",pts" * pts + "\n"
 
 
 def csv_rows(result: Result, several: bool = False, pts: bool = False) -> str:
-    """A row per target of a frame.
-
-    Args:
-        result: of the frame, counted from 0.
-        several: add a column ``target``.
-        pts: add a column ``pts``: seconds on the source's own clock, empty where it has none.
-    """
+    """A row per target of a frame; with ``pts`` a last column in seconds on the source's own clock."""
     end = f",{'' if result.frame.pts is None else f'{result.frame.pts:.6f}'}" if pts else ""
     rows = ""
     for number, track in result.tracks.items():
@@ -104,16 +97,6 @@ def box_writer(path: Path, several: bool = False, pts: bool = False) -> RowWrite
     return RowWriter(path, partial(csv_rows, several=several, pts=pts), csv_header(several, pts))
 
 
-class _StdoutSender(Sink):
-    """A line of JSON per frame on stdout, flushed, so that a reader sees each frame at once."""
-
-    name = "stdout"
-
-    def write(self, result: Result) -> None:
-        sys.stdout.write(as_json(result))
-        sys.stdout.flush()
-
-
 class _UdpSender(Sink):
     """One datagram per frame; never waits."""
 
@@ -143,18 +126,11 @@ class _UdpSender(Sink):
 
 
 def open_sender(where: str) -> Sink:
-    """A sink from what a user writes: ``-`` (stdout), ``udp://host:port`` or a file ``.jsonl``.
-
-    Raises:
-        UsageError: none of these, or the file cannot be written.
-        SourceError: the host is unknown.
-    """
-    if where == "-":
-        return _StdoutSender()
+    """A sink of messages from what a user writes: ``-`` (stdout), ``udp://host:port`` or a file ``.jsonl``."""
     if where.startswith("udp://"):
         return _UdpSender(where)
-    if where.endswith((".jsonl", ".ndjson")):
-        return RowWriter(Path(where), as_json)
+    if where == "-" or where.endswith((".jsonl", ".ndjson")):
+        return RowWriter(Path("/dev/stdout" if where == "-" else where), as_json)
     raise UsageError(f"--send takes - (stdout), udp://host:port or a file .jsonl, not {without_secrets(where)!r}")
 
 
@@ -166,32 +142,19 @@ class Progress(Sink):
 
     def __init__(self, total: Optional[int]) -> None:
         self._total = total
-        self._done = 0
         self._began = self._drawn = monotonic()
         self._tty = sys.stderr is not None and sys.stderr.isatty()
 
     def write(self, result: Result) -> None:
-        """Counts a frame and shows what became of its targets."""
-        shown = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
-        self._step("score " + ", ".join(shown) if shown else "no target")
-
-    def skip(self, frame: Captured) -> None:
-        """Counts a frame that could not be used."""
-        self._step("unreadable frame")
-
-    def _step(self, note: str) -> None:
-        self._done += 1
-        now = monotonic()
+        """Shows the frame's number and what became of its targets, ten times a second at most."""
+        now, done = monotonic(), result.frame.number + 1
         if not self._tty or now - self._drawn < 0.1:
             return
         self._drawn = now
-        rate = self._done / max(1e-9, now - self._began)
-        line = f"{self._done} frames  {rate:.1f}/s  {note}"
-        if self._total:
-            bar = "#" * min(24, round(24 * self._done / self._total))
-            left = max(0, self._total - self._done) / rate
-            line = f"[{bar:.<24}] {self._done}/{self._total}  {rate:.1f}/s  {left:.0f} s left  {note}"
-        self._draw(line)
+        rate = done / (now - self._began)
+        tracks = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
+        ahead = f"/{self._total}  {max(0, self._total - done) / rate:.0f} s left" if self._total else ""
+        self._draw(f"frame {done}{ahead}  {rate:.1f}/s  {', '.join(tracks) or 'no target'}")
 
     def close(self) -> None:
         """Removes the line."""

@@ -41,11 +41,7 @@ _ENCODINGS = {
 
 
 def image_to_bgr(message: Any) -> np.ndarray:
-    """A frame from a ``sensor_msgs/Image``: BGR uint8 ``(H, W, 3)``; bgr8 is not copied.
-
-    Raises:
-        FrameError: another encoding, or fewer bytes than its size needs.
-    """
+    """A frame from a ``sensor_msgs/Image``: BGR uint8 ``(H, W, 3)``; bgr8 is not copied."""
     if message.encoding not in _ENCODINGS:
         known = ", ".join(_ENCODINGS)
         raise FrameError(f"cannot use images of encoding {message.encoding!r}: publish one of {known}")
@@ -81,12 +77,8 @@ class TrackerNode:
     """What a node (``rclpy.node.Node``) does to follow targets; see the module for topics and parameters.
 
     A lost target keeps its place among the detections, with class ``lost`` instead of ``tracking`` and
-    its score, so that a controller sees at once which to trust.
-
-    Args:
-        node: declares parameters, publishes, subscribes and logs.
-        newest: the quality of service that images are asked for with.
-        sensor, standard, vision: the modules ``sensor_msgs.msg``, ``std_msgs.msg``, ``vision_msgs.msg``.
+    its score, so that a controller sees at once which to trust. Images are asked for with the quality
+    of service ``newest``; the other arguments are the modules ``sensor_msgs.msg`` and so on.
     """
 
     def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:

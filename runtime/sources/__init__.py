@@ -22,9 +22,7 @@ def open_source(source: str) -> Source:
     - ``jetson://csi://0``, ``jetson://rtsp://...``, ``jetson://file.mp4``: by jetson-utils, on a Jetson's GPU;
     - a GStreamer pipeline (anything with `` ! `` in it), with or without an ``appsink`` at its end.
 
-    Raises:
-        SourceError: it does not exist or cannot be decoded.
-        UsageError: an option after ``?`` is unknown.
+    What does not exist or cannot be decoded is a ``SourceError``, an unknown option a ``UsageError``.
     """
     if source.startswith("jetson://"):
         from asymtrack_edge.runtime.jetson import open_jetson

@@ -46,12 +46,7 @@ def check_options(options: Dict[str, str], known: Collection[str], owner: str) -
 
 
 def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
-    """Opens a V4L2 camera by its number or path, with ``format`` (four characters), ``width``, ``height``, ``fps``.
-
-    Raises:
-        SourceError: it cannot be opened.
-        UsageError: an option is unknown or makes no sense.
-    """
+    """Opens a V4L2 camera by its number or path, with ``format`` (four characters), ``width``, ``height``, ``fps``."""
     settings: Dict[str, Tuple[int, Callable[[str], float]]] = {
         # The format first: it decides which sizes and rates there are.
         "format": (cv2.CAP_PROP_FOURCC, lambda code: cv2.VideoWriter_fourcc(*code)),  # type: ignore[attr-defined]
@@ -74,15 +69,7 @@ def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
 
 
 def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
-    """The pipeline of a Jetson's CSI camera, ending in BGRx in ordinary memory.
-
-    Args:
-        sensor: its number, ``"0"``.
-        options: ``width``, ``height``, ``fps`` and ``flip`` (0..7 of ``nvvidconv``).
-
-    Raises:
-        UsageError: an option is unknown or not a number.
-    """
+    """The pipeline of a Jetson's CSI camera, ending in BGRx in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
     values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
     check_options(options, values, "a CSI camera")
     values.update(options)
@@ -102,11 +89,7 @@ def opencv_has_gstreamer() -> bool:
 
 
 def open_pipeline(pipeline: str) -> object:
-    """Starts a pipeline; returns what has ``grab``, ``retrieve``, ``release`` and ``get``.
-
-    Raises:
-        SourceError: it cannot be started, or there is no GStreamer here.
-    """
+    """Starts a pipeline; returns what has ``grab``, ``retrieve``, ``release`` and ``get``."""
     body = re.sub(r"\s*!\s*appsink\b[^!]*$", "", pipeline.strip())
     if opencv_has_gstreamer():
         # The sink drops what nobody took: the newest picture is always the next.
@@ -126,9 +109,8 @@ def open_pipeline(pipeline: str) -> object:
 class PipedPipeline:
     """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
 
-    It has the methods of ``cv2.VideoCapture`` that a live source needs. No call blocks for longer than
-    its timeout. All pictures are read into one buffer; ``retrieve`` allocates the BGR picture, which
-    belongs to the caller. A pipeline that does not start is a ``SourceError``.
+    No call blocks for longer than its timeout. All pictures are read into one buffer; ``retrieve``
+    allocates the BGR picture, which belongs to the caller.
     """
 
     def __init__(self, body: str) -> None:

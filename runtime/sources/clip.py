@@ -60,13 +60,7 @@ def default_clip(frames: int = 36, seed: int = 0) -> Clip:
 
 
 def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
-    """What ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame) name; None without both.
-
-    Raises:
-        UsageError: one without the other, or a box that is no box.
-        SourceError: the source cannot be opened or has fewer than two readable frames.
-        BoxError: the box cannot be a target in the first frame.
-    """
+    """What ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame) name; None without both."""
     if source is None and box is None:
         return None
     if source is None or box is None:

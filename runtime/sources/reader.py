@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
 from time import monotonic, time
 from typing import Any, Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple
 
@@ -21,6 +20,12 @@ from asymtrack_edge.errors import SourceError
 
 #: Frames of a file or folder that are decoded ahead.
 READ_AHEAD = 4
+
+#: Seconds of silence after which a camera or stream is reported as stalled.
+STALL_AFTER = 2.0
+
+#: Seconds between attempts to reconnect: at first, and at most, after doubling each time.
+RECONNECT_AFTER = (0.5, 10.0)
 
 
 class Source(ABC):
@@ -80,15 +85,10 @@ class LiveSource(Source):
         self.fps = frame_rate(self._capture)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
-        """Waits for the next frame; None when the source has gone away.
-
-        Returns:
-            The frame, and the moment (``time.monotonic``) at which it reached this process, taken
-            before the picture is converted to BGR.
-        """
+        """Waits for the next frame, and says when (``time.monotonic``) it came; None when the source has gone away."""
         if not self._capture.grab():
             return None
-        received = monotonic()
+        received = monotonic()  # before the picture is converted to BGR
         good, image = self._capture.retrieve()
         return (image if good else None), received
 
@@ -134,36 +134,6 @@ class Captured(NamedTuple):
         return monotonic() - self.received
 
 
-@dataclass
-class CaptureStats:
-    """Counts of a reader's frames: received, replaced by newer ones before the tracker asked; stalls and reconnects.
-
-    ``worst_age`` is the largest age of a frame when it was handed over, in seconds.
-    """
-
-    received: int = 0
-    dropped: int = 0
-    stalls: int = 0
-    reconnects: int = 0
-    worst_age: float = 0.0
-
-
-@dataclass(frozen=True)
-class LivePolicy:
-    """How patient to be with a camera or stream.
-
-    Attributes:
-        stall_after: seconds of silence after which the source is reported as stalled.
-        patience: seconds of silence after which it is given up; None for never.
-        first_delay, longest_delay: seconds between attempts to reconnect, doubled each time.
-    """
-
-    stall_after: float = 2.0
-    patience: Optional[float] = 30.0
-    first_delay: float = 0.5
-    longest_delay: float = 10.0
-
-
 class Reader:
     """Iterates over the ``Captured`` frames of a source that is read on a thread.
 
@@ -172,21 +142,27 @@ class Reader:
 
     Args:
         source: the source to read, a live one already connected. The reader closes it.
-        policy: when a live source counts as stalled, and as gone.
+        patience: seconds of silence after which a live source is given up; None for never.
         report: called with one line when a live source stalls, goes away or comes back, on the thread that
             iterates.
 
     Attributes:
-        stats: counts so far.
+        received: frames so far, of which ``dropped`` were replaced by a newer one before the tracker asked.
+        stalls: times a live source fell silent; ``reconnects``: times it was opened again.
+        worst_age: the largest age of a frame when it was handed over, in seconds.
     """
 
     def __init__(
-        self, source: Source, policy: Optional[LivePolicy] = None, report: Optional[Callable[[str], None]] = None
+        self,
+        source: Source,
+        patience: Optional[float] = 30.0,
+        report: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.source = source
-        self.policy = policy or LivePolicy()
-        self.stats = CaptureStats()
-        self._report = report or (lambda line: None)
+        self.received = self.dropped = self.stalls = self.reconnects = 0
+        self.worst_age = 0.0
+        self._patience = patience
+        self._report = report
         self._queue: Deque[Captured] = deque()
         self._news: List[str] = []
         self._heard = monotonic()
@@ -201,17 +177,12 @@ class Reader:
         return self
 
     def __next__(self) -> Captured:
-        """Waits for a frame; any error of the source is raised here.
-
-        Raises:
-            StopIteration: the source has ended or the reader was closed.
-            SourceError: a live source has been silent for too long.
-        """
-        policy, stalled = self.policy, False
+        """Waits for a frame. Errors of the source are raised here; a long silence is a ``SourceError``."""
+        stalled = False
         while True:
             with self._changed:
                 if not (self._queue or self._closing or self._news):
-                    self._changed.wait(policy.stall_after / 4)
+                    self._changed.wait(STALL_AFTER / 4)
                 frame = self._queue.popleft() if self._queue else None
                 news, self._news = self._news, []
                 silence = monotonic() - self._heard
@@ -221,18 +192,18 @@ class Reader:
                 self._report(f"{self.source.name}: {line}")
             if frame is not None:
                 age = frame.age
-                self.stats.worst_age = max(self.stats.worst_age, age)
+                self.worst_age = max(self.worst_age, age)
                 return frame._replace(time=time() - age)
             if closing:
                 error, self._error = self._error, None
                 raise error or StopIteration
             if not self.source.live:
                 continue
-            if silence > policy.stall_after and not stalled:
+            if silence > STALL_AFTER and not stalled:
                 stalled = True
-                self.stats.stalls += 1
+                self.stalls += 1
                 self._report(f"{self.source.name}: no frame for {silence:.1f} s")
-            if policy.patience is not None and silence > policy.patience:
+            if self._patience is not None and silence > self._patience:
                 why = f" ({self._failure})" if self._failure else ""
                 raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{why}: check it")
 
@@ -274,25 +245,25 @@ class Reader:
         """Hands a frame over; a live one in place of one that still waits. False once the reader is closed."""
         with self._changed:
             if self.source.live:
-                self.stats.dropped += len(self._queue)
+                self.dropped += len(self._queue)
                 self._queue.clear()
             self._changed.wait_for(lambda: self._closing or len(self._queue) < READ_AHEAD)
             if self._closing:
                 return False
-            self._queue.append(Captured(image, self.stats.received, received, 0.0, self.source.pts))
+            self._queue.append(Captured(image, self.received, received, 0.0, self.source.pts))
             self._heard = received
-            self.stats.received += 1
+            self.received += 1
             self._changed.notify_all()
         return True
 
     def _read_newest(self, source: LiveSource) -> None:
         gone: Optional[float] = None  # since when
-        delay = self.policy.first_delay
+        delay = RECONNECT_AFTER[0]
         while not self._closing:
             read = source.read()
             if read is not None:
                 if gone is not None:
-                    self.stats.reconnects += 1
+                    self.reconnects += 1
                     self._tell(f"back after {read[1] - gone:.1f} s")
                     gone = None
                 self._put(*read)
@@ -300,12 +271,12 @@ class Reader:
             if source.ended:
                 return self._tell("gave the same frames twice: a recording, which ends here")
             if gone is None:
-                gone, delay = monotonic(), self.policy.first_delay
+                gone, delay = monotonic(), RECONNECT_AFTER[0]
                 self._tell("went away; reconnecting")
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, delay):
                     return None
-            delay = min(2 * delay, self.policy.longest_delay)
+            delay = min(2 * delay, RECONNECT_AFTER[1])
             try:
                 source.reconnect()
                 self._failure = ""

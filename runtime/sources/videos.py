@@ -40,11 +40,7 @@ _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_C
 
 
 def open_path(source: str) -> Source:
-    """A video file or a folder of images.
-
-    Raises:
-        SourceError: there is none of that name, or it cannot be decoded.
-    """
+    """A video file or a folder of images."""
     path, name = Path(source), printable(source)
     if os.path.isdir(path):
         return ImageFolder(path)
@@ -59,7 +55,7 @@ def open_path(source: str) -> Source:
 
 
 def open_stream(url: str) -> Source:
-    """A live stream, or a recording behind HTTP, which is read like a file; ``SourceError`` if it cannot be opened."""
+    """A live stream, or a recording behind HTTP, which has an end and is read like a file."""
     shown = without_secrets(url.replace(" ", "%20"))  # else what stands behind a blank is shown
     http = url.startswith("http")
     recording = http and _has_end(url)
@@ -144,10 +140,7 @@ def _turn(capture: cv2.VideoCapture) -> Optional[int]:
 
 
 def _is_damaged(path: Path, missing: int) -> bool:
-    """Whether a file with fewer frames than announced is cut off or damaged.
-
-    Elsewhere the number is an estimate, or counts what the file says not to show.
-    """
+    """Whether a file is cut off or damaged. Else the number announced is an estimate, or counts hidden frames."""
     if not path.exists():
         return False
     with open(path, "rb") as file:

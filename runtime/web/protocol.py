@@ -40,11 +40,7 @@ class Wish(NamedTuple):
 
 
 def parse_wish(text: str) -> Wish:
-    """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``.
-
-    Raises:
-        UsageError: it is not one of those described in ``Wish``.
-    """
+    """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -91,11 +87,7 @@ def refusal(scope: Dict[str, Any], token: Optional[str]) -> Optional[str]:
 
     Without a token only requests that name this machine itself are answered, so that no web page
     elsewhere can reach us by giving its own name our address. A WebSocket is opened only from the
-    page that we served. Anybody may ask for ``/health``.
-
-    Args:
-        scope: of an ASGI request.
-        token: what the request must know; None on loopback.
+    page that we served. Anybody may ask for ``/health``. ``scope`` is that of an ASGI request.
     """
     headers = {name.lower(): value.decode("latin-1") for name, value in scope.get("headers", ())}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")

@@ -51,14 +51,7 @@ _SHORTEST_TOKEN = 16
 
 
 class Shown(NamedTuple):
-    """A picture as viewers get it.
-
-    Attributes:
-        version: of what there was to see; -1 before there is a picture.
-        packet: header and JPEG (``protocol.pack_picture``).
-        number: of the frame.
-        image: the frame itself, BGR uint8.
-    """
+    """A picture as viewers get it: of which ``version``, the packet to send, and number and image of the frame."""
 
     version: int = -1
     packet: bytes = b""
@@ -69,11 +62,8 @@ class Shown(NamedTuple):
 class WebView(Sink):
     """Serves the page; a sink of the run that it shows.
 
-    Args:
-        run: what it shows.
-        port: to listen on; 0 for any that is free.
-        host: address to listen on. Other than loopback, requests must know a token: that of the
-            environment variable ``ASYMTRACK_TOKEN``, or a new one.
+    Where ``host`` is not this machine only, requests must know a token: that of the environment
+    variable ``ASYMTRACK_TOKEN``, or a new one.
 
     Attributes:
         url: what to open in a browser, token included.
@@ -82,11 +72,6 @@ class WebView(Sink):
         rows: csv rows of the run so far, the newest ``MOST_ROWS``.
         wakers: called after every change, on the server's thread.
         listeners: called with every frame's JSON, on the server's thread.
-
-    Raises:
-        MissingDependencyError: the extra ``web`` is not installed.
-        SourceError: the address cannot be listened on.
-        UsageError: the token of the environment is too short.
     """
 
     name = "web view"
@@ -177,15 +162,7 @@ class WebView(Sink):
             return self._encoded
 
     def obey(self, wish: Wish, held: Optional[np.ndarray]) -> Dict[str, Any]:
-        """Does what a browser asks for; waits for the tracker's thread. Returns the answer to it.
-
-        Args:
-            wish: not an ack or hold.
-            held: the frame a box was drawn on, for mark; None if it is not known any more.
-
-        Raises:
-            AsymTrackError: it cannot be done.
-        """
+        """Does what a browser asks for, which waits for the tracker's thread; ``held``: what a box was drawn on."""
         run = self.run
         actions: Dict[str, Callable[[], Any]] = {
             "mark": lambda: self._mark(wish, held),
@@ -214,23 +191,23 @@ class WebView(Sink):
             raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
         else:
             number = tracker.add(held, wish.box)
-        self._change(number, Track(Box(*wish.box), 1.0, State.TRACKING))
+        self._show({**self._tracks(), number: Track(Box(*wish.box), 1.0, State.TRACKING)})
         return number
 
     def _remove(self, wish: Wish) -> Optional[int]:
         """Runs on the tracker's thread."""
         assert wish.target is not None  # the protocol refuses such a wish
         self.run.tracker.remove(wish.target)
-        self._change(wish.target, None)
+        self._show({number: track for number, track in self._tracks().items() if number != wish.target})
         return wish.target
 
-    def _change(self, number: int, track: Optional[Track]) -> None:
-        """Shows a target in the latest frame as it is now, before the next frame comes."""
-        latest = self.run.latest
-        if latest is not None:
-            others = {target: other for target, other in latest.tracks.items() if target != number or track is not None}
-            tracks = others if track is None else {**others, number: track}
-            self.run.latest = Result(latest.frame, tracks, latest.latency)
+    def _tracks(self) -> Dict[int, Track]:
+        return self.run.latest.tracks if self.run.latest is not None else {}
+
+    def _show(self, tracks: Dict[int, Track]) -> None:
+        """Shows other targets in the latest frame, before the next one comes."""
+        if self.run.latest is not None:
+            self.run.latest = Result(self.run.latest.frame, tracks, self.run.latest.latency)
             self._publish(self.run.latest)
 
     def _publish(self, result: Result) -> None:
@@ -282,7 +259,7 @@ class _Rates:
             self.shown = {
                 "fps": round(self._frames / (now - self._since), 1),
                 "stages": {name: round(1000 * value / self._frames, 2) for name, value in spent.items()},
-                "dropped": self._run.reader.stats.dropped,
+                "dropped": self._run.reader.dropped,
             }
         self._since, self._frames, self._latency, self._seconds = now, 0, 0.0, seconds
 

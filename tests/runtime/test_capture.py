@@ -13,10 +13,16 @@ import pytest
 from asymtrack_edge.errors import SourceError
 from asymtrack_edge.runtime.sources import LiveSource, Source
 from asymtrack_edge.runtime.sources import reader as capture
-from asymtrack_edge.runtime.sources.reader import LivePolicy, Reader, open_reader
+from asymtrack_edge.runtime.sources.reader import Reader, open_reader
 from tests.runtime.simulated import FakeCapture, Script
 
-EAGER = LivePolicy(stall_after=0.1, patience=0.6, first_delay=0.01, longest_delay=0.05)
+PATIENCE = 0.6
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "STALL_AFTER", 0.1)
+    monkeypatch.setattr(capture, "RECONNECT_AFTER", (0.01, 0.05))
 
 
 class Counted(Source):
@@ -57,21 +63,21 @@ def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
     # Three of thirty may be older: the machine of a test is not ours alone.
     assert sorted(ages)[-4] < 2 * period, f"oldest frames at decision {sorted(ages)[-4:]}"
     assert np.all(np.diff(indices) >= 1)
-    assert reader.stats.dropped >= 40
-    assert reader.stats.received - 35 - reader.stats.dropped in (0, 1)  # one may still have been waiting
+    assert reader.dropped >= 40
+    assert reader.received - 35 - reader.dropped in (0, 1)  # one may still have been waiting
     assert peak < 5 * 640 * 480 * 3, f"{peak / 1e6:.1f} MB for frames of 0.9 MB"
 
 
 def test_source_that_dies_and_returns_goes_on() -> None:
     script = Script(FakeCapture(500, dies_after=3), SourceError("not yet"), FakeCapture(500, dies_after=4))
     lines = []
-    reader = Reader(LiveSource("camera 7", script), EAGER, lines.append)
+    reader = Reader(LiveSource("camera 7", script), PATIENCE, lines.append)
     images = []
     with pytest.raises(SourceError, match=r"camera 7 has given no frame .*nobody answers"):
         for frame in reader:
             images.append(frame.number)
-    assert reader.stats.received == 7
-    assert reader.stats.reconnects == 1
+    assert reader.received == 7
+    assert reader.reconnects == 1
     assert images[-1] == 6
     assert any("went away" in line for line in lines) and any("back after" in line for line in lines)
     assert all(used.released for used in script.used)
@@ -81,13 +87,13 @@ def test_source_that_dies_and_returns_goes_on() -> None:
 def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
     lines = []
     source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
-    reader = Reader(source, EAGER, lines.append)
+    reader = Reader(source, PATIENCE, lines.append)
     began = monotonic()
     with pytest.raises(SourceError, match="no frame for"):
         for _ in reader:
             pass
     assert 0.5 < monotonic() - began < 1.4, "waited for the hanging read"
-    assert reader.stats.stalls == 1
+    assert reader.stalls == 1
     assert any("no frame for 0.1" in line for line in lines)
     reader.close()
 
@@ -117,7 +123,7 @@ def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
     frames = [first, *reader]
     assert [f.number for f in frames] == list(range(40))
     assert [int(f.image[0, 0, 0]) for f in frames if f.image is not None] == [i for i in range(40) if i != 3]
-    assert reader.stats.dropped == 0
+    assert reader.dropped == 0
     assert source.closed
 
 

@@ -70,9 +70,9 @@ def test_several_targets_have_a_last_column(video: Path, tmp_path: Path) -> None
         assert iou(box_of(row), truth) > 0.7
 
 
-def test_json_lines_on_stdout_are_only_that(video: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_on_stdout_are_only_that(video: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert fake_command.main([str(video), "--box", as_argument(TRUTH[0][0]), "--send", "-"]) == 0
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     lines = [json.loads(line) for line in captured.out.splitlines()]
     assert [line["frame"] for line in lines] == list(range(40))
     assert lines[5]["size"] == [320, 240] and lines[5]["age_ms"] >= 0

@@ -19,7 +19,7 @@ import pytest
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
 from asymtrack_edge.runtime.sources import cameras, open_source
-from asymtrack_edge.runtime.sources.reader import LivePolicy, open_reader
+from asymtrack_edge.runtime.sources.reader import open_reader
 from tests.runtime.simulated import moving_square
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def server() -> Iterator[str]:
 
 
 def take(source: str, count: int) -> List[np.ndarray]:
-    with open_reader(open_source(source), LivePolicy(patience=10)) as reader:
+    with open_reader(open_source(source), patience=10) as reader:
         return [next(reader).image for _ in range(count)]
 
 
@@ -94,10 +94,10 @@ def test_a_recording_over_http_has_an_end_and_waits(server: str) -> None:
 def test_a_recording_over_http_whose_length_nobody_tells_ends_all_the_same(server: str) -> None:
     """It is played twice, because only then it is known not to be live."""
     lines: List[str] = []
-    with open_reader(open_source(f"{server}/unsized"), LivePolicy(first_delay=0.01), lines.append) as reader:
+    with open_reader(open_source(f"{server}/unsized"), report=lines.append) as reader:
         assert reader.source.live
         list(reader)
-        assert reader.stats.received == 16
+        assert reader.received == 16
     assert any("a recording, which ends here" in line for line in lines)
 
 
@@ -145,11 +145,10 @@ def test_gstreamer_pipeline_of_known_colour() -> None:
 def test_gstreamer_pipeline_is_started_again_when_it_ends() -> None:
     lines: List[str] = []
     source = open_source("videotestsrc num-buffers=3 ! video/x-raw,width=64,height=48,framerate=30/1")
-    policy = LivePolicy(first_delay=0.01)
-    with open_reader(source, policy, lines.append) as reader:
-        while reader.stats.reconnects < 2:
+    with open_reader(source, report=lines.append) as reader:
+        while reader.reconnects < 2:
             next(reader)
-    assert reader.stats.received > 6
+    assert reader.received > 6
     assert any("back after" in line for line in lines)
 
 

@@ -14,19 +14,12 @@ from asymtrack_edge.runtime.tracker import Tracker
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an exported model may differ from the trained one.
+    """How far an exported model may differ from the trained one."""
 
-    Attributes:
-        box_difference: largest of a predicted coordinate, in crop units.
-        score_difference: largest of a score: what is lost and what is found hangs on it.
-        track_iou_mean: smallest mean IoU of their tracks.
-        largest_half: largest magnitude of an fp16 tensor: half of the largest number of fp16.
-    """
-
-    box_difference: float
-    score_difference: float
-    track_iou_mean: float
-    largest_half: float = 65504 / 2
+    box_difference: float  #: largest of a predicted coordinate, in crop units
+    score_difference: float  #: largest of a score: what is lost and what is found hangs on it
+    track_iou_mean: float  #: smallest mean IoU of their tracks
+    largest_half: float = 65504 / 2  #: largest magnitude of an fp16 tensor: half of what fp16 can hold
 
 
 #: Of a model as ONNX Runtime computes it on a CPU (fp16 there is only how numbers are kept), by precision.
@@ -37,8 +30,7 @@ LIMITS: Dict[str, Limits] = {
     "fp16": Limits(2e-3, 2e-2, 0.95),
     "int8": Limits(3e-2, 0.2, 0.90),
 }
-#: Where the arithmetic itself is in half precision: bf16 keeps 8 bits, fp16 11. 1e-2 are 2.6 pixels of the
-#: search crop.
+#: Where the arithmetic itself is in half precision: bf16 keeps 8 bits, fp16 11. 1e-2 are 2.6 pixels of the crop.
 HALF_ARITHMETIC = Limits(1e-2, 5e-2, 0.90)
 
 #: Of an fp32 model on crops whose pixels differ by up to a unit in the last place: OpenCV on arm64 resizes by other

@@ -52,7 +52,7 @@ def open_jetson(source: str) -> Source:
     if "://" not in name and not name.startswith("/dev/"):
         return _JetsonVideo(name, options)
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
-    return LiveSource(f"{shown} by jetson-utils", lambda: JetsonCapture(name, options))
+    return LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
 
 
 class JetsonFrame:
@@ -78,7 +78,7 @@ class JetsonFrame:
         return self.copy()
 
 
-class JetsonCapture:
+class _JetsonCapture:
     """A ``videoSource`` of jetson-utils with the methods of ``cv2.VideoCapture`` that a live source calls."""
 
     def __init__(self, uri: str, options: Dict[str, str]) -> None:
@@ -92,7 +92,6 @@ class JetsonCapture:
         self._latest: Any = None
 
     def grab(self) -> bool:
-        """Waits for a frame; False at the end of the source."""
         try:
             # The frame as its capture delivers it by default; on the GPU, where the tracker swaps its channels.
             self._latest = self._source.Capture(timeout=TIMEOUT)
@@ -111,11 +110,9 @@ class JetsonCapture:
         return True, JetsonFrame(kept)
 
     def get(self, prop: int) -> float:
-        """The frame rate; 0 for all that is not known."""
         return float(self._source.GetFrameRate()) if prop == cv2.CAP_PROP_FPS else 0.0
 
     def release(self) -> None:
-        """Stops capturing."""
         self._source.Close()
 
 
@@ -126,7 +123,7 @@ class _JetsonVideo(Source):
         if not os.path.isfile(path):
             raise SourceError(f"there is no file {path}")
         self.name = path
-        self._capture = JetsonCapture(path, options)
+        self._capture = _JetsonCapture(path, options)
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
 
     def __iter__(self) -> Iterator[Any]:

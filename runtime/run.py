@@ -24,14 +24,8 @@ class Run:
     Other threads change targets, pause or end the run through ``submit``; what they submit runs
     between two frames. ``report`` is called with lines for people.
 
-    Attributes:
-        sinks: take every frame's result; closed with the run. One that fails is completed and left out;
-            the failure ends the run when no other is left.
-        count: frames taken from the reader.
-        latest: result of the last frame.
-        failures: sinks that failed, as lines for people.
-        paused: whether the run waits.
-        ended: whether ``end()`` was called.
+    The ``sinks`` take every frame's result and are closed with the run. One that fails is completed and
+    left out, with a line in ``failures``; the failure ends the run when no other is left.
     """
 
     def __init__(
@@ -43,12 +37,12 @@ class Run:
     ) -> None:
         self.tracker = tracker
         self.reader = reader
-        self.limit = limit
         self.sinks: List[Sink] = []
-        self.count = 0
-        self.latest: Optional[Result] = None
         self.failures: List[str] = []
+        self.count = 0  #: frames taken from the reader
+        self.latest: Optional[Result] = None
         self.paused = self.ended = False
+        self._limit = limit
         self._report = report
         self._began = perf_counter()
         self._read_seconds = 0.0
@@ -80,7 +74,7 @@ class Run:
 
     def follow(self) -> None:
         """Goes on to the end of the source, the limit or ``end()``."""
-        while not self.ended and (self.limit is None or self.count < self.limit):
+        while not self.ended and (self._limit is None or self.count < self._limit):
             self._obey()
             frame = None if self.ended else self._next()
             if frame is None:

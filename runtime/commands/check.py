@@ -16,7 +16,6 @@ from typing import Any, Dict, Optional, Sequence
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import agreement
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
@@ -49,27 +48,22 @@ def limits_of(backend: Backend) -> agreement.Limits:
     return agreement.LIMITS[backend.precision]
 
 
-def check(backend: Backend, reference: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, Any]:
-    """Compares two backends of one model, for one target and several at once: figures, limits, ``"passed"``."""
-    limits = limits_of(backend)
-    report: Dict[str, Any] = {
-        "checked": backend.description,
-        "precision": backend.precision,
-        "against": reference.description,
-        "frames": len(frames),
-        "track_length": agreement.SEGMENT,
-        **agreement.compare(reference, backend, frames, box),
-        "together_difference": agreement.compare_together(backend, frames, box),
-        "limits": {name: limit for name, limit in asdict(limits).items() if name != "largest_half"},
-    }
-    return {**report, "passed": agreement.within(report, limits)}
-
-
 def _main(arguments: argparse.Namespace) -> int:
     frames, box = clip_argument(arguments.clip, arguments.box) or default_clip()
     backend = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
-        report = check(backend, open_backend(arguments.model, "onnxruntime", threads=arguments.threads), frames, box)
+        reference, limits = open_backend(arguments.model, "onnxruntime", threads=arguments.threads), limits_of(backend)
+        report: Dict[str, Any] = {
+            "checked": backend.description,
+            "precision": backend.precision,
+            "against": reference.description,
+            "frames": len(frames),
+            "track_length": agreement.SEGMENT,
+            **agreement.compare(reference, backend, frames, box),
+            "together_difference": agreement.compare_together(backend, frames, box),
+            "limits": {name: limit for name, limit in asdict(limits).items() if name != "largest_half"},
+        }
+        report["passed"] = agreement.within(report, limits)
     finally:
         backend.close()
     # JSON knows no infinity, which stands for predictions that are no numbers.

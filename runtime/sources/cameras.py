@@ -103,10 +103,10 @@ def open_pipeline(pipeline: str) -> object:
             "a GStreamer pipeline needs an OpenCV with GStreamer (JetPack's) or the program gst-launch-1.0 "
             "(package gstreamer1.0-tools); neither is here"
         )
-    return PipedPipeline(body)
+    return _PipedPipeline(body)
 
 
-class PipedPipeline:
+class _PipedPipeline:
     """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
 
     No call blocks for longer than its timeout. All pictures are read into one buffer; ``retrieve``
@@ -154,7 +154,6 @@ class PipedPipeline:
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
 
     def get(self, prop: int) -> float:
-        """The frame rate; 0 for everything else."""
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
@@ -168,11 +167,9 @@ class PipedPipeline:
         return True
 
     def retrieve(self) -> Tuple[bool, Optional[np.ndarray]]:
-        """The picture read last as BGR uint8 ``(H, W, 3)``."""
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
-        """Ends the process; safe to call twice."""
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
         self._kill.detach()

@@ -31,21 +31,15 @@ RECONNECT_AFTER = (0.5, 10.0)
 class Source(ABC):
     """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
 
-    Attributes:
-        name: shown to people; without passwords.
-        fps: nominal frames per second; 0 if unknown.
-        length: number of frames that the source announces; None if unknown or endless.
-        live: whether frames arrive by themselves, as from a camera, and not when they are asked for.
-        pts: time of the latest frame on the source's own clock, in seconds; None without such a clock.
-        missing: at the end, the number of announced frames that did not come.
-        damaged: at the end, whether they are missing because the file is cut off or damaged.
+    At the end, ``missing`` is the number of announced frames that did not come, and ``damaged`` says
+    whether that is because the file is cut off or damaged.
     """
 
-    name = ""
-    fps = 0.0
-    length: Optional[int] = None
-    live = False
-    pts: Optional[float] = None
+    name = ""  #: shown to people; without passwords
+    fps = 0.0  #: nominal frames per second; 0 if unknown
+    length: Optional[int] = None  #: number of frames that the source announces; None if unknown or endless
+    live = False  #: whether frames arrive by themselves, as from a camera, and not when they are asked for
+    pts: Optional[float] = None  #: time of the latest frame on the source's own clock, in seconds, if it has one
     missing = 0
     damaged = False
 
@@ -66,17 +60,12 @@ class Source(ABC):
 class LiveSource(Source):
     """A camera or stream that can be connected again after it went away.
 
-    Args:
-        name: shown to people.
-        connect: opens the source. It returns an object with the methods ``grab``, ``retrieve``, ``release``
-            and ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
-
-    Attributes:
-        ended: whether the source has an end and has reached it; connecting again is of no use.
+    ``connect`` opens it: it returns an object with the methods ``grab``, ``retrieve``, ``release`` and
+    ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
     """
 
     live = True
-    ended = False
+    ended = False  #: whether the source has an end and has reached it; connecting again is of no use
 
     def __init__(self, name: str, connect: Callable[[], Any]) -> None:
         self.name = name
@@ -140,16 +129,13 @@ class Reader:
     Of a file or folder nothing is dropped, a frame's time is that of its decoding, and its age says how
     long it waited. Of a live source the newest frame is handed over, each at most once.
 
+    Counts: of the frames ``received``, ``dropped`` were replaced by a newer one before the tracker asked;
+    ``stalls`` and ``reconnects`` of a live source; ``worst_age``, in seconds, of a frame when handed over.
+
     Args:
         source: the source to read, a live one already connected. The reader closes it.
         patience: seconds of silence after which a live source is given up; None for never.
-        report: called with one line when a live source stalls, goes away or comes back, on the thread that
-            iterates.
-
-    Attributes:
-        received: frames so far, of which ``dropped`` were replaced by a newer one before the tracker asked.
-        stalls: times a live source fell silent; ``reconnects``: times it was opened again.
-        worst_age: the largest age of a frame when it was handed over, in seconds.
+        report: called with one line, on the thread that iterates, when a live source stalls, goes or comes back.
     """
 
     def __init__(

@@ -25,18 +25,14 @@ _ACTIONS = ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end")
 class Wish(NamedTuple):
     """A checked message of a browser.
 
-    Attributes:
-        action: ``ack`` (the last picture has been shown), ``hold`` (the user began to draw on a
-            picture), ``mark`` (a box was drawn), ``remove``, ``pause``, ``resume``, ``step``, ``end``.
-        frame: number of the picture concerned, for hold and mark.
-        box: x, y, w, h in frame pixels, for mark.
-        target: its id, for remove, and for mark where an old target is moved.
+    ``ack``: the last picture has been shown. ``hold``: the user began to draw on a picture. ``mark``: a
+    box was drawn. ``remove``, ``pause``, ``resume``, ``step``, ``end``.
     """
 
     action: str
-    frame: Optional[int] = None
-    box: Optional[Tuple[float, float, float, float]] = None
-    target: Optional[int] = None
+    frame: Optional[int] = None  #: number of the picture concerned, for hold and mark
+    box: Optional[Tuple[float, float, float, float]] = None  #: x, y, w, h in frame pixels, for mark
+    target: Optional[int] = None  #: its id, for remove, and for mark where an old target is moved
 
 
 def parse_wish(text: str) -> Wish:

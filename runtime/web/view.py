@@ -67,11 +67,8 @@ class WebView(Sink):
 
     Attributes:
         url: what to open in a browser, token included.
-        token: None on loopback.
         version: grows with every change of what there is to see.
-        rows: csv rows of the run so far, the newest ``MOST_ROWS``.
-        wakers: called after every change, on the server's thread.
-        listeners: called with every frame's JSON, on the server's thread.
+        wakers, listeners: called on the server's thread: after every change; with every frame's JSON.
     """
 
     name = "web view"
@@ -240,28 +237,25 @@ class _Rates:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._since = self._last = monotonic()
-        self._frames = 0
-        self._latency = 0.0
-        self._seconds: Dict[str, float] = {}
+        self._last = float("-inf")
         self.shown: Dict[str, Any] = {"fps": 0.0, "stages": {}, "dropped": 0}
 
     def count(self, result: Result) -> None:
+        now, seconds = monotonic(), self._run.tracker.seconds
+        if now - self._last > 1:  # the first frame, or the first after a pause
+            self._since, self._frames, self._latency, self._before = now, 0, 0.0, seconds
+        self._last = now
         self._frames += 1
         self._latency += result.latency
-        now, seconds = monotonic(), self._run.tracker.seconds
-        paused, self._last = now - self._last > 1, now
-        if not paused and now - self._since < 1:
-            return
-        if not paused:
-            spent = {name: value - self._seconds.get(name, 0.0) for name, value in seconds.items()}
+        if now - self._since >= 1:
+            spent = {name: value - self._before.get(name, 0.0) for name, value in seconds.items()}
             spent["frame to decision"] = self._latency
             self.shown = {
                 "fps": round(self._frames / (now - self._since), 1),
                 "stages": {name: round(1000 * value / self._frames, 2) for name, value in spent.items()},
                 "dropped": self._run.reader.dropped,
             }
-        self._since, self._frames, self._latency, self._seconds = now, 0, 0.0, seconds
+            self._since, self._frames, self._latency, self._before = now, 0, 0.0, seconds
 
 
 def _token() -> str:

@@ -143,7 +143,7 @@ def test_cameras_and_streams_are_live(utils: Utils) -> None:
 
 
 def test_memory_is_used_again(utils: Utils) -> None:
-    capture = jetson.JetsonCapture("csi://0", {})
+    capture = jetson._JetsonCapture("csi://0", {})
     capture._source.frames = iter(FRAMES * 4)
     images = []
     while capture.grab():

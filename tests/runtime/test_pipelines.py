@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asymtrack_edge.runtime.sources import cameras
-from asymtrack_edge.runtime.sources.cameras import PipedPipeline
+from asymtrack_edge.runtime.sources.cameras import _PipedPipeline
 
 ROOT = Path(__file__).parents[2]
 #: Writes its number to a file, a header and a picture to its output, and is silent from then on.
@@ -48,7 +48,7 @@ def gone(folder: Path) -> bool:
 
 
 def test_pictures_come_until_it_is_released(launcher: Path, tmp_path: Path) -> None:
-    pipeline = PipedPipeline("videotestsrc")
+    pipeline = _PipedPipeline("videotestsrc")
     assert pipeline.grab()
     good, picture = pipeline.retrieve()
     assert good and picture is not None and picture.shape == (2, 4, 3)
@@ -69,19 +69,19 @@ def test_interrupted_while_it_starts_the_process_is_ended(
 ) -> None:
     launcher.write_text(SCRIPT.format(pid=tmp_path / "pid", header=""))
 
-    def interrupted(self: PipedPipeline, timeout: float) -> bytes:
+    def interrupted(self: _PipedPipeline, timeout: float) -> bytes:
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PipedPipeline, "_line", interrupted)
+    monkeypatch.setattr(_PipedPipeline, "_line", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        PipedPipeline("videotestsrc")
+        _PipedPipeline("videotestsrc")
     assert gone(tmp_path)
 
 
 def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
-    code = "from asymtrack_edge.runtime.sources.cameras import PipedPipeline; kept = PipedPipeline('videotestsrc')"
+    code = "from asymtrack_edge.runtime.sources.cameras import _PipedPipeline; kept = _PipedPipeline('videotestsrc')"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
     assert gone(tmp_path)
 
@@ -89,4 +89,4 @@ def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path,
 def test_one_line_says_why_it_does_not_start(launcher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher.write_text("#!/bin/sh\necho 'no element nosuchsrc' >&2\n")
     with pytest.raises(cameras.SourceError, match="no element nosuchsrc"):
-        PipedPipeline("nosuchsrc")
+        _PipedPipeline("nosuchsrc")

@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy import plots, probes
-from asymtrack_edge.benchmarks.accuracy.executors import Executor, LocalExecutor, RayExecutor
+from asymtrack_edge.benchmarks.accuracy import probes, report
+from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executor, ray_executor
 from asymtrack_edge.benchmarks.accuracy.features import features
 from asymtrack_edge.benchmarks.accuracy.metrics import (
     PROTOCOLS,
@@ -22,7 +23,7 @@ from asymtrack_edge.benchmarks.accuracy.metrics import (
     score_sequence,
     summarise,
 )
-from asymtrack_edge.benchmarks.accuracy.report import Evaluation, json_report, text_report
+from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
@@ -139,15 +140,7 @@ def main(argv: Optional[Items[str]] = None) -> int:
 
 
 class _Data(NamedTuple):
-    """What is evaluated.
-
-    Attributes:
-        kind: which data set.
-        protocol: how it is scored.
-        sequences: those that can be read.
-        left_out: those that cannot -> why.
-        notes: of ``sequences`` -> what is not as published.
-    """
+    """What is evaluated; ``left_out``: sequences that cannot be read; ``notes``: what is not as published of others."""
 
     kind: Kind
     protocol: Protocol
@@ -156,25 +149,26 @@ class _Data(NamedTuple):
     notes: Dict[str, str]
 
 
-def _read(args: argparse.Namespace, say: Callable[..., None]) -> _Data:
+def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
     dataset = open_dataset(args.dataset, args.root, args.attributes)
     kind = dataset.kind
-    sequences, left_out = dataset.read(None if args.sequences is None else _names(args.sequences))
-    data = _Data(kind, PROTOCOLS[kind.protocol], sequences, left_out, {})
-    for s in sequences:
+    data = _Data(kind, PROTOCOLS[kind.protocol], *dataset.read(_names(args.sequences)), {})
+    for s in data.sequences:
         if s.note:
             data.notes[s.name] = f"sequence {s.name}: {s.note}"
         elif not s.withheld and not counted(data.protocol, s).any():
             data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
-    say(f"{kind.title}: {len(sequences)} sequences, {sum(map(len, sequences))} frames")
+    _say(args, f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
     if kind.size is not None and args.sequences is None and len(dataset) != kind.size:
-        say(f"note: the published set has {kind.size} sequences: do not compare with published figures")
+        _say(args, f"note: the published set has {kind.size} sequences: do not compare with published figures")
     return data
 
 
-def _names(option: str) -> List[str]:
-    """Names given on the command line, or in a file of them."""
+def _names(option: Optional[str]) -> Optional[List[str]]:
+    """Names given on the command line, or in a file of them; None for all."""
+    if option is None:
+        return None
     # Not Path.is_file: a long list is no possible name of a file.
     names = read_lines(option) if os.path.isfile(option) else [name.strip() for name in option.split(",")]
     names = [name for name in names if name]
@@ -183,54 +177,48 @@ def _names(option: str) -> List[str]:
     return names
 
 
-def _say(args: argparse.Namespace) -> Callable[..., None]:
+def _say(args: argparse.Namespace, text: str) -> None:
     """Prints where JSON on standard output is not disturbed."""
-    stream = sys.stderr if args.json == "-" else sys.stdout
-    return lambda text: print(text, file=stream, flush=True)
+    print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
 def _run(args: argparse.Namespace) -> int:
-    say = _say(args)
     names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
     options = (args.backend, args.device, args.threads, args.precision, args.recover)
     specs = [TrackerSpec(name, *options) for name in names]
     _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
-    data = _read(args, say)
+    data = _read(args)
     evaluations = []
     if specs:
-        executor: Executor = LocalExecutor(args.jobs) if args.ray is None else RayExecutor(args.ray, args.jobs)
+        executor = partial(local_executor, args.jobs) if args.ray is None else ray_executor(args.ray, args.jobs)
         for spec in specs:
             store = ResultStore(args.output / args.dataset / spec.label, data.kind.layout)
             identity = spec.identity()
             store.claim(identity, args.fresh)
-            failures = _track(data, spec, store, executor, args.fresh, say)
+            failures = _track(args, data, spec, store, executor)
             evaluations.append(_score(data, spec.label, store, identity, failures))
     evaluations += [_score_foreign(data, path) for path in args.results]
-    say(f"{data.protocol.definition}\n\n{text_report(evaluations, args.per_sequence)}")
+    _say(args, f"{data.protocol.definition}\n\n{report.text_report(evaluations, args.per_sequence)}")
     if args.jobs > 1 or args.ray:
-        say("note: speeds were measured with several processes side by side")
+        _say(args, "note: speeds were measured with several processes side by side")
     summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
-    if args.plots is not None and summaries:
-        for path in plots.draw_curves(_title(args, data), summaries, args.plots):
-            say(f"wrote {printable(path)}")
-    return _finish(args, data, evaluations, say)
+    drawn = report.draw_curves(_title(args, data), summaries, args.plots) if args.plots and summaries else []
+    return _finish(args, data, evaluations, drawn)
 
 
 def _attributes(args: argparse.Namespace) -> int:
-    say = _say(args)
     _refuse_namesakes([path.resolve().name for path in args.results])
-    data = _read(args, say)
+    data = _read(args)
     evaluations = [_score_foreign(data, path) for path in args.results]
     scores = {e.tracker: e.attributes for e in evaluations if e.attributes}
     if not scores:
         raise UsageError(f"no sequence of {data.kind.title} has attributes here: give --attributes DIR, the toolkit's")
-    say(text_report(evaluations))
-    tags, found = plots.gaps(scores)
+    _say(args, report.text_report(evaluations))
+    tags, found = report.gaps(scores)
     for name, gap in found.items():
-        say(f"{name} - {next(iter(scores))}: " + ", ".join(f"{tag} {value:+.2f}" for tag, value in zip(tags, gap)))
-    for path in plots.draw_attributes(_title(args, data), scores, args.output):
-        say(f"wrote {printable(path)}")
-    return _finish(args, data, evaluations, say)
+        texts = (f"{tag} {value:+.2f}" for tag, value in zip(tags, gap))
+        _say(args, f"{name} - {next(iter(scores))}: {', '.join(texts)}")
+    return _finish(args, data, evaluations, report.draw_attributes(_title(args, data), scores, args.output))
 
 
 def _title(args: argparse.Namespace, data: _Data) -> str:
@@ -244,25 +232,24 @@ def _refuse_namesakes(labels: List[str]) -> None:
 
 
 def _track(
-    data: _Data, spec: TrackerSpec, store: ResultStore, executor: Executor, fresh: bool, say: Callable[..., None]
+    args: argparse.Namespace, data: _Data, spec: TrackerSpec, store: ResultStore, executor: Executor
 ) -> Dict[str, str]:
     """Runs a tracker where results are missing, and writes them; returns sequence -> error."""
-    if fresh:
+    if args.fresh:
         store.forget(data.sequences)
     missing = [sequence for sequence in data.sequences if not store.complete(sequence)]
-    if len(missing) < len(data.sequences):
-        say(f"{spec.label}: {len(data.sequences) - len(missing)} sequences already have results (--fresh redoes them)")
+    done = len(data.sequences) - len(missing)
+    if done:
+        _say(args, f"{spec.label}: {done} sequences already have results (--fresh redoes them)")
     failures = {}
     with _progress(spec.label, sum(map(len, missing))) as advanced:
-        for outcome in executor.run(spec, missing, advanced):
-            name = outcome.sequence.name
-            if outcome.error is None:
-                assert outcome.boxes is not None and outcome.times is not None
-                store.write(name, outcome.boxes, outcome.times)
+        for sequence, boxes, times, error, detail in executor(spec, missing, advanced):
+            if boxes is not None and times is not None:
+                store.write(sequence.name, boxes, times)
                 continue
-            failures[name] = outcome.error
-            if outcome.detail:
-                failures[name] += f" (traceback: {printable(store.log(name, outcome.detail))})"
+            failures[sequence.name] = str(error)
+            if detail:
+                failures[sequence.name] += f" (traceback: {printable(store.log(sequence.name, detail))})"
     return failures
 
 
@@ -293,34 +280,28 @@ def _score(
             notes[sequence.name] = note
         if score is not None:
             scores.append(score)
-    submission = None
-    if isinstance(store, ResultStore) and store.layout in ("got10k", "trackingnet") and not (failures or data.left_out):
-        submission = str(store.submission(data.sequences))
-    return Evaluation(
-        label,
-        identity,
-        summarise(data.protocol, scores) if scores else None,
-        by_attribute(data.protocol, scores),
-        speed(times),
-        failures,
-        notes,
-        submission,
-    )
+    summary = summarise(data.protocol, scores) if scores else None
+    made = Evaluation(label, identity, summary, by_attribute(data.protocol, scores), speed(times), failures, notes)
+    if isinstance(store, ResultStore) and store.layout != "plain" and not (failures or data.left_out):
+        made.submission = str(store.submission(data.sequences))
+    return made
 
 
-def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], say: Callable[..., None]) -> int:
-    """Writes the JSON and says what is missing; returns the exit code."""
-    report = json_report(args.dataset, data.protocol.definition, data.left_out, data.notes, evaluations)
-    cli.write_json(args.json, report)
+def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], drawn: List[Path]) -> int:
+    """Writes the JSON and says what was written and what is missing; returns the exit code."""
+    document = {"dataset": args.dataset, "definition": data.protocol.definition}
+    found = {"left_out": data.left_out, "notes": data.notes, "trackers": [report.plain(e) for e in evaluations]}
+    cli.write_json(args.json, {**document, **found})
+    for path in drawn:
+        _say(args, f"wrote {printable(path)}")
+    problems = [*data.left_out.items(), *data.notes.items()]
     for e in evaluations:
         if e.submission is not None:
-            say(f"wrote {printable(e.submission)}, ready for the {data.kind.title} server")
-    if all(sequence.withheld for sequence in data.sequences):
-        say(f"the ground truth of {data.kind.title} is withheld: only its server can score")
-    problems: List[Tuple[str, str]] = [*data.left_out.items(), *data.notes.items()]
-    for e in evaluations:
+            _say(args, f"wrote {printable(e.submission)}, ready for the {data.kind.title} server")
         problems += [(name, f"{e.tracker} failed on {name}: {error}") for name, error in e.failures.items()]
         problems += [(name, f"{e.tracker} on {name}: {note}") for name, note in e.notes.items()]
+    if all(sequence.withheld for sequence in data.sequences):
+        _say(args, f"the ground truth of {data.kind.title} is withheld: only its server can score")
     if not problems:
         return 0
     names = dict.fromkeys(name for name, _ in problems)

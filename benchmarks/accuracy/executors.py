@@ -14,10 +14,9 @@ import socket
 import sys
 import tempfile
 import traceback
-from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +25,7 @@ from typing import Sequence as Items
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec
+from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec, box_of
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
 from asymtrack_edge.files import printable
@@ -35,8 +34,6 @@ from asymtrack_edge.files import printable
 _REPORT_EVERY = 20
 #: How often a task of Ray is run again when its worker or node dies.
 _RETRIES = 3
-
-Advanced = Callable[[int], Any]
 
 
 class Outcome(NamedTuple):
@@ -57,7 +54,14 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcome:
+Advanced = Callable[[int], Any]
+#: Runs a tracker over sequences, the longest first: begun last, it would keep one worker busy alone. Calls its
+#: third argument now and then with the number of frames done since the last call, and yields an outcome for each
+#: sequence, in any order. Raises AsymTrackError where the tracker cannot be made at all.
+Executor = Callable[[TrackerSpec, Items[Sequence], Advanced], Iterator[Outcome]]
+
+
+def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
     """Runs one pass: initialise on frame 0, then update on every other frame."""
     boxes, times = np.empty((len(sequence), 4)), np.empty(len(sequence))
     boxes[0] = sequence.start
@@ -68,7 +72,7 @@ def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcom
             if i == 0:
                 tracker.init(frame, sequence.start)
             else:
-                boxes[i] = tracker.update(frame)
+                boxes[i] = box_of(tracker.update(frame))
             times[i] = perf_counter() - began
             if (i + 1) % _REPORT_EVERY == 0 or i + 1 == len(sequence):
                 advanced(i % _REPORT_EVERY + 1)
@@ -78,26 +82,6 @@ def track(tracker: BoxTracker, sequence: Sequence, advanced: Advanced) -> Outcom
         # Whatever a tracker raises must not cost the other sequences.
         return Outcome(sequence, error=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
     return Outcome(sequence, boxes, times)
-
-
-class Executor(ABC):
-    """What runs trackers."""
-
-    @abstractmethod
-    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """Runs a tracker over sequences, the longest first: begun last, it would keep one worker busy alone.
-
-        Args:
-            spec: the tracker.
-            sequences: over what.
-            advanced: called now and then with the number of frames done since the last call.
-
-        Yields:
-            An outcome for each sequence, in any order.
-
-        Raises:
-            AsymTrackError: the tracker cannot be made at all.
-        """
 
 
 def _worker(spec: TrackerSpec, link: Connection) -> None:
@@ -120,154 +104,131 @@ def _worker(spec: TrackerSpec, link: Connection) -> None:
             link.send(track(tracker, link.recv(), link.send))
 
 
-class LocalExecutor(Executor):
-    """Worker processes that are given one sequence at a time, so that a death can be laid to one.
+class _Workers(Dict[Any, Any]):
+    """Processes with a tracker each, by the pipe to them."""
 
-    Args:
-        jobs: how many at once.
-    """
-
-    def __init__(self, jobs: int = 1) -> None:
-        self.jobs = jobs
-        # Not fork: the parent may already run threads of OpenCV or of an inference runtime.
-        self._context = multiprocessing.get_context("spawn")
-        self._workers: Dict[Any, Any] = {}
-
-    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """An interrupt ends the workers and names the sequences they were in."""
-        waiting = sorted(sequences, key=len)
-        busy: Dict[Any, Sequence] = {}
-        try:
-            idle = [self._start(spec) for _ in range(min(self.jobs, len(waiting)))]
-            while waiting or busy:
-                while waiting and idle:
-                    link = idle.pop()
-                    try:
-                        link.send(waiting[-1])
-                    except OSError:
-                        # It died between two sequences (killed for memory, say): none is to blame.
-                        self._drop(link)
-                        idle.append(self._start(spec))
-                        continue
-                    busy[link] = waiting.pop()
-                for ready in wait(list(busy)):
-                    link = cast(Connection, ready)
-                    try:
-                        message = link.recv()
-                        if isinstance(message, int):
-                            advanced(message)
-                            continue
-                        outcome = message
-                        idle.append(link)
-                    except (EOFError, ConnectionResetError):
-                        outcome = Outcome(busy[link], error=f"the worker process died ({self._drop(link)})")
-                        if waiting:
-                            idle.append(self._start(spec))
-                    del busy[link]
-                    yield outcome
-        except KeyboardInterrupt:
-            names = ", ".join(printable(sequence.name) for sequence in busy.values())
-            print(f"\n{spec.label} is ended in {names or 'no sequence'}", file=sys.stderr)
-            raise
-        finally:
-            for link, process in self._workers.items():
-                process.kill()  # a tracker in an endless loop of its own hears nothing milder
-                link.close()
-            self._workers.clear()
-
-    def _start(self, spec: TrackerSpec) -> Connection:
-        """Starts a worker and waits until its tracker is ready.
-
-        Raises:
-            AsymTrackError: it cannot be made.
-        """
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_worker, args=(spec, there), daemon=True)
-        process.start()
+    def start(self, spec: TrackerSpec) -> Any:
+        """Starts one and waits until its tracker is ready; raises AsymTrackError where it cannot be made."""
+        # Not fork: this process may already run threads of OpenCV or of an inference runtime.
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        self[here] = context.Process(target=_worker, args=(spec, there), daemon=True)
+        self[here].start()
         there.close()
-        self._workers[here] = process
         try:
             error = here.recv()
         except EOFError:
-            error = f"a worker process ended while making the tracker ({self._drop(here)})"
+            error = f"a worker process ended while making the tracker ({self.drop(here)})"
         if error is not None:
             raise AsymTrackError(error)
         return here
 
-    def _drop(self, link: Connection) -> str:
-        """Forgets a dead worker; returns how it ended."""
-        process = self._workers.pop(link)
+    def drop(self, link: Any) -> str:
+        """Forgets a dead one; returns how it ended."""
+        process = self.pop(link)
         process.join()
         link.close()
-        code = process.exitcode
-        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        return f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
 
 
-class RayExecutor(Executor):
+def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
+    """Up to ``jobs`` worker processes, given one sequence at a time, so that a death can be laid to one.
+
+    An interrupt ends the workers and names the sequences they were in.
+    """
+    waiting = sorted(sequences, key=len)
+    workers = _Workers()
+    busy: Dict[Any, Sequence] = {}
+    try:
+        idle = [workers.start(spec) for _ in range(min(jobs, len(waiting)))]
+        while waiting or busy:
+            while waiting and idle:
+                link = idle.pop()
+                try:
+                    link.send(waiting[-1])
+                    busy[link] = waiting.pop()
+                except OSError:  # it died between two sequences (killed for memory, say): none is to blame
+                    workers.drop(link)
+                    idle.append(workers.start(spec))
+            for link in cast(List[Connection], wait(list(busy))):
+                try:
+                    outcome = link.recv()
+                    if isinstance(outcome, int):
+                        advanced(outcome)
+                        continue
+                    idle.append(link)
+                except (EOFError, ConnectionResetError):
+                    outcome = Outcome(busy[link], error=f"the worker process died ({workers.drop(link)})")
+                    if waiting:
+                        idle.append(workers.start(spec))
+                del busy[link]
+                yield outcome
+    except KeyboardInterrupt:
+        names = ", ".join(printable(sequence.name) for sequence in busy.values())
+        print(f"\n{spec.label} is ended in {names or 'no sequence'}", file=sys.stderr)
+        raise
+    finally:
+        for link, process in workers.items():
+            process.kill()  # a tracker in an endless loop of its own hears nothing milder
+            link.close()
+
+
+def ray_executor(address: str, jobs: int) -> Executor:
     """A Ray cluster: one task a sequence, which Ray runs again where a worker or a node dies.
 
     The files of a model travel through the object store, once. The frames do not: every node must see the
-    data set under the same path.
+    data set under the same path. Progress is told when a sequence is done.
 
     Args:
         address: ``"local"`` starts a cluster on this machine, ``"auto"`` finds the one that runs; or its address.
-        jobs: processors that a local cluster has; None for all.
+        jobs: processors that a local cluster has.
 
     Raises:
         MissingDependencyError: Ray is not installed.
         AsymTrackError: there is no such cluster.
     """
-
-    def __init__(self, address: str, jobs: Optional[int] = None) -> None:
-        try:
-            import ray
-        except ImportError:
-            raise MissingDependencyError("ray", "ray", "--ray") from None
-        self._ray = ray
-        cluster = {"num_cpus": jobs} if address == "local" and jobs else {}
-        try:
-            if ":" in address:  # Ray itself tries for minutes where nobody answers
-                host, _, port = address.rpartition("/")[2].rpartition(":")
-                socket.create_connection((host, int(port)), 10).close()
-            # Workers find what this process finds, trackers in the working directory among it.
-            environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
-            quiet = {"log_to_driver": False, "logging_level": "error"}
-            ray.init(address, runtime_env=environment, ignore_reinit_error=True, **quiet, **cluster)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
-
-    def run(self, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-        """Progress is told when a sequence is done."""
-        ray = self._ray
-        files = ray.put(_model_files(spec))
-        gpus = 1 if "cuda" in spec.device or "cuda" in spec.backend or "tensorrt" in spec.backend else 0
-        task = ray.remote(num_cpus=spec.threads or 1, num_gpus=gpus, max_retries=_RETRIES)(_task)
-        pending = {task.remote(spec, [files], s): s for s in sorted(sequences, key=len, reverse=True)}
-        try:
-            while pending:
-                (done,), _ = ray.wait(list(pending))
-                sequence = pending.pop(done)
-                try:
-                    outcome = ray.get(done)
-                except ray.exceptions.RayError as error:
-                    outcome = Outcome(sequence, error=f"Ray gave up: {str(error).strip().splitlines()[0]}")
-                advanced(len(sequence))
-                yield outcome
-        finally:
-            for reference in pending:
-                ray.cancel(reference, force=True)
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError("ray", "ray", "--ray") from None
+    try:
+        if ":" in address:  # Ray itself tries for minutes where nobody answers
+            host, _, port = address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()
+        # Workers find what this process finds, trackers in the working directory among it.
+        environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
+        options: Dict[str, Any] = {"num_cpus": jobs} if address == "local" else {}
+        options.update(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
+        ray.init(address, runtime_env=environment, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
+    return partial(_run_on, ray)
 
 
-def _model_files(spec: TrackerSpec) -> Dict[str, bytes]:
-    """The files of a model directory, for nodes that do not have it; empty for all other trackers."""
+def _run_on(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
     folder = Path(spec.name)
-    if spec.kind != "model" or not folder.is_dir():
-        return {}
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    shipped = sorted(folder.iterdir()) if spec.kind == "model" and folder.is_dir() else []
+    files = ray.put({path.name: path.read_bytes() for path in shipped if path.is_file()})
+    gpus = 1 if "cuda" in spec.device or "cuda" in spec.backend or "tensorrt" in spec.backend else 0
+    task = ray.remote(num_cpus=spec.threads or 1, num_gpus=gpus, max_retries=_RETRIES)(_task)
+    pending = {task.remote(spec, [files], s): s for s in sorted(sequences, key=len, reverse=True)}
+    try:
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            sequence = pending.pop(done)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                outcome = Outcome(sequence, error=f"Ray gave up: {str(error).strip().splitlines()[0]}")
+            advanced(len(sequence))
+            yield outcome
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
 
 
 @lru_cache(maxsize=2)
-def _tracker(spec: TrackerSpec, files: Any) -> BoxTracker:
+def _tracker(spec: TrackerSpec, files: Any) -> Any:
     """A tracker of this worker's; it stays, as loading takes longer than a short sequence."""
     import ray
 

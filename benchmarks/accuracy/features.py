@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from copy import deepcopy
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Tuple
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.accuracy.plots import figure
+from asymtrack_edge.benchmarks.accuracy.report import figure
 from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.files import OutputFile, check_output, printable
 from asymtrack_edge.geometry import Box, Cropper, crop_window
@@ -68,8 +69,6 @@ def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[
     """
     import torch
 
-    from asymtrack_edge.network.enhancement import PerceptionEnhancement
-
     variant = model.variant
     crops = []
     for frame, size, factor in (
@@ -80,29 +79,30 @@ def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[
         Cropper().crop(frame, crop_window(box, factor), crops[-1])
     images = [(crop[..., ::-1] / 255 - IMAGE_MEAN) / IMAGE_STD for crop in crops]
     template, search = (torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)) for image in images)
-    plain = deepcopy(model)
-    found: Dict[int, List[np.ndarray]] = {}
-    for form in (plain, model):
-        hooks = []
-        for stage, layer in enumerate(form.backbone.layers, start=1):
-            for i, block in enumerate(layer.blocks):  # type: ignore
+    without, with_ope = (_run(model.eval(), template, search, bypass) for bypass in (True, False))
+    return crops[1], {stage: (without[stage], with_ope[stage]) for stage in with_ope}
+
+
+def _run(model: AsymTrack, template: Any, search: Any, bypass: bool) -> Dict[int, np.ndarray]:
+    """By stage what its OPE block returns of the search region; with ``bypass`` that is what goes into it."""
+    import torch
+
+    from asymtrack_edge.network.enhancement import PerceptionEnhancement
+
+    found: Dict[int, np.ndarray] = {}
+
+    def keep(stage: int, module: Any, inputs: Any, output: Any) -> Any:
+        passed = inputs[0] if bypass else output
+        found[stage] = passed[0].numpy().copy()
+        return passed
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for stage, layer in enumerate(model.backbone.layers, start=1):
+            for block in layer.blocks:  # type: ignore[union-attr]
                 if isinstance(block, PerceptionEnhancement):
-                    if form is plain:
-                        block = layer.blocks[i] = torch.nn.Identity()  # type: ignore
-                    kept = found.setdefault(stage, [])
-                    hooks.append(block.register_forward_hook(_keeper(kept)))
-        with torch.inference_mode():
-            state = form.eval().template(template)
-            for kept in found.values():
-                del kept[form is model :]  # of the template
-            form.search(search, state)
-        for hook in hooks:
-            hook.remove()
-    return crops[1], {stage: (without, with_ope) for stage, (without, with_ope) in found.items()}
-
-
-def _keeper(kept: List[np.ndarray]) -> Any:
-    return lambda module, inputs, output: kept.append(output[0].numpy().copy())
+                    hooks.enter_context(block.register_forward_hook(partial(keep, stage)))
+        model.search(search, model.template(template))  # the search region's maps replace the template's
+    return found
 
 
 def _draw(search: np.ndarray, maps: Maps) -> Any:

@@ -24,63 +24,48 @@ class Protocol:
 
     Attributes:
         definition: one sentence for reports.
-        first_frame: ``"perfect"`` (the result of frame 0 is replaced by the ground truth and counts) or
-            ``"left out"``.
-        box_rule: which rows of the ground truth are boxes: ``"positive"`` (x, y, w, h > 0)
-            or ``"sized"`` (w, h > 0). Rows with nan never are.
-        boxless: frames without such a box: ``"left out"``, or ``"failed"``: they never count as
-            success but, their error being set to -1, always as precise.
-        absent: frames whose target is declared absent: ``"ignored"`` (the label is not used),
-            ``"left out"``, or ``"failed"`` (neither success nor precise, but part of the total).
-        repair: whether an invalid result (nan, or no area) is replaced by that of the frame before.
         ope: computes success AUC, precision and normalised precision, averaged over sequences.
-        got10k: computes AO and SR over the frames of all sequences together, boxes clipped to the frame.
+        got10k: computes AO and SR over the frames of all sequences together, boxes clipped to the frame. Frame 0
+            and frames with the target declared absent are left out; elsewhere frame 0 counts as perfect.
         trackingnet: computes TrackingNet's three integrals, of boxes rounded to whole pixels.
+        robust: as OTB's ``calc_seq_err_robust.m``: true boxes have x, y, w, h > 0, and frames without one never
+            count as success but, their error being set to -1, always as precise. Elsewhere w, h > 0 do, and frames
+            without a box are left out.
+        absent_fails: frames with the target declared absent are neither success nor precise, but part of the total.
     """
 
     definition: str
-    first_frame: str = "perfect"
-    box_rule: str = "sized"
-    boxless: str = "left out"
-    absent: str = "ignored"
-    repair: bool = True
     ope: bool = True
     got10k: bool = False
     trackingnet: bool = False
+    robust: bool = False
+    absent_fails: bool = False
 
 
 PROTOCOLS: Dict[str, Protocol] = {
     "otb": Protocol(
         "OTB toolkit: success AUC over 21 thresholds (overlap > t), precision at 20 px; frame 0 counts as perfect",
-        box_rule="positive",
-        boxless="failed",
+        robust=True,
     ),
     "uav123": Protocol(
-        "UAV123 toolkit: as OTB; frames without annotation count as failures of success, over all frames",
-        box_rule="positive",
-        boxless="failed",
+        "UAV123 toolkit: as OTB; frames without annotation count as failures of success, over all frames", robust=True
     ),
     "nfs": Protocol("NfS: success AUC over 21 thresholds and precision at 20 px as OTB; annotated frames only"),
     "lasot": Protocol(
         "LaSOT toolkit: success AUC over 21 thresholds, precision at 20 px, normalised precision at 0.2; "
         "frame 0 counts as perfect, frames with the target absent as failures (AUC vis leaves them out)",
-        box_rule="positive",
-        boxless="failed",
-        absent="failed",
+        robust=True,
+        absent_fails=True,
     ),
     "got10k": Protocol(
         "GOT-10k toolkit: AO, SR0.5, SR0.75 over the visible frames of all sequences together, frame 0 left "
         "out, boxes clipped to the frame",
-        first_frame="left out",
-        absent="left out",
-        repair=False,
         ope=False,
         got10k=True,
     ),
     "trackingnet": Protocol(
         "TrackingNet devkit: areas under success (0..1), precision (0..50 px) and normalised precision "
         "(0..0.5), 21 samples, boxes rounded to whole pixels; frame 0 counts as perfect",
-        repair=False,
         ope=False,
         trackingnet=True,
     ),
@@ -88,9 +73,6 @@ PROTOCOLS: Dict[str, Protocol] = {
         "success AUC over 21 thresholds (overlap > t), precision at 20 px, normalised precision at 0.2, "
         "averaged over sequences; AO, SR0.5, SR0.75 as GOT-10k; annotated, visible frames only, frame 0 left "
         "out",
-        first_frame="left out",
-        absent="left out",
-        repair=False,
         got10k=True,
     ),
 }
@@ -181,10 +163,10 @@ class Summary(NamedTuple):
     sequences: Tuple[SequenceScore, ...]
 
 
-def is_box(truth: np.ndarray, rule: str = "sized") -> np.ndarray:
-    """Which rows ``(N, 4)`` of a ground truth are boxes, bool ``(N,)``; ``rule`` as ``Protocol.box_rule``."""
+def is_box(truth: np.ndarray, robust: bool = False) -> np.ndarray:
+    """Which rows ``(N, 4)`` of a ground truth are boxes, bool ``(N,)``; ``robust`` as in ``Protocol``."""
     with np.errstate(invalid="ignore"):
-        return np.isfinite(truth).all(1) & (truth[:, 0 if rule == "positive" else 2 :] > 0).all(1)
+        return np.isfinite(truth).all(1) & (truth[:, 0 if robust else 2 :] > 0).all(1)
 
 
 def _repaired(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -207,22 +189,16 @@ def _clip(boxes: np.ndarray, size: Items[int]) -> np.ndarray:
     return np.hstack([corner, np.clip(boxes[:, 2:], 0, limit - corner)])
 
 
-def _absent(protocol: Protocol, sequence: Sequence) -> np.ndarray:
-    unlabelled = sequence.absent is None or protocol.absent == "ignored"
-    return np.zeros(len(sequence), bool) if unlabelled else np.asarray(sequence.absent)
-
-
 def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
     """Which frames a score is over, bool ``(N,)``; none where only the start box is known."""
-    use = np.ones(len(sequence), bool)
-    if protocol.first_frame == "left out":
+    if len(sequence) > 1 and np.isnan(sequence.truth[1:]).all():
+        return np.zeros(len(sequence), bool)
+    use = np.ones(len(sequence), bool) if protocol.robust else is_box(sequence.truth)
+    if protocol.got10k:
         use[0] = False
-    if protocol.boxless == "left out":
-        use &= is_box(sequence.truth, protocol.box_rule)
-    if protocol.absent == "left out":
-        use &= ~_absent(protocol, sequence)
-    unknown = len(sequence) > 1 and np.isnan(sequence.truth[1:]).all()
-    return np.zeros(len(sequence), bool) if unknown else use
+        if sequence.absent is not None:
+            use &= ~sequence.absent
+    return use
 
 
 def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) -> Optional[SequenceScore]:
@@ -239,20 +215,24 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
     Raises:
         UsageError: the number of boxes differs from that of the frames.
     """
-    truth = sequence.truth
+    truth, use = sequence.truth, counted(protocol, sequence)
     if boxes.shape != truth.shape:
         raise UsageError(f"{len(boxes)} boxes in the results for {len(sequence)} frames")
-    use, absent, boxless = counted(protocol, sequence), _absent(protocol, sequence), ~is_box(truth, protocol.box_rule)
     if not use.any():
         return None
     metrics: Dict[str, float] = {}
     curves: Dict[str, np.ndarray] = {}
     clipped = np.zeros(0)
     if protocol.ope or protocol.trackingnet:
-        known, found = np.nan_to_num(truth, nan=0.0), _valid(_repaired(boxes, truth) if protocol.repair else boxes)
+        absent = np.zeros(len(sequence), bool)
+        if protocol.absent_fails and sequence.absent is not None:
+            absent = sequence.absent
+        boxless = ~is_box(truth, protocol.robust)
+        repairs = not (protocol.got10k or protocol.trackingnet)
+        known, found = np.nan_to_num(truth, nan=0.0), _valid(_repaired(boxes, truth) if repairs else boxes)
         if protocol.trackingnet:
             known, found = np.round(known), np.round(found)
-        if protocol.first_frame == "perfect":
+        if not protocol.got10k:
             found[0] = known[0]
         overlap = overlaps(found, known)
         errors = [centre_errors(found, known, normalised) for normalised in (False, True)]
@@ -260,11 +240,11 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         for values in errors:
             values[boxless & ~absent] = -1
             values[absent] = np.inf
-        axes = TRACKINGNET_CURVES if protocol.trackingnet else OPE_CURVES
+        success, precision, normalised_precision = _axes(protocol).values()
         curves = {
-            "success": success_curve(overlap[use], axes["success"]),
-            "precision": precision_curve(errors[0][use], axes["precision"]),
-            "norm_precision": precision_curve(errors[1][use], axes["norm_precision"]),
+            "success": success_curve(overlap[use], success),
+            "precision": precision_curve(errors[0][use], precision),
+            "norm_precision": precision_curve(errors[1][use], normalised_precision),
         }
         if protocol.trackingnet:
             # The trapezoidal rule over an axis scaled to 0..1, as the devkit applies it to all three.
@@ -274,7 +254,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
             metrics["precision"] = float(curves["precision"][20])
             metrics["norm_precision"] = float(curves["norm_precision"][20])
             metrics["sr50"] = float(curves["success"][10])
-        if protocol.absent == "failed":
+        if protocol.absent_fails:
             seen = overlap[use & ~absent]
             metrics["auc_visible"] = float(success_curve(seen).mean()) if len(seen) else float("nan")
     if protocol.got10k:
@@ -282,6 +262,10 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         clipped = overlaps(_clip(_valid(boxes[use]), size), _clip(truth[use], size))
         metrics.update(_got10k_metrics(clipped))
     return SequenceScore(sequence.name, sequence.attributes, metrics, curves, clipped, int(use.sum()))
+
+
+def _axes(protocol: Protocol) -> Dict[str, np.ndarray]:
+    return TRACKINGNET_CURVES if protocol.trackingnet else OPE_CURVES
 
 
 def _got10k_metrics(overlap: np.ndarray) -> Dict[str, float]:
@@ -295,7 +279,7 @@ def _got10k_metrics(overlap: np.ndarray) -> Dict[str, float]:
 def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
     """Puts sequences, one at least, together: averages of sequences, but GOT-10k's metrics over all frames at once."""
     metrics = {name: float(np.nanmean([s.metrics[name] for s in scores])) for name in scores[0].metrics}
-    axes = TRACKINGNET_CURVES if protocol.trackingnet else OPE_CURVES
+    axes = _axes(protocol)
     curves = {name: (axes[name], np.mean([s.curves[name] for s in scores], axis=0)) for name in scores[0].curves}
     if protocol.got10k:
         pooled = np.concatenate([s.clipped for s in scores])

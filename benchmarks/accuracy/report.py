@@ -1,15 +1,17 @@
-"""Tables for people and JSON for machines."""
+"""Tables and plots for people, JSON for machines."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 from typing import Sequence as Items
 
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
+from asymtrack_edge.errors import MissingDependencyError
 
 #: How metrics are headed in tables, in the order they are shown.
 HEADINGS: Dict[str, str] = {
@@ -25,9 +27,18 @@ HEADINGS: Dict[str, str] = {
 }
 #: The metric that stands for a data set: the first of these that it has.
 MAIN = ("auc", "success", "ao")
+#: Curve -> its axis label.
+_CURVES = {
+    "success": "overlap threshold",
+    "precision": "centre error threshold [px]",
+    "norm_precision": "normalised centre error threshold",
+}
+
+#: Tracker -> attribute -> scores of the sequences that have it.
+ByAttribute = Dict[str, Dict[str, Summary]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Evaluation:
     """One tracker on one data set.
 
@@ -95,38 +106,117 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
 def _plain(value: Any) -> Any:
     """Makes numbers JSON can hold: nan becomes null."""
     if isinstance(value, np.ndarray):
-        return [_plain(v) for v in value.tolist()]
+        return value.tolist()
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _json(e: Evaluation) -> Dict[str, Any]:
-    scores = e.summary or Summary({}, {}, ())
-    return {
-        "tracker": e.tracker,
-        "identity": e.identity,
-        "metrics": scores.metrics if e.summary else None,
-        "curves": {name: {"thresholds": x, "values": y} for name, (x, y) in scores.curves.items()},
-        "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
-        "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
-        "speed": e.speed,
-        "failures": e.failures,
-        "notes": e.notes,
-        "submission": e.submission,
-    }
-
-
-def json_report(
-    dataset: str, definition: str, left_out: Dict[str, str], notes: Dict[str, str], evaluations: Items[Evaluation]
-) -> Dict[str, Any]:
+def plain(e: Evaluation) -> Dict[str, Any]:
     """Everything in the tables and plots, JSON-serialisable; metrics are shares of 1, not percent."""
-    return {
-        "dataset": dataset,
-        "definition": definition,
-        "left_out": left_out,
-        "notes": notes,
-        "trackers": [_plain(_json(e)) for e in evaluations],
-    }
+    scores = e.summary or Summary({}, {}, ())
+    document: Dict[str, Any] = _plain(
+        {
+            "tracker": e.tracker,
+            "identity": e.identity,
+            "metrics": scores.metrics if e.summary else None,
+            "curves": {name: {"thresholds": x, "values": y} for name, (x, y) in scores.curves.items()},
+            "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
+            "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
+            "speed": e.speed,
+            "failures": e.failures,
+            "notes": e.notes,
+            "submission": e.submission,
+        }
+    )
+    return document
+
+
+def figure(width: float, height: float) -> Any:
+    """A figure of its own, not pyplot's: nothing global, and no display is looked for.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingDependencyError("matplotlib", "bench", "drawing plots") from None
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def _save(drawn: Any, folder: Path, name: str) -> List[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for path in paths:
+        drawn.savefig(path, dpi=150)
+    return paths
+
+
+def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List[Path]:
+    """Draws ``success.png``, ``success.svg`` and so on with a line per tracker, best first; returns the files."""
+    written: List[Path] = []
+    for curve, label in _CURVES.items():
+        lines = [
+            (s.metrics.get(curve, main_metric(s)), name, *s.curves[curve])
+            for name, s in summaries.items()
+            if curve in s.curves
+        ]
+        if not lines:
+            continue
+        drawn = figure(6, 4.5)
+        axes = drawn.add_subplot()
+        for value, name, thresholds, shares in sorted(lines, key=lambda line: -line[0]):
+            axes.plot(thresholds, shares, label=f"{name} [{100 * value:.1f}]")
+        axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", title=title, ylim=(0, 1))
+        axes.set_xlim(0, lines[0][2][-1])
+        axes.grid(True, alpha=0.3)
+        axes.legend()
+        written += _save(drawn, folder, curve)
+    return written
+
+
+def gaps(scores: ByAttribute) -> Tuple[List[str], Dict[str, List[float]]]:
+    """How far each tracker is from the first, attribute by attribute.
+
+    Returns:
+        attributes that all trackers have, the largest mean gap first;
+        tracker -> its score minus the first's, in percent, in that order.
+    """
+    first, *others = scores
+    shared = [tag for tag in scores[first] if all(tag in scores[name] for name in others)]
+    own = {tag: main_metric(scores[first][tag]) for tag in shared}
+    found = {name: {tag: 100 * (main_metric(scores[name][tag]) - own[tag]) for tag in shared} for name in others}
+    shared.sort(key=lambda tag: -float(np.mean([gap[tag] for gap in found.values()] or [0])))
+    return shared, {name: [gap[tag] for tag in shared] for name, gap in found.items()}
+
+
+def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]:
+    """Draws ``attributes.png`` and ``.svg``: a radar of scores, bars of the gaps to the first (the paper's Fig. 6)."""
+    tags, found = gaps(scores)
+    drawn = figure(12, 5.5)
+    radar, bars = drawn.add_subplot(1, 2, 1, projection="polar"), drawn.add_subplot(1, 2, 2)
+    order = sorted(tags)
+    angles = np.arange(len(order)) * 2 * np.pi / max(len(order), 1)
+    for name, by_tag in scores.items():
+        values = [100 * main_metric(by_tag[tag]) for tag in order]
+        radar.plot([*angles, *angles[:1]], [*values, *values[:1]], marker=".", label=name)
+    radar.set_xticks(angles, order)
+    radar.set_ylim(bottom=0)
+    radar.set_title(f"{title}: score by attribute [%]")
+    radar.legend(loc="upper left", bbox_to_anchor=(-0.25, 1.1))
+    height = 0.8 / max(len(found), 1)
+    for i, (name, values) in enumerate(found.items()):
+        label = f"{name} (mean {np.mean(values or [0]):+.1f})"
+        bars.barh(np.arange(len(tags)) + i * height, values, height, label=label, color=f"C{i + 1}")
+    bars.set_yticks(np.arange(len(tags)) + 0.4 - height / 2, tags)
+    bars.invert_yaxis()
+    bars.axvline(0, color="black", linewidth=0.8)
+    bars.set(xlabel="points", title=f"gap to {next(iter(scores))}")
+    bars.grid(True, axis="x", alpha=0.3)
+    if found:
+        bars.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncol=2)
+    return _save(drawn, folder, "attributes")

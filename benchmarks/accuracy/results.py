@@ -15,7 +15,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Iterator, Tuple
 from typing import Sequence as Items
 
 import numpy as np
@@ -71,10 +71,9 @@ class ResultStore:
 
     def complete(self, sequence: Sequence) -> bool:
         """Whether the sequence has a result for every frame, and no more."""
-        try:
+        with suppress(DatasetError):
             return not self.read(sequence)[2]
-        except DatasetError:
-            return False
+        return False
 
     def claim(self, identity: Dict[str, Any], fresh: bool = False) -> None:
         """Makes the folder this tracker's; ``fresh`` takes it over, whoever's it was.
@@ -140,8 +139,8 @@ class ForeignResults:
         for base in [root, *sorted(p for p in root.iterdir() if p.is_dir())]:
             files = [*base.glob("*.txt"), *base.glob("*/*.txt")]
             index = {path.relative_to(base).with_suffix("").as_posix().lower(): path for path in files}
-            matches = ((s.name, _candidate(s, index)) for s in sequences)
-            found.append({name: path for name, path in matches if path is not None})
+            keys = {s.name: [key for key in _keys(s) if key in index] for s in sequences}
+            found.append({name: index[matching[0]] for name, matching in keys.items() if matching})
         self.root = root
         self.files = max(found, key=len)
         if not self.files:
@@ -158,12 +157,12 @@ class ForeignResults:
         return _read(sequence, path, beside if beside.is_file() else path.parent / "times" / name)
 
 
-def _candidate(sequence: Sequence, index: Dict[str, Path]) -> Any:
+def _keys(sequence: Sequence) -> Iterator[str]:
+    """The names, in lower case, under which toolkits keep the result of a sequence."""
     for name in (sequence.name, *sequence.aliases):
-        for key in (f"{prefix}{name}".lower() for prefix in PREFIXES):
-            if key in index or f"{key}/{key}_001" in index:
-                return index.get(key) or index[f"{key}/{key}_001"]
-    return None
+        for prefix in PREFIXES:
+            key = f"{prefix}{name}".lower()
+            yield from (key, f"{key}/{key}_001")
 
 
 def _read(sequence: Sequence, path: Path, times: Path) -> Result:

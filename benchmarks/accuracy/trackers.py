@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Tuple
 from typing import Sequence as Items
@@ -30,39 +31,20 @@ from asymtrack_edge.manifest import FILE_NAME, file_entry
 from asymtrack_edge.variants import VARIANTS
 
 _CONTRIB = "pip uninstall opencv-python, then pip install opencv-contrib-python"
-#: OpenCV's trackers: class, files of the model, what to do where this OpenCV lacks it.
-_OPENCV = {
-    "mil": ("TrackerMIL", (), "install another"),
-    "kcf": ("TrackerKCF", (), _CONTRIB),
-    "csrt": ("TrackerCSRT", (), _CONTRIB),
-    "nano": ("TrackerNano", ("BACKBONE.onnx", "HEAD.onnx"), "install 4.7 or newer"),
-    "vit": ("TrackerVit", ("MODEL.onnx",), "install 4.9 or newer"),
+#: OpenCV's trackers: class, files of the model by parameter, what to do where this OpenCV lacks it.
+_OPENCV: Dict[str, Tuple[str, Dict[str, str], str]] = {
+    "mil": ("TrackerMIL", {}, "install another"),
+    "kcf": ("TrackerKCF", {}, _CONTRIB),
+    "csrt": ("TrackerCSRT", {}, _CONTRIB),
+    "nano": ("TrackerNano", {"backbone": "BACKBONE.onnx", "neckhead": "HEAD.onnx"}, "install 4.7 or newer"),
+    "vit": ("TrackerVit", {"net": "MODEL.onnx"}, "install 4.9 or newer"),
 }
 
 
-class BoxTracker:
-    """One target, boxes only: what the evaluation drives.
-
-    Args:
-        tracker: has ``init(frame, box)`` and ``update(frame)``, which returns a box, or an object with a
-            ``box`` and perhaps a ``score``.
-    """
-
-    def __init__(self, tracker: Any) -> None:
-        self.tracker = tracker
-        self.score = 1.0
-
-    def init(self, frame: np.ndarray, box: Items[float]) -> None:
-        """Chooses the target: BGR uint8 ``(H, W, 3)`` and x, y, w, h in pixels."""
-        self.score = 1.0
-        self.tracker.init(frame, tuple(box))
-
-    def update(self, frame: np.ndarray) -> Tuple[float, float, float, float]:
-        """The target's box in the next frame: x, y, w, h in pixels."""
-        track = self.tracker.update(frame)
-        self.score = float(getattr(track, "score", 1.0))
-        x, y, w, h = (float(v) for v in getattr(track, "box", track))
-        return x, y, w, h
+def box_of(track: Any) -> Tuple[float, float, float, float]:
+    """x, y, w, h in pixels of what a tracker's ``update`` returns: a box, or an object with a ``box``."""
+    x, y, w, h = (float(v) for v in getattr(track, "box", track))
+    return x, y, w, h
 
 
 class _OpenCvTracker:
@@ -118,16 +100,17 @@ class TrackerSpec:
     @property
     def label(self) -> str:
         """Short name, fit for a folder."""
+        rest = self.name[7:]
         if self.kind == "opencv":
-            return "opencv-" + self.name[7:].partition("=")[0].lower()
+            return "opencv-" + rest.partition("=")[0].lower()
         if self.kind == "python":
-            return re.sub(r"[^\w.-]+", "-", self.name[7:])
+            return re.sub(r"[^\w.-]+", "-", rest)
         if self.name.upper() in VARIANTS:
             return f"asymtrack-{self.name.lower()}"
         return Path(self.name).resolve().name
 
-    def build(self) -> BoxTracker:
-        """Makes the tracker.
+    def build(self) -> Any:
+        """Makes the tracker: ``init(frame, box)`` and ``update(frame)``, whose result ``box_of`` reads.
 
         Raises:
             AsymTrackError: it does not exist, or what it needs is missing.
@@ -136,35 +119,35 @@ class TrackerSpec:
             if self.threads is not None:
                 cv2.setNumThreads(self.threads)
             # MIL looks for features in the box, for ever where it is smaller than this.
-            smallest = 6 if self.name.upper() == "OPENCV:MIL" else 1
-            return BoxTracker(_OpenCvTracker(_opencv_factory(self.name[7:]), smallest))
+            return _OpenCvTracker(_opencv(self.name[7:])[0], 6 if self.name.upper() == "OPENCV:MIL" else 1)
         if self.kind == "python":
-            return BoxTracker(_import_callable(self.name[7:])())
+            return _import_callable(self.name[7:])()
         from asymtrack_edge.runtime import Tracker
 
-        options = (self.backend, self.device, self.threads, self.precision, self.recover)
-        return BoxTracker(Tracker.load(self.name, *options))
+        return Tracker.load(self.name, self.backend, self.device, self.threads, self.precision, self.recover)
 
     def identity(self) -> Dict[str, Any]:
-        """What decides this tracker's results and times, for telling old results from new ones."""
+        """What decides this tracker's results and times, for telling old results from new ones.
+
+        Raises:
+            AsymTrackError: there is no such tracker: refused before anything is written.
+        """
         identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
         if self.kind == "opencv":
-            # Asked for here too, so that a tracker this OpenCV lacks is refused before anything is written.
-            _opencv_factory(self.name[7:])
+            files = _opencv(self.name[7:])[1]
             identity["opencv"] = cv2.__version__
-            identity["sha256"] = [file_entry(path).sha256 for path in _opencv_models(self.name[7:])]
         elif self.kind == "python":
             _import_callable(self.name[7:])
             source = getattr(sys.modules[self.name[7:].partition(":")[0]], "__file__", None)
-            identity["sha256"] = [file_entry(Path(source)).sha256] if source else []
+            files = [Path(source)] if source else []
         else:
             from asymtrack_edge.runtime.backends.loading import model_folder
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
-            identity["sha256"] = [file_entry(model_folder(self.name) / FILE_NAME).sha256]
+            files = [model_folder(self.name) / FILE_NAME]
             identity.update(backend=self.backend, device=self.device, precision=self.precision)
             identity.update(recovers=self.recover, version=__version__)
-        return identity
+        return {**identity, "sha256": [file_entry(file).sha256 for file in files]}
 
 
 def _import_callable(path: str) -> Callable[[], Any]:
@@ -181,18 +164,15 @@ def _import_callable(path: str) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _opencv_models(kind: str) -> List[Path]:
-    return [Path(file) for file in kind.partition("=")[2].split(",") if file]
-
-
-def _opencv_factory(kind: str) -> Callable[[], Any]:
-    """What makes a tracker of OpenCV's, such as ``MIL`` or ``vit=MODEL.onnx``."""
-    name, models = kind.partition("=")[0].lower(), _opencv_models(kind)
+def _opencv(kind: str) -> Tuple[Callable[[], Any], List[Path]]:
+    """What makes a tracker of OpenCV's, such as ``MIL`` or ``vit=MODEL.onnx``, and the files it is made of."""
+    name, _, given = kind.partition("=")
+    name, models = name.lower(), [Path(file) for file in given.split(",") if file]
     if name not in _OPENCV:
         raise UsageError(f"unknown tracker opencv:{name}: choose {', '.join(_OPENCV)}")
     class_name, files, advice = _OPENCV[name]
     if len(models) != len(files):
-        raise UsageError(f"opencv:{kind}: expected opencv:{name}{'=' if files else ' alone'}{','.join(files)}")
+        raise UsageError(f"opencv:{kind}: expected opencv:{name}{'=' if files else ' alone'}{','.join(files.values())}")
     for path in models:
         if not path.is_file():
             raise UsageError(f"opencv:{kind}: there is no file {printable(path)}")
@@ -201,8 +181,8 @@ def _opencv_factory(kind: str) -> Callable[[], Any]:
     if create is None:
         raise UsageError(f"opencv:{name} is not in this OpenCV ({cv2.__version__}): {advice}")
     if not models:
-        return create  # type: ignore[no-any-return]
+        return create, models
     parameters = getattr(cv2, f"{class_name}_Params")()
-    for attribute, path in zip(("backbone", "neckhead") if name == "nano" else ("net",), models):
+    for attribute, path in zip(files, models):
         setattr(parameters, attribute, opencv_path(path))
-    return lambda: create(parameters)
+    return partial(create, parameters), models

@@ -15,7 +15,7 @@ from typing import Any, List, Optional, Tuple
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.trackers import BoxTracker, TrackerSpec
+from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec, box_of
 from asymtrack_edge.errors import MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.files import printable, read_image
 
@@ -31,8 +31,8 @@ def serve(spec: TrackerSpec) -> int:
     except ImportError:
         raise MissingDependencyError("vot-trax", "vot", "driving a tracker by the VOT toolkit") from None
     # Made before the server: a model that does not load must be told in words, not as a dead connection.
-    spare: List[BoxTracker] = [spec.build()]
-    following: List[BoxTracker] = []
+    spare: List[Any] = [spec.build()]
+    following: List[Any] = []
     frames = 0
     server = trax.Server(
         [trax.Region.RECTANGLE],
@@ -51,14 +51,18 @@ def serve(spec: TrackerSpec) -> int:
                 raise SourceError(f"the connection to the TraX client broke: {error}") from None
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return frames
-            frame = _read(request.image)
+            path = request.image["color"].path()
+            frame = read_image(path)
+            if frame is None:
+                raise SourceError(f"cannot read the frame {printable(path)} that the client asked for")
             if request.type == trax.TraxStatus.INITIALIZE:
                 spare += following
                 following = []
             answers = []
             for tracker in following:
-                box: Tuple[float, ...] = tracker.update(frame)
-                answers.append((trax.Rectangle.create(*box), {"confidence": f"{tracker.score:.4f}"}))
+                track = tracker.update(frame)
+                confidence = f"{getattr(track, 'score', 1.0):.4f}"
+                answers.append((trax.Rectangle.create(*box_of(track)), {"confidence": confidence}))
             for region, _ in request.objects or []:
                 tracker = spare.pop() if spare else spec.build()
                 box = _box(region)
@@ -74,14 +78,6 @@ def serve(spec: TrackerSpec) -> int:
         # The client is told why; where it is gone already there is nobody to tell.
         with suppress(trax.TraxException):
             server.quit(reason)
-
-
-def _read(images: Any) -> Any:
-    path = images["color"].path()
-    frame = read_image(path)
-    if frame is None:
-        raise SourceError(f"cannot read the frame {printable(path)} that the client asked for")
-    return frame
 
 
 def _box(region: Any) -> Tuple[float, ...]:

@@ -16,7 +16,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.accuracy import trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.benchmarks.accuracy.executors import LocalExecutor
+from asymtrack_edge.benchmarks.accuracy.executors import local_executor
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 from asymtrack_edge.datasets import Sequence, open_dataset
 from asymtrack_edge.datasets.sequences import Frames
@@ -100,7 +100,7 @@ def test_progress_reports_every_frame_once(folder_set):
     sequences, _ = open_dataset("folder", folder_set).read()
     long = Sequence("long", Frames(folder_set / "a", ["00000001.jpg"] * 45), np.full((45, 4), 5.0))
     counts = []
-    outcomes = list(LocalExecutor(2).run(TrackerSpec(STILL), [*sequences, long], counts.append))
+    outcomes = list(local_executor(2, TrackerSpec(STILL), [*sequences, long], counts.append))
     assert sum(counts) == 15 + 45 and max(counts) == 20
     assert [o.error for o in outcomes] == [None] * 4
 

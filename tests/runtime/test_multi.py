@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, State, Tracker
-from asymtrack_edge.runtime.backends.threads import side_by_side
 from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
 
 FRAMES = list(coloured_patches(40, 5))
@@ -119,14 +118,6 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
             for k in alive:
                 assert np.allclose(tracks[ids[k]].box, alone[k][i].box, atol=0.05)
                 assert tracks[ids[k]].score == pytest.approx(alone[k][i].score, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("threads", "targets", "spread"),
-    [(1, 5, 0), (2, 1, 0), (2, 2, 2), (2, 3, 2), (4, 2, 0), (4, 3, 3), (4, 6, 4), (4, 7, 7), (4, 8, 8)],
-)
-def test_targets_are_spread_over_the_threads(threads: int, targets: int, spread: int) -> None:
-    assert side_by_side(targets, threads) == spread
 
 
 def test_a_lane_that_fails_is_an_error_after_all_have_stopped(batch_model: Path) -> None:

@@ -199,17 +199,6 @@ def test_what_is_not_there(source: str, message: str) -> None:
         open_source(source)
 
 
-def test_folder_in_natural_order_with_bad_files(tmp_path: Path) -> None:
-    for i in (10, 2, 1):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((8, 8, 3), i, np.uint8))
-    (tmp_path / "3.png").write_bytes(b"")
-    (tmp_path / "4.jpg").write_bytes((tmp_path / "10.png").read_bytes()[:30])
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "._1.png").write_bytes(b"x")
-    images = list(open_source(str(tmp_path)))
-    assert [None if i is None else int(i[0, 0, 0]) for i in images] == [1, 2, None, None, 10]
-
-
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

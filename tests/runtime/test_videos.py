@@ -166,9 +166,3 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.Capt
     arguments = [str(tmp_path / "v.mp4"), "--box", "100,100,20,20", "--output", str(tmp_path / "o.mp4")]
     assert fake_command.main(arguments) == 0
     assert "o.mp4 plays all frames at a constant one" in capsys.readouterr().err
-
-
-def test_folders_and_cameras_have_no_media_time(tmp_path: Path) -> None:
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
-    with open_reader(open_source(str(tmp_path))) as reader:
-        assert next(reader).pts is None

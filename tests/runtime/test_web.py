@@ -5,9 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import struct
-import subprocess
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Callable, Dict, Iterator, List, Tuple
@@ -221,6 +220,10 @@ def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> N
         socket.send(b"\x00\xff")  # bytes where text belongs: the connection ends, the server does not
     with running.connect() as socket:
         assert next_header(socket)["frame"] == 0
+    deadline = monotonic() + 5
+    while running.view.wakers and monotonic() < deadline:
+        sleep(0.02)
+    assert not running.view.wakers, "viewers that are gone are not forgotten"
 
 
 def test_slow_viewer_gets_few_pictures_but_fresh_ones(run: Callable[..., Running]) -> None:
@@ -245,7 +248,7 @@ def test_tracks_for_programs(run: Callable[..., Running]) -> None:
 
 
 def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
-    """Update rate with one viewer and with four, of a tracker that takes 10 ms."""
+    """Frames in a second without a viewer and with four, of a tracker that takes 10 ms."""
     running = run(marked=1, pause=0.01)
     stop = threading.Event()
 
@@ -254,28 +257,20 @@ def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
             while not stop.is_set():
                 next_header(socket)
 
-    def rate(frames: int) -> float:
-        count, began = running.run.count, monotonic()
-        while running.run.count < count + frames:
-            sleep(0.005)
-        return frames / (monotonic() - began)
+    def rate() -> int:
+        before = running.run.count
+        sleep(1)
+        return running.run.count - before
 
-    threads = [threading.Thread(target=watch) for _ in range(4)]
-    try:
-        threads[0].start()
+    alone = rate()
+    with ThreadPoolExecutor(4) as viewers:
+        watching = [viewers.submit(watch) for _ in range(4)]
         sleep(0.3)
-        one = rate(100)
-        for thread in threads[1:]:
-            thread.start()
-        sleep(0.3)
-        four = rate(100)
-    finally:
+        watched = rate()
         stop.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join(10)
-    print(f"{one:.1f} frames per second with one viewer, {four:.1f} with four")
-    assert four > 0.6 * one  # a machine shared with others is noisy; docs/web.md has the quiet figure
+        for viewer in watching:
+            viewer.result(10)
+    assert watched > 0.6 * alone  # a machine shared with others is noisy
 
 
 def test_a_token_of_ones_own_outlives_a_restart(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,20 +298,3 @@ def test_port_in_use_is_a_clear_error(run: Callable[..., Running]) -> None:
     running = run()
     with pytest.raises(SourceError, match="cannot serve the web view"):
         WebView(running.run, int(running.address.split(":")[1]))
-
-
-def test_viewer_that_vanishes_is_forgotten(run: Callable[..., Running]) -> None:
-    running = run(marked=1)
-    for _ in range(5):
-        with running.connect() as socket:
-            next_header(socket)
-    deadline = monotonic() + 5
-    while running.view.wakers and monotonic() < deadline:
-        sleep(0.02)
-    assert not running.view.wakers
-
-
-def test_module_imports_nothing_of_the_web_by_itself() -> None:
-    code = "import sys, asymtrack_edge.runtime, asymtrack_edge.runtime.commands.track as c\n"
-    code += "assert not {'starlette', 'uvicorn', 'websockets', 'asyncio', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)

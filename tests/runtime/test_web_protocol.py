@@ -47,12 +47,9 @@ def test_texts_meant_to_hurt(text: str) -> None:
         parse_wish(text)
 
 
-def test_mark() -> None:
+def test_messages_and_pictures_are_what_the_page_takes_them_for() -> None:
     wish = parse_wish('{"action": "mark", "frame": 17, "box": [1, 2.5, 3, 4], "target": 2}')
     assert wish == Wish("mark", 17, (1.0, 2.5, 3.0, 4.0), 2)
-
-
-def test_picture_can_be_unpacked() -> None:
     packet = pack_picture({"frame": 3}, b"JPEG")
     (length,) = struct.unpack(">I", packet[:4])
     assert json.loads(packet[4 : 4 + length]) == {"frame": 3} and packet[4 + length :] == b"JPEG"

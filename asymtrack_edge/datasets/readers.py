@@ -1,8 +1,7 @@
 """Readers of the data sets in the folder layouts their authors publish.
 
-A reader takes the root folder and returns, by name and in a fixed order, what reads each sequence: nothing
-of a sequence but its name is read before it is asked for, so that opening takes seconds even with
-TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
+A reader takes the root folder and returns, by name and in the published order, what reads each sequence: opening
+takes seconds even with TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -52,19 +51,20 @@ def _texts(folder: Path) -> List[Path]:
     return sorted(found, key=lambda path: path.name)
 
 
-def _with_unknown(truth: np.ndarray, frames: Frames) -> np.ndarray:
-    """Adds a row of nan for each further frame where only the start box is published."""
-    return np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)]) if len(truth) == 1 < len(frames) else truth
+def _published(name: str, frames: Frames, truth: np.ndarray, **more: Any) -> Sequence:
+    """A sequence of which perhaps only the start box is published."""
+    withheld = len(truth) == 1 < len(frames)
+    if withheld:
+        truth = np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)])
+    return Sequence(name, frames, truth, withheld=withheld, **more)
 
 
 def _read_otb(root: Path) -> Loaders:
     """OTB-2013/2015: ``<seq>/img/0001.jpg ...`` and ``<seq>/groundtruth_rect.txt``.
 
     Sequences with two targets have ``groundtruth_rect.1.txt`` and ``.2.txt`` and become ``<seq>.1`` and
-    ``<seq>.2`` (Jogging, Skating2); an empty file is skipped (Human4's first). Images that the
-    annotation does not cover (David, Football1, Freeman3, Freeman4, Diving) and the first five frames
-    of Tiger1 are left out as in the toolkit. Which of the benchmark's lists is evaluated is decided by
-    the folders that are there.
+    ``<seq>.2`` (Jogging, Skating2); an empty file is skipped (Human4's first). Images that the annotation
+    does not cover and the first five frames of Tiger1 are left out as in the toolkit.
     """
     loaders: Dict[str, Callable[[], Sequence]] = {}
     for folder in _subfolders(root):
@@ -90,12 +90,11 @@ def _otb_sequence(name: str, path: Path) -> Sequence:
 
 
 def _read_lasot(split: str, root: Path) -> Loaders:
-    """LaSOT: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, ...}``.
+    """LaSOT: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, full_occlusion.txt, out_of_view.txt}``.
 
-    Beside the boxes (one row per frame) each sequence has ``full_occlusion.txt`` and ``out_of_view.txt``
-    (0/1 per frame, on one line). ``airplane-1`` may also lie directly in the root, as in the archive of the
-    test split alone. The split ``test`` or ``train`` is what ``testing_set.txt`` or ``training_set.txt`` in the
-    root lists, else the published one. ``all`` takes every folder: LaSOText, LaSOT's extension.
+    ``airplane-1`` may also lie directly in the root, as in the archive of the test split alone. The split ``test``
+    or ``train`` is what ``testing_set.txt`` or ``training_set.txt`` in the root lists, else the published one.
+    ``all`` takes every folder: LaSOText, LaSOT's extension.
     """
     listed = root / f"{split}ing_set.txt"
     wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
@@ -124,36 +123,25 @@ def _lasot_sequence(folder: Path) -> Sequence:
 
 
 def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool = False) -> Sequence:
-    """One folder of GOT-10k: images, ``groundtruth.txt`` and ``*.label`` where there.
+    """One folder of GOT-10k; ``start_only``: the boxes after the first are withheld.
 
-    Args:
-        folder: the sequence's.
-        start_only: the boxes after the first are withheld.
-        visible_only: what ``absence.label`` marks is absent too where ``cover.label`` says otherwise; the
-            toolkit's scores look at ``cover.label`` alone.
+    The toolkit's scores look at ``cover.label`` alone, which grades how much of the target is seen from 0 to 8;
+    ``visible_only`` also leaves out what ``absence.label`` marks.
     """
     frames = Frames(folder)
-    truth = read_boxes(folder / "groundtruth.txt")
-    truth = truth[:1] if start_only else truth
+    truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
     files = {name: folder / f"{name}.label" for name in ("cover", "absence", "cut_by_image")}
     labels = {name: read_labels(path) for name, path in files.items() if path.is_file()}
-    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
-    # "cover" grades how much of the target is seen, 0 (nothing) to 8 (everything).
+    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    if "cover" in labels and (labels["cover"] < 8).any():
+        attributes.append("occlusion")
     marks = [labels["cover"] == 0] if "cover" in labels else []
     if "absence" in labels and (visible_only or not marks):
         marks.append(labels["absence"] > 0)
     if len({len(mark) for mark in marks}) > 1:
         raise DatasetError(f"its labels differ in number: {', '.join(f'{len(v)} {k}' for k, v in labels.items())}")
-    if "cover" in labels and (labels["cover"] < 8).any():
-        attributes.append("occlusion")
-    return Sequence(
-        folder.name,
-        frames,
-        _with_unknown(truth, frames),
-        tuple(attributes),
-        np.any(marks, axis=0) if marks else None,
-        withheld=len(truth) == 1 < len(frames),
-    )
+    absent = np.any(marks, axis=0) if marks else None
+    return _published(folder.name, frames, truth, attributes=tuple(attributes), absent=absent)
 
 
 def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
@@ -168,12 +156,9 @@ def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
 
 
 def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
-    """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt}``.
+    """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
 
-    Each sequence may also have ``cover.label``, ``absence.label`` and ``cut_by_image.label``, a number per frame.
-    The root may also be the subset's folder itself; with the subset ``""`` it is any folder
-    of sequences. ``list.txt``, where there, says which sequences and in what order. Frames without annotation
-    have ``nan`` rows.
+    The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
     """
     place = f"{subset or '.'}/<sequence>"
     folders = _listed_folders(root, subset, f"{place}/groundtruth.txt beside {place}/*.jpg, and list.txt")
@@ -181,16 +166,13 @@ def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
 
 
 def _trackingnet_sequence(path: Path) -> Sequence:
-    frames, truth = Frames(path.parent.parent / "frames" / path.stem), read_boxes(path)
-    withheld = len(truth) == 1 < len(frames)
-    return Sequence(path.stem, frames, _with_unknown(truth, frames), withheld=withheld)
+    return _published(path.stem, Frames(path.parent.parent / "frames" / path.stem), read_boxes(path))
 
 
 def _read_trackingnet(chunks: str, root: Path) -> Loaders:
     """TrackingNet: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``; ``TRAIN_0`` and so on.
 
-    The published annotation of the test set is the start box alone; a file with a box for every frame
-    (a split of the training set arranged so) can be scored too. The root may also be the chunk itself.
+    The root may also be the chunk itself.
     """
     folders = sorted(root.glob(chunks), key=lambda path: natural(path.name)) or [root]
     files = [path for folder in folders for path in _texts(folder / "anno")]
@@ -199,12 +181,10 @@ def _read_trackingnet(chunks: str, root: Path) -> Loaders:
 
 
 def _read_nfs30(root: Path) -> Loaders:
-    """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``.
+    """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``, or ``<seq>/<seq>/30`` as archived.
 
-    A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where
-    the file still annotates the 240 fps video, every eighth row is taken; a difference of one frame at
-    the end, which some sequences have, is cut off. The archives' extra folder (``<seq>/<seq>/30``) is
-    accepted.
+    A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where the file
+    still annotates the 240 fps video, every eighth row is taken; a difference of one frame at the end is cut off.
     """
     outer = _subfolders(root)
     folders = outer + [folder for sequence in outer for folder in _subfolders(sequence)]
@@ -242,21 +222,19 @@ def _read_uav123(root: Path) -> Loaders:
 def _uav123_sequence(images: Path, path: Path) -> Sequence:
     folder, _, part = path.stem.rpartition("_")
     starts = splits.UAV123_PARTS.get(folder, ())
-    start = 1
+    truth, first = read_boxes(path), 0
     if part.isdigit() and 1 <= int(part) <= len(starts):
-        start = starts[int(part) - 1]
+        first = starts[int(part) - 1] - 1
     else:
         folder = path.stem
-    truth = read_boxes(path)
-    return Sequence(path.stem, Frames(images / folder).cut(start - 1, start - 1 + len(truth)), truth)
+    return Sequence(path.stem, Frames(images / folder).cut(first, first + len(truth)), truth)
 
 
 def _read_vot(root: Path) -> Loaders:
-    """VOT challenges: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag``.
+    """VOT: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag`` (0/1 per frame).
 
-    Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box
-    around them is taken. A ``.tag`` or ``.label`` file names a challenge, with 0/1 per frame. The root may
-    also be a workspace of the toolkit, with the sequences in ``sequences``.
+    Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box around them is
+    taken. The root may also be a workspace of the toolkit, with the sequences in ``sequences``.
     """
     folders = _listed_folders(root, "sequences", "list.txt and <sequence>/groundtruth.txt")
     return {folder.name: partial(_vot_sequence, folder) for folder in folders}
@@ -295,32 +273,26 @@ class _Coco(Mapping[str, Callable[[], Sequence]]):
         _require(path.is_file(), root, "annotations/instances_train2017.json and train2017/*.jpg")
         try:
             index = json.loads(path.read_text(encoding="utf-8"))
-            files: Dict[int, str] = {image["id"]: image["file_name"] for image in index["images"]}
-            objects = [
-                (files[o["image_id"]], o["bbox"])
-                for o in index["annotations"]
-                if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10
-            ]
+            files = {image["id"]: image["file_name"] for image in index["images"]}
+            objects = [o for o in index["annotations"] if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10]
+            self.files = [files[o["image_id"]] for o in objects]
+            self.boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
         except OSError as error:
             raise DatasetError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is not COCO's annotation: {error}") from None
         _require(objects, root, "boxes of objects")
         self.images = root / "train2017"
-        self.files = [file for file, _ in objects]
-        self.boxes = np.array([box for _, box in objects], np.float64).reshape(-1, 4)
 
     def __getitem__(self, name: str) -> Callable[[], Sequence]:
-        return partial(self._read, name)
+        i = int(name)
+        return lambda: Sequence(name, Frames(self.images, [self.files[i]]), self.boxes[[i]])
 
     def __iter__(self) -> Iterator[str]:
         return map(str, range(len(self)))
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def _read(self, name: str) -> Sequence:
-        return Sequence(name, Frames(self.images, [self.files[int(name)]]), self.boxes[[int(name)]])
 
 
 @dataclass(frozen=True)
@@ -423,8 +395,7 @@ class Dataset:
         """
         try:
             sequence = self._loaders[name]()
-            path = self._attributes / f"{name}.txt"
-            columns = self.kind.attributes
+            path, columns = self._attributes / f"{name}.txt", self.kind.attributes
             if not columns or not path.is_file():
                 return sequence
             flags = read_labels(path)
@@ -447,23 +418,21 @@ class Dataset:
             UsageError: one is not there.
             DatasetError: none can be read.
         """
-        names = self.names if wanted is None else self._select(set(wanted))
-        read, left_out = [], {}
-        for name in names:
-            try:
-                read.append(self.sequence(name))
-            except DatasetError as error:
-                left_out[name] = str(error)
-        if not read:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise DatasetError(f"no sequence can be read: {left_out[names[0]]}{more}")
-        return read, left_out
-
-    def _select(self, wanted: Set[str]) -> List[str]:
-        missing = sorted(printable(name) for name in wanted - set(self.names))
+        chosen = set(self.names if wanted is None else wanted)
+        missing = sorted(printable(name) for name in chosen - set(self.names))
         if missing:
             raise UsageError(f"no sequence called {', '.join(missing)} in {printable(self.root)}")
-        return [name for name in self.names if name in wanted]
+        read, left_out = [], {}
+        for name in self.names:
+            if name in chosen:
+                try:
+                    read.append(self.sequence(name))
+                except DatasetError as error:
+                    left_out[name] = str(error)
+        if not read:
+            more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
+            raise DatasetError(f"no sequence can be read: {next(iter(left_out.values()))}{more}")
+        return read, left_out
 
     def _annotation(self, index: int) -> Annotation:
         """The target of a sequence, by its position in ``names``; stays in memory.

@@ -21,7 +21,7 @@ class Frames:
 
     Args:
         folder: where they all are.
-        names: of the files; ``None`` takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
+        names: of the files; None takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
     """
 
     def __init__(self, folder: AnyPath, names: Optional[Iterable[str]] = None) -> None:

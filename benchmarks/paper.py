@@ -134,7 +134,7 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
     """Which of the paper's columns a measurement is to be read beside.
 
     Args:
-        machine: ``cpu``, ``gpu`` and ``board`` as the system reports them; None where there is none.
+        machine: ``machine.facts``.
         device: ``"cpu"`` or ``"cuda:N"``: where the network ran.
 
     Returns:

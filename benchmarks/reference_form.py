@@ -23,23 +23,14 @@ from asymtrack_edge.network.modulation import DynamicConv, TemplateModulation
 
 
 class TemplateFeatures(NamedTuple):
-    """What is kept of the template.
-
-    Attributes:
-        prototypes: per ETM ``P_z``, ``(B, N, C)`` (paper, eq. 4).
-        tokens: ``(B, L, C)``, the template's tokens before the attention block.
-    """
+    """What is kept of the template: ``P_z`` of each ETM, ``(B, N, C)`` (paper, eq. 4), and its tokens ``(B, L, C)``."""
 
     prototypes: List[Tensor]
     tokens: Tensor
 
 
 class ReferenceEnhancement(nn.Module):
-    """OPE with its six convolutions (paper, eq. 8) folded into one.
-
-    Args:
-        block: holds the weights.
-    """
+    """OPE with its six convolutions (paper, eq. 8) folded into one."""
 
     def __init__(self, block: PerceptionEnhancement) -> None:
         super().__init__()
@@ -53,11 +44,7 @@ class ReferenceEnhancement(nn.Module):
 
 
 class ReferenceForm(nn.Module):
-    """A trained model in the form its authors publish.
-
-    Args:
-        model: its weights are shared, not copied.
-    """
+    """A trained model in the form its authors publish; the weights are shared, not copied."""
 
     def __init__(self, model: AsymTrack) -> None:
         super().__init__()
@@ -69,11 +56,7 @@ class ReferenceForm(nn.Module):
                     self.enhancements[str(stage)] = ReferenceEnhancement(block)
 
     def template(self, image: Tensor) -> TemplateFeatures:
-        """Template branch.
-
-        Args:
-            image: normalised RGB template crop ``(B, 3, template_size, template_size)``.
-        """
+        """Template branch of normalised RGB crops ``(B, 3, template_size, template_size)``."""
         z = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
         prototypes: List[Tensor] = []
         for stage, layer in enumerate(self.model.backbone.layers, 1):
@@ -91,12 +74,7 @@ class ReferenceForm(nn.Module):
         raise AssertionError("an AsymTrack ends in an attention block")
 
     def forward(self, image: Tensor, template: TemplateFeatures) -> Prediction:
-        """Search step.
-
-        Args:
-            image: normalised RGB search crop ``(B, 3, search_size, search_size)``.
-            template: what ``template`` returned, with the same batch size.
-        """
+        """Search step of normalised RGB crops ``(B, 3, search_size, search_size)``."""
         x = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
         prototypes = iter(template.prototypes)
         for stage, layer in enumerate(self.model.backbone.layers, 1):

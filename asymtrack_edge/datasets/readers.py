@@ -132,7 +132,7 @@ def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool 
     truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
     files = {name: folder / f"{name}.label" for name in ("cover", "absence", "cut_by_image")}
     labels = {name: read_labels(path) for name, path in files.items() if path.is_file()}
-    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
     if "cover" in labels and (labels["cover"] < 8).any():
         attributes.append("occlusion")
     marks = [labels["cover"] == 0] if "cover" in labels else []
@@ -297,25 +297,15 @@ class _Coco(Mapping[str, Callable[[], Sequence]]):
 
 @dataclass(frozen=True)
 class Kind:
-    """How a data set is read, scored and written.
+    """How a data set is read, scored and written."""
 
-    Attributes:
-        title: its name as the field writes it.
-        read: from a root folder to what reads each sequence.
-        protocol: which metrics it has (``benchmarks.accuracy.metrics.PROTOCOLS``); empty for training images.
-        layout: result files: ``"plain"``, ``"got10k"`` or ``"trackingnet"`` (see ``results.py``).
-        attributes: what the 0/1 columns of its authors' attribute files mean.
-        attribute_folder: where those files lie under the root, where they are part of the data set.
-        size: how many sequences the published set has; None where there is no such number.
-    """
-
-    title: str
-    read: Callable[[Path], Loaders]
-    protocol: str
-    layout: str = "plain"
-    attributes: Tuple[str, ...] = ()
-    attribute_folder: str = "att"
-    size: Optional[int] = None
+    title: str  # as the field writes it
+    read: Callable[[Path], Loaders]  # from a root folder to what reads each sequence
+    protocol: str  # key of ``benchmarks.accuracy.metrics.PROTOCOLS``; empty for training images
+    layout: str = "plain"  # of result files, or "got10k", "trackingnet"
+    attributes: Tuple[str, ...] = ()  # what the 0/1 columns of its authors' attribute files mean
+    attribute_folder: str = "att"  # where those files lie under the root
+    size: Optional[int] = None  # sequences of the published set
 
 
 _GOT10K = ("got10k", "got10k")
@@ -339,16 +329,10 @@ DATASETS: Dict[str, Kind] = {
 
 
 class Annotation(NamedTuple):
-    """A target as training draws from it.
+    """A target as training draws from it."""
 
-    Attributes:
-        boxes: float32 ``(N, 4)`` x, y, w, h in pixels, one per frame.
-        usable: int64 indices of the frames that show the target, large enough to learn from.
-        frames: the image files.
-    """
-
-    boxes: np.ndarray
-    usable: np.ndarray
+    boxes: np.ndarray  # float32 (N, 4) x, y, w, h in pixels, one per frame
+    usable: np.ndarray  # int64 indices of the frames that show the target, large enough to learn from
     frames: Frames
 
 
@@ -356,18 +340,10 @@ class Dataset:
     """A data set on disk; a sequence is read when it is asked for.
 
     Args:
-        name: key of ``DATASETS``.
-        root: the data set's folder.
+        name: key of ``DATASETS``, which becomes ``kind``.
+        root: the data set's folder. DatasetError where it is not laid out as published.
         attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as the toolkits of OTB, LaSOT
             and UAV123 have; default the data set's own place under ``root``, if it is there.
-
-    Attributes:
-        kind: which one.
-        names: of all sequences, in the published order.
-
-    Raises:
-        DatasetError: the folder is not laid out as published.
-        UsageError: an unknown data set, or attributes for a data set without them.
     """
 
     def __init__(self, name: str, root: Path, attributes: Optional[Path] = None) -> None:
@@ -388,11 +364,7 @@ class Dataset:
         return len(self.names)
 
     def sequence(self, name: str) -> Sequence:
-        """Reads one sequence.
-
-        Raises:
-            DatasetError: it is missing or damaged; the message names it.
-        """
+        """Reads one sequence; DatasetError, which names it, where it is missing or damaged."""
         try:
             sequence = self._loaders[name]()
             path, columns = self._attributes / f"{name}.txt", self.kind.attributes
@@ -406,10 +378,7 @@ class Dataset:
             raise DatasetError(f"sequence {printable(name)}: {error}") from None
 
     def read(self, wanted: Optional[Iterable[str]] = None) -> Tuple[List[Sequence], Dict[str, str]]:
-        """Reads sequences; a bad one costs itself alone.
-
-        Args:
-            wanted: their names; None for all.
+        """Reads the sequences of these names, or all; a bad one costs itself alone.
 
         Returns:
             Those that can be read, in the published order; and name -> why of those that cannot.

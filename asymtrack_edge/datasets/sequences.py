@@ -19,9 +19,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 class Frames:
     """The image files of a sequence, in order. It takes a few bytes a frame, so that thousands can be kept.
 
-    Args:
-        folder: where they all are.
-        names: of the files; None takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
+    Without ``names`` it takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
     """
 
     def __init__(self, folder: AnyPath, names: Optional[Iterable[str]] = None) -> None:
@@ -52,7 +50,7 @@ class Frames:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One target in one video.
+    """One target in one video; DatasetError where frames, boxes and labels differ in number, or there is no start box.
 
     Attributes:
         name: unique in its data set; result files are named after it.
@@ -66,9 +64,6 @@ class Sequence:
         omitted: frames at the start that the data set's toolkit leaves out, and others do not.
         withheld: only the start box is published.
         note: what was not as published and is mended here; empty where nothing was.
-
-    Raises:
-        DatasetError: frames, boxes and labels differ in number, or there is no start box.
     """
 
     name: str
@@ -101,20 +96,12 @@ class Sequence:
         return x, y, w, h
 
     def read(self, index: int) -> np.ndarray:
-        """Decodes one frame to BGR uint8 ``(H, W, 3)``.
-
-        Raises:
-            DatasetError: the file is missing or no image.
-        """
+        """Decodes one frame as ``read_frame`` does."""
         return read_frame(self.frames[index])
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """Decodes an image file to BGR uint8 ``(H, W, 3)``.
-
-    Raises:
-        DatasetError: it is missing or no image.
-    """
+    """Decodes an image file to BGR uint8 ``(H, W, 3)``; DatasetError where it is missing or no image."""
     frame = read_image(path)
     if frame is None:
         state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
@@ -125,8 +112,7 @@ def read_frame(path: Path) -> np.ndarray:
 def read_rows(path: Path) -> List[List[float]]:
     """Reads numbers separated by commas, semicolons, blanks or tabs; ``nan`` is allowed, empty lines do not count.
 
-    Raises:
-        DatasetError: the file cannot be read, or holds something else.
+    Raises DatasetError where the file cannot be read, or holds something else.
     """
     try:
         return [[float(value) for value in re.split(r"[,;\s]+", line.strip(",; "))] for line in read_lines(path)]
@@ -135,11 +121,7 @@ def read_rows(path: Path) -> List[List[float]]:
 
 
 def read_boxes(path: Path) -> np.ndarray:
-    """Reads one ``x, y, w, h`` row per frame; float64 ``(N, 4)``.
-
-    Raises:
-        DatasetError: as ``read_rows``, or a row has other than four values.
-    """
+    """Reads one ``x, y, w, h`` row per frame, float64 ``(N, 4)``; DatasetError as ``read_rows``, or for other rows."""
     rows = read_rows(path)
     for i, row in enumerate(rows, start=1):
         if len(row) != 4:

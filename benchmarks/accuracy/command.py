@@ -12,17 +12,9 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Un
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy import probes, report
+from asymtrack_edge.benchmarks.accuracy import metrics, probes, report
 from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executor, ray_executor
 from asymtrack_edge.benchmarks.accuracy.features import features
-from asymtrack_edge.benchmarks.accuracy.metrics import (
-    PROTOCOLS,
-    Protocol,
-    by_attribute,
-    counted,
-    score_sequence,
-    summarise,
-)
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
@@ -126,12 +118,7 @@ def _add_data(parser: Any) -> None:
 
 
 def main(argv: Optional[Items[str]] = None) -> int:
-    """Runs the command.
-
-    Returns:
-        0; 1 where a sequence is not as published or has no score; 2 for a mistake in its use; 130 or 143
-        where it was interrupted.
-    """
+    """Runs the command; 1 where a sequence is not as published or has no score, 2 for a mistake in its use."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in _COMMANDS and not words[0].startswith("-"):
         words.insert(0, "run")
@@ -143,7 +130,7 @@ class _Data(NamedTuple):
     """What is evaluated; ``left_out``: sequences that cannot be read; ``notes``: what is not as published of others."""
 
     kind: Kind
-    protocol: Protocol
+    protocol: metrics.Protocol
     sequences: List[Sequence]
     left_out: Dict[str, str]
     notes: Dict[str, str]
@@ -153,11 +140,11 @@ def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
     dataset = open_dataset(args.dataset, args.root, args.attributes)
     kind = dataset.kind
-    data = _Data(kind, PROTOCOLS[kind.protocol], *dataset.read(_names(args.sequences)), {})
+    data = _Data(kind, metrics.PROTOCOLS[kind.protocol], *dataset.read(_names(args.sequences)), {})
     for s in data.sequences:
         if s.note:
             data.notes[s.name] = f"sequence {s.name}: {s.note}"
-        elif not s.withheld and not counted(data.protocol, s).any():
+        elif not s.withheld and not metrics.counted(data.protocol, s).any():
             data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
     _say(args, f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
     if kind.size is not None and args.sequences is None and len(dataset) != kind.size:
@@ -271,7 +258,7 @@ def _score(
             continue
         try:
             boxes, seconds, note = store.read(sequence)
-            score = score_sequence(data.protocol, sequence, boxes)
+            score = metrics.score_sequence(data.protocol, sequence, boxes)
         except DatasetError as error:
             failures[sequence.name] = str(error)
             continue
@@ -280,8 +267,10 @@ def _score(
             notes[sequence.name] = note
         if score is not None:
             scores.append(score)
-    summary = summarise(data.protocol, scores) if scores else None
-    made = Evaluation(label, identity, summary, by_attribute(data.protocol, scores), speed(times), failures, notes)
+    summary = metrics.summarise(data.protocol, scores) if scores else None
+    made = Evaluation(
+        label, identity, summary, metrics.by_attribute(data.protocol, scores), speed(times), failures, notes
+    )
     if isinstance(store, ResultStore) and store.layout != "plain" and not (failures or data.left_out):
         made.submission = str(store.submission(data.sequences))
     return made

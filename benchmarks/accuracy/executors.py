@@ -37,21 +37,13 @@ _RETRIES = 3
 
 
 class Outcome(NamedTuple):
-    """How one sequence ended.
-
-    Attributes:
-        sequence: which one.
-        boxes: float64 ``(N, 4)``, x, y, w, h; row 0 is the start box; None after an error.
-        times: float64 ``(N,)``, seconds of ``init`` and of each ``update``, decoding of files left out.
-        error: one line; None where there is a result.
-        detail: the traceback, where there is one.
-    """
+    """How one sequence ended."""
 
     sequence: Sequence
-    boxes: Optional[np.ndarray] = None
-    times: Optional[np.ndarray] = None
-    error: Optional[str] = None
-    detail: str = ""
+    boxes: Optional[np.ndarray] = None  # float64 (N, 4), x, y, w, h; row 0 is the start box; None after an error
+    times: Optional[np.ndarray] = None  # float64 (N,), seconds of init and of each update, without decoding
+    error: Optional[str] = None  # one line
+    detail: str = ""  # the traceback, where there is one
 
 
 Advanced = Callable[[int], Any]
@@ -177,15 +169,9 @@ def ray_executor(address: str, jobs: int) -> Executor:
     """A Ray cluster: one task a sequence, which Ray runs again where a worker or a node dies.
 
     The files of a model travel through the object store, once. The frames do not: every node must see the
-    data set under the same path. Progress is told when a sequence is done.
-
-    Args:
-        address: ``"local"`` starts a cluster on this machine, ``"auto"`` finds the one that runs; or its address.
-        jobs: processors that a local cluster has.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        AsymTrackError: there is no such cluster.
+    data set under the same path. Progress is told when a sequence is done. ``"local"`` starts a cluster with ``jobs``
+    processors on this machine, ``"auto"`` finds the one that runs; or give its address. Raises AsymTrackError where
+    Ray is not installed, or there is no such cluster.
     """
     try:
         import ray

@@ -57,15 +57,9 @@ def _model(name: str) -> AsymTrack:
 
 
 def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[np.ndarray, Maps]:
-    """Runs both forms of a network on the template of the first frame and the search region of the second.
+    """Runs both forms of a network on the template of the first BGR frame and the search region of the second.
 
-    Args:
-        model: in training form.
-        frames: BGR uint8 ``(H, W, 3)``.
-        box: the target in the first frame.
-
-    Returns:
-        The search crop, BGR uint8, and the features where the OPE blocks of the stages are.
+    Returns the search crop, BGR uint8, and the features where the OPE blocks of the stages are.
     """
     import torch
 

@@ -20,40 +20,31 @@ from asymtrack_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which frames count, and what is computed from them.
+    """Which frames count, and what is computed from them."""
 
-    Attributes:
-        definition: one sentence for reports.
-        ope: computes success AUC, precision and normalised precision, averaged over sequences.
-        got10k: computes AO and SR over the frames of all sequences together, boxes clipped to the frame. Frame 0
-            and frames with the target declared absent are left out; elsewhere frame 0 counts as perfect.
-        trackingnet: computes TrackingNet's three integrals, of boxes rounded to whole pixels.
-        robust: as OTB's ``calc_seq_err_robust.m``: true boxes have x, y, w, h > 0, and frames without one never
-            count as success but, their error being set to -1, always as precise. Elsewhere w, h > 0 do, and frames
-            without a box are left out.
-        absent_fails: frames with the target declared absent are neither success nor precise, but part of the total.
-    """
-
-    definition: str
+    definition: str  # for reports
+    #: Success AUC, precision and normalised precision, averaged over sequences.
     ope: bool = True
+    #: AO and SR over the frames of all sequences together, boxes clipped to the frame. Frame 0 and frames with the
+    #: target declared absent are left out; elsewhere frame 0 counts as perfect.
     got10k: bool = False
+    #: TrackingNet's three integrals, of boxes rounded to whole pixels.
     trackingnet: bool = False
+    #: As OTB's calc_seq_err_robust.m: true boxes have x, y, w, h > 0, and frames without one never count as success
+    #: but, their error being set to -1, always as precise. Elsewhere w, h > 0 do, and others are left out.
     robust: bool = False
+    #: Frames with the target declared absent are neither success nor precise, but part of the total.
     absent_fails: bool = False
 
 
+_OPE = "success AUC over 21 thresholds (overlap > t), precision at 20 px"
 PROTOCOLS: Dict[str, Protocol] = {
-    "otb": Protocol(
-        "OTB toolkit: success AUC over 21 thresholds (overlap > t), precision at 20 px; frame 0 counts as perfect",
-        robust=True,
-    ),
-    "uav123": Protocol(
-        "UAV123 toolkit: as OTB; frames without annotation count as failures of success, over all frames", robust=True
-    ),
-    "nfs": Protocol("NfS: success AUC over 21 thresholds and precision at 20 px as OTB; annotated frames only"),
+    "otb": Protocol(f"OTB toolkit: {_OPE}; frame 0 counts as perfect", robust=True),
+    "uav123": Protocol("UAV123 toolkit: as OTB; frames without annotation count as failures of success", robust=True),
+    "nfs": Protocol(f"NfS: {_OPE} as OTB; annotated frames only"),
     "lasot": Protocol(
-        "LaSOT toolkit: success AUC over 21 thresholds, precision at 20 px, normalised precision at 0.2; "
-        "frame 0 counts as perfect, frames with the target absent as failures (AUC vis leaves them out)",
+        f"LaSOT toolkit: {_OPE}, normalised precision at 0.2; frame 0 counts as perfect, "
+        "frames with the target absent as failures (AUC vis leaves them out)",
         robust=True,
         absent_fails=True,
     ),
@@ -70,9 +61,8 @@ PROTOCOLS: Dict[str, Protocol] = {
         trackingnet=True,
     ),
     "folder": Protocol(
-        "success AUC over 21 thresholds (overlap > t), precision at 20 px, normalised precision at 0.2, "
-        "averaged over sequences; AO, SR0.5, SR0.75 as GOT-10k; annotated, visible frames only, frame 0 left "
-        "out",
+        f"{_OPE}, normalised precision at 0.2, averaged over sequences; AO, SR0.5, SR0.75 as GOT-10k; "
+        "annotated, visible frames only, frame 0 left out",
         got10k=True,
     ),
 }
@@ -130,33 +120,18 @@ def precision_curve(error: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 class SequenceScore(NamedTuple):
-    """One tracker on one sequence.
-
-    Attributes:
-        name: of the sequence.
-        attributes: of the sequence.
-        metrics: name -> value in 0..1.
-        curves: ``success``, ``precision``, ``norm_precision`` -> shares of frames, where computed.
-        clipped: overlaps that GOT-10k's averages pool, of boxes clipped to the frame.
-        counted: how many frames the metrics are over.
-    """
+    """One tracker on one sequence."""
 
     name: str
     attributes: Tuple[str, ...]
-    metrics: Dict[str, float]
-    curves: Dict[str, np.ndarray]
-    clipped: np.ndarray
-    counted: int
+    metrics: Dict[str, float]  # in 0..1
+    curves: Dict[str, np.ndarray]  # "success", "precision", "norm_precision": shares of frames, where computed
+    clipped: np.ndarray  # overlaps that GOT-10k's averages pool, of boxes clipped to the frame
+    counted: int  # frames that the metrics are over
 
 
 class Summary(NamedTuple):
-    """Scores of several sequences together.
-
-    Attributes:
-        metrics: name -> value in 0..1.
-        curves: name -> (thresholds, values).
-        sequences: what they are made of.
-    """
+    """Scores of several sequences together; curves are (thresholds, values)."""
 
     metrics: Dict[str, float]
     curves: Dict[str, Tuple[np.ndarray, np.ndarray]]
@@ -202,18 +177,12 @@ def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
 
 
 def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) -> Optional[SequenceScore]:
-    """Scores one result.
+    """Scores one result; None where no frame can be counted.
 
     Args:
         protocol: which definition.
         sequence: with its ground truth.
-        boxes: float ``(N, 4)``, x, y, w, h for every frame; row 0 is the start box.
-
-    Returns:
-        The score; None where no frame can be counted.
-
-    Raises:
-        UsageError: the number of boxes differs from that of the frames.
+        boxes: float ``(N, 4)``, x, y, w, h for every frame; row 0 is the start box. UsageError for another number.
     """
     truth, use = sequence.truth, counted(protocol, sequence)
     if boxes.shape != truth.shape:

@@ -40,27 +40,16 @@ ByAttribute = Dict[str, Dict[str, Summary]]
 
 @dataclass
 class Evaluation:
-    """One tracker on one data set.
-
-    Attributes:
-        tracker: label.
-        identity: what made the results; None for result files of unknown origin.
-        summary: scores; None where there are none.
-        attributes: scores of the sequences that share an attribute.
-        speed: as ``results.speed`` gives it.
-        failures: sequence without a score -> why, in one line.
-        notes: sequence with a score -> what was done to its results.
-        submission: zip file for the data set's server.
-    """
+    """One tracker on one data set."""
 
     tracker: str
-    identity: Optional[Dict[str, Any]]
-    summary: Optional[Summary]
-    attributes: Dict[str, Summary]
-    speed: Dict[str, Any]
-    failures: Dict[str, str] = field(default_factory=dict)
-    notes: Dict[str, str] = field(default_factory=dict)
-    submission: Optional[str] = None
+    identity: Optional[Dict[str, Any]]  # what made the results; None for result files of unknown origin
+    summary: Optional[Summary]  # None where nothing could be scored
+    attributes: Dict[str, Summary]  # of the sequences that share an attribute
+    speed: Dict[str, Any]  # as ``results.speed`` gives it
+    failures: Dict[str, str] = field(default_factory=dict)  # sequence without a score -> why, in one line
+    notes: Dict[str, str] = field(default_factory=dict)  # sequence with a score -> what was done to its results
+    submission: Optional[str] = None  # zip file for the data set's server
 
 
 def main_metric(summary: Summary) -> float:
@@ -71,7 +60,7 @@ def main_metric(summary: Summary) -> float:
 def table(rows: Items[Tuple[str, Summary]], first: str, counted: bool = True) -> str:
     """Aligned text table of metrics in percent; ``counted`` adds how many sequences a row is over."""
     names = [m for m in HEADINGS if any(m in scores.metrics for _, scores in rows)]
-    width = max([len(first), *(len(name) for name, _ in rows)])
+    width = max(len(name) for name in (first, *(name for name, _ in rows)))
     lines = [f"{first:<{width}}" + ("      n" if counted else "") + "".join(f"{HEADINGS[m]:>9}" for m in names)]
     for name, scores in rows:
         values = (scores.metrics.get(m, math.nan) for m in names)
@@ -133,11 +122,7 @@ def plain(e: Evaluation) -> Dict[str, Any]:
 
 
 def figure(width: float, height: float) -> Any:
-    """A figure of its own, not pyplot's: nothing global, and no display is looked for.
-
-    Raises:
-        MissingDependencyError: matplotlib is not installed.
-    """
+    """A figure of its own, not pyplot's: nothing global, and no display is looked for."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -182,9 +167,7 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
 def gaps(scores: ByAttribute) -> Tuple[List[str], Dict[str, List[float]]]:
     """How far each tracker is from the first, attribute by attribute.
 
-    Returns:
-        attributes that all trackers have, the largest mean gap first;
-        tracker -> its score minus the first's, in percent, in that order.
+    Returns attributes that all have, the largest mean gap first; tracker -> its score minus the first's in percent.
     """
     first, *others = scores
     shared = [tag for tag in scores[first] if all(tag in scores[name] for name in others)]

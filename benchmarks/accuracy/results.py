@@ -37,12 +37,7 @@ Result = Tuple[np.ndarray, np.ndarray, str]
 
 @dataclass(frozen=True)
 class ResultStore:
-    """Result files that this package writes, of one tracker on one data set.
-
-    Attributes:
-        root: their folder.
-        layout: ``"plain"``, ``"got10k"`` or ``"trackingnet"``.
-    """
+    """Result files that this package writes, of one tracker on one data set: their folder and layout."""
 
     root: Path
     layout: str = "plain"
@@ -76,18 +71,14 @@ class ResultStore:
         return False
 
     def claim(self, identity: Dict[str, Any], fresh: bool = False) -> None:
-        """Makes the folder this tracker's; ``fresh`` takes it over, whoever's it was.
-
-        Raises:
-            UsageError: the results in the folder are another tracker's, or cannot be attributed.
-        """
+        """Makes the folder this tracker's; ``fresh`` takes it over, else UsageError where it is another's."""
         path = self.root / IDENTITY_FILE
         if not fresh and path.exists():
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:
                 raise UsageError(f"cannot read {path} ({error}): redo its results with --fresh") from None
-            names = sorted(n for n in set(found) | set(identity) if found.get(n) != identity.get(n))
+            names = sorted(n for n in {*found, *identity} if found.get(n) != identity.get(n))
             changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)
             if changes:
                 advice = "redo them with --fresh, or give another --output"
@@ -109,11 +100,9 @@ class ResultStore:
         path = self.root.with_name(f"{self.root.name}.zip")
         with OutputFile(path) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
             for sequence in sequences:
-                files = [self.box_file(sequence.name)]
-                if self.layout == "got10k":
-                    files.append(self.time_file(sequence.name))
-                for found in files:
-                    archive.write(found, str(found.relative_to(self.root)))
+                for found in (self.box_file(sequence.name), self.time_file(sequence.name)):
+                    if self.layout == "got10k" or found.parent == self.root:
+                        archive.write(found, str(found.relative_to(self.root)))
         return path
 
 
@@ -122,14 +111,7 @@ class ForeignResults:
 
     A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, in upper or lower case, its name with
     pytracking's prefixes, or one of ``Sequence.aliases``. The files lie in the folder itself, or in that
-    of its subfolders (pytracking's ``<tracker>_000``) which has the most.
-
-    Args:
-        root: the folder.
-        sequences: what is looked for.
-
-    Raises:
-        UsageError: there is no such folder, or no result in it.
+    of its subfolders (pytracking's ``<tracker>_000``) which has the most. UsageError where there is none.
     """
 
     def __init__(self, root: Path, sequences: Items[Sequence]) -> None:
@@ -188,17 +170,10 @@ def _write(path: Path, text: str) -> Path:
 def speed(times: Items[np.ndarray]) -> Dict[str, Any]:
     """Frames per second of whole steps, initialisation included, decoding of image files not.
 
-    Returns:
-        ``frames``: how many were timed, those whose time is not positive left out;
-        ``frames_over_total_time``: what a camera would see;
-        ``mean_of_rates``: mean of 1/t, the figure of the GOT-10k toolkit, never below the former.
+    ``mean_of_rates`` is the mean of 1/t, the figure of the GOT-10k toolkit, never below what a camera would see.
     """
     seconds = np.concatenate([np.zeros(0), *times])
     seconds = seconds[seconds > 0]
     total, mean = (len(seconds) / seconds.sum(), (1 / seconds).mean()) if len(seconds) else (np.nan, np.nan)
-    return {
-        "protocol": "P7",
-        "frames": len(seconds),
-        "frames_over_total_time": float(total),
-        "mean_of_rates": float(mean),
-    }
+    rates = {"frames_over_total_time": float(total), "mean_of_rates": float(mean)}
+    return {"protocol": "P7", "frames": len(seconds), **rates}

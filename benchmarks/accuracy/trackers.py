@@ -76,12 +76,9 @@ class _OpenCvTracker:
 
 @dataclass(frozen=True)
 class TrackerSpec:
-    """How to make a tracker, in this or another process.
+    """How to make a tracker, in this or another process: its name, see above, and arguments of ``Tracker.load``.
 
-    Attributes:
-        name: the string described in the module's docstring.
-        backend, device, threads, precision, recover: as ``Tracker.load`` takes them; all but the threads
-            are for this package's trackers.
+    All arguments but the threads are for this package's trackers.
     """
 
     name: str
@@ -112,8 +109,7 @@ class TrackerSpec:
     def build(self) -> Any:
         """Makes the tracker: ``init(frame, box)`` and ``update(frame)``, whose result ``box_of`` reads.
 
-        Raises:
-            AsymTrackError: it does not exist, or what it needs is missing.
+        Raises AsymTrackError where it does not exist, or what it needs is missing.
         """
         if self.kind == "opencv":
             if self.threads is not None:
@@ -129,8 +125,7 @@ class TrackerSpec:
     def identity(self) -> Dict[str, Any]:
         """What decides this tracker's results and times, for telling old results from new ones.
 
-        Raises:
-            AsymTrackError: there is no such tracker: refused before anything is written.
+        Raises AsymTrackError where there is no such tracker: it is refused before anything is written.
         """
         identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
         if self.kind == "opencv":

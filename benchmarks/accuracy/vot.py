@@ -21,11 +21,7 @@ from asymtrack_edge.files import printable, read_image
 
 
 def serve(spec: TrackerSpec) -> int:
-    """Answers the client's requests until it quits; returns how many frames were tracked.
-
-    Raises:
-        AsymTrackError: the TraX bindings or the tracker are missing, or a frame cannot be read.
-    """
+    """Answers the client's requests until it quits; returns how many frames were tracked."""
     try:
         import trax
     except ImportError:
@@ -81,11 +77,7 @@ def serve(spec: TrackerSpec) -> int:
 
 
 def _box(region: Any) -> Tuple[float, ...]:
-    """x, y, w, h of a rectangle, or of the rectangle around a polygon.
-
-    Raises:
-        UsageError: the region is neither, so that there is no box to start from.
-    """
+    """x, y, w, h of a rectangle, or of the rectangle around a polygon; UsageError for other regions."""
     if region.type == "rectangle":
         return tuple(float(v) for v in region.bounds())
     if region.type == "polygon":

@@ -92,18 +92,9 @@ def _ours(name: str, sample: Callable[[], float], backend: Backend, setting: Set
 def network_case(name: str, setting: Setting, targets: int = 1, together: bool = True) -> Case:
     """The search network of a model on random crops, the template cached: no cropping, no decoding.
 
-    The time is what the backend itself books as ``infer``. With ONNX Runtime on a GPU it includes
-    copying the crop there and the prediction back; with TensorRT cutting the crop on the GPU, in the
-    same launch. An ``.onnx`` file is run as it is.
-
-    Args:
-        name: of the case.
-        setting: model and backend.
-        targets: crops in one sample.
-        together: whether one call takes all of them, or one call each.
-
-    Raises:
-        AsymTrackError: the model or the backend is not there.
+    The time is what the backend itself books as ``infer``. With ONNX Runtime on a GPU it includes copying the crop
+    there and the prediction back; with TensorRT cutting the crop on the GPU, in the same launch. One call takes all
+    ``targets`` ``together``, or one call each. An ``.onnx`` file is run as it is.
     """
     if setting.model.endswith(".onnx"):
         if setting.backend not in ("auto", "onnxruntime") or setting.precision is not None:
@@ -131,11 +122,9 @@ def network_case(name: str, setting: Setting, targets: int = 1, together: bool =
 
 
 def onnx_case(name: str, path: Path, threads: Optional[int]) -> Case:
-    """Any ONNX file on random host arrays by ONNX Runtime's ``run``, copies inside (protocol P3).
+    """Any ONNX file by ONNX Runtime's ``run`` on random host arrays, copies inside (protocol P3).
 
-    Raises:
-        ManifestError: there is no such file.
-        BackendError: ONNX Runtime cannot load it, or its inputs cannot be made up.
+    Raises AsymTrackError where there is none, it cannot be loaded, or its inputs cannot be made up.
     """
     from asymtrack_edge.manifest import file_entry
     from asymtrack_edge.runtime.backends.onnxruntime import open_session
@@ -172,13 +161,9 @@ def random_feeds(session: Any) -> Dict[str, np.ndarray]:
 
 
 def peak_case(threads: Optional[int]) -> Case:
-    """A large fp32 matrix product by ONNX Runtime: what the machine can do with multiply-adds.
+    """A large fp32 matrix product by ONNX Runtime, by default on all processors: the machine's rate of multiply-adds.
 
-    Args:
-        threads: None for one per processor.
-
-    Raises:
-        MissingDependencyError: there is no onnx to write it with.
+    Raises MissingDependencyError without onnx to write it with.
     """
     try:
         from onnx import TensorProto, helper, numpy_helper
@@ -212,8 +197,7 @@ class Clip(NamedTuple):
 def make_clip(source: Optional[str], box: Optional[str], folder: Path) -> Clip:
     """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 one encoded into ``folder``.
 
-    Raises:
-        AsymTrackError: it cannot be read, the box is none, or this OpenCV can encode no video.
+    Raises AsymTrackError: it cannot be read, the box is none, or this OpenCV can encode no video.
     """
     given = clip_argument(source, box)
     if given is None or source is None:
@@ -244,11 +228,7 @@ def tracker_case(name: str, setting: Setting, clip: Clip) -> Case:
 
 
 def peer_case(name: str, threads: Optional[int], clip: Clip) -> Case:
-    """Another tracker on a clip: any that ``asymtrack-eval --tracker`` takes, such as ``opencv:CSRT``.
-
-    Raises:
-        AsymTrackError: there is no such tracker, or what it needs is missing.
-    """
+    """Another tracker on a clip: any that ``asymtrack-eval --tracker`` takes, such as ``opencv:CSRT``."""
     from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
 
     tracker = TrackerSpec(name, threads=threads).build()

@@ -50,14 +50,7 @@ def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
 
 
 def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
-    """All power sensors of this machine, by name of the source.
-
-    Args:
-        gpu: index of the CUDA device.
-
-    Raises:
-        BackendError: it has none that can be read.
-    """
+    """All power sensors of this machine, by name of the source; raises BackendError without any that can be read."""
     found: Dict[str, Optional[Sensor]] = {"INA3221": ina3221(), "RAPL": rapl()}
     found["NVML"] = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
     sensors = {name: sensor for name, sensor in found.items() if sensor}
@@ -111,8 +104,7 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
 def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
     """Energy by rail between two moments, by the trapezium rule; the ends take their nearest sample.
 
-    Raises:
-        BackendError: fewer than two samples lie between them.
+    Raises BackendError where fewer than two samples lie between them.
     """
     inside = [s for s in samples if start <= s[0] <= end and s[1]]
     if len(inside) < 2:
@@ -130,21 +122,18 @@ def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
 def measure(
     step: Callable[[], object], sensors: Mapping[str, Sensor], seconds: float, paced: Optional[float]
 ) -> Dict[str, float]:
-    """Runs ``step`` once per frame while power is sampled.
+    """Runs ``step`` once per frame while power is sampled, after ``IDLE_SECONDS`` of rest.
 
     Args:
         step: tracks one frame.
         sensors: by name of the source.
-        seconds: of tracking, after ``IDLE_SECONDS`` of rest.
+        seconds: of tracking.
         paced: frames per second of the imitated camera; None to go on without a pause.
 
     Returns:
         ``fps`` and, by rail, joules per frame (everything the rail fed, and less what the idle machine
         draws in the same time), mean watts and idle watts; for a paced run the share of late frames,
         which were not done when the next one was due.
-
-    Raises:
-        BackendError: the sensors gave no readings.
     """
     step()
     with sampling(sensors) as samples:

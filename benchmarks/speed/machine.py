@@ -72,17 +72,10 @@ def clocks_locked(root: Path = Path("/sys")) -> Optional[bool]:
 
 @lru_cache(maxsize=None)
 def facts(gpu: int = 0) -> Dict[str, Any]:
-    """What does not change during a run.
+    """What does not change during a run; None for what is not known, or not there.
 
-    Args:
-        gpu: index of the CUDA device.
-
-    Returns:
-        ``cpu``, ``cores`` (that this process may use), ``ram_mb``, ``board`` (of an embedded device),
-        ``virtual_machine``, ``gpu``, ``compute_capability``, ``driver``, ``os``, ``kernel``, ``l4t``,
-        ``power_mode`` (nvpmodel's, on a PC the frequency governor), ``clocks_locked``,
-        ``asymtrack_edge``, ``python`` and ``versions`` of the packages that take part. None: not known,
-        or not there.
+    ``board`` is an embedded device's, ``cores`` are those that this process may use, ``power_mode`` is nvpmodel's,
+    on a PC the frequency governor, ``versions`` those of the packages that take part.
     """
     psutil, cpuinfo, nvml = package("psutil"), package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
@@ -125,12 +118,7 @@ def title(machine: Dict[str, Any]) -> str:
 
 
 def conditions(gpu: int = 0) -> Dict[str, Any]:
-    """What changes during a run; takes a few milliseconds.
-
-    Returns:
-        ``temperatures`` in degrees Celsius by sensor, ``cpu_mhz`` and ``gpu_mhz`` now, and ``load``:
-        processes that ran or waited on average over the last minute.
-    """
+    """What changes during a run: degrees Celsius by sensor, clocks, and the load over the last minute."""
     psutil, nvml = package("psutil"), _nvml(gpu)
     temperatures: Dict[str, float] = {}
     mhz = gpu_mhz = None

@@ -41,11 +41,7 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 
 
 def main(a: argparse.Namespace) -> int:
-    """Measures, writes and prints.
-
-    Args:
-        a: parsed arguments; ``line`` is the command line.
-    """
+    """Measures, writes and prints; ``a.line`` is the command line."""
     if a.command == "paper" and a.published:
         for title, header, rows in tables.tables():
             print(markdown_table(title, [dict(zip(header, row)) for row in rows]) + "\n")
@@ -164,12 +160,7 @@ def profile(a: argparse.Namespace, report: Report) -> None:
 
 
 def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
-    """Layers in order of execution by ONNX Runtime's own profiler, on the CPU.
-
-    Returns:
-        ``operator``, ``name`` and ``milliseconds`` (20th percentile over the runs) of every node of the
-        graph that ONNX Runtime makes of ``model``.
-    """
+    """Nodes of the graph that ONNX Runtime makes of ``model``, by its own profiler on the CPU: 20th percentiles."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -195,11 +186,7 @@ def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
 
 
 def trtexec_layers(path: Path) -> List[Row]:
-    """Layers from the file that ``trtexec --exportProfile=FILE`` writes (median times).
-
-    Raises:
-        UsageError: it cannot be read, or is no such file.
-    """
+    """Layers from the file that ``trtexec --exportProfile=FILE`` writes (median times); UsageError if it is none."""
     try:
         return [
             {
@@ -254,9 +241,6 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
 
     The first one, which may have to read the packages from the disk, counts like the others; the
     medians are those of a program that was started before.
-
-    Raises:
-        BackendError: the child failed; the message is its own.
     """
     bench.expect(3.0 * a.runs)
     before = conditions(bench.gpu)

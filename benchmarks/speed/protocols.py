@@ -22,13 +22,10 @@ CAMERA_FPS = (30.0, 60.0)
 
 
 class Bench:
-    """What all protocols share in a run.
-
-    Args:
-        report: gets the rows.
-        device: as ``--device`` names it.
+    """What all protocols share in a run on ``device``, as ``--device`` names it.
 
     Attributes:
+        report: gets the rows.
         gpu: index of the CUDA device that is used, if any.
         stack: closes what the run opened.
         tick: called with the name of a case now and then.
@@ -164,15 +161,8 @@ def dropped_frames(seconds: Sequence[float], fps: float) -> int:
 def end_to_end(bench: Bench, case: Case, clip: Clip, seconds: Optional[float], limit: int = 300) -> None:
     """P6: from the encoded frame to the box, with the time of each stage.
 
-    Args:
-        bench: of the run.
-        case: of this package's ``Tracker``.
-        clip: opened anew and tracked from its first frame.
-        seconds: end the run early, after ten frames at least; None for all frames.
-        limit: most frames.
-
-    Raises:
-        SourceError: fewer than two frames can be read.
+    ``seconds`` end the run early, after ten frames at least; else ``limit`` frames do. Raises SourceError where the
+    clip has fewer than two.
     """
     before, tracker = conditions(bench.gpu), case.subject
     decode: List[float] = []

@@ -31,43 +31,27 @@ Turns = Dict[str, List[List[float]]]
 
 @dataclass
 class Case:
-    """One thing that is measured: how to run it, and what is printed with its figures.
+    """One thing that is measured: how to run it, and what is printed with its figures."""
 
-    Attributes:
-        name: short and unique in a run.
-        sample: makes one call; seconds until its result was there.
-        close: gives back what the case holds.
-        subject: the tracker whose ``update`` is called, where it is one.
-        elsewhere: where another process runs it: makes ``calls`` calls back to back, ``times`` times, and waits
-            for the device after the last of each; seconds of each time.
-        tracker: ``"AsymTrack-T"`` or the name of somebody else's.
-        backend: of ``cli.BACKENDS``, or ``"torch"``, ``"opencv"``, ...
-        device: ``"cpu"`` or ``"cuda:0"``: where the network ran.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``; empty where nobody says.
-        threads: CPU threads; None for the runtime's own choice.
-        batch: targets in one call.
-        template: ``"cached"`` (computed once, at init) or ``"its own"`` (a library's business).
-        model_sha256: of the search network's file, or of the weights in memory.
-        multiply_adds: of one call at batch 1; None if unknown.
-        notes: what a reader must know of these figures.
-    """
-
-    name: str
-    sample: Callable[[], float]
+    name: str  # short and unique in a run
+    sample: Callable[[], float]  # makes one call; seconds until its result was there
     close: Callable[[], object] = lambda: None
+    #: The tracker whose ``update`` is called, where it is one.
     subject: Any = None
+    #: Where another process runs it: makes ``calls`` calls back to back, ``times`` times, and waits for the device
+    #: after the last of each; seconds of each time.
     elsewhere: Optional[Callable[[int, int], List[float]]] = None
-    tracker: str = ""
-    backend: str = ""
-    device: str = "cpu"
-    precision: str = "fp32"
-    threads: Optional[int] = None
-    batch: int = 1
-    template: str = "cached"
-    model_sha256: str = ""
-    multiply_adds: Optional[int] = None
-    notes: Tuple[str, ...] = ()
-    calls = 0  #: so far
+    tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
+    backend: str = ""  # of cli.BACKENDS, or "torch", "opencv", ...
+    device: str = "cpu"  # or "cuda:0": where the network ran
+    precision: str = "fp32"  # empty where nobody says
+    threads: Optional[int] = None  # None: the runtime's own choice
+    batch: int = 1  # targets in one call
+    template: str = "cached"  # computed once, at init; or "its own": a library's business
+    model_sha256: str = ""  # of the search network's file, or of the weights in memory
+    multiply_adds: Optional[int] = None  # of one call at batch 1, where known
+    notes: Tuple[str, ...] = ()  # what a reader must know of these figures
+    calls = 0  # so far
 
     def turn(self, calls: int) -> List[float]:
         """Seconds of each of some calls, one after the other."""
@@ -159,9 +143,8 @@ def summarise(seconds: Sequence[float]) -> Dict[str, float]:
 def settle(longest: float = SETTLE_SECONDS) -> None:
     """Waits until no thread of this process works any more.
 
-    The threads of a pool (ONNX Runtime's, OpenMP's) go on looking for work for some milliseconds after
-    a call. On as many processors as one case has threads, the next one's first calls would share them
-    with threads that do nothing.
+    The threads of a pool (ONNX Runtime's, OpenMP's) go on looking for work for some milliseconds after a call. The
+    next case would share the processors with threads that do nothing.
     """
     end = perf_counter() + longest
     while perf_counter() < end:
@@ -186,7 +169,7 @@ def race(
     call wakes its own threads, pays for the caches that the others have filled and is not recorded.
 
     Args:
-        cases: with distinct names; two or more for a comparison, one is allowed.
+        cases: with distinct names.
         seconds: time for everything; None to go on until all calls are made.
         calls: recorded calls per case.
         warmup: calls before that.

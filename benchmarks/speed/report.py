@@ -44,25 +44,17 @@ def _now() -> str:
 class Report:
     """Everything a run found, as plain data.
 
-    Attributes:
-        command: the command line, so that the figures can be made again.
-        rows: measurements. Each has ``protocol``, ``case`` (``race.Case.facts``), ``machine``
-            (``machine.facts``), ``before`` and ``after`` (``machine.conditions``), ``latency``
-            (``race.summarise``, ms) or None, ``fps`` by the protocol's own definition or None, ``stages``
-            (ms per frame), ``values`` (named with their unit), and ``notes``.
-        ratios: of ``race.compare``, with their ``protocol``.
-        layers: ``model``, ``operator``, ``name`` and ``milliseconds`` of each.
-        paper: measured beside published, see ``benchmarks.paper``.
-        messages: what could not be measured and why, and other remarks.
-        created: date and time.
+    A row has ``protocol``, ``case`` (``race.Case.facts``), ``machine`` (``machine.facts``), ``before`` and ``after``
+    (``machine.conditions``), ``latency`` (``race.summarise``, ms) or None, ``fps`` by the protocol's own definition or
+    None, ``stages`` (ms per frame), ``values`` (named with their unit), and ``notes``.
     """
 
-    command: str
+    command: str  # line, so that the figures can be made again
     rows: List[Row] = field(default_factory=list)
-    ratios: List[Row] = field(default_factory=list)
-    layers: List[Row] = field(default_factory=list)
-    paper: List[Row] = field(default_factory=list)
-    messages: List[str] = field(default_factory=list)
+    ratios: List[Row] = field(default_factory=list)  # of race.compare
+    layers: List[Row] = field(default_factory=list)  # model, operator, name and milliseconds of each
+    paper: List[Row] = field(default_factory=list)  # measured beside published, see benchmarks.paper
+    messages: List[str] = field(default_factory=list)  # what could not be measured and why, and other remarks
     created: str = field(default_factory=_now)
 
     def say(self, *messages: str) -> None:
@@ -75,11 +67,7 @@ class Report:
 
     @classmethod
     def load(cls, path: Path) -> Report:
-        """Reads a file that ``--json`` wrote.
-
-        Raises:
-            UsageError: it cannot be read, is no such file, or of another version.
-        """
+        """Reads a file that ``--json`` wrote; raises UsageError if it is none, or of another version."""
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
             if document.pop("format") == FORMAT:
@@ -199,10 +187,7 @@ def _cell(value: Any) -> str:
 def markdown_table(heading: str, rows: Sequence[Row], note: str = "") -> str:
     """A heading and a table whose columns are aligned as plain text too; empty without rows.
 
-    Args:
-        heading: above it.
-        rows: cells by column. Columns without any value are left out.
-        note: below it.
+    Cells are by column; columns without any value are left out. The note stands below.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}

@@ -44,8 +44,7 @@ def reference_case(
         multiply_adds: of the exported network, which the folded form has in common with it.
 
     Raises:
-        MissingDependencyError: PyTorch is not installed.
-        BackendError: the device is not there.
+        AsymTrackError: PyTorch or the device is not there.
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")

@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from time import monotonic, time
-from typing import Any, Callable, Deque, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Deque, Iterator, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -135,7 +135,7 @@ class Reader:
     Args:
         source: the source to read, a live one already connected. The reader closes it.
         patience: seconds of silence after which a live source is given up; None for never.
-        report: called with one line, on the thread that iterates, when a live source stalls, goes or comes back.
+        report: called with one line, on any thread, when a live source stalls, goes away or comes back.
     """
 
     def __init__(
@@ -150,7 +150,6 @@ class Reader:
         self._patience = patience
         self._report = report
         self._queue: Deque[Captured] = deque()
-        self._news: List[str] = []
         self._heard = monotonic()
         self._failure = ""
         self._changed = threading.Condition()
@@ -167,15 +166,12 @@ class Reader:
         stalled = False
         while True:
             with self._changed:
-                if not (self._queue or self._closing or self._news):
+                if not (self._queue or self._closing):
                     self._changed.wait(STALL_AFTER / 4)
                 frame = self._queue.popleft() if self._queue else None
-                news, self._news = self._news, []
                 silence = monotonic() - self._heard
                 closing = self._closing
                 self._changed.notify_all()
-            for line in news:
-                self._report(f"{self.source.name}: {line}")
             if frame is not None:
                 age = frame.age
                 self.worst_age = max(self.worst_age, age)
@@ -188,7 +184,7 @@ class Reader:
             if silence > STALL_AFTER and not stalled:
                 stalled = True
                 self.stalls += 1
-                self._report(f"{self.source.name}: no frame for {silence:.1f} s")
+                self._tell(f"no frame for {silence:.1f} s")
             if self._patience is not None and silence > self._patience:
                 why = f" ({self._failure})" if self._failure else ""
                 raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{why}: check it")
@@ -271,9 +267,7 @@ class Reader:
         return None
 
     def _tell(self, line: str) -> None:
-        with self._changed:
-            self._news.append(line)
-            self._changed.notify_all()
+        self._report(f"{self.source.name}: {line}")
 
 
 #: How a program begins: ``with open_reader(open_source("rtsp://camera/stream")) as frames``.

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.runtime.outputs.rows import csv_header
-from asymtrack_edge.runtime.web.protocol import cookie_name, parse_wish, refusal
+from asymtrack_edge.runtime.web.protocol import PERIOD, cookie_name, parse_wish, refusal
 
 if TYPE_CHECKING:
     from asymtrack_edge.runtime.web.view import WebView
@@ -134,38 +134,28 @@ class _Viewer:
         self._socket = socket
         self._sending = asyncio.Lock()
         self._shown = asyncio.Event()
-        self._changed = asyncio.Event()
         #: The page shows one of the last two pictures that it was sent, or one that it holds.
         self._sent: Deque[Tuple[int, Optional[np.ndarray]]] = deque(maxlen=2)
         self._held: Tuple[int, Optional[np.ndarray]] = (-1, None)
 
     async def run(self) -> None:
         """Until the page is closed."""
-        self._view.wakers.add(self._changed.set)
         self._shown.set()
-        try:
-            await _first_to_end(self._feed(), self._listen())
-        finally:
-            self._view.wakers.discard(self._changed.set)
+        await _first_to_end(self._feed(), self._listen())
 
     async def _feed(self) -> None:
         sent = -1
         while True:
             await self._shown.wait()
-            while self._view.version == sent:
-                self._changed.clear()
-                await self._changed.wait()
-            await asyncio.sleep(max(0.0, self._view.due_in()))
-            newest = await self._elsewhere(self._view.newest)
-            if not newest.packet or newest.version == sent:
-                self._changed.clear()
-                await self._changed.wait()
-                continue
-            sent = newest.version
-            self._sent.append((newest.number, newest.image))
-            self._shown.clear()
-            async with self._sending:
-                await self._socket.send_bytes(newest.packet)
+            if self._view.version != sent:
+                newest = await self._elsewhere(self._view.newest)
+                if newest.version != sent:
+                    sent = newest.version
+                    self._sent.append((newest.number, newest.image))
+                    self._shown.clear()
+                    async with self._sending:
+                        await self._socket.send_bytes(newest.packet)
+            await asyncio.sleep(PERIOD)
 
     def _known(self, number: Optional[int]) -> Tuple[int, Optional[np.ndarray]]:
         """A frame that the page may be showing, by its number."""

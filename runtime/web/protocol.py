@@ -16,6 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from asymtrack_edge.errors import UsageError
 
+#: Seconds between two pictures for a viewer, at least; the tracker is not held to it.
+PERIOD = 1 / 15
+
 #: A browser's message cannot be larger, in bytes; the server closes the connection of who tries.
 MAX_MESSAGE = 1 << 16
 

@@ -1,7 +1,7 @@
 """The web view of a run: watch it and draw targets from any browser.
 
 The server runs on a thread of its own. The tracker's thread only leaves it the newest result; the
-picture is encoded on a third, at most ``RATE`` times a second, once for all viewers and only if one has
+picture is encoded on a third, at most once in ``PERIOD``, once for all viewers and only if one has
 shown the picture before. So neither a slow nor a second viewer slows the tracker, and pictures never
 pile up.
 """
@@ -29,10 +29,9 @@ from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.rows import as_json, as_message, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.target import State, Track
-from asymtrack_edge.runtime.web.protocol import MAX_MESSAGE, Wish, is_loopback, pack_picture
+from asymtrack_edge.runtime.web.protocol import MAX_MESSAGE, PERIOD, Wish, is_loopback, pack_picture
 
-#: Pictures per second sent to viewers at most, and their width in pixels; the tracker is held to neither.
-RATE = 15.0
+#: Of pictures for viewers, in pixels at most.
 WIDTH = 960
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75]
 
@@ -68,7 +67,7 @@ class WebView(Sink):
     Attributes:
         url: what to open in a browser, token included.
         version: grows with every change of what there is to see.
-        wakers, listeners: called on the server's thread: after every change; with every frame's JSON.
+        listeners: called on the server's thread with every frame's JSON.
     """
 
     name = "web view"
@@ -90,7 +89,6 @@ class WebView(Sink):
         self.url = f"http://{shown}:{port}/" + (f"?token={self.token}" if self.token else "")
         self.version = 0
         self.rows: Deque[str] = deque(maxlen=MOST_ROWS)
-        self.wakers: Set[Callable[[], None]] = set()
         self.listeners: Set[Callable[[str], None]] = set()
         self._result: Optional[Result] = None
         self._rates = _Rates(run)
@@ -122,13 +120,14 @@ class WebView(Sink):
         await self._server.serve(sockets=[self._socket])
 
     def write(self, result: Result) -> None:
-        """Leaves the result for the server; costs the tracker's thread no more than waking the server's."""
+        """Leaves the result for the server."""
         self._rates.count(result)
         self.rows.extend(csv_rows(result, several=True).splitlines(keepends=True))
         self._publish(result)
-        if self.listeners:
+        if self.listeners and self._loop is not None:
             text = as_json(result).rstrip()
-            self._call(lambda: [tell(text) for tell in list(self.listeners)])
+            with suppress(RuntimeError):  # the server has just ended
+                self._loop.call_soon_threadsafe(lambda: [tell(text) for tell in list(self.listeners)])
 
     def close(self) -> None:
         """Ends the server."""
@@ -136,17 +135,15 @@ class WebView(Sink):
         self._thread.join(3)
         self._socket.close()
 
-    def due_in(self) -> float:
-        """Seconds until another picture may be encoded."""
-        return self._encode_began + 1 / RATE - monotonic()
-
     def newest(self) -> Shown:
         """The newest picture with its header, encoded if nobody has asked for it before."""
         with self._encoding:
             version, result = self.version, self._result
-            if self._encoded.version == version or result is None or result.frame.image is None:
+            began = monotonic()
+            known = self._encoded.version == version or began < self._encode_began + PERIOD
+            if known or result is None or result.frame.image is None:
                 return self._encoded
-            began = self._encode_began = monotonic()
+            self._encode_began = began
             image = np.asarray(result.frame.image)
             height, width = image.shape[:2]
             small = (WIDTH, max(1, round(height * WIDTH / width)))
@@ -210,13 +207,6 @@ class WebView(Sink):
     def _publish(self, result: Result) -> None:
         self._result = result
         self.version += 1
-        if self.wakers:
-            self._call(lambda: [wake() for wake in list(self.wakers)])
-
-    def _call(self, act: Callable[[], Any]) -> None:
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the server has just ended
-                self._loop.call_soon_threadsafe(act)
 
     def _header(self, result: Result) -> Dict[str, Any]:
         source = self.run.reader.source

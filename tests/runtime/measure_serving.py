@@ -30,13 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address", nargs="?")
     parser.add_argument("--model", default="T")
-    parser.add_argument("--clients", default="1,2,4,8,16,32,64")
-    parser.add_argument("--frames", type=int, default=20, help="of each client")
     arguments = parser.parse_args()
     folder = model_folder(arguments.model)
     manifest = load_manifest(folder)
     search = network_name(manifest, "search")
-    clip = list(synthetic_clip(arguments.frames + 1))
+    clip = list(synthetic_clip(21))
     with tempfile.TemporaryDirectory() as scratch:
         server = None
         if arguments.address is None:
@@ -53,7 +51,7 @@ def main() -> None:
                 times.append(perf_counter() - began)
             return times
 
-        for count in map(int, arguments.clients.split(",")):
+        for count in (1, 2, 4, 8, 16, 32, 64):
             trackers = [Tracker.load(folder, backend=address, recover=False) for _ in range(count)]
             for tracker in trackers:
                 tracker.init(*clip[0])
@@ -63,10 +61,8 @@ def main() -> None:
             seconds = perf_counter() - began
             runs, requests = (b - a for a, b in zip(before, runs_and_requests(address, search)))
             middle, slow = 1000 * np.percentile(times, (50, 99))
-            print(
-                f"| {count} | {len(times) / seconds:.1f} | {middle:.1f} | {slow:.1f} | {requests / runs:.1f} |",
-                flush=True,
-            )
+            row = f"| {count} | {len(times) / seconds:.1f} | {middle:.1f} | {slow:.1f} | {requests / runs:.1f} |"
+            print(row, flush=True)
             for tracker in trackers:
                 tracker.close()
         if server is not None:

@@ -90,7 +90,7 @@ def _add_run(commands: Any) -> None:
     recipe.add_argument(
         "--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)"
     )
-    recipe.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's, for the batch)")
+    recipe.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
     recipe.add_argument(
         "--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)"
     )
@@ -113,7 +113,6 @@ def _add_run(commands: Any) -> None:
     )
     cli.add_device(call)
     call.add_argument("--threads", type=cli.positive, metavar="N", help="CPU threads")
-    call.add_argument("--compile", action="store_true", help="optimise with torch.compile")
     cli.add_json(call)
     run.set_defaults(func=_run)
 
@@ -156,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     run = Run(config, folder, resume=arguments.resume is not None)
     retry = arguments.on_divergence == "retry"
-    finished = run.train(arguments.device, arguments.time_budget, arguments.compile, retry)
+    finished = run.train(arguments.device, arguments.time_budget, retry)
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
@@ -164,11 +163,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     """The stored configuration, or the preset's, with what the command line says."""
-    from asymtrack_edge.training.recipes import preset
+    from asymtrack_edge.training.recipes import PRESETS
     from asymtrack_edge.training.run import READERS, RunConfig
 
     asked = {name: getattr(arguments, name) for name in ("batch", "lr", "cooldown", "bf16")}
-    config, recipe = stored, preset(arguments.preset or "paper", arguments.batch)
+    config, recipe = stored, PRESETS[arguments.preset or "paper"]
     if stored is not None and arguments.preset is None:
         recipe = stored.recipe
     elif stored is None:

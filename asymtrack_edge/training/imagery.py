@@ -252,7 +252,7 @@ def _decoded(items: Sequence[_Item], progress: Progress) -> Iterator[Tuple[_Item
     def decode(item: _Item) -> List[np.ndarray]:
         return [decode_image(read(), name) for name, read in item.images]
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         for first in progress(range(0, len(items), CHUNK), "imagery"):
             chunk = items[first : first + CHUNK]
             yield from zip(chunk, threads.map(decode, chunk))

@@ -7,9 +7,10 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +21,17 @@ from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.distributed import World
 from asymtrack_edge.training.log import Log
 from asymtrack_edge.training.losses import tracking_loss
-from asymtrack_edge.training.pairs import DrawPairs
+from asymtrack_edge.training.pairs import DrawPairs, Pairs
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import RunState
-from asymtrack_edge.training.teacher import Student, Teacher, relabel, teacher_loss
+from asymtrack_edge.training.teacher import Opinion, Student, Teacher, relabel, teacher_loss
 
 WEIGHTS = "weights.safetensors"
 #: How often a run goes back to its last good state before it ends.
 RETRIES = 4
+
+#: The pairs of a step, and what a teacher says of them.
+Batch = Tuple[Pairs, Optional[Opinion]]
 
 
 class DivergedError(AsymTrackError):
@@ -46,7 +50,6 @@ class RunOptions:
         save_every: seconds between saved states.
         log_every: seconds between lines of the log.
         bf16: compute in bfloat16 where it is safe.
-        compile: let ``torch.compile`` optimise the network.
         metadata: stored in the weights to be deployed.
     """
 
@@ -56,7 +59,6 @@ class RunOptions:
     save_every: float = 45.0
     log_every: float = 5.0
     bf16: bool = False
-    compile: bool = False
     metadata: Dict[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +97,9 @@ def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] =
         {"params": list(model.backbone.parameters()), "scale": scale},
         {"params": others, "scale": 1.0},
     ]
-    return RunState(model, torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay), readouts)
+    fused = next(model.parameters()).device.type == "cuda"
+    optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+    return RunState(model, optimiser, readouts)
 
 
 class Trainer:
@@ -130,9 +134,10 @@ class Trainer:
         self.options = options
         self.world = world or World(0, 1, next(state.model.parameters()).device)
         self.teacher = teacher
-        network = self.world.wrap(student or state.model)
-        self.network: nn.Module = torch.compile(network) if options.compile else network  # type: ignore[assignment]
+        self.network = self.world.wrap(student or state.model)
         self.parameters = [parameter for _, parameter in state.named_parameters()]
+        self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
+        self._ready: Optional[Tuple[int, Batch]] = None
         self.total = recipe.epochs * recipe.pairs_per_epoch
         self.stop = False
 
@@ -148,6 +153,8 @@ class Trainer:
         self.network.train()
         if state.step == 0:
             self.save()
+        if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
+            self._capture()
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         with Log(options.folder if self.world.is_main else None, options.log_every) as log, StopSignals() as signals:
             began = saved = time.monotonic()
@@ -205,22 +212,54 @@ class Trainer:
                 f"the loss {what} by step {step}: back to step {state.step} with {rate:g} of the rate", file=sys.stderr
             )
 
-    def _loss(self, step: int) -> Any:
-        """The loss of a step's pairs, and its terms, detached."""
-        recipe, kind = self.recipe, self.world.device.type
-        pairs = self.draw(recipe.batch, step)
-        with torch.autocast(kind, torch.bfloat16, enabled=self.options.bf16):
-            if self.teacher is None:
-                prediction = self.network(pairs.template, pairs.search)
-            else:
-                opinion = self.teacher(pairs)
-                pairs = relabel(pairs, opinion)
-                prediction, response, features = self.network(pairs.template, pairs.search)
-        loss, terms = tracking_loss(prediction, pairs, recipe.loss, self.world.average)
-        if self.teacher is not None:
-            taught, more = teacher_loss(response, features, opinion, recipe.teacher)
-            loss, terms = loss + taught, {**terms, **more}
-        return loss, terms
+    def _prepare(self, step: int) -> Batch:
+        """The pairs of a step and what the teacher says of them."""
+        pairs = self.draw(self.recipe.batch, step)
+        if self.teacher is None:
+            return pairs, None
+        with self._autocast():
+            opinion = self.teacher(pairs)
+        return relabel(pairs, opinion), opinion
+
+    def _batch(self, step: int) -> Batch:
+        """What ``_prepare`` makes, where possible made while the GPU was busy with the step before."""
+        ready, self._ready = self._ready, None
+        if self._ahead is None or ready is None or ready[0] != step:
+            return self._prepare(step)
+        torch.cuda.current_stream().wait_stream(self._ahead)
+        return ready[1]
+
+    def _autocast(self) -> torch.autocast:
+        # Without its cache on a GPU: a cast that a CUDA graph holds must not serve another call.
+        kind = self.world.device.type
+        return torch.autocast(kind, torch.bfloat16, self.options.bf16, cache_enabled=kind != "cuda")
+
+    def _capture(self) -> None:
+        """Records forward and backward pass as CUDA graphs: hundreds of launches become two."""
+        # Recorded on one stream, run on another: torch warns of the wait, which is the only cost.
+        warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+        pairs = self._prepare(self.state.step)[0]
+        buffers = {name: value.clone() for name, value in self.network.named_buffers()}
+        with self._autocast():
+            torch.cuda.make_graphed_callables(self.network, (pairs.template, pairs.search), allow_unused_input=True)
+        # Recording has run the network, which moves its running statistics.
+        with torch.no_grad():
+            for name, value in self.network.named_buffers():
+                value.copy_(buffers[name])
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _loss(self, batch: Batch) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """The loss of a batch, and its terms, detached."""
+        pairs, opinion = batch
+        with self._autocast():
+            output = self.network(pairs.template, pairs.search)
+        if opinion is None:
+            return tracking_loss(output, pairs, self.recipe.loss, self.world.average)
+        prediction, response, features = output
+        loss, terms = tracking_loss(prediction, pairs, self.recipe.loss, self.world.average)
+        taught, more = teacher_loss(response, features, opinion, self.recipe.teacher)
+        return loss + taught, {**terms, **more}
 
     def _step(self, rate: float) -> Dict[str, float]:
         """One batch: returns the learning rate and the terms of the loss. A NaN changes nothing."""
@@ -229,13 +268,17 @@ class Trainer:
             group["lr"] = rate * group["scale"]
         if recipe.shallow_every > 1 and self.world.size == 1:
             self._choose_depth(state.step % recipe.shallow_every == 0)
-        loss, terms = self._loss(state.step)
+        batch = self._batch(state.step)
+        loss, terms = self._loss(batch)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
+        values = self.world.average(torch.stack([loss.detach(), *terms.values(), norm.detach()]))
+        if self._ahead is not None:
+            with torch.cuda.stream(self._ahead):
+                self._ready = state.step + 1, self._prepare(state.step + 1)
         # One transfer for all values: each would wait for the device.
-        values = self.world.average(torch.stack([loss.detach(), *terms.values(), norm.detach()])).tolist()
-        named = {"lr": rate, **dict(zip(["loss", *terms, "gradient"], values))}
+        named = {"lr": rate, **dict(zip(["loss", *terms, "gradient"], values.tolist()))}
         if math.isfinite(named["gradient"] + named["loss"]):
             state.optimiser.step()
             state.step += 1

@@ -115,31 +115,18 @@ SMALL = Recipe(
         contrast=0.2,
         saturation=0.3,
         tint=0.1,
-        deformation=0.5,
+        deformation=0.55,
         blur=0.15,
         occlusion=0.2,
         fill=0.5,
-        stills=0.38,
-        cutouts=0.1,
-        patches=0.07,
+        stills=0.32,
+        cutouts=0.06,
+        patches=0.1,
         negatives=0.12,
     ),
 )
 
-#: As ``small``, for batches that fill a GPU: gradients are less noisy there, so that AdamW's steps are
-#: nearly of full size and a lower rate does.
-GPU = replace(SMALL, batch=128, lr=2e-4, backbone_lr_scale=0.25, warmup=500, shallow_every=1)
+#: As ``small``, for a batch that fills a GPU.
+GPU = replace(SMALL, batch=256, cooldown=0.5, warmup=500, shallow_every=1)
 
 PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "gpu": GPU}
-
-
-def preset(name: str, batch: Optional[int] = None) -> Recipe:
-    """A preset, for another batch where one is given.
-
-    The rate of ``gpu`` falls with the square root of the batch below its own, and does not rise above it.
-    """
-    recipe = PRESETS[name]
-    if batch is None:
-        return recipe
-    scale = min(1.0, (batch / recipe.batch) ** 0.5) if name == "gpu" else 1.0
-    return replace(recipe, batch=batch, lr=recipe.lr * scale)

@@ -142,15 +142,12 @@ class Run:
         self.folder = folder
         self.variant = config.training_variant()
 
-    def train(
-        self, device: str = "auto", time_budget: Optional[float] = None, compile_: bool = False, retry: bool = False
-    ) -> bool:
+    def train(self, device: str = "auto", time_budget: Optional[float] = None, retry: bool = False) -> bool:
         """Trains, from the beginning or from where the run stopped.
 
         Args:
             device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
             time_budget: seconds after which training stops, saved; loading not counted.
-            compile_: use ``torch.compile``.
             retry: see ``RunOptions``.
 
         Returns:
@@ -166,7 +163,7 @@ class Run:
             teacher = Teacher(Path(config.teacher), self.variant, world.device) if config.teacher else None
             data = self._open_data(world)
             try:
-                options = RunOptions(self.folder, time_budget, retry, compile=compile_)
+                options = RunOptions(self.folder, time_budget, retry)
                 return self._train(data, world, model, teacher, options)
             finally:
                 data.close()

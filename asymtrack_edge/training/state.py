@@ -151,7 +151,9 @@ class RunState:
             if name in pieces.get(MOMENTS[0], {}):
                 moments = {moment: pieces[moment][name].to(device) for moment in MOMENTS}
                 updates = float(index.get("updates", {}).get(name, self.step))
-                self.optimiser.state[parameter] = {"step": torch.tensor(updates), **moments}
+                # The fused AdamW of a GPU counts there.
+                count = torch.tensor(updates, device=device if device.type == "cuda" else None)
+                self.optimiser.state[parameter] = {"step": count, **moments}
 
     def _moments(self, moment: str) -> Dict[str, Tensor]:
         state = self.optimiser.state

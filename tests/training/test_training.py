@@ -24,7 +24,7 @@ from asymtrack_edge.training.log import plot_run, read_log
 from asymtrack_edge.training.loop import DivergedError, RunOptions, Trainer, make_state
 from asymtrack_edge.training.losses import LossWeights, corner_targets, iou_and_giou, tracking_loss
 from asymtrack_edge.training.pairs import Pairs, PairSampler
-from asymtrack_edge.training.recipes import GPU, PAPER, PRESETS, SMALL, Recipe, preset
+from asymtrack_edge.training.recipes import PAPER, PRESETS, SMALL, Recipe
 from asymtrack_edge.training.state import Guard, RunState, has_state
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.training.conftest import random_pairs
@@ -261,12 +261,6 @@ def test_the_paper_preset_is_the_published_recipe() -> None:
     models = {name: make_state(AsymTrack(VARIANTS[name]), PAPER) for name in "TB"}
     rates = {name: [g["scale"] for g in state.optimiser.param_groups] for name, state in models.items()}
     assert rates == {"T": [0.1, 1.0], "B": [1.0, 1.0]}
-
-
-def test_large_batches_do_not_raise_the_rate() -> None:
-    assert preset("small", 64).lr == SMALL.lr and preset("small", 64).batch == 64
-    assert preset("gpu", 32).lr == pytest.approx(GPU.lr / 2)
-    assert [preset("gpu", batch).lr for batch in (128, 512, 1024)] == [GPU.lr] * 3
 
 
 def test_recipes_survive_json() -> None:

@@ -197,11 +197,12 @@ def kernel_equals_opencv(machine: Machine) -> str:
                 for ours in (planes.transpose(1, 2, 0)[..., ::-1], pixels):
                     worst = max(worst, int(np.abs(ours.astype(int) - crop.astype(int)).max()))
                     compared += 1
+    name = cuda.name
     cuda.close()
     # OpenCV on arm64 resizes by other code.
     allowed = 1 if machine.gpu is not None and machine.gpu.integrated else 0
     assert worst <= allowed, f"{compared} crops differ from OpenCV's by up to {worst}"
-    return f"{compared} crops, largest difference {worst}"
+    return f"{compared} crops through the {name}, largest difference {worst}"
 
 
 def agrees(backend: str, precision: str) -> Callable[[Machine], str]:

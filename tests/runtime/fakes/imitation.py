@@ -228,6 +228,10 @@ class OnnxRuntimeGpu:
     __version__ = ort.__version__
     SessionOptions = ort.SessionOptions
 
+    @staticmethod
+    def set_default_logger_severity(level: int) -> None:
+        """Nothing is logged."""
+
     class RunOptions(dict):
         add_run_config_entry = dict.__setitem__
 

@@ -50,7 +50,9 @@ def open_jetson(source: str) -> Source:
     name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
     check_options(options, _OPTIONS, "a jetson:// source")
     if "://" not in name and not name.startswith("/dev/"):
-        return _JetsonVideo(name, options)
+        if not os.path.isfile(name):
+            raise SourceError(f"there is no file {name}")
+        return _JetsonVideo(name, lambda: _JetsonCapture(name, options))
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
     return LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
 
@@ -116,22 +118,10 @@ class _JetsonCapture:
         self._source.Close()
 
 
-class _JetsonVideo(Source):
-    """A video file, decoded by the Jetson's hardware; its frames stay on the GPU."""
+class _JetsonVideo(LiveSource):
+    """A video file, decoded by the Jetson's hardware: it has an end, and waits for us."""
 
-    def __init__(self, path: str, options: Dict[str, str]) -> None:
-        if not os.path.isfile(path):
-            raise SourceError(f"there is no file {path}")
-        self.name = path
-        self._capture = _JetsonCapture(path, options)
-        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
-
-    def __iter__(self) -> Iterator[Any]:
-        while self._capture.grab():
-            yield self._capture.retrieve()[1]
-
-    def close(self) -> None:
-        self._capture.release()
+    live = False
 
 
 class JetsonWriter(Sink):

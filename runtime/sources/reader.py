@@ -106,8 +106,7 @@ class Captured(NamedTuple):
         image: BGR uint8 ``(H, W, 3)``; None if this frame could not be read.
         number: its number in the source from 0; frames dropped on the way are counted too.
         received: ``time.monotonic()`` at which it reached this process.
-        time: the same moment in seconds since 1970, by the system's clock when the frame was handed
-            over. Ages are never computed from it: that clock may jump.
+        time: the same moment in seconds since 1970. Ages are not computed from it: that clock may jump.
         pts: its time on the source's own clock in seconds, such as that of a video; None without one.
     """
 
@@ -166,16 +165,14 @@ class Reader:
         stalled = False
         while True:
             with self._changed:
-                if not (self._queue or self._closing):
-                    self._changed.wait(STALL_AFTER / 4)
+                self._changed.wait_for(lambda: self._queue or self._closing, STALL_AFTER / 4)
                 frame = self._queue.popleft() if self._queue else None
                 silence = monotonic() - self._heard
                 closing = self._closing
                 self._changed.notify_all()
             if frame is not None:
-                age = frame.age
-                self.worst_age = max(self.worst_age, age)
-                return frame._replace(time=time() - age)
+                self.worst_age = max(self.worst_age, frame.age)
+                return frame
             if closing:
                 error, self._error = self._error, None
                 raise error or StopIteration
@@ -209,7 +206,7 @@ class Reader:
     def _read(self) -> None:
         """Runs on the thread."""
         try:
-            if isinstance(self.source, LiveSource):
+            if isinstance(self.source, LiveSource) and self.source.live:
                 self._read_newest(self.source)
             else:
                 for image in self.source:
@@ -232,7 +229,8 @@ class Reader:
             self._changed.wait_for(lambda: self._closing or len(self._queue) < READ_AHEAD)
             if self._closing:
                 return False
-            self._queue.append(Captured(image, self.received, received, 0.0, self.source.pts))
+            unix = time() - (monotonic() - received)
+            self._queue.append(Captured(image, self.received, received, unix, self.source.pts))
             self._heard = received
             self.received += 1
             self._changed.notify_all()

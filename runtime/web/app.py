@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.outputs.rows import csv_header
 from asymtrack_edge.runtime.web.protocol import PERIOD, cookie_name, parse_wish, refusal
 
@@ -136,7 +137,7 @@ class _Viewer:
         self._shown = asyncio.Event()
         #: The page shows one of the last two pictures that it was sent, or one that it holds.
         self._sent: Deque[Tuple[int, Optional[np.ndarray]]] = deque(maxlen=2)
-        self._held: Tuple[int, Optional[np.ndarray]] = (-1, None)
+        self._held: Tuple[Optional[int], Optional[np.ndarray]] = (None, None)
 
     async def run(self) -> None:
         """Until the page is closed."""
@@ -144,25 +145,22 @@ class _Viewer:
         await _first_to_end(self._feed(), self._listen())
 
     async def _feed(self) -> None:
-        sent = -1
+        sent: Optional[Result] = None
         while True:
             await self._shown.wait()
-            if self._view.version != sent:
+            if self._view.run.latest is not sent:
                 newest = await self._elsewhere(self._view.newest)
-                if newest.version != sent:
-                    sent = newest.version
-                    self._sent.append((newest.number, newest.image))
+                if newest.result is not sent:
+                    sent = newest.result
+                    self._sent.append((sent.frame.number, newest.image))
                     self._shown.clear()
                     async with self._sending:
                         await self._socket.send_bytes(newest.packet)
             await asyncio.sleep(PERIOD)
 
-    def _known(self, number: Optional[int]) -> Tuple[int, Optional[np.ndarray]]:
+    def _known(self, number: Optional[int]) -> Optional[np.ndarray]:
         """A frame that the page may be showing, by its number."""
-        for known in (self._held, *reversed(self._sent)):
-            if known[0] == number:
-                return known
-        return -1, None
+        return next((image for known, image in (self._held, *reversed(self._sent)) if known == number), None)
 
     async def _listen(self) -> None:
         while True:
@@ -173,10 +171,9 @@ class _Viewer:
                     self._shown.set()
                     continue
                 if wish.action == "hold":
-                    self._held = self._known(wish.frame)
+                    self._held = wish.frame, self._known(wish.frame)
                     continue
-                held = self._known(wish.frame)[1]
-                answer = await self._elsewhere(partial(self._view.obey, wish, held))
+                answer = await self._elsewhere(partial(self._view.obey, wish, self._known(wish.frame)))
             except AsymTrackError as error:
                 answer = {"error": str(error)}
             async with self._sending:

@@ -50,11 +50,10 @@ _SHORTEST_TOKEN = 16
 
 
 class Shown(NamedTuple):
-    """A picture as viewers get it: of which ``version``, the packet to send, and number and image of the frame."""
+    """A picture as viewers get it: the packet to send, and the result and image (BGR uint8) that it shows."""
 
-    version: int = -1
     packet: bytes = b""
-    number: int = -1
+    result: Optional[Result] = None
     image: Optional[np.ndarray] = None
 
 
@@ -66,7 +65,6 @@ class WebView(Sink):
 
     Attributes:
         url: what to open in a browser, token included.
-        version: grows with every change of what there is to see.
         listeners: called on the server's thread with every frame's JSON.
     """
 
@@ -87,11 +85,10 @@ class WebView(Sink):
         shown = {"0.0.0.0": socket.gethostname(), "::": socket.gethostname()}.get(address, address)
         shown = f"[{shown}]" if ":" in shown else shown
         self.url = f"http://{shown}:{port}/" + (f"?token={self.token}" if self.token else "")
-        self.version = 0
         self.rows: Deque[str] = deque(maxlen=MOST_ROWS)
         self.listeners: Set[Callable[[str], None]] = set()
-        self._result: Optional[Result] = None
-        self._rates = _Rates(run)
+        self._rates: Dict[str, Any] = {"fps": 0.0, "stages": {}}
+        self._measured = monotonic(), run.count, run.tracker.seconds
         self._encoding = threading.Lock()
         self._encoded = Shown()
         self._encode_began = self._encode_seconds = 0.0
@@ -121,9 +118,7 @@ class WebView(Sink):
 
     def write(self, result: Result) -> None:
         """Leaves the result for the server."""
-        self._rates.count(result)
         self.rows.extend(csv_rows(result, several=True).splitlines(keepends=True))
-        self._publish(result)
         if self.listeners and self._loop is not None:
             text = as_json(result).rstrip()
             with suppress(RuntimeError):  # the server has just ended
@@ -138,9 +133,8 @@ class WebView(Sink):
     def newest(self) -> Shown:
         """The newest picture with its header, encoded if nobody has asked for it before."""
         with self._encoding:
-            version, result = self.version, self._result
-            began = monotonic()
-            known = self._encoded.version == version or began < self._encode_began + PERIOD
+            result, began = self.run.latest, monotonic()
+            known = self._encoded.result is result or began < self._encode_began + PERIOD
             if known or result is None or result.frame.image is None:
                 return self._encoded
             self._encode_began = began
@@ -150,8 +144,7 @@ class WebView(Sink):
             picture = cv2.resize(image, small, interpolation=cv2.INTER_AREA) if width > WIDTH else image
             good, jpeg = cv2.imencode(".jpg", picture, _JPEG)
             if good:
-                packet = pack_picture(self._header(result), jpeg.tobytes())
-                self._encoded = Shown(version, packet, result.frame.number, image)
+                self._encoded = Shown(pack_picture(self._header(result), jpeg.tobytes()), result, image)
                 self._encode_seconds = monotonic() - began
             return self._encoded
 
@@ -202,17 +195,27 @@ class WebView(Sink):
         """Shows other targets in the latest frame, before the next one comes."""
         if self.run.latest is not None:
             self.run.latest = Result(self.run.latest.frame, tracks, self.run.latest.latency)
-            self._publish(self.run.latest)
 
-    def _publish(self, result: Result) -> None:
-        self._result = result
-        self.version += 1
+    def _speed(self) -> Dict[str, Any]:
+        """Frames per second and milliseconds by stage, over a second or more in which somebody looked."""
+        now, count, seconds = monotonic(), self.run.count, self.run.tracker.seconds
+        since, before, spent = self._measured
+        if now - since >= 1:
+            if now - since < 5 and count > before:  # else nobody looked, or the run was paused
+                stages = {name: value - spent.get(name, 0.0) for name, value in seconds.items()}
+                self._rates = {
+                    "fps": round((count - before) / (now - since), 1),
+                    "stages": {name: round(1000 * value / (count - before), 2) for name, value in stages.items()},
+                }
+            self._measured = now, count, seconds
+        return self._rates
 
     def _header(self, result: Result) -> Dict[str, Any]:
         source = self.run.reader.source
         return {
             **as_message(result),
-            **self._rates.shown,
+            **self._speed(),
+            "dropped": self.run.reader.dropped,
             "encode_ms": round(1000 * self._encode_seconds, 2),
             "paused": self.run.paused,
             "live": source.live,
@@ -220,32 +223,6 @@ class WebView(Sink):
             "length": source.length,
             "backend": self.run.tracker.backend.name,
         }
-
-
-class _Rates:
-    """Frames per second and milliseconds by stage; ``shown`` holds those of the last full second."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._last = float("-inf")
-        self.shown: Dict[str, Any] = {"fps": 0.0, "stages": {}, "dropped": 0}
-
-    def count(self, result: Result) -> None:
-        now, seconds = monotonic(), self._run.tracker.seconds
-        if now - self._last > 1:  # the first frame, or the first after a pause
-            self._since, self._frames, self._latency, self._before = now, 0, 0.0, seconds
-        self._last = now
-        self._frames += 1
-        self._latency += result.latency
-        if now - self._since >= 1:
-            spent = {name: value - self._before.get(name, 0.0) for name, value in seconds.items()}
-            spent["frame to decision"] = self._latency
-            self.shown = {
-                "fps": round(self._frames / (now - self._since), 1),
-                "stages": {name: round(1000 * value / self._frames, 2) for name, value in spent.items()},
-                "dropped": self._run.reader.dropped,
-            }
-            self._since, self._frames, self._latency, self._before = now, 0, 0.0, seconds
 
 
 def _token() -> str:

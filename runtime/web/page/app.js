@@ -225,6 +225,7 @@ function lists(news) {
   }
   const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ["frames per second", news.fps]];
   for (const [name, value] of Object.entries(news.stages)) rows.push([`${name}, ms`, value.toFixed(1)]);
+  rows.push(["frame to decision, ms", news.age_ms.toFixed(1)]);
   rows.push(["encode for this page, ms", news.encode_ms.toFixed(1)]);
   if (news.live) rows.push(["frames dropped", news.dropped]);
   speed(rows);

@@ -1,29 +1,52 @@
 """PyTorch's files, read without running anything in them.
 
-``torch.load`` is given an unpickler that resolves every name to something inert and imports nothing, so that files
-with classes that are not installed load as well. Sizes that a file claims are compared with what it holds before
-torch sees them: its older versions believe them.
+Their pickles are read by an unpickler that imports nothing and calls nothing but what describes a tensor, so files
+with classes that are not installed load as well. Tensors are descriptions until they are asked for; what one claims
+is compared with what the file holds before memory is taken for it.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
+import math
+import os
 import pickle
-import types
+import struct
 import zipfile
-from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ClassVar, Dict, List, NamedTuple, Tuple
 
-from asymtrack_edge.errors import MissingDependencyError
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Bounds what a hostile pickle costs to some seconds and some hundred MB. Weights and AdamW's moments of variant T,
 #: the bulk of a published checkpoint, are described in 0.2 MB.
 MAX_PICKLE = 8 << 20
-#: Decimal numbers of megabytes take hours to convert.
-_MAX_LINE = 4096
-#: First object of the format before PyTorch 1.6.
-_LEGACY = 0x1950A86A20F9469CFC6C
+#: No size, stride or offset of a tensor reaches this.
+_LIMIT = 1 << 48
+#: Of the number that begins the format before PyTorch 1.6.
+LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
+#: Data types and bytes per element by the name of a storage's class.
+_DTYPES = {
+    "torch.DoubleStorage": ("float64", 8),
+    "torch.FloatStorage": ("float32", 4),
+    "torch.HalfStorage": ("float16", 2),
+    "torch.BFloat16Storage": ("bfloat16", 2),
+    "torch.LongStorage": ("int64", 8),
+    "torch.IntStorage": ("int32", 4),
+    "torch.ShortStorage": ("int16", 2),
+    "torch.CharStorage": ("int8", 1),
+    "torch.ByteStorage": ("uint8", 1),
+    "torch.BoolStorage": ("bool", 1),
+    "torch.ComplexFloatStorage": ("complex64", 8),
+    "torch.ComplexDoubleStorage": ("complex128", 16),
+}
+#: What pickles of protocol 2 and later are made of, without extensions, buffers and numbers in decimal.
+_OPCODES = (
+    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
+    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
+)
 
 
 class MalformedError(ValueError):
@@ -31,7 +54,7 @@ class MalformedError(ValueError):
 
 
 class Foreign:
-    """Stands for a class, function or object that is not admitted. Calling it makes another, and nothing else.
+    """Stands for a class, a function, or an object made by one that is not admitted.
 
     Attributes:
         name: ``module.qualname`` of the class or function.
@@ -44,120 +67,95 @@ class Foreign:
         self.name = name
         self.items: Dict[str, Any] = {}
 
-    def __call__(self, *_: Any, **__: Any) -> Foreign:
-        return Foreign(self.name)
-
     def extend(self, items: List[Any]) -> None:
         """Takes the items of a foreign list and forgets them."""
 
     append = extend
 
 
-class PickleStream(io.BytesIO):
-    """Bytes whose lines are bounded, as is how much is read before the storages (which use ``readinto``)."""
-
-    left = MAX_PICKLE
-
-    def read(self, size: Any = -1) -> bytes:
-        """Reads ``size`` bytes, fewer at the end."""
-        data = super().read(size)
-        self.left -= len(data)
-        if self.left < 0:
-            raise MalformedError("holds a pickle of unreasonable size")
-        return data
-
-    def readline(self, size: Any = -1) -> bytes:
-        """Reads up to and including the next newline, or ``_MAX_LINE`` bytes."""
-        return super().readline(_MAX_LINE)
+class _Storage(NamedTuple):
+    dtype: str
+    itemsize: int
+    key: str
+    numel: int
 
 
-def _dictionary(items: Any = (), *_: Any) -> Dict[str, Any]:
-    """``OrderedDict`` and the like; Python 2 pickled the items as an argument."""
-    pairs = items if type(items) in (list, tuple) else ()
-    return {pair[0]: pair[1] for pair in pairs if type(pair) in (list, tuple) and type(pair[0]) is str}
+class StoredTensor(NamedTuple):
+    """A tensor as a file describes it: a view of one of its storages."""
+
+    storage: _Storage
+    offset: int
+    shape: Tuple[int, ...]
+    stride: Tuple[int, ...]
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Any:
     """``torch._utils._rebuild_tensor_v2``, if every element lies inside the storage and none repeats."""
-    if type(storage).__name__ != "TypedStorage":
+    if type(storage) is not _Storage:
         return Foreign("tensor")
-    numel, last = 1, offset
-    for size, step in zip(shape, stride):
-        if type(size) is not int or type(step) is not int or size < 0 or step < 0:
-            raise MalformedError(f"is damaged: a tensor of the shape {shape!r:.80} is no view of its storage")
-        numel *= size
-        last += (size - 1) * step
-    there = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    if len(shape) != len(stride) or len(shape) > 16 or offset < 0 or numel > there or (numel and last >= there):
-        raise MalformedError(f"is damaged: a tensor of the shape {shape!r:.80} reaches outside its storage")
-    import torch
-
-    return torch._utils._rebuild_tensor(storage, offset, tuple(shape), tuple(stride))
-
-
-def _first(value: Any = (), *_: Any) -> Any:
-    return value
+    good = type(shape) is type(stride) is tuple and len(shape) == len(stride) <= 16
+    if not good or not all(type(n) is int and 0 <= n < _LIMIT for n in (offset, *shape, *stride)):
+        raise MalformedError("is damaged: a tensor is no view of its storage")
+    numel, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride))
+    if numel > storage.numel or (numel and last >= storage.numel):
+        raise MalformedError("is damaged: a tensor reaches outside its storage")
+    return StoredTensor(storage, offset, shape, stride)
 
 
 #: All that a pickle can call.
 _KNOWN: Dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"), _dictionary),
+    **dict.fromkeys(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"), lambda *_: {}),
     **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
-    **dict.fromkeys(("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), _first),
-    "torch.Size": _first,
+    **dict.fromkeys(
+        ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), lambda data, *_: data
+    ),
 }
-
-
 _Python: Any = vars(pickle)["_Unpickler"]
 
 
 class Unpickler(_Python):  # type: ignore[misc]
     """Python's unpickler in Python (large memo indices take no memory there) with nothing to call.
 
-    Dictionaries keep string keys only: hashing a tuple that shares its parts can take exponential time.
+    Nothing is hashed but strings, and nothing copied whose size is not bounded: what is shared in a pickle can be
+    exponentially larger than it, and what is used again and again can cost its size each time. Dictionaries keep string
+    keys only, sets become None.
     """
 
-    dispatch: ClassVar[Dict[int, Any]] = dict(_Python.dispatch)
+    dispatch: ClassVar[Dict[int, Any]] = {
+        opcode: _Python.dispatch[opcode] for opcode in (getattr(pickle, name)[0] for name in _OPCODES.split())
+    }
 
-    def __init__(self, file: Any, **_: Any) -> None:
-        super().__init__(file, encoding="utf-8", errors="replace")
+    def __init__(self, content: BinaryIO) -> None:
+        super().__init__(content)
+        self.itemsizes: Dict[str, int] = {}  #: bytes per element of each storage that the pickle refers to
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks nothing up."""
-        full = f"{module}.{name}"
+        full = f"{module[:100]}.{name[:100]}"
         return _KNOWN.get(full) or Foreign(full)
 
-    def get_extension(self, code: int) -> None:
-        """Looks nothing up in ``copyreg``."""
-        self.append(Foreign("copyreg extension"))
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.append(function(*arguments[:4]) if type(function) is FunctionType else Foreign(function.name))
 
-    def bytes_of(self, key: str) -> int:
-        """How many bytes the file can hold of a storage."""
-        return 0
+    def _call_with_keywords(self) -> None:
+        self.stack.pop()
+        self._call()
 
-    def _persistent(self) -> None:
-        """``("storage", type, key, device, numel, view)`` as PyTorch refers to a storage, or a ``Foreign``."""
-        reference = self.stack.pop()
+    def _storage(self) -> None:
+        """``("storage", type, key, device, numel, view)``, as PyTorch refers to a storage, or a ``Foreign``."""
+        reference, storage = self.stack.pop(), None
         if type(reference) is tuple and len(reference) >= 5 and reference[0] == "storage":
-            kind, key, _, numel = reference[1:5]
-            is_view = len(reference) > 5 and reference[5] is not None
-            if type(kind).__name__ == "StorageType" and type(key) is str and type(numel) is int and not is_view:
-                if not 0 <= numel * kind.dtype.itemsize <= self.bytes_of(key):
-                    raise MalformedError(f"is truncated or damaged: its storage {key[:80]!a} is missing or too short")
-                self.append(self.persistent_load(("storage", kind, key, "cpu", *reference[4:])))
-                return
-        self.append(Foreign("persistent reference"))
-
-    def _persistent_line(self) -> None:
-        self.readline()
-        self.append(Foreign("persistent reference"))
+            kind, key, _, numel, *view = reference[1:6]
+            dtype, itemsize = _DTYPES.get(kind.name, ("", 0))
+            if dtype and type(key) is str and type(numel) is int and 0 <= numel < _LIMIT:
+                self.itemsizes[key] = itemsize
+                storage = None if any(view) else _Storage(dtype, itemsize, key, numel)
+        self.append(storage or Foreign("persistent reference"))
 
     def _store(self, items: List[Any]) -> None:
         target = self.stack[-1]
-        if type(target) is Foreign:
-            target = target.items
-        if type(target) is not dict:
-            raise MalformedError("is damaged: its pickle stores items in what is not a dictionary")
+        target = target.items if type(target) is Foreign else target
         target.update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) is str)
 
     def _set_item(self) -> None:
@@ -165,109 +163,94 @@ class Unpickler(_Python):  # type: ignore[misc]
         del self.stack[-2:]
         self._store(items)
 
-    def _dict(self) -> None:
-        items = self.pop_mark()
-        self.append({})
-        self._store(items)
-
     def _frozen_set(self) -> None:
         self.pop_mark()
-        self.append(Foreign("builtins.set"))
+        self.append(None)
 
-    def _new_object_with_keywords(self) -> None:
-        self.stack.pop()
-        self.load_reduce()
-
-    dispatch[pickle.PERSID[0]] = _persistent_line
-    dispatch[pickle.BINPERSID[0]] = _persistent
+    dispatch[pickle.BINPERSID[0]] = _storage
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _call
+    dispatch[pickle.NEWOBJ_EX[0]] = _call_with_keywords
     dispatch[pickle.SETITEM[0]] = _set_item
     dispatch[pickle.SETITEMS[0]] = lambda self: self._store(self.pop_mark())
-    dispatch[pickle.DICT[0]] = _dict
-    dispatch[pickle.EMPTY_SET[0]] = lambda self: self.append(Foreign("builtins.set"))
+    dispatch[pickle.EMPTY_SET[0]] = lambda self: self.append(None)
     dispatch[pickle.ADDITEMS[0]] = lambda self: self.pop_mark()
     dispatch[pickle.FROZENSET[0]] = _frozen_set
     dispatch[pickle.BUILD[0]] = lambda self: self.stack.pop()  # an object's attributes: nothing needs them
-    dispatch[pickle.NEWOBJ[0]] = _Python.load_reduce
-    dispatch[pickle.NEWOBJ_EX[0]] = _new_object_with_keywords
+    dispatch[pickle.BYTEARRAY8[0]] = _Python.load_binbytes8  # its own makes an array of the length that is claimed
     dispatch[pickle.FRAME[0]] = lambda self: self.read(8)
-    # The standard handler makes an array of the length that is claimed.
-    dispatch[pickle.BYTEARRAY8[0]] = _Python.load_binbytes8
 
 
-def require(module: str) -> Any:
-    """Imports torch or safetensors when first needed.
-
-    Raises:
-        MissingDependencyError: it is absent.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependencyError(module.split(".")[0], "export", "reading a checkpoint") from None
-
-
-def is_torch(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` is of one of PyTorch's two formats."""
-    try:
-        return head[:2] == b"PK" or (head[:1] == b"\x80" and Unpickler(PickleStream(head)).load() == _LEGACY)
-    except Exception:
-        return False
-
-
-def load_torch(path: Path) -> Any:
+def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
     """Reads a file of PyTorch's zip format (since 1.6), or of the older stream of pickles and storages.
 
     Returns:
-        What was saved: plain Python values and ``torch.Tensor`` on the CPU; everything that is neither plain nor
-        known is ``Foreign``. Dictionary keys other than strings are dropped with their values.
+        What was saved (plain Python values and ``StoredTensor``, ``Foreign`` for all that is neither plain nor known),
+        and a function that reads a tensor while ``file`` is open. It may be a view of one that others share.
 
     Raises:
         MalformedError: it is damaged, or of a kind that holds no weights.
-        MissingDependencyError: torch is absent.
-        Exception: what torch and pickle raise on streams that make no sense.
+        Exception: what pickle and zipfile raise on streams that make no sense.
     """
-    torch = require("torch")
-    with open(path, "rb") as file:
-        content = file.read()
-    sizes: Dict[str, int] = {}
-    zipped = content[:2] == b"PK"
-    if zipped:
-        content = _repacked(content, sizes)
+    zipped = file.read(2) == b"PK"
+    file.seek(0)
+    tree, content = _open_zip(file) if zipped else _open_legacy(file)
+    storages: Dict[str, Tensor] = {}
 
-    class Bounded(Unpickler):
-        def bytes_of(self, key: str) -> int:
-            return sizes.get(f"data/{key}", -1) if zipped else len(content)
+    def read(tensor: StoredTensor) -> Tensor:
+        import torch
 
-    module: Any = types.ModuleType("inert")
-    module.Unpickler = Bounded
-    module.load = lambda file, **_: Bounded(file).load()
-    return torch.load(PickleStream(content), map_location="cpu", pickle_module=module, weights_only=False)
+        dtype, itemsize, key, numel = tensor.storage
+        if key not in storages:
+            data = bytearray(content(key))
+            storages[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        if len(storages[key]) < numel * itemsize:
+            raise MalformedError(f"is truncated or damaged: its storage {key[:80]!a} is missing or too short")
+        flat = storages[key][: numel * itemsize].view(getattr(torch, dtype))
+        return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
+
+    return tree, read
 
 
-def _repacked(content: bytes, sizes: Dict[str, int]) -> bytes:
-    """A zip archive with the checkpoint's records only, so that torch sees what was checked here.
+def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
+    archive = zipfile.ZipFile(file)
+    records = {info.filename: info for info in archive.infolist()}
+    # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
+    if sum(info.file_size for info in records.values()) > file.seek(0, os.SEEK_END):
+        raise MalformedError("is damaged: its records claim to be larger than the file")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
+        raise MalformedError("is a compressed zip archive, which PyTorch does not write: save it again")
+    root = next((name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")), None)
+    if root is None:
+        raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
+    if root + "constants.pkl" in records:
+        raise MalformedError("is a TorchScript program: give the state_dict it was made of")
+    if records[root + "data.pkl"].file_size > MAX_PICKLE:
+        raise MalformedError("holds a pickle of unreasonable size")
+    for info in records.values():
+        info.CRC = info.CRC or None  # type: ignore[assignment]  # PyTorch can be told to write none
+    tree = Unpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
+    return tree, lambda key: archive.read(name) if (name := f"{root}data/{key}") in records else b""
 
-    ``sizes`` is filled with the records' sizes.
-    """
-    packed = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(packed, "w") as target:
-        records = {info.filename: info for info in archive.infolist()}
-        # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
-        if sum(info.file_size for info in records.values()) > len(content):
-            raise MalformedError("is damaged: its records claim to be larger than the file")
-        root = next((name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")), None)
-        if root is None:
-            raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
-        if root + "constants.pkl" in records:
-            raise MalformedError("is a TorchScript program: give the state_dict it was made of")
-        for name, info in records.items():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise MalformedError("is a compressed zip archive, which PyTorch does not write: save it again")
-            if not info.CRC:  # PyTorch can be told to write none (set_crc32_options): nothing to compare
-                info.CRC = None  # type: ignore[assignment]
-            if name.startswith(root):
-                sizes[name[len(root) :]] = info.file_size
-                target.writestr("archive/" + name[len(root) :], archive.read(info))
-        if root + "version" not in records:
-            target.writestr("archive/version", "3\n")
-    return packed.getvalue()
+
+def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
+    head = io.BytesIO(file.read(MAX_PICKLE))
+    for _ in range(3):  # a magic number, the format's version, and what system wrote it
+        Unpickler(head).load()
+    described = Unpickler(head)
+    tree, keys = described.load(), Unpickler(head).load()
+    places: Dict[str, Tuple[int, int]] = {}
+    end = head.tell()
+    for key in keys:
+        file.seek(end)
+        if type(key) is not str or key not in described.itemsizes:
+            raise MalformedError("is damaged: it names a storage that it does not describe")
+        size = struct.unpack("<Q", file.read(8))[0] * described.itemsizes[key]
+        places[key] = end + 8, size
+        end += 8 + size
+
+    def content(key: str) -> bytes:
+        place, size = places.get(key, (0, 0))
+        file.seek(place)
+        return file.read(size)
+
+    return tree, content

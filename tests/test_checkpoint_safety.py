@@ -8,45 +8,36 @@ import os
 import pickle
 import struct
 import sys
+import time
 import types
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Tuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
-from asymtrack_edge._torch_files import Foreign, MalformedError, PickleStream, Unpickler
-from asymtrack_edge.checkpoints import load_weights
+from asymtrack_edge import _torch_files
+from asymtrack_edge._torch_files import Foreign, Unpickler
+from asymtrack_edge.checkpoints import load_weights, open_checkpoint
 from asymtrack_edge.errors import CheckpointError
-from tests.checkpoint_files import (
-    TINY,
-    Builds,
-    Calls,
-    T,
-    bad,
-    files_of,
-    read_all,
-    refused,
-    rezip,
-    tiny_weights,
-    touch,
-)
+from tests.checkpoint_files import TINY, Calls, bad, refused, rezip, touch, weights_of
 
 
 def unpickled(content: bytes) -> Any:
-    return Unpickler(PickleStream(content)).load()
+    return Unpickler(io.BytesIO(content)).load()
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Dict[str, Tensor]:
-    return tiny_weights()
+    return weights_of(TINY)
 
 
 ATTACKS: Dict[str, Callable[[Path], Any]] = {
@@ -60,20 +51,19 @@ ATTACKS: Dict[str, Callable[[Path], Any]] = {
     "torch.load": lambda p: Calls(torch.load, bad(p)),
     "torch.hub": lambda p: Calls(torch.hub.load, "owner/repo", bad(p)),
     "rebuild": lambda p: Calls(torch._utils._rebuild_parameter, bad(p), False, None),
-    "state": lambda p: Builds({"f": bad(p)}, types.SimpleNamespace),
-    "setstate": lambda p: Builds((touch(p),), Calls, builtins.exec, touch(p)),
+    "state": lambda p: Calls(types.SimpleNamespace, state={"f": bad(p)}),
+    "setstate": lambda p: Calls(Calls, builtins.exec, touch(p), state=(touch(p),)),
     "factory": lambda p: defaultdict(eval, {"a": bad(p)}),  # type: ignore[arg-type]
 }
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
 def test_calls_in_a_checkpoint_are_not_made(
-    attack: Callable[[Path], Any], protocol: int, tiny: Dict[str, Tensor], tmp_path: Path
+    attack: Callable[[Path], Any], tiny: Dict[str, Tensor], tmp_path: Path
 ) -> None:
     marker, path = tmp_path / "executed", tmp_path / "w.pt"
     content = {"settings": attack(marker), "net": tiny, "after": attack(marker)}
-    for zipped in (True, False):
+    for zipped, protocol in ((True, 2), (True, 4), (False, 2), (False, 4)):
         torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
         weights = load_weights(path, TINY)
         assert all(torch.equal(weights[name], tensor) for name, tensor in tiny.items())
@@ -87,91 +77,86 @@ def test_the_attacks_work_on_plain_pickle(tmp_path: Path) -> None:
     assert marker.exists()
 
 
-OPCODES: Dict[str, Callable[[str], bytes]] = {
-    "GLOBAL": lambda c: b"cos\nsystem\n(V" + c.encode() + b"\ntR.",
-    "STACK_GLOBAL": lambda c: b"\x80\x04\x8c\x02os\x8c\x06system\x93V" + c.encode() + b"\n\x85R.",
-    "INST": lambda c: b"(V" + c.encode() + b"\nios\nsystem\n.",
-    "OBJ": lambda c: b"(cos\nsystem\nV" + c.encode() + b"\no.",
-    "NEWOBJ": lambda c: b"\x80\x02cos\nsystem\nV" + c.encode() + b"\n\x85\x81.",
-    "NEWOBJ_EX": lambda c: b"\x80\x04cos\nsystem\nV" + c.encode() + b"\n\x85}\x92.",
-    "BUILD": lambda c: b"cbuiltins\nobject\n)R}Vx\ncos\nsystem\nV" + c.encode() + b"\n\x85Rsb.",
-    "PERSID": lambda c: b"P" + c.encode() + b"\n.",
-    "BINPERSID": lambda c: b"cos\nsystem\nV" + c.encode() + b"\n\x85RQ.",
-    "EXT": lambda c: b"\x82\x01V" + c.encode() + b"\n\x85R.",
-}
-
-
-@pytest.mark.parametrize("form", OPCODES.values(), ids=OPCODES.keys())
-def test_opcodes_that_could_call_do_not(form: Callable[[str], bytes], tmp_path: Path) -> None:
-    marker = tmp_path / "x"
-    assert isinstance(unpickled(form(f"touch {marker}")), Foreign)
-    assert not marker.exists()
-
-
-def test_a_lambda_in_place_of_the_weights_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save({"net": Calls(os.system, "true")}, path)
-    assert "posix.system" in refused(path) or "nt.system" in refused(path)
-
-
-def test_a_whole_module_is_refused_with_advice(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save(torch.nn.Linear(2, 2), path)
-    assert "save model.state_dict() instead" in refused(path)
-    torch.save({"model": torch.nn.Linear(2, 2)}, path)
-    assert "save its state_dict() instead" in refused(path)
-
-
 @pytest.mark.parametrize(
-    "data",
+    "form",
     [
-        b"\x80\x02X\xff\xff\xff\x7fabc.",
-        b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"abc.",
-        b"\x80\x04\x96" + struct.pack("<Q", 1 << 62) + b"abc.",
-        b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
-        b"I" + b"9" * 1_000_000 + b"\n.",
-        b"L" + b"9" * 1_000_000 + b"L\n.",
-        b"\x80\x02]r\xff\xff\xff\xff.."[:-2],
-        b"\x80\x02" + b"(" * 100_000 + b".",
-        b"",
-        b".",
-        b"0.",
-        b"\x80\x02R.",
-        b"\x80\x02h\x05.",
-        b"\x80\x02K\x01K\x02a.",
-        b"\x80\x02K\x01)R.",
-        b"\x80\x05\x97.",
+        b"cos\nsystem\n(TEXTtR.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93TEXT\x85R.",
+        b"(VCOMMAND\nios\nsystem\n.",
+        b"(cos\nsystem\nVCOMMAND\no.",
+        b"\x80\x02cos\nsystem\nTEXT\x85\x81.",
+        b"\x80\x04cos\nsystem\nTEXT\x85}\x92.",
+        b"cbuiltins\nobject\n)R}\x8c\x01xcos\nsystem\nTEXT\x85Rsb.",
+        b"PCOMMAND\n.",
+        b"cos\nsystem\nTEXT\x85RQ.",
+        b"\x82\x01VCOMMAND\n\x85R.",
     ],
-    ids=lambda data: ascii(data[:12]),
+    ids=lambda form: ascii(form)[-24:],
 )
-def test_senseless_pickles_are_refused_quickly(data: bytes, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-    assert "damaged" in refused(tmp_path / "w.pt")
+def test_opcodes_that_could_call_do_not(form: bytes, tmp_path: Path) -> None:
+    command = f"touch {tmp_path}/x".encode()
+    form = form.replace(b"TEXT", b"X" + struct.pack("<i", len(command)) + command).replace(b"COMMAND", command)
+    with suppress(KeyError):  # an opcode that is not admitted
+        assert isinstance(unpickled(form), Foreign)
+    assert not list(tmp_path.iterdir())
 
 
-def test_the_size_of_a_pickle_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pickle_ = b"\x80\x02" + b"]0" * 1000 + b"N."
-    assert unpickled(pickle_) is None
-    monkeypatch.setattr(PickleStream, "left", 2002)
-    with pytest.raises(MalformedError, match="unreasonable size"):
-        unpickled(pickle_)
+def zipped(path: Path, content: bytes, *storages: bytes) -> Path:
+    """A PyTorch zip file around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        for i, storage in enumerate(storages):
+            archive.writestr(f"archive/data/{i}", storage)
+    return path
 
 
-def test_large_memo_indices_take_no_memory() -> None:
+#: A tuple of twice a tuple of twice ... takes 2**60 steps to hash.
+DOUBLED = b")" + b"q\x00h\x00\x86" * 60
+LONG = b"X" + struct.pack("<i", 1_000_000) + bytes(1_000_000)
+SENSELESS = {
+    "long string": b"\x80\x02X\xff\xff\xff\x7fabc.",
+    "longer string": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"abc.",
+    "long array": b"\x80\x04\x96" + struct.pack("<Q", 1 << 62) + b"abc.",
+    "long number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
+    "decimal number": b"I" + b"9" * 1_000_000 + b"\n.",
+    "memo index": b"\x80\x02]r\xff\xff\xff\xff.."[:-2],
+    "marks": b"\x80\x02" + b"(" * 100_000 + b".",
+    "empty": b"",
+    "stop": b".",
+    "pop": b"0.",
+    "call of nothing": b"\x80\x02R.",
+    "no memo": b"\x80\x02h\x05.",
+    "append to a number": b"\x80\x02K\x01K\x02a.",
+    "call of a number": b"\x80\x02K\x01)R.",
+    "buffer": b"\x80\x05\x97.",
+    # What would cost the square of the file's size, or more.
+    "long names": b"\x80\x04" + LONG + b"q\x000" + b"h\x00h\x00\x93" * 200_000 + b".",
+    "long arguments": b"\x80\x02(" + b"N" * 500_000 + b"tq\x000cx\ny\nq\x010" + b"h\x01h\x00R0" * 200_000 + b".",
+    "pairs": b"\x80\x02](" + b"N" * 500_000 + b"eq\x00\x85q\x020ccollections\nOrderedDict\nq\x010"
+    + b"h\x01h\x02R0" * 200_000 + b".",
+    "shape": b"\x80\x02(ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000N"
+    b"K\x01tQK\x00" + DOUBLED + b"h\x00tR.",
+    "keys": b"\x80\x02}" + DOUBLED + b"K\x01s.",
+    "itself": b"\x80\x02}q\x00" + b"".join(b"X\x01\0\0\0" + bytes([97 + i]) + b"h\x00s" for i in range(26)) + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", SENSELESS.values(), ids=SENSELESS)
+def test_senseless_pickles_are_refused_quickly(content: bytes, tmp_path: Path) -> None:
+    began = time.monotonic()
+    refused(zipped(tmp_path / "w.pt", content))
+    assert time.monotonic() - began < 20
+
+
+def test_the_size_of_a_pickle_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_torch_files, "MAX_PICKLE", 2000)
+    assert "unreasonable size" in refused(zipped(tmp_path / "w.pt", b"\x80\x02" + b"]0" * 1000 + b"N."))
+
+
+def test_what_is_large_only_when_it_is_spread_out_stays_small() -> None:
     assert unpickled(b"\x80\x02]r\xff\xff\xff\xff0j\xff\xff\xff\xff.") == []
-
-
-def test_shared_tuples_as_keys_are_not_hashed() -> None:
-    """A tuple of twice a tuple of twice ... takes 2**60 steps to hash."""
-    doubled = b")" + b"2\x86" * 60
-    assert unpickled(b"\x80\x02}" + doubled + b"K\x01s.") == {}
-    assert isinstance(unpickled(b"\x80\x04\x8f(" + doubled + b"\x90."), Foreign)
-
-
-def test_deep_nesting_is_harmless() -> None:
-    value = unpickled(b"\x80\x02)" + b"\x85" * 200_000 + b".")
-    assert isinstance(value, tuple)
+    assert unpickled(b"\x80\x04\x8f(" + DOUBLED + b"\x90.") is None
+    assert isinstance(unpickled(b"\x80\x02)" + b"\x85" * 200_000 + b"."), tuple)
 
 
 @pytest.mark.parametrize(("size", "words"), [(1, "compressed"), (50_000_000, "claim to be larger than the file")])
@@ -185,49 +170,35 @@ def test_compressed_archives_are_refused(size: int, words: str, tmp_path: Path) 
 
 def test_missing_and_short_storages(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
-
-    def remove(records: Dict[str, bytes]) -> None:
-        del records[next(name for name in records if name.endswith("data/3"))]
-
-    def shorten(records: Dict[str, bytes]) -> None:
-        name = next(name for name in records if name.endswith("data/3"))
-        records[name] = records[name][:-1]
-
-    for change, words in ((remove, "truncated or damaged"), (shorten, "too short")):
+    for shorten in (lambda data: None, lambda data: data[:-1]):
         torch.save({"net": tiny}, path)
+
+        def change(records: Dict[str, bytes], shorten: Callable[[bytes], Any] = shorten) -> None:
+            name = next(name for name in records if name.endswith("data/3"))
+            data = shorten(records.pop(name))
+            records.update({name: data} if data else {})
+
         rezip(path, change)
-        assert words in refused(path, TINY)
+        assert "storage '3' is missing or too short" in refused(path)
 
 
 class RawTensor:
     """A tensor as PyTorch pickles it, with any numbers."""
 
     def __init__(self, key: str, numel: int, offset: Any, shape: Any, stride: Any) -> None:
-        self.key, self.numel, self.view = key, numel, (offset, shape, stride)
+        self.arguments = (_Reference((key, numel)), offset, shape, stride, False, {})
 
     def __reduce__(self) -> Any:
-        return torch._utils._rebuild_tensor_v2, (_Reference((self.key, self.numel)), *self.view, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, self.arguments
 
 
-class _Reference(tuple):
+class _Reference(Tuple[str, int]):
     pass
 
 
-def write_raw(path: Path, content: Any, *storages: bytes) -> None:
-    """A PyTorch zip file, its description unchecked."""
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, obj: Any) -> Any:
-            if isinstance(obj, _Reference):
-                return ("storage", torch.FloatStorage, obj[0], "cpu", obj[1])
-            return None
-
-    buffer = io.BytesIO()
-    Pickler(buffer, 2).dump(content)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", buffer.getvalue())
-        for i, storage in enumerate(storages):
-            archive.writestr(f"archive/data/{i}", storage)
+class RawPickler(pickle.Pickler):
+    def persistent_id(self, obj: Any) -> Any:
+        return ("storage", torch.FloatStorage, obj[0], "cpu", obj[1]) if isinstance(obj, _Reference) else None
 
 
 @pytest.mark.parametrize(
@@ -253,14 +224,16 @@ def test_views_outside_their_storage(
     offset: int, shape: Any, stride: Any, numel: int, tiny: Dict[str, Tensor], tmp_path: Path
 ) -> None:
     """32 numbers as the bias of the stem, where they are not all there."""
-    name, path = "backbone.patch_embed.proj.bias", tmp_path / "w.pt"
+    name = "backbone.patch_embed.proj.bias"
     content: Dict[str, Any] = {k: RawTensor("0", 1 << 20, 0, tuple(t.shape), t.stride()) for k, t in tiny.items()}
-    content[name] = RawTensor("1", 32, 0, (32,), (1,))
-    write_raw(path, content, bytes(4 << 20), bytes(128))
-    assert load_weights(path, TINY)[name].abs().max() == 0
-    content[name] = RawTensor("1", numel, offset, shape, stride)
-    write_raw(path, content, bytes(4 << 20), bytes(4 * min(numel, 32)))
-    assert "damaged" in refused(path, TINY)
+
+    def written(tensor: RawTensor, size: int) -> Path:
+        buffer = io.BytesIO()
+        RawPickler(buffer, 2).dump({**content, name: tensor})
+        return zipped(tmp_path / "w.pt", buffer.getvalue(), bytes(4 << 20), bytes(size))
+
+    assert load_weights(written(RawTensor("1", 32, 0, (32,), (1,)), 128), TINY)[name].abs().max() == 0
+    assert "damaged" in refused(written(RawTensor("1", numel, offset, shape, stride), 4 * min(numel, 32)))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +250,7 @@ def test_views_outside_their_storage(
         (b"PK\x03\x04" + bytes(100), "truncated or damaged"),
         (b"PK\x05\x06" + bytes(18), "no data.pkl"),
         (struct.pack("<Q", 1 << 60) + b"{" + bytes(100), "safetensors"),
-        (struct.pack("<Q", 2) + b"{}", "holds no tensors"),
+        (struct.pack("<Q", 2) + b"{}", "no state_dict"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "truncated or damaged"),
         (np.random.RandomState(0).bytes(4096), "not a checkpoint"),
     ],
@@ -294,67 +267,60 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "absent.pth")
     os.mkfifo(tmp_path / "pipe")
     assert "not a regular file" in refused(tmp_path / "pipe")
-    with pytest.raises(CheckpointError):
-        load_weights("a\0b", T)
-    with pytest.raises(CheckpointError, match="does not exist"):
-        load_weights(tmp_path / ("x" * 200) / "y")
+    assert "does not exist" in refused(tmp_path / ("x" * 200) / "y")
 
 
 def test_torchscript_is_named(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     torch.save({"a": torch.zeros(1)}, path)
-
-    def pretend(records: Dict[str, bytes]) -> None:
-        root = next(iter(records)).split("/")[0]
-        records[f"{root}/constants.pkl"] = b"."
-
-    rezip(path, pretend)
+    rezip(path, lambda records: records.update({next(iter(records)).split("/")[0] + "/constants.pkl": b"."}))
     assert "TorchScript" in refused(path)
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Any]:
-    """Three tensors in each format, as bytes, and the tensors."""
-    tensors = {"a.weight": torch.randn(2, 3), "a.bias": torch.arange(3.0).half(), "n": torch.tensor(7)}
+def few(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Dict[str, Tensor], Dict[str, bytes]]:
+    """Three tensors, and files of them in each format."""
+    tensors = {
+        "bottleneck.weight": torch.randn(2, 3),
+        "box_head.a": torch.ones(3).half(),
+        "box_head.n": torch.tensor(7),
+    }
     folder = tmp_path_factory.mktemp("few")
-    return {"tensors": tensors, "files": [(p.name, p.read_bytes()) for p in files_of(tensors, folder)]}
+    for name in ("zip", "old"):
+        content = {"net": tensors, "settings": Calls(os.getcwd)}
+        torch.save(content, folder / name, _use_new_zipfile_serialization=name == "zip")
+    save_file(tensors, str(folder / "safetensors"))
+    return tensors, {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_truncations_of_a_small_file(few: Dict[str, Any], tmp_path: Path) -> None:
-    for name, data in few["files"]:
-        path = tmp_path / name
-        path.write_bytes(data)
-        assert all(torch.equal(t, few["tensors"][n]) for n, t in read_all(path).items())
-        for length in range(0, len(data), 7):
-            path.write_bytes(data[:length])
-            with pytest.raises(CheckpointError) as caught:
-                read_all(path)
-            assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", ["zip", "old", "safetensors"])
+def test_truncations_of_a_small_file(name: str, few: Any, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(few[1][name])
+    read = open_checkpoint(path).stored
+    assert set(read) == set(few[0]) and all(torch.equal(read[n], tensor) for n, tensor in few[0].items())
+    for length in range(0, len(few[1][name]), 7):
+        path.write_bytes(few[1][name][:length])
+        refused(path)
 
 
-@pytest.mark.parametrize("index", [0, 1, 2], ids=["zip", "old format", "safetensors"])
+@pytest.mark.parametrize("name", ["zip", "old", "safetensors"])
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_flipped_bytes_give_tensors_or_one_error(
-    index: int, data: st.DataObject, few: Dict[str, Any], tmp_path: Path
-) -> None:
-    name, content = few["files"][index]
-    broken = bytearray(content)
+def test_flipped_bytes_give_tensors_or_one_error(name: str, data: st.DataObject, few: Any, tmp_path: Path) -> None:
+    broken = bytearray(few[1][name])
     changes = st.tuples(st.integers(0, len(broken) - 1), st.integers(0, 255))
     for position, value in data.draw(st.lists(changes, min_size=1, max_size=4)):
         broken[position] = value
     path = tmp_path / name
     path.write_bytes(broken)
     try:
-        tensors = read_all(path)
+        assert all(isinstance(tensor, Tensor) for tensor in open_checkpoint(path).stored.values())
     except CheckpointError as error:
-        assert "\n" not in str(error)
-        assert str(path) in str(error)
-    else:
-        assert all(isinstance(tensor, Tensor) for tensor in tensors.values())
+        assert "\n" not in str(error) and str(path) in str(error)
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None)
 @given(content=st.binary(max_size=200))
 def test_random_pickles(content: bytes) -> None:
     before = set(sys.modules)

@@ -26,21 +26,12 @@ MAX_PICKLE = 8 << 20
 _LIMIT = 1 << 48
 #: Of the number that begins the format before PyTorch 1.6.
 LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
-#: Data types and bytes per element by the name of a storage's class.
-_DTYPES = {
-    "torch.DoubleStorage": ("float64", 8),
-    "torch.FloatStorage": ("float32", 4),
-    "torch.HalfStorage": ("float16", 2),
-    "torch.BFloat16Storage": ("bfloat16", 2),
-    "torch.LongStorage": ("int64", 8),
-    "torch.IntStorage": ("int32", 4),
-    "torch.ShortStorage": ("int16", 2),
-    "torch.CharStorage": ("int8", 1),
-    "torch.ByteStorage": ("uint8", 1),
-    "torch.BoolStorage": ("bool", 1),
-    "torch.ComplexFloatStorage": ("complex64", 8),
-    "torch.ComplexDoubleStorage": ("complex128", 16),
-}
+#: Data types by the name of a storage's class.
+_STORAGES = (
+    "Double:float64 Float:float32 Half:float16 BFloat16:bfloat16 Long:int64 Int:int32 Short:int16 Char:int8 Byte:uint8 "
+    "Bool:bool"
+)
+_DTYPES = {f"torch.{name}Storage": dtype for name, dtype in (pair.split(":") for pair in _STORAGES.split())}
 #: What pickles of protocol 2 and later are made of, without extensions, buffers and numbers in decimal.
 _OPCODES = (
     "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
@@ -75,7 +66,6 @@ class Foreign:
 
 class _Storage(NamedTuple):
     dtype: str
-    itemsize: int
     key: str
     numel: int
 
@@ -104,11 +94,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Any:
 
 #: All that a pickle can call.
 _KNOWN: Dict[str, Callable[..., Any]] = {
-    **dict.fromkeys(("collections.OrderedDict", "collections.defaultdict", "collections.Counter"), lambda *_: {}),
-    **dict.fromkeys(("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"), _tensor),
-    **dict.fromkeys(
-        ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"), lambda data, *_: data
-    ),
+    **{f"collections.{name}": lambda *_: {} for name in ("OrderedDict", "defaultdict", "Counter")},
+    **{f"torch._utils._rebuild_{name}": _tensor for name in ("tensor", "tensor_v2")},
+    **{f"torch._utils._rebuild_{name}": lambda data, *_: data for name in ("parameter", "parameter_with_state")},
 }
 _Python: Any = vars(pickle)["_Unpickler"]
 
@@ -116,8 +104,8 @@ _Python: Any = vars(pickle)["_Unpickler"]
 class Unpickler(_Python):  # type: ignore[misc]
     """Python's unpickler in Python (large memo indices take no memory there) with nothing to call.
 
-    Nothing is hashed but strings, and nothing copied whose size is not bounded: what is shared in a pickle can be
-    exponentially larger than it, and what is used again and again can cost its size each time. Dictionaries keep string
+    Nothing is hashed but strings, and nothing of unbounded size is copied: what is shared in a pickle can be
+    exponentially larger than it, and what is used again and again costs its size each time. Dictionaries keep string
     keys only, sets become None.
     """
 
@@ -127,7 +115,7 @@ class Unpickler(_Python):  # type: ignore[misc]
 
     def __init__(self, content: BinaryIO) -> None:
         super().__init__(content)
-        self.itemsizes: Dict[str, int] = {}  #: bytes per element of each storage that the pickle refers to
+        self.dtypes: Dict[str, str] = {}  #: of each storage that the pickle refers to
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks nothing up."""
@@ -147,10 +135,10 @@ class Unpickler(_Python):  # type: ignore[misc]
         reference, storage = self.stack.pop(), None
         if type(reference) is tuple and len(reference) >= 5 and reference[0] == "storage":
             kind, key, _, numel, *view = reference[1:6]
-            dtype, itemsize = _DTYPES.get(kind.name, ("", 0))
+            dtype = _DTYPES.get(kind.name)
             if dtype and type(key) is str and type(numel) is int and 0 <= numel < _LIMIT:
-                self.itemsizes[key] = itemsize
-                storage = None if any(view) else _Storage(dtype, itemsize, key, numel)
+                self.dtypes[key] = dtype
+                storage = None if any(view) else _Storage(dtype, key, numel)
         self.append(storage or Foreign("persistent reference"))
 
     def _store(self, items: List[Any]) -> None:
@@ -191,22 +179,23 @@ def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
         MalformedError: it is damaged, or of a kind that holds no weights.
         Exception: what pickle and zipfile raise on streams that make no sense.
     """
+    import torch
+
     zipped = file.read(2) == b"PK"
     file.seek(0)
     tree, content = _open_zip(file) if zipped else _open_legacy(file)
     storages: Dict[str, Tensor] = {}
 
     def read(tensor: StoredTensor) -> Tensor:
-        import torch
-
-        dtype, itemsize, key, numel = tensor.storage
+        storage, offset, shape, stride = tensor
+        key, dtype = storage.key, getattr(torch, storage.dtype)
         if key not in storages:
             data = bytearray(content(key))
             storages[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        if len(storages[key]) < numel * itemsize:
+        size = storage.numel * dtype.itemsize
+        if len(storages[key]) < size:
             raise MalformedError(f"is truncated or damaged: its storage {key[:80]!a} is missing or too short")
-        flat = storages[key][: numel * itemsize].view(getattr(torch, dtype))
-        return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
+        return storages[key][:size].view(dtype).as_strided(shape, stride, offset)
 
     return tree, read
 
@@ -233,6 +222,8 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
 
 
 def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
+    import torch
+
     head = io.BytesIO(file.read(MAX_PICKLE))
     for _ in range(3):  # a magic number, the format's version, and what system wrote it
         Unpickler(head).load()
@@ -241,10 +232,10 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
     places: Dict[str, Tuple[int, int]] = {}
     end = head.tell()
     for key in keys:
-        file.seek(end)
-        if type(key) is not str or key not in described.itemsizes:
+        if type(key) is not str or key not in described.dtypes:
             raise MalformedError("is damaged: it names a storage that it does not describe")
-        size = struct.unpack("<Q", file.read(8))[0] * described.itemsizes[key]
+        file.seek(end)
+        size = struct.unpack("<Q", file.read(8))[0] * getattr(torch, described.dtypes[key]).itemsize
         places[key] = end + 8, size
         end += 8 + size
 

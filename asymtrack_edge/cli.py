@@ -59,17 +59,12 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
-    """Adds the model: ``args.model``, a bundled variant or a directory.
-
-    With ``several`` it is a list of them; None where an option is not given.
-    """
-    text = "T for the bundled weights, or a directory written by asymtrack-export"
-    options: Any = {"metavar": "MODEL", "help": text + ("" if positional else " (default: T)")}
+    """Adds ``args.model``, a bundled variant or a directory; with ``several`` a list, None where it is not given."""
+    text = "T for the bundled weights, or a directory written by asymtrack-export" + " (default: T)" * (not positional)
+    options: Any = {} if positional else {"default": None if several else "T"}
     if several:
         options.update(nargs="+", action="extend")
-    if not positional:
-        options["default"] = None if several else "T"
-    parser.add_argument("model" if positional else "--model", **options)
+    parser.add_argument("model" if positional else "--model", metavar="MODEL", help=text, **options)
 
 
 def add_backend(parser: Any, several: bool = False) -> None:
@@ -78,35 +73,25 @@ def add_backend(parser: Any, several: bool = False) -> None:
     With ``several``, ``--backend``, ``--precision`` and ``--threads`` take comma-separated lists, and
     ``args`` holds tuples.
     """
-    listed: Callable[[Callable[[str], Any]], Callable[[str], Any]] = (
-        (lambda one: lambda text: tuple(one(part) for part in text.split(","))) if several else (lambda one: one)
-    )
-    backend = listed(_backend)
-    precision = listed(_choice("precision", PRECISIONS))
-    more = ",..." if several else ""
-    parser.add_argument(
-        "--backend",
-        type=backend,
-        default=backend("auto"),
-        metavar=f"NAME{more}",
-        help=f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT (default: auto)",
-    )
-    parser.add_argument(
-        "--precision", type=precision, metavar=f"NAME{more}", help=f"{', '.join(PRECISIONS)} (default: the model's)"
-    )
+
+    def add(option: str, one: Callable[[str], Any], metavar: str, text: str, default: Any = None) -> None:
+        def parse(value: str) -> Any:
+            return tuple(map(one, value.split(","))) if several else one(value)
+
+        more = ",..." if several else ""
+        parser.add_argument(option, type=parse, default=default, metavar=metavar + more, help=text)
+
+    backends = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT (default: auto)"
+    add("--backend", _backend, "NAME", backends, ("auto",) if several else "auto")
+    add("--precision", _choice("precision", PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (default: the model's)")
     add_device(parser)
-    parser.add_argument(
-        "--threads",
-        type=listed(positive),
-        metavar=f"N{more}",
-        help="CPU threads (default: all that this process may use)",
-    )
+    add("--threads", positive, "N", "CPU threads (default: all that this process may use)")
 
 
 def add_device(parser: Any) -> None:
     """Adds ``args.device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``."""
     parser.add_argument(
-        "--device", type=device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
+        "--device", type=_device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
     )
 
 
@@ -118,14 +103,8 @@ def add_clip(parser: Any) -> None:
 
 def add_json(parser: Any) -> None:
     """Adds ``args.json``: None, ``"-"`` for stdout, or a file; see ``write_json``."""
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const="-",
-        type=_writable,
-        metavar="FILE",
-        help="print the result as JSON, or write it to FILE",
-    )
+    text = "print the result as JSON, or write it to FILE"
+    parser.add_argument("--json", nargs="?", const="-", type=_writable, metavar="FILE", help=text)
 
 
 def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
@@ -135,26 +114,24 @@ def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
 
 def write_json(where: Optional[str], document: Any) -> None:
     """Writes a result where ``--json`` says; does nothing for None."""
-    if where is None:
-        return
     text = json.dumps(document, indent=2) + "\n"
     if where == "-":
         sys.stdout.write(text)
-    else:
+    elif where is not None:
         write_text(where, text)
 
 
 def _writable(text: str) -> str:
     """Argument type of ``--json``: a file that cannot be written is said before the work."""
-    try:
-        None if text == "-" else check_output(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    if text != "-":
+        try:
+            check_output(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
-def device(text: str) -> str:
-    """Argument type of ``--device``."""
+def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda or cuda:N")
     return text
@@ -167,10 +144,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def _backend(text: str) -> str:
-    return text if text.startswith(TRITON) else _choice("backend", BACKENDS)(text)
-
-
 def _choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text not in choices:
@@ -180,19 +153,17 @@ def _choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
     return convert
 
 
-def box_argument(text: str) -> Sequence[float]:
-    """Parses ``x,y,w,h``.
+def _backend(text: str) -> str:
+    return text if text.startswith(TRITON) else _choice("backend", BACKENDS)(text)
 
-    Raises:
-        UsageError: not four numbers.
-    """
+
+def box_argument(text: str) -> Sequence[float]:
+    """Parses ``x,y,w,h``; raises ``UsageError`` for what is not four numbers."""
     try:
-        numbers = [float(part) for part in text.split(",")]
+        x, y, w, h = map(float, text.split(","))
     except ValueError:
-        numbers = []
-    if len(numbers) != 4:
-        raise UsageError(f"--box takes x,y,w,h in pixels, for example 120,80,40,60, not {text!r}")
-    return numbers
+        raise UsageError(f"--box takes x,y,w,h in pixels, for example 120,80,40,60, not {text!r}") from None
+    return [x, y, w, h]
 
 
 def say(line: str) -> None:
@@ -242,9 +213,6 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     try:
         code = main(arguments) or 0
         sys.stdout.flush()
-    except AsymTrackError as error:
-        say(f"error: {without_secrets(str(error))}")
-        return 2
     except KeyboardInterrupt as interruption:
         say("interrupted")
         number: int = (*interruption.args, signal.SIGINT)[0]
@@ -252,7 +220,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
+    except (AsymTrackError, OSError) as error:
         say(f"error: {without_secrets(str(error))}")
         return 2
     return code

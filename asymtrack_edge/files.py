@@ -11,7 +11,6 @@ import codecs
 import errno
 import os
 import re
-import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -24,13 +23,11 @@ from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 
 AnyPath = Union[str, "os.PathLike[str]"]
 
+MOUNTS = Path("/proc/self/mountinfo")
+
 
 def check_output(path: AnyPath) -> None:
-    """Says before the work what would keep ``path`` from being written after it. Creates nothing.
-
-    Raises:
-        UsageError: it is a folder, its folder is missing or may not be written, its name is too long.
-    """
+    """Raises ``UsageError`` before the work if ``path`` could not be written after it. Creates nothing."""
     name = printable(path)
     try:
         mode = os.stat(path).st_mode
@@ -57,9 +54,6 @@ class OutputFile:
     complete, with the mode that it had: until then the earlier file stays. Everything else (a device, a
     FIFO, a link, a file with several names, another user's, one that is mounted) is written straight
     into, so that it stays what it is; an earlier text of it goes with the first write.
-
-    Args:
-        path: where to.
 
     Attributes:
         path: where the complete file is found.
@@ -110,16 +104,7 @@ class OutputFile:
     def close(self) -> None:
         """Completes the file: it is at its place now. Safe to call twice."""
         if self._release() and self._beside:
-            try:
-                if _replaceable(self.path):
-                    os.replace(self.place, self.path)
-                    return
-                # Something else came to its place meanwhile: it stays what it is.
-                with open(self.place, "rb") as whole, open(self.path, "wb") as target:
-                    shutil.copyfileobj(whole, target)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(self.place)
+            os.replace(self.place, self.path)
 
     def discard(self) -> None:
         """Ends without a file; an earlier one stays as it was, unless it was written straight into."""
@@ -128,11 +113,11 @@ class OutputFile:
                 os.unlink(os.path.realpath(self.place))
 
     def _release(self) -> bool:
-        if self._closed:
-            return False
-        self._closed = True
-        os.close(self._descriptor)
-        return True
+        """Closes the descriptor; False if that was done before."""
+        closed, self._closed = self._closed, True
+        if not closed:
+            os.close(self._descriptor)
+        return not closed
 
     def __enter__(self) -> OutputFile:
         return self
@@ -142,12 +127,7 @@ class OutputFile:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Writes a whole file as ``OutputFile`` does.
-
-    Raises:
-        UsageError: it cannot be written there.
-        OSError: the disk is full or gone.
-    """
+    """Writes a whole file as ``OutputFile`` does, and raises what that raises."""
     with OutputFile(path) as file:
         file.write(data)
 
@@ -172,8 +152,7 @@ def _replaceable(path: Path) -> bool:
 def _mount_points() -> Collection[str]:
     """Places where something is mounted; files too, as containers do."""
     try:
-        with open("/proc/self/mountinfo", "rb") as table:
-            fields = [line.split()[4] for line in table]
+        fields = [line.split()[4] for line in MOUNTS.read_bytes().splitlines()]
     except (OSError, IndexError):
         return ()
     return {os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), field)) for field in fields}
@@ -185,19 +164,18 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
     stem = re.sub(r"[^\w.-]", "_", path.stem[:200], flags=re.ASCII)
     for number in range(1000):
         # Processes of two containers have the same number, and one that was killed leaves its file.
-        name = f".{stem}.{os.getpid()}{f'-{number}' if number else ''}.part{suffix}"
-        place = path.with_name(name)
-        try:
+        place = path.with_name(f".{stem}.{os.getpid()}{f'-{number}' if number else ''}.part{suffix}")
+        with suppress(FileExistsError):
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            continue
-        with suppress(FileNotFoundError):
-            earlier = os.lstat(path)
-            with suppress(PermissionError):
-                os.fchown(descriptor, -1, earlier.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
-        return descriptor, place
-    raise FileExistsError(errno.EEXIST, f"remove old files {stem}.*.part{suffix} beside it")
+            break
+    else:
+        raise FileExistsError(errno.EEXIST, f"remove old files {stem}.*.part{suffix} beside it")
+    with suppress(FileNotFoundError):
+        earlier = os.lstat(path)
+        with suppress(PermissionError):
+            os.fchown(descriptor, -1, earlier.st_gid)
+        os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
+    return descriptor, place
 
 
 def _standard(path: Path) -> Optional[int]:
@@ -219,8 +197,7 @@ def opencv_path(path: AnyPath) -> str:
     """The absolute path as OpenCV and FFmpeg take it for a file, with colons too, in any locale.
 
     Raises:
-        SourceError: its name is not UTF-8, which makes OpenCV crash. ``open_video`` and ``read_image``
-            open such files all the same.
+        SourceError: its name is not UTF-8. ``open_video`` and ``read_image`` open such files all the same.
     """
     try:
         return os.fsencode(os.path.abspath(path)).decode("utf-8")
@@ -299,12 +276,9 @@ def read_lines(path: AnyPath) -> List[str]:
 
 
 def list_files(folder: AnyPath, suffixes: Collection[str]) -> List[Path]:
-    """The visible files of a folder with one of ``suffixes`` (``.jpg``, lower case), ``2.jpg`` before ``10.jpg``.
+    """The files of a folder with one of ``suffixes`` (``.jpg``, lower case), ``2.jpg`` before ``10.jpg``.
 
     Names that begin with a dot are left out: ``._1.jpg`` is what other systems add to ``1.jpg``.
-
-    Raises:
-        OSError: there is no such folder, or it may not be read.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]

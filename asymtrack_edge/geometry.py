@@ -99,11 +99,7 @@ def _show(box: Sequence[float]) -> str:
 
 
 def crop_window(box: Box, factor: float) -> CropWindow:
-    """The square around ``box`` whose side is ``ceil(sqrt(w * h) * factor)`` pixels.
-
-    Raises:
-        BoxError: the square would be smaller than one pixel.
-    """
+    """The square around ``box`` whose side is ``ceil(sqrt(w * h) * factor)`` pixels; ``BoxError`` if that is none."""
     side = math.ceil(math.sqrt(box.w * box.h) * factor)
     if side < 1:
         raise BoxError(f"the box {_show(box)} is too small to crop")
@@ -119,15 +115,10 @@ class Cropper:
         self._scratch: Optional[np.ndarray] = None
 
     def crop(self, frame: np.ndarray, window: CropWindow, out: np.ndarray) -> None:
-        """Writes the resized window into ``out``.
+        """Writes the resized window of ``frame`` (``(H, W, 3)`` uint8) into ``out`` (contiguous ``(S, S, 3)`` uint8).
 
         What lies outside the frame is black. As published, a window that reaches the last column
         or row of the frame loses it to the border.
-
-        Args:
-            frame: ``(H, W, 3)`` uint8.
-            window: what to cut.
-            out: contiguous ``(S, S, 3)`` uint8, overwritten.
         """
         height, width = frame.shape[:2]
         left, top, side, _ = window
@@ -146,50 +137,30 @@ class Cropper:
             flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
             cv2.warpAffine(patch, matrix, out.shape[1::-1], dst=out, flags=flags)
             return
-        if patch.shape[0] != side or patch.shape[1] != side:
-            patch = self._pad(patch, y0 - top, x0 - left, side)
+        if patch.shape[:2] != (side, side):
+            if self._scratch is None or len(self._scratch) < side:
+                self._scratch = np.empty((side, side, 3), np.uint8)
+            borders = (y0 - top, bottom - y1, x0 - left, right - x1)
+            patch = cv2.copyMakeBorder(patch, *borders, cv2.BORDER_CONSTANT, dst=self._scratch[:side, :side])
         cv2.resize(patch, (out.shape[1], out.shape[0]), dst=out, interpolation=cv2.INTER_LINEAR)
-
-    def _pad(self, patch: np.ndarray, above: int, before: int, side: int) -> np.ndarray:
-        if self._scratch is None or self._scratch.shape[0] < side:
-            self._scratch = np.zeros((side, side, 3), np.uint8)
-        padded = self._scratch[:side, :side]
-        below, after = above + patch.shape[0], before + patch.shape[1]
-        padded[:above] = 0
-        padded[below:] = 0
-        padded[above:below, :before] = 0
-        padded[above:below, after:] = 0
-        padded[above:below, before:after] = patch
-        return padded
 
 
 def box_from_crop(prediction: Sequence[float], window: CropWindow) -> Box:
-    """Maps a prediction to frame pixels.
-
-    Args:
-        prediction: cx, cy, w, h in units of the crop's side, 0..1 across the window; more is ignored.
-        window: the window that the crop was cut from.
-    """
+    """Maps a prediction (cx, cy, w, h in units of the crop's side; more is ignored) to frame pixels."""
     cx, cy, w, h = (float(v) * window.side for v in prediction[:4])
     x = cx + window.centre[0] - 0.5 * window.side
     y = cy + window.centre[1] - 0.5 * window.side
     return Box(x - 0.5 * w, y - 0.5 * h, w, h)
 
 
-def clip_box(box: Box, frame_shape: Sequence[int], margin: float = MARGIN) -> Box:
-    """Clips a tracked box to the frame.
-
-    Args:
-        box: in frame pixels.
-        frame_shape: of the frame, (H, W, ...).
-        margin: pixels of the box that stay inside the frame on every side, and its least width and height.
-    """
+def clip_box(box: Box, frame_shape: Sequence[int]) -> Box:
+    """Clips a tracked box to a frame of ``frame_shape`` (H, W, ...), see ``MARGIN``."""
     height, width = frame_shape[:2]
-    x0 = min(max(0.0, box.x), width - margin)
-    x1 = min(max(margin, box.x + box.w), float(width))
-    y0 = min(max(0.0, box.y), height - margin)
-    y1 = min(max(margin, box.y + box.h), float(height))
-    return Box(x0, y0, max(margin, x1 - x0), max(margin, y1 - y0))
+    x0 = min(max(0.0, box.x), width - MARGIN)
+    x1 = min(max(MARGIN, box.x + box.w), float(width))
+    y0 = min(max(0.0, box.y), height - MARGIN)
+    y1 = min(max(MARGIN, box.y + box.h), float(height))
+    return Box(x0, y0, max(MARGIN, x1 - x0), max(MARGIN, y1 - y0))
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, Tuple
 
 from asymtrack_edge.errors import ManifestError
 
@@ -68,12 +68,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size and hash of a file of the directory.
-
-    Attributes:
-        bytes: its size.
-        sha256: its hash in hexadecimal.
-    """
+    """Size and hash (hexadecimal) of a file of the directory."""
 
     bytes: int
     sha256: str
@@ -123,15 +118,12 @@ class Manifest:
     @property
     def template_size(self) -> int:
         """Side of the template crop in pixels."""
-        return self._side(self.template)
+        return self.template.shape[1]
 
     @property
     def search_size(self) -> int:
         """Side of the search crop in pixels."""
-        return self._side(self.search)
-
-    def _side(self, spec: TensorSpec) -> int:
-        return spec.shape[0] if self.input_format == UINT8_BGR else spec.shape[1]
+        return self.search.shape[1]
 
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` into ``folder``."""
@@ -141,8 +133,7 @@ class Manifest:
 
 def file_entry(path: Path) -> FileEntry:
     """Size and hash of a file, read once."""
-    digest = hashlib.sha256()
-    size = 0
+    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
@@ -183,7 +174,8 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
     if content.get("version") != VERSION:
         raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
     try:
-        manifest = _parse(content)
+        # What is missing and has no default is an error of the class itself.
+        manifest = Manifest(**{name: read(content[name]) for name, read in _READ.items() if name in content})
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
@@ -208,50 +200,40 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     return path
 
 
-def _parse(content: Dict[str, Any]) -> Manifest:
-    files = {str(name): FileEntry(int(f["bytes"]), str(f["sha256"])) for name, f in content["files"].items()}
-    for name in files:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+def _files(content: Dict[str, Any]) -> Dict[str, FileEntry]:
+    for name in content:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
             raise ValueError(f"file name {name!r}")
     for needed in ("template.onnx", "search.onnx"):
-        if needed not in files:
-            raise KeyError(needed)
-    if content["input_format"] not in (UINT8_BGR, FLOAT_RGB):
-        raise ValueError(f"input format {content['input_format']!r}")
-    return Manifest(
-        variant=str(content["variant"]),
-        precision=str(content["precision"]),
-        target=str(content["target"]),
-        opset=int(content["opset"]),
-        max_batch=_within(int(content["max_batch"]), 1, 1024, "max_batch"),
-        input_format=content["input_format"],
-        template=_tensor(content["template"]),
-        search=_tensor(content["search"]),
-        state=tuple(_tensor(t) for t in content["state"]),
-        output=_tensor(content["output"]),
-        template_factor=float(content["template_factor"]),
-        search_factor=float(content["search_factor"]),
-        mean=_floats(content["mean"]),
-        std=_floats(content["std"]),
-        files=files,
-        provenance=dict(content.get("provenance", {})),
-        verification=dict(content.get("verification", {})),
-        engines=dict(content.get("engines", {})),
-    )
+        content[needed]
+    return {name: FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content.items()}
+
+
+def _count(value: Any, most: int = 1024) -> int:
+    if not 1 <= int(value) <= most:
+        raise ValueError(f"{value} is not in 1..{most}")
+    return int(value)
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    return lambda value: choices[choices.index(value)]
 
 
 def _tensor(content: Dict[str, Any]) -> TensorSpec:
-    shape: List[int] = [_within(int(n), 1, 1 << 20, "shape") for n in content["shape"]]
-    if content["dtype"] not in ("uint8", "float16", "float32"):
-        raise ValueError(f"dtype {content['dtype']!r}")
-    return TensorSpec(str(content["name"]), content["dtype"], tuple(shape))
+    dtype = _one_of("uint8", "float16", "float32")(content["dtype"])
+    return TensorSpec(str(content["name"]), dtype, tuple(_count(size, 1 << 20) for size in content["shape"]))
 
 
-def _within(value: int, low: int, high: int, name: str) -> int:
-    if not low <= value <= high:
-        raise ValueError(f"{name} {value}")
-    return value
-
-
-def _floats(values: Any) -> Tuple[float, ...]:
-    return tuple(float(v) for v in values)
+#: How each field of the manifest is read.
+_READ: Dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("variant", "precision", "target"), str),
+    "opset": int,
+    "max_batch": _count,
+    "input_format": _one_of(UINT8_BGR, FLOAT_RGB),
+    **dict.fromkeys(("template", "search", "output"), _tensor),
+    "state": lambda specs: tuple(map(_tensor, specs)),
+    **dict.fromkeys(("template_factor", "search_factor"), float),
+    **dict.fromkeys(("mean", "std"), lambda values: tuple(map(float, values))),
+    "files": _files,
+    **dict.fromkeys(("provenance", "verification", "engines"), dict),
+}

@@ -36,10 +36,8 @@ class Variant:
     Attributes:
         name: ``"T"``, ``"S"`` or ``"B"`` for the published models.
         depths: encoder blocks in each of the three stages.
-        template_size: side of the square template crop, in pixels.
-        search_size: side of the square search crop, in pixels.
-        template_factor: side of the template crop in frame pixels over ``sqrt(w * h)`` of the box.
-        search_factor: the same for the search crop.
+        template_size, search_size: sides of the square crops, in pixels.
+        template_factor, search_factor: sides of the crops in frame pixels over ``sqrt(w * h)`` of the box.
         etm_stages: stages whose search stream is modulated by the template (ETM).
         etm_interaction: ``"dtm"`` (dynamic template modulation) or ``"mhca"`` (multi-head
             cross-attention over the prototypes, Table 5a).
@@ -89,9 +87,7 @@ class Variant:
                 shapes[f"etm{stage}_prototypes"] = (prototypes, width)
         tokens = (self.template_size // 16) ** 2
         kv = (self.attention_heads, tokens, self.attention_head_dim)
-        shapes["keys"] = kv
-        shapes["values"] = kv
-        return shapes
+        return {**shapes, "keys": kv, "values": kv}
 
     def with_(self, **changes: Any) -> Variant:
         """Returns a copy with some fields changed (for ablations)."""
@@ -106,12 +102,7 @@ VARIANTS: Dict[str, Variant] = {
 
 
 def get_variant(name: str) -> Variant:
-    """Returns the published variant called ``name`` (case does not matter).
-
-    Raises:
-        UsageError: there is no such variant.
-    """
-    try:
-        return VARIANTS[name.upper()]
-    except KeyError:
-        raise UsageError(f"unknown variant {name!r}: choose one of {', '.join(VARIANTS)}") from None
+    """Returns the published variant called ``name`` (case does not matter); raises ``UsageError`` if there is none."""
+    if name.upper() not in VARIANTS:
+        raise UsageError(f"unknown variant {name!r}: choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name.upper()]

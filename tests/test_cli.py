@@ -30,6 +30,9 @@ def parsed(arguments: List[str]) -> object:
 def test_negative_numbers_are_values() -> None:
     arguments = parsed(["--box", "-5,-2.5,40,60", "--clip", "a.mp4"])
     assert cli.box_argument(arguments.box) == [-5, -2.5, 40, 60]  # type: ignore[attr-defined]
+    for text in ("1,2,3", "a,b,c,d", ""):
+        with pytest.raises(UsageError, match="--box takes x,y,w,h in pixels"):
+            cli.box_argument(text)
 
 
 def test_defaults_mean_the_same_everywhere() -> None:
@@ -71,28 +74,6 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert words in error and "asymtrack-x --help" in error and len(error.splitlines()) == 1
 
 
-@pytest.mark.parametrize("text", ["1,2,3", "a,b,c,d", ""])
-def test_a_box_is_four_numbers(text: str) -> None:
-    with pytest.raises(UsageError, match="--box takes x,y,w,h in pixels"):
-        cli.box_argument(text)
-
-
-def test_the_bundled_models_have_no_engines_to_build(capsys: pytest.CaptureFixture[str]) -> None:
-    from asymtrack_edge.runtime.commands.build import main
-
-    assert main(["t"]) == 2
-    assert "asymtrack-export --variant T --target orin" in capsys.readouterr().err
-
-
-def test_training_without_data_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    from asymtrack_edge.training.command import main
-
-    with pytest.raises(SystemExit) as ended:
-        main([])
-    error = capsys.readouterr().err
-    assert ended.value.code == 2 and len(error.splitlines()) == 1 and "--data" in error
-
-
 def test_only_one_line_says_that_a_camera_is_missing() -> None:
     program = "import sys; from asymtrack_edge.runtime.commands.track import main; sys.exit(main(sys.argv[1:]))"
     for source in ("99", "rtsp://127.0.0.1:9/x"):
@@ -111,17 +92,22 @@ def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("typed", "words"), [("trakc", "did you mean track?"), ("xyz", "choose among export, build, check, track")]
+    ("arguments", "words"),
+    [
+        (["trakc"], "there is no command 'trakc': did you mean track?"),
+        (["xyz"], "choose among export, build, check, track"),
+        (["export", "--variant", "X"], "unknown variant 'X'"),
+        (["build", "t"], "asymtrack-export --variant T --target orin"),
+        (["train"], "--data"),
+    ],
 )
-def test_a_mistyped_command(typed: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main([typed]) == 2
+def test_mistakes_in_commands(arguments: List[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = commands.main(arguments)
+    except SystemExit as ended:
+        code = ended.code  # type: ignore[assignment]
     error = capsys.readouterr().err
-    assert f"there is no command {typed!r}" in error and words in error and len(error.splitlines()) == 1
-
-
-def test_asymtrack_runs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["export", "--variant", "X"]) == 2
-    assert "unknown variant 'X'" in capsys.readouterr().err
+    assert code == 2 and words in error and len(error.splitlines()) == 1
 
 
 def test_entry_points_are_the_commands() -> None:

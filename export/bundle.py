@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights
+from asymtrack_edge.checkpoints import load_model, open_checkpoint, save_weights
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
+from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, file_entry
 from asymtrack_edge.variants import get_variant
 
@@ -39,29 +40,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return cli.run(_main, parser.parse_args(argv))
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _main(arguments: argparse.Namespace) -> None:
     variant = get_variant(arguments.variant)
-    card = _card(arguments.card, arguments.checkpoint)
-    file = arguments.output / f"{variant.name}.safetensors"
-    save_weights(file, load_weights(arguments.checkpoint, variant), {"variant": variant.name, "card": card})
-    provenance = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
-    # A free batch axis, for programs of others that take several targets as one batch.
-    options = ExportOptions(max_batch=64, half_storage=True)
-    manifest = Export(load_model(file, variant), options, provenance).run(arguments.output / variant.name)
-    (arguments.output / f"{variant.name}.md").write_text(render(variant.name, card, manifest), encoding="utf-8")
-    print(f"bundled {file} and {arguments.output / variant.name}")
-    return 0
-
-
-def _card(given: Optional[Path], checkpoint: Path) -> Dict[str, Any]:
-    text = open_checkpoint(checkpoint).metadata.get("card") if given is None else given.read_text(encoding="utf-8")
+    checkpoint = open_checkpoint(arguments.checkpoint)
+    text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata.get("card")
     if text is None:
-        raise UsageError(f"{checkpoint} holds no card: give one with --card")
+        raise UsageError(f"{arguments.checkpoint} holds no card: give one with --card")
     try:
         card: Dict[str, Any] = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{given or checkpoint} is not valid JSON: {error}") from None
-    return card
+        raise UsageError(f"{arguments.card or arguments.checkpoint} is not valid JSON: {error}") from None
+    file = arguments.output / f"{variant.name}.safetensors"
+    save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
+    weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
+    # A free batch axis, for programs of others that take several targets as one batch.
+    options = ExportOptions(max_batch=64, half_storage=True)
+    manifest = Export(load_model(file, variant), options, weights).run(arguments.output / variant.name)
+    write_text(arguments.output / f"{variant.name}.md", render(variant.name, card, manifest))
+    print(f"bundled {file} and {arguments.output / variant.name}")
 
 
 def render(name: str, card: Dict[str, Any], manifest: Manifest) -> str:

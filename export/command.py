@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, UINT8_BGR, Manifest, file_entry
+from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, UINT8_BGR, file_entry
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import Variant, get_variant
 
@@ -22,8 +22,8 @@ asymtrack-export --checkpoint run.pth --weights raw
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point; see ``--help``."""
     parser = cli.parser(
         "asymtrack-export",
         "Fold and split a trained AsymTrack, write it as ONNX, verify it, and build engines.",
@@ -68,12 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-engine", action="store_true", help="write ONNX only")
     cli.add_clip(parser)
     cli.add_json(parser)
-    return parser
-
-
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Entry point; see ``--help``."""
-    return cli.run(_main, make_parser().parse_args(argv))
+    return cli.run(_main, parser.parse_args(argv))
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -95,50 +90,22 @@ def _main(arguments: argparse.Namespace) -> int:
         max_batch=(16 if arguments.triton else 1) if arguments.batch is None else arguments.batch,
         input_format=arguments.input,
     )
-    name = f"asymtrack-{variant.name.lower()}-{options.precision}"
-    if options.platform != "onnx":
-        name += f"-{options.platform}"
-    output = arguments.output or Path("exports") / name
+    suffix = "" if options.platform == "onnx" else f"-{options.platform}"
+    output = arguments.output or Path("exports") / f"asymtrack-{variant.name.lower()}-{options.precision}{suffix}"
 
     def say(line: str) -> None:
         if arguments.json != "-":
             print(line, flush=True)
 
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
-    model, provenance = _load(arguments, variant, say)
-    manifest = Export(model, options, provenance, clip).run(output, not arguments.no_engine, say)
+    model, weights = _load(arguments, variant, say)
+    manifest = Export(model, options, weights, clip).run(output, not arguments.no_engine, say)
     if arguments.triton:
         from asymtrack_edge.export.triton import write_repository
 
         version = write_repository(output, manifest, arguments.triton)
         say(f"version {version} in the Triton model repository {arguments.triton}")
     cli.write_json(arguments.json, json.loads((output / FILE_NAME).read_text(encoding="utf-8")))
-    _summarise(manifest, output, say)
-    return 0
-
-
-def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], None]) -> Tuple[Any, Dict[str, Any]]:
-    """The trained model and where it came from."""
-    if arguments.random_weights is not None:
-        import torch
-
-        from asymtrack_edge.network import AsymTrack
-
-        torch.manual_seed(arguments.random_weights)
-        return AsymTrack(variant).eval(), {"weights": f"random, seed {arguments.random_weights}"}
-    from asymtrack_edge.checkpoints import load_model, open_checkpoint
-
-    if arguments.checkpoint is None:
-        return load_model(None, variant), {"weights": f"bundled {variant.name}"}
-    checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
-    if checkpoint.choice:
-        say(checkpoint.choice)
-    digest = file_entry(arguments.checkpoint).sha256
-    provenance = {"weights": arguments.checkpoint.name, "weights_sha256": digest, "weights_taken": checkpoint.taken}
-    return checkpoint.model(variant), provenance
-
-
-def _summarise(manifest: Manifest, output: Path, say: Callable[[str], None]) -> None:
     size, checked = manifest.provenance, manifest.verification
     say(
         f"{size['parameters'] / 1e6:.2f} M parameters; multiply-adds: {size['search_multiply_adds'] / 1e9:.3f} G per "
@@ -151,6 +118,28 @@ def _summarise(manifest: Manifest, output: Path, say: Callable[[str], None]) -> 
     )
     for name, entry in sorted(manifest.files.items()):
         say(f"  {output / name}  {entry.bytes / 1e6:.1f} MB")
+    return 0
+
+
+def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], None]) -> Tuple[Any, Dict[str, Any]]:
+    """The trained model and where it came from."""
+    from asymtrack_edge.checkpoints import load_model, open_checkpoint
+
+    if arguments.random_weights is not None:
+        import torch
+
+        from asymtrack_edge.network import AsymTrack
+
+        torch.manual_seed(arguments.random_weights)
+        return AsymTrack(variant).eval(), {"weights": f"random, seed {arguments.random_weights}"}
+    if arguments.checkpoint is None:
+        return load_model(None, variant), {"weights": f"bundled {variant.name}"}
+    checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
+    if checkpoint.choice:
+        say(checkpoint.choice)
+    digest = file_entry(arguments.checkpoint).sha256
+    weights = {"weights": arguments.checkpoint.name, "weights_sha256": digest, "weights_taken": checkpoint.taken}
+    return checkpoint.model(variant), weights
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ from asymtrack_edge.manifest import BATCH_AXIS
 IR_VERSION = 8
 #: Smaller tensors are not stored in half: they hold constants and biases, and little room.
 _WORTH_HALF = 1024
+#: Operators of these networks, as opsets up to 17 define them, and types that TensorRT 8.5 (JetPack 5) reads as they
+#: are meant. It refuses those that it does not know, and from opset 18 on it reads some differently from what they say
+#: (reductions whose axes are an input reduce everything).
+_TENSORRT8_OPSET = 17
+_TENSORRT8_OPERATORS = (
+    "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
+    "ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze"
+)
+_TENSORRT8_TYPES = ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")
 
 
 def write_onnx(
@@ -49,7 +58,7 @@ def write_onnx(
 
     Raises:
         ExportError: the model that came out is not what was asked for.
-        MissingDependencyError: onnx is absent.
+        MissingDependencyError: onnx or its simplifier is absent.
     """
     try:
         import onnx
@@ -67,33 +76,24 @@ def write_onnx(
             output_names=list(outputs),
             opset_version=opset,
             dynamic_axes=axes,
-            do_constant_folding=True,
             dynamo=False,
         )
-    model = simplify(onnx.load(str(path)))
+    model = _simplified(onnx.load(str(path)))
     # Shapes noted while tracing are not always those of the simplified graph: have them inferred anew.
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
+    model.producer_name = "asymtrack-edge"
     written = {entry.domain: entry.version for entry in model.opset_import}
     if written.get("", written.get("ai.onnx")) != opset:
         raise ExportError(f"asked for opset {opset}, the exporter wrote {written}: use another torch or --opset")
-    names = [value.name for value in model.graph.input], [value.name for value in model.graph.output]
-    if names != (list(inputs), list(outputs)):
-        raise ExportError(f"the exported graph has inputs and outputs {names}, not {list(inputs)} and {list(outputs)}")
     if half_storage:
         _store_as_half(model)
-    model.producer_name = "asymtrack-edge"
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
 
 
-def simplify(model: Any) -> Any:
-    """Folds constants and removes what does nothing, by onnxsim, or onnxslim where it is absent.
-
-    Raises:
-        MissingDependencyError: neither is installed.
-        ExportError: the simplified model differs from the original.
-    """
+def _simplified(model: Any) -> Any:
+    """Folds constants and removes what does nothing, by onnxsim, or onnxslim where it is absent."""
     try:
         import onnxsim
     except ImportError:
@@ -122,6 +122,33 @@ def _store_as_half(model: Any) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+
+
+def unreadable_by_tensorrt8(model: Any) -> List[str]:
+    """What TensorRT 8.5 cannot read in an ``onnx.ModelProto``, or reads wrongly: nodes and inputs, with the reason."""
+    import onnx
+
+    type_name = onnx.TensorProto.DataType.Name
+    newest = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    findings = [f"the model is in opset {newest}: use --opset 16"] if newest > _TENSORRT8_OPSET else []
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dtype = type_name(value.type.tensor_type.elem_type)
+        if value.name not in constants and dtype not in _TENSORRT8_TYPES:
+            findings.append(f"{value.name} is an input of type {dtype}, not of float, half, int or bool")
+    for node in model.graph.node:
+        # The exporter leaves some nodes nameless: their first output identifies them as well.
+        name = f"{node.name or f'-> {node.output[0]}'} ({node.op_type})"
+        types = [type_name(a.i) for a in node.attribute if node.op_type == "Cast" and a.name == "to"]
+        if node.domain not in ("", "ai.onnx"):
+            findings.append(f"{name} is of the domain {node.domain!r}, which it does not know")
+        elif node.op_type in ("LayerNormalization", "Gelu", "GroupNormalization"):
+            findings.append(f"{name} is an operator it does not have: use --opset 16, which spells it out")
+        elif node.op_type not in _TENSORRT8_OPERATORS.split():
+            findings.append(f"{name} is an operator of which it is not known that it is read as it is meant")
+        elif types and types[0] not in _TENSORRT8_TYPES:
+            findings.append(f"{name} casts to {types[0]}, not to float, half, int or bool")
+    return findings
 
 
 class SpelledOutProducts(TorchFunctionMode):

@@ -19,11 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import asymtrack_edge
 from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.fold import fold, to_half
-from asymtrack_edge.export.graph import write_onnx
-from asymtrack_edge.export.lint import require_readable
+from asymtrack_edge.export.graph import unreadable_by_tensorrt8, write_onnx
 from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe, example_inputs, fold_input
-from asymtrack_edge.export.verify import require_passed, verify
+from asymtrack_edge.export.verify import verify
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS
@@ -82,33 +81,21 @@ class Export:
     Args:
         model: trained, in training form; it is not changed.
         options: how to export.
-        provenance: where the weights come from, for the manifest.
+        weights: where the weights come from, for the manifest.
         clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a synthetic clip.
-
-    Attributes:
-        manifest: what is known of the export so far.
     """
 
     def __init__(
         self,
         model: AsymTrack,
         options: Optional[ExportOptions] = None,
-        provenance: Optional[Dict[str, Any]] = None,
+        weights: Optional[Dict[str, Any]] = None,
         clip: Optional[Clip] = None,
     ) -> None:
         self.model = model
-        self.options = options = options or ExportOptions()
+        self.options = options or ExportOptions()
+        self.weights = weights or {}
         self.clip = clip
-        opset, input_format = PLATFORMS[options.platform]
-        self.manifest = describe(
-            model.variant,
-            options.precision,
-            options.platform,
-            options.opset or opset,
-            options.max_batch,
-            options.input_format or input_format,
-        )
-        self._weights = provenance or {}
 
     def run(self, output: Path, engines: bool = False, report: Callable[[str], None] = print) -> Manifest:
         """Exports to the directory ``output``, replacing it only if all went well.
@@ -122,15 +109,20 @@ class Export:
         Raises:
             ExportError: the export failed, did not pass its verification, or cannot be written.
         """
+        limits = LIMITS["fp16" if self.options.half_storage else self.options.precision]
         with replaced_directory(output) as folder:
-            self.write(folder)
-            self.verify(folder)
+            manifest = self.write(folder)
+            verification = verify(folder, manifest, self.model, *(self.clip or default_clip()), limits)
+            if self.options.precision == "int8":
+                # Ranges that clip values cannot show on the clip that they were measured on.
+                verification["unseen"] = verify(folder, manifest, self.model, *default_clip(seed=1), limits)
+            manifest = replace(manifest, verification=verification)
             if engines and self.options.platform != "onnx":
                 from asymtrack_edge.runtime.backends.tensorrt.build import engines_or_note
 
-                self.manifest = engines_or_note(folder, self.manifest, output, report=report)
-            self.manifest.save(folder)
-        return self.manifest
+                manifest = engines_or_note(folder, manifest, output, report=report)
+            manifest.save(folder)
+        return manifest
 
     def write(self, folder: Path) -> Manifest:
         """Folds, splits and writes ``template.onnx`` and ``search.onnx`` into an existing directory.
@@ -138,49 +130,47 @@ class Export:
         Returns:
             The manifest, not yet written, with the files' hashes and what made them.
         """
-        options, manifest = self.options, self.manifest
+        import onnx
+
+        options = self.options
+        opset, input_format = PLATFORMS[options.platform]
+        opset, input_format = options.opset or opset, options.input_format or input_format
+        variant, batch = self.model.variant, options.max_batch
+        manifest = describe(variant, options.precision, options.platform, opset, batch, input_format)
         folded = fold(self.model)
-        if options.precision == "fp16":
-            folded = to_half(folded)
-        fold_input(folded, manifest.input_format)
-        dynamic = options.max_batch > 1
-        template, search = example_inputs(manifest, 2 if dynamic else 1)
-        for network, inputs, outputs, name in (
-            (TemplateNetwork(folded, manifest.input_format), template, [s.name for s in manifest.state], TEMPLATE),
-            (SearchNetwork(folded, manifest.input_format), search, [manifest.output.name], SEARCH),
+        provenance = {
+            **model_size(folded),
+            "asymtrack_edge": asymtrack_edge.__version__,
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            **self.weights,
+        }
+        half = options.precision == "fp16"
+        folded = to_half(folded) if half else folded
+        fold_input(folded, input_format)
+        template, search = example_inputs(manifest, min(batch, 2))
+        for name, network, inputs, outputs in (
+            (TEMPLATE, TemplateNetwork(folded, input_format), template, [spec.name for spec in manifest.state]),
+            (SEARCH, SearchNetwork(folded, input_format), search, [manifest.output.name]),
         ):
-            spell_out = options.platform == "rtx" and options.precision == "fp16"
-            path = folder / name
-            write_onnx(network, inputs, outputs, path, manifest.opset, dynamic, options.half_storage, spell_out)
-            if options.platform == "xavier":
-                require_readable(path)
+            spell_out = half and options.platform == "rtx"
+            write_onnx(network, inputs, outputs, folder / name, opset, batch > 1, options.half_storage, spell_out)
+            findings = unreadable_by_tensorrt8(onnx.load(str(folder / name))) if options.platform == "xavier" else []
+            if findings:
+                raise ExportError(
+                    f"TensorRT 8.5 (JetPack 5) cannot read {name}: {'; '.join(findings[:5])}"
+                    + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")
+                )
         if options.precision == "int8":
             quantise(folder, manifest, *(self.clip or default_clip()))
         files = {name: file_entry(folder / name) for name in (TEMPLATE, SEARCH)}
-        self.manifest = replace(
-            manifest, files=files, provenance={**model_size(self.model), **versions(), **self._weights}
-        )
-        return self.manifest
-
-    def verify(self, folder: Path) -> None:
-        """Holds what was written against the trained model, and notes the result in the manifest.
-
-        Raises:
-            ExportError: it differs by more than the precision allows.
-        """
-        limits = LIMITS["fp16" if self.options.half_storage else self.options.precision]
-        report = verify(folder, self.manifest, self.model, *(self.clip or default_clip()), limits=limits)
-        require_passed(report)
-        if self.options.precision == "int8":
-            # Ranges that clip values cannot show on the clip that they were measured on.
-            report["unseen"] = verify(folder, self.manifest, self.model, *default_clip(seed=1), limits=limits)
-            require_passed(report["unseen"])
-        self.manifest = replace(self.manifest, verification=report)
+        return replace(manifest, files=files, provenance=provenance)
 
 
-def model_size(model: AsymTrack) -> Dict[str, Any]:
-    """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a model's networks, folded and split."""
-    folded = fold(model)
+def model_size(folded: AsymTrack) -> Dict[str, Any]:
+    """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a folded model's networks."""
     template, search = example_inputs(describe(folded.variant), 1)
 
     def multiply_adds(network: torch.nn.Module, inputs: Dict[str, torch.Tensor]) -> int:
@@ -192,19 +182,6 @@ def model_size(model: AsymTrack) -> Dict[str, Any]:
         "parameters": sum(p.numel() for p in folded.parameters()),
         "search_multiply_adds": multiply_adds(SearchNetwork(folded, FLOAT_RGB), search),
         "template_multiply_adds": multiply_adds(TemplateNetwork(folded, FLOAT_RGB), template),
-    }
-
-
-def versions() -> Dict[str, Any]:
-    """Versions of what made an export, and when."""
-    import onnx
-
-    return {
-        "asymtrack_edge": asymtrack_edge.__version__,
-        "torch": torch.__version__,
-        "onnx": onnx.__version__,
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
@@ -221,52 +198,40 @@ def replaced_directory(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Under the lock: while another process exchanges the directory, it is neither here nor there.
-        with _lock(output):
-            replaceable = _replaceable(output)
-        if not replaceable:
-            raise ExportError(f"{output} exists and is no model directory: choose another --output")
+        with _lock(output.parent):
+            empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+            # Others have files of that name too: web pages, browser extensions.
+            if not empty and not is_export(output):
+                raise ExportError(f"{output} exists and is no model directory: choose another --output")
         beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror}") from None
+    old = beside.with_name(beside.name + "-old")
     try:
         yield beside
         beside.chmod(0o755)
-        with _lock(output):
-            _exchange(beside, output)
+        with _lock(output.parent):
+            if output.exists():
+                os.rename(output, old)
+            try:
+                os.rename(beside, output)
+            except OSError:
+                if old.exists():
+                    os.rename(old, output)
+                raise
     except OSError as error:
         # What the caller did elsewhere is not this directory's fault.
         elsewhere = error.filename is not None and beside not in (Path(error.filename), *Path(error.filename).parents)
         place = error.filename if elsewhere else output
         raise ExportError(f"cannot write {place}: {error.strerror or error}") from None
     finally:
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _replaceable(output: Path) -> bool:
-    """Whether ``output`` is free, empty, or an export."""
-    if not output.exists():
-        return True
-    # Others have files of that name too: web pages, browser extensions.
-    return output.is_dir() and (is_export(output) or not any(output.iterdir()))
-
-
-def _exchange(new: Path, output: Path) -> None:
-    """Puts ``new`` in ``output``'s place; the old directory is removed afterwards."""
-    old = new.with_name(new.name + "-old")
-    if output.exists():
-        os.rename(output, old)
-    try:
-        os.rename(new, output)
-    except OSError:
-        if old.exists():
-            os.rename(old, output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextmanager
-def _lock(output: Path) -> Iterator[None]:
-    descriptor = os.open(output.parent, os.O_RDONLY)
+def _lock(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -14,7 +14,6 @@ from typing import Any, List, Sequence
 
 import numpy as np
 
-from asymtrack_edge.errors import ExportError
 from asymtrack_edge.export.verify import search_inputs
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import Manifest
@@ -22,7 +21,6 @@ from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 #: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
-
 #: Crops taken from a clip, evenly spread over it.
 MAX_CROPS = 32
 
@@ -35,9 +33,6 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
         manifest: describes them; their input is bytes.
         frames: BGR uint8 frames of a clip to calibrate on.
         box: the target in the first of them.
-
-    Raises:
-        ExportError: nothing could be quantised.
     """
     import onnx
     from onnxruntime import quantization
@@ -50,9 +45,6 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             return next(feeds, None)
 
     path = folder / "search.onnx"
-    chosen = costly_convolutions(onnx.load(str(path)))
-    if not chosen:
-        raise ExportError(f"{path} has no convolution worth quantising: export without --int8")
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)  # the tools advise a pre-processing that simplification has done
@@ -65,7 +57,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_quantize=chosen,
+            nodes_to_quantize=costly_convolutions(onnx.load(str(path))),
             op_types_to_quantize=["Conv"],
         )
     finally:

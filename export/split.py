@@ -16,64 +16,49 @@ from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
-OUTPUT = "prediction"
-IMAGE = "image"
-
-
-class ImageInput(nn.Module):
-    """Turns crops of the given input format into what the stem takes.
-
-    For ``UINT8_BGR`` the mean is subtracted here; scale and channel order are folded into the stem's
-    convolution (``fold_input``). The mean cannot be: the stem pads the normalised image with zeros.
-    """
-
-    mean: Tensor
-
-    def __init__(self, input_format: str, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.uint8 = input_format == UINT8_BGR
-        self.dtype = dtype
-        mean = torch.tensor(IMAGE_MEAN[::-1]).view(3, 1, 1) * 255
-        self.register_buffer("mean", mean.to(dtype))
-
-    def forward(self, image: Tensor) -> Tensor:
-        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to ``(B, 3, S, S)``."""
-        if not self.uint8:
-            return image.to(self.dtype)
-        return image.permute(0, 3, 1, 2).to(self.dtype) - self.mean
-
 
 def fold_input(model: AsymTrack, input_format: str) -> None:
-    """Folds scale and channel order of the input format into the stem, in place."""
+    """Folds scale and channel order of the input format into the stem, in place.
+
+    The mean cannot be folded: the stem pads the normalised image with zeros.
+    """
     if input_format == UINT8_BGR:
         weight = model.backbone.patch_embed.proj.weight
         std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=weight.device).view(1, 3, 1, 1) * 255
         weight.data = (weight.data.float() / std).flip(1).to(weight.dtype).contiguous()
 
 
-class TemplateNetwork(nn.Module):
-    """Template crop to template state, as a tuple in the order of ``Variant.state_shapes``."""
+class _Network(nn.Module):
+    mean: Tensor
 
     def __init__(self, model: AsymTrack, input_format: str) -> None:
         super().__init__()
         self.model = model
-        self.image = ImageInput(input_format, model.backbone.patch_embed.proj.weight.dtype)
+        self.as_bytes = input_format == UINT8_BGR
+        self.dtype = model.backbone.patch_embed.proj.weight.dtype
+        mean = torch.tensor(IMAGE_MEAN[::-1]).view(3, 1, 1) * 255
+        self.register_buffer("mean", mean.to(self.dtype))
+
+    def image(self, image: Tensor) -> Tensor:
+        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to what the stem takes, ``(B, 3, S, S)``."""
+        if not self.as_bytes:
+            return image.to(self.dtype)
+        return image.permute(0, 3, 1, 2).to(self.dtype) - self.mean
+
+
+class TemplateNetwork(_Network):
+    """Template crop to template state, as a tuple in the order of ``Variant.state_shapes``."""
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        """See ``ImageInput`` for the shape of ``image``."""
+        """See ``image`` for the shape."""
         return tuple(self.model.template(self.image(image)).values())
 
 
-class SearchNetwork(nn.Module):
+class SearchNetwork(_Network):
     """Search crop and template state to ``(B, 5)``: cx, cy, w, h in crop units, and the score."""
 
-    def __init__(self, model: AsymTrack, input_format: str) -> None:
-        super().__init__()
-        self.model = model
-        self.image = ImageInput(input_format, model.backbone.patch_embed.proj.weight.dtype)
-
     def forward(self, image: Tensor, *state: Tensor) -> Tensor:
-        """See ``ImageInput`` for the shape of ``image``; the state as the template network gave it."""
+        """See ``image`` for the shape; the state as the template network gave it."""
         named: Dict[str, Tensor] = dict(zip(self.model.variant.state_shapes, state))
         prediction = self.model.search(self.image(image), named)
         score = localisation_score(prediction.score_tl, prediction.score_br)
@@ -101,18 +86,16 @@ def describe(
     max_batch: int = 1,
     input_format: str = FLOAT_RGB,
 ) -> Manifest:
-    """Describes the tensors of an export; files, provenance and verification are left empty.
-
-    In an fp16 export the kernels of ETM stay fp32: they are computed and used there.
-    """
+    """Describes the tensors of an export; files, provenance and verification are left empty."""
 
     def image(size: int) -> TensorSpec:
-        if input_format == UINT8_BGR:
-            return TensorSpec(IMAGE, "uint8", (size, size, 3))
-        return TensorSpec(IMAGE, "float32", (3, size, size))
+        as_bytes = input_format == UINT8_BGR
+        return TensorSpec("image", *(("uint8", (size, size, 3)) if as_bytes else ("float32", (3, size, size))))
 
-    def state_dtype(name: str) -> str:
-        return "float16" if precision == "fp16" and not name.startswith("etm") else "float32"
+    def state(name: str, shape: Tuple[int, ...]) -> TensorSpec:
+        # The kernels of ETM are computed and used in fp32.
+        half = precision == "fp16" and not name.startswith("etm")
+        return TensorSpec(name, "float16" if half else "float32", shape)
 
     return Manifest(
         variant=variant.name,
@@ -123,8 +106,8 @@ def describe(
         input_format=input_format,
         template=image(variant.template_size),
         search=image(variant.search_size),
-        state=tuple(TensorSpec(name, state_dtype(name), shape) for name, shape in variant.state_shapes.items()),
-        output=TensorSpec(OUTPUT, "float32", (5,)),
+        state=tuple(state(name, shape) for name, shape in variant.state_shapes.items()),
+        output=TensorSpec("prediction", "float32", (5,)),
         template_factor=variant.template_factor,
         search_factor=variant.search_factor,
         mean=IMAGE_MEAN,

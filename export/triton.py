@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List
 
 from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.pipeline import replaced_directory
@@ -89,40 +89,31 @@ def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan
     outputs = (manifest.output,) if search else manifest.state
     # An engine of the template network takes one template at a time.
     batch = manifest.max_batch if search or not plan else 1
-    kind = "plan" if plan else "onnx"
+
+    def tensor(spec: TensorSpec) -> str:
+        return f"data_type: {_TYPES[spec.dtype]} dims: {list(spec.shape)}"
+
+    zeros = " ".join(f'inputs {{ key: "{i.name}" value {{ {tensor(i)} zero_data: true }} }}' for i in inputs)
     lines = [
         f'name: "{network_name(manifest, network)}"',
         f'platform: "{"tensorrt_plan" if plan else "onnxruntime_onnx"}"',
         f'backend: "{"tensorrt" if plan else "onnxruntime"}"',
-        f'default_model_filename: "model.{kind}"',
+        f'default_model_filename: "model.{"plan" if plan else "onnx"}"',
         f"max_batch_size: {batch}",
-        *(f"input {{ {_tensor(spec)} }}" for spec in inputs),
-        *(f"output {{ {_tensor(spec)} }}" for spec in outputs),
+        *(f'input {{ name: "{spec.name}" {tensor(spec)} }}' for spec in inputs),
+        *(f'output {{ name: "{spec.name}" {tensor(spec)} }}' for spec in outputs),
         f"version_policy {{ latest {{ num_versions: {SERVED_VERSIONS} }} }}",
         f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}",
         "# Two runs of the search network overlap their copies.",
         f"instance_group {{ count: {2 if search else 1} kind: {'KIND_GPU' if plan else 'KIND_AUTO'} }}",
         "# The first run of a network takes seconds on a GPU: it is done before any client's.",
-        *(_warmup(size, inputs) for size in sorted({1, batch})),
+        *(f'model_warmup {{ name: "batch of {n}" batch_size: {n} {zeros} }}' for n in sorted({1, batch})),
         *(
             f'parameters {{ key: "{HASH_PARAMETER}{n}" value {{ string_value: "{networks_hash(m)}" }} }}'
             for n, m in sorted(versions.items())[-SERVED_VERSIONS:]
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _tensor(spec: TensorSpec) -> str:
-    return f'name: "{spec.name}" {_type(spec)}'
-
-
-def _type(spec: TensorSpec) -> str:
-    return f"data_type: {_TYPES[spec.dtype]} dims: {list(spec.shape)}"
-
-
-def _warmup(batch: int, inputs: Tuple[TensorSpec, ...]) -> str:
-    zeros = " ".join(f'inputs {{ key: "{i.name}" value {{ {_type(i)} zero_data: true }} }}' for i in inputs)
-    return f'model_warmup {{ name: "batch of {batch}" batch_size: {batch} {zeros} }}'
 
 
 def _interface(manifest: Manifest) -> List[object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, Sequence, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -15,19 +15,14 @@ from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.agreement import LIMITS, SEGMENT, Limits, compare, figures, within
-from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.agreement import SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.runtime.backends.host import HostBackend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.tracker import Tracker
 
 
 class TorchBackend(HostBackend):
-    """Runs an ``AsymTrack``, in whatever form, in eager PyTorch.
-
-    Args:
-        model: on the CPU, in training or folded form, fp32; switched to eval mode.
-    """
+    """Runs an ``AsymTrack`` on the CPU, in training or folded form, in eager PyTorch; switches it to eval mode."""
 
     def __init__(self, model: AsymTrack) -> None:
         super().__init__(describe(model.variant, max_batch=64), "torch cpu")
@@ -48,14 +43,9 @@ class TorchBackend(HostBackend):
 
 
 def verify(
-    folder: Path,
-    manifest: Manifest,
-    model: AsymTrack,
-    frames: Sequence[np.ndarray],
-    box: Box,
-    limits: Optional[Limits] = None,
+    folder: Path, manifest: Manifest, model: AsymTrack, frames: Sequence[np.ndarray], box: Box, limits: Limits
 ) -> Dict[str, Any]:
-    """Compares the ONNX models in ``folder`` with the fp32 PyTorch model in training form.
+    """Holds the ONNX models in ``folder`` against the fp32 PyTorch model in training form.
 
     Args:
         folder: holds the models; the manifest need not be written yet.
@@ -63,56 +53,40 @@ def verify(
         model: the trained model, neither folded nor split.
         frames: BGR uint8 frames of one clip.
         box: the target in the first of them.
-        limits: None for those of the manifest's precision.
+        limits: how far they may differ.
 
     Returns:
-        What was compared and measured, with ``"passed"``; for the manifest.
+        What was compared and measured, for the manifest.
+
+    Raises:
+        ExportError: they differ by more; gives the figures.
     """
     reference = TorchBackend(model)
     exported = OnnxRuntimeBackend(folder, manifest)
     report: Dict[str, Any] = {"frames": len(frames), "track_length": SEGMENT, "runtime": exported.description}
-    report["state_difference"] = _compare_state(reference, exported, frames[0], box)
-    report.update(compare(reference, exported, frames, box))
+    for backend in (reference, exported):
+        backend.template(frames[0], crop_window(box, manifest.template_factor))
+    report["state_difference"] = {
+        name: float(np.abs(exported.state[name][0] - wanted[0]).max() / np.abs(wanted[0]).max())
+        for name, wanted in reference.state.items()
+    }
+    report.update(compare(reference, exported, frames, box), limits=asdict(limits))
     if manifest.precision == "fp16":
-        report["largest_half"], report["largest_half_tensor"] = _largest_half(exported, folder, frames, box)
-    limits = limits or LIMITS[manifest.precision]
-    report["limits"] = asdict(limits)
+        searched = largest_half_value(folder / "search.onnx", search_inputs(exported, frames, box, every=6))
+        once = largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]])
+        report["largest_half"], report["largest_half_tensor"] = max(searched, once)
     report["passed"] = within(report, limits)
-    return report
-
-
-def require_passed(report: Dict[str, Any]) -> None:
-    """Raises ``ExportError`` with the figures if a verification failed."""
+    if report.get("largest_half", 0.0) > limits.largest_half:
+        raise ExportError(
+            f"fp16 cannot hold this model's numbers: {report['largest_half_tensor']} reaches "
+            f"{report['largest_half']:.3g} (limit {limits.largest_half:g}); nothing was replaced. Try without --fp16"
+        )
     if not report["passed"]:
-        limits = report["limits"]
-        if report.get("largest_half", 0.0) > limits["largest_half"]:
-            raise ExportError(
-                f"fp16 cannot hold this model's numbers: {report['largest_half_tensor']} reaches "
-                f"{report['largest_half']:.3g} (limit {limits['largest_half']:g}); nothing was replaced. "
-                "Try without --fp16"
-            )
         raise ExportError(
             f"the exported model does not equal the trained one: {figures(report)}; nothing was replaced. "
             "Try without --fp16 or --int8"
         )
-
-
-def _compare_state(reference: Backend, exported: Backend, frame: np.ndarray, box: Box) -> Dict[str, float]:
-    """Largest difference of each state tensor, over the tensor's largest value."""
-    window = crop_window(box, reference.manifest.template_factor)
-    reference.template(frame, window)
-    exported.template(frame, window)
-    difference = {}
-    for name, wanted in reference.state.items():  # type: ignore[attr-defined]
-        got = exported.state[name].astype(np.float32)  # type: ignore[attr-defined]
-        difference[name] = float(np.abs(got[0] - wanted[0]).max() / np.abs(wanted[0]).max())
-    return difference
-
-
-def _largest_half(exported: HostBackend, folder: Path, frames: Sequence[np.ndarray], box: Box) -> Tuple[float, str]:
-    """See ``largest_half_value``; of both networks, over every sixth frame."""
-    search = largest_half_value(folder / "search.onnx", search_inputs(exported, frames, box, 6))
-    return max(largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]]), search)
+    return report
 
 
 def search_inputs(
@@ -128,14 +102,10 @@ def search_inputs(
 
 
 def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:
-    """The largest magnitude that an fp16 tensor of a model takes, and the tensor's name.
+    """The largest magnitude that an fp16 tensor of a model takes for ``feeds``, and the tensor's name.
 
     A CPU computes an fp16 graph in fp32 and rounds where somebody looks, so that tracks which agree on a CPU say
     nothing about overflow on a GPU. Here somebody looks everywhere: every fp16 tensor becomes an output.
-
-    Args:
-        model: ONNX file.
-        feeds: its inputs, once or several times.
 
     Returns:
         Infinity where a value does not fit or is no number; 0 and an empty name if nothing is fp16.
@@ -143,19 +113,16 @@ def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> T
     import onnx
 
     opened = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
-    already = {value.name for value in opened.graph.output}
-    inside = [v for v in opened.graph.value_info if v.name not in already]
-    half = onnx.TensorProto.FLOAT16
-    opened.graph.output.extend(v for v in inside if v.type.tensor_type.elem_type == half)
-    names = [v.name for v in opened.graph.output if v.type.tensor_type.elem_type == half]
-    if not names:
-        return 0.0, ""
+    outputs, half = opened.graph.output, onnx.TensorProto.FLOAT16
+    already = {value.name for value in outputs}
+    outputs.extend(value for value in opened.graph.value_info if value.name not in already)
+    names = [value.name for value in outputs if value.type.tensor_type.elem_type == half]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
     largest = (0.0, "")
     for feed in feeds:
-        for name, values in zip(names, session.run(names, feed)):
+        for name, values in zip(names, session.run(names, feed) if names else ()):
             magnitude = float(np.abs(values.astype(np.float32)).max(initial=0))
             largest = max(largest, (magnitude if np.isfinite(magnitude) else np.inf, name))
     return largest

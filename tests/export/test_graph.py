@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Dict
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper
 
-from asymtrack_edge.errors import UsageError
-from asymtrack_edge.export.graph import IR_VERSION
+from asymtrack_edge.errors import ExportError
+from asymtrack_edge.export.graph import IR_VERSION, unreadable_by_tensorrt8
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.quantise import costly_convolutions
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest
+from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model
@@ -41,22 +43,52 @@ def crops(manifest: Manifest, batch: int) -> Dict[str, np.ndarray]:
     return {k: r.randint(0, 256, (batch, *shape)).astype(np.uint8) for k, shape in shapes.items()}
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("target", ["onnx", "xavier", "orin"])
-def test_versions_and_operators(target: str, tmp_path: Path) -> None:
-    manifest = Export(filled_model(SMALL), ExportOptions(platform=target)).write(tmp_path)
+def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> None:
+    manifest = Export(filled_model(SMALL), ExportOptions(precision, target, max_batch=8)).write(tmp_path)
     for name in ("template.onnx", "search.onnx"):
         model = onnx.load(str(tmp_path / name))
         assert model.ir_version == IR_VERSION == 8
         assert [(e.domain, e.version) for e in model.opset_import] == [("", manifest.opset)]
-        used = {node.op_type for node in model.graph.node}
-        if target == "xavier":
-            assert manifest.opset == 16
-            assert not used & {"LayerNormalization", "Gelu", "GroupNormalization"}
-            assert all(len(n.input) == 1 for n in model.graph.node if n.op_type == "ReduceMean")
-        else:
-            assert manifest.opset == 17 and "LayerNormalization" in used
+        assert manifest.opset == (16 if target == "xavier" else 17)
+        assert (unreadable_by_tensorrt8(model) == []) == (target == "xavier")
     kernels = [list(i.dims) for i in onnx.load(str(tmp_path / "search.onnx")).graph.initializer]
     assert [128, 128, 3, 3] in kernels, "OPE of stage 3 is not one convolution"
+
+
+def one_node(
+    operator: str, inputs: Tuple[str, ...] = ("x",), opset: int = 16, dtype: int = TensorProto.FLOAT, domain: str = "",
+    **attributes: Any,
+) -> onnx.ModelProto:  # fmt: skip
+    """A model of one node called ``culprit``."""
+    node = helper.make_node(operator, list(inputs), ["y"], "culprit", domain=domain, **attributes)
+    values = [helper.make_tensor_value_info(name, dtype, [1, 4, 4]) for name in inputs]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "g", values, [output])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (one_node("LayerNormalization", ("x", "s"), 17), "culprit (LayerNormalization) is .*use --opset 16"),
+        (one_node("Gelu", opset=17), "culprit (Gelu) is .*use --opset 16"),
+        (one_node("Einsum", ("x", "z"), equation="...ij,...jk->...ik"), "culprit (Einsum) .*not known"),
+        (one_node("Cast", to=TensorProto.DOUBLE), "culprit (Cast) casts to DOUBLE"),
+        (one_node("FusedThing", domain="com.example"), "domain 'com.example'"),
+        (one_node("Relu", opset=18), "the model is in opset 18"),
+        (one_node("Relu", dtype=TensorProto.UINT8), "x is an input of type UINT8"),
+    ],
+)
+def test_what_tensorrt8_cannot_read_is_named(model: onnx.ModelProto, words: str) -> None:
+    (finding,) = unreadable_by_tensorrt8(model)
+    assert re.search(words.replace("(", r"\(").replace(")", r"\)"), finding)
+
+
+def test_a_newer_opset_is_refused_for_xavier(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"cannot read template\.onnx: .*LayerNormalization.*more"):
+        Export(filled_model(SMALL), ExportOptions(platform="xavier", opset=17)).write(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +158,3 @@ def test_products_are_spelled_out_for_turing(tmp_path: Path) -> None:
         predictions.append(predict(tmp_path, manifest, made["template"], made["search"]))
     # fp16 rounds what follows; the limits of an fp16 export are the measure.
     np.testing.assert_allclose(predictions[0], predictions[1], atol=2e-3)
-
-
-@pytest.mark.parametrize("options", [{"platform": "orin"}, {"input_format": FLOAT_RGB}])
-def test_int8_is_for_cpus(options: Dict[str, str]) -> None:
-    with pytest.raises(UsageError, match="int8"):
-        ExportOptions("int8", **options)  # type: ignore[arg-type]

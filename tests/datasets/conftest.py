@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.datasets.miniature import drift, rows, write_frames
+from tests.datasets.miniature import drift, save, write_frames
 
 
 @pytest.fixture
-def folder_set(tmp_path) -> Path:
+def folder_set(tmp_path):
     """Three sequences a, b, c of 6, 5 and 4 frames in GOT-10k's layout; the frames of b are black.
 
     A box that moves by a pixel a frame follows a and b exactly, and c not at all well.
@@ -18,5 +16,5 @@ def folder_set(tmp_path) -> Path:
     root = tmp_path / "set"
     for name, count, value, step in (("a", 6, 90, 1), ("b", 5, 0, 1), ("c", 4, 90, -3)):
         write_frames(root / name, count, value=value)
-        (root / name / "groundtruth.txt").write_text(rows(drift(count, x=12, step=step)))
+        save(root / name / "groundtruth.txt", drift(count, x=12, step=step))
     return root

@@ -27,33 +27,32 @@ class FailsOnBlack(Still):
 
     def update(self, frame):
         if not frame.any():
-            raise ZeroDivisionError("nothing to see")
+            self.fail()
         return super().update(frame)
 
-
-class DiesOnBlack(Still):
-    """Ends its process where a frame is black, as a crash in native code would."""
-
-    def update(self, frame):
-        if not frame.any():
-            os._exit(7)
-        return super().update(frame)
+    def fail(self):
+        raise ZeroDivisionError("nothing to see")
 
 
-class DiesOnce(Still):
-    """Ends its process where a frame is black, the first time; the file named by DIES_ONCE remembers."""
+class DiesOnBlack(FailsOnBlack):
+    """Ends its process, as a crash in native code would."""
 
-    def update(self, frame):
-        if not frame.any() and not Path(os.environ["DIES_ONCE"]).exists():
+    def fail(self):
+        os._exit(7)
+
+
+class DiesOnce(FailsOnBlack):
+    """Ends its process the first time; the file named by DIES_ONCE remembers."""
+
+    def fail(self):
+        if not Path(os.environ["DIES_ONCE"]).exists():
             Path(os.environ["DIES_ONCE"]).touch()
             os._exit(7)
-        return super().update(frame)
 
 
-class NeverReturns(Still):
-    """Does not return where a frame is black."""
+class NeverReturns(FailsOnBlack):
+    """Goes on for ever."""
 
-    def update(self, frame):
-        while not frame.any():
+    def fail(self):
+        while True:
             time.sleep(60)
-        return super().update(frame)

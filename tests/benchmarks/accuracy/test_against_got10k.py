@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.command import main
-from tests.datasets.miniature import rows, write_frames
+from tests.datasets.miniature import rows, save, write_frames
 
 pytest.importorskip("six", reason="got10k's data sets need six, which the package does not declare")
 
@@ -26,11 +26,6 @@ def track(rng, count):
     return truth, boxes.round(3)
 
 
-def save(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
 def ours(name, root, results, tmp_path):
     report = tmp_path / "report.json"
     assert main([name, str(root), "--results", str(results), "--json", str(report)]) == 0
@@ -46,12 +41,12 @@ def test_got10k_val(tmp_path, rng):
         folder = tmp_path / "val" / name
         truth, boxes = track(rng, count)
         write_frames(folder, count)
-        save(folder / "groundtruth.txt", rows(truth))
+        save(folder / "groundtruth.txt", truth)
         for label in ("cover", "absence", "cut_by_image"):
-            save(folder / f"{label}.label", rows(rng.integers(0, 9, (count, 1))))
+            save(folder / f"{label}.label", rng.integers(0, 9, (count, 1)))
         save(folder / "meta_info.ini", "[METAINFO]\nresolution: (32, 24)\n")
-        save(results / name / f"{name}_001.txt", rows(boxes))
-        save(results / name / f"{name}_time.txt", rows(rng.uniform(0.01, 0.1, (count, 1))))
+        save(results / name / f"{name}_001.txt", boxes)
+        save(results / name / f"{name}_time.txt", rng.uniform(0.01, 0.1, (count, 1)))
     save(tmp_path / "val" / "list.txt", "\n".join(names))
     experiment = ExperimentGOT10k(str(tmp_path), "val", str(tmp_path / "results"), str(tmp_path / "reports"))
     theirs = experiment.report(["x"])["x"]["overall"]
@@ -72,7 +67,7 @@ def test_otb(tmp_path, rng):
         for target in targets:
             truth, boxes = track(rng, min(images, 74))
             save(root / name / f"groundtruth_rect{target}.txt", rows(truth, "\t"))
-            save(results / f"{name}{target}.txt", rows(boxes))
+            save(results / f"{name}{target}.txt", boxes)
     # Not made by its constructor, which downloads the sequences that are not there.
     experiment = ExperimentOTB.__new__(ExperimentOTB)
     experiment.dataset = OTB(str(root), 2015, download=False)
@@ -95,7 +90,7 @@ def test_nfs(tmp_path, rng):
         write_frames(root / name / "30" / name, count, "{:05d}.jpg")
         lines = [f'0 {x} {y} {x + w} {y + h} 1 0 0 1 "b"\n' for x, y, w, h in truth.tolist()]
         save(root / name / "30" / f"{name}.txt", "".join(lines))
-        save(results / f"{name}.txt", rows(boxes))
+        save(results / f"{name}.txt", boxes)
     experiment = ExperimentNfS(str(root), 30, str(tmp_path / "results"), str(tmp_path / "reports"))
     theirs = experiment.report(["x"])["x"]["overall"]
     found = ours("nfs30", root, results, tmp_path)

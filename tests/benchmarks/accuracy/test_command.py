@@ -16,11 +16,8 @@ import pytest
 
 from asymtrack_edge.benchmarks.accuracy import trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.benchmarks.accuracy.executors import local_executor
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
-from asymtrack_edge.datasets import Sequence, open_dataset
-from asymtrack_edge.datasets.sequences import Frames
-from tests.datasets.miniature import drift, rows, write_frames
+from tests.datasets.miniature import drift, rows, save, write_frames
 
 STILL = "python:fake_trackers:Still"
 LABEL = "fake_trackers-Still"
@@ -38,11 +35,9 @@ def output(tmp_path):
 @pytest.fixture
 def results(tmp_path):
     """Results of ``folder_set``: of a and b exact, of c not at all."""
-    folder = tmp_path / "other"
-    folder.mkdir()
     for name, count in (("a", 6), ("b", 5), ("c", 4)):
-        (folder / f"{name}.txt").write_text(rows(drift(count, x=12)))
-    return folder
+        save(tmp_path / "other" / f"{name}.txt", drift(count, x=12))
+    return tmp_path / "other"
 
 
 def test_results_report_and_speed(folder_set, output, tmp_path, capsys):
@@ -96,15 +91,6 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     np.testing.assert_array_equal(np.loadtxt(results / "a.txt", delimiter=","), drift(6, x=12))
 
 
-def test_progress_reports_every_frame_once(folder_set):
-    sequences, _ = open_dataset("folder", folder_set).read()
-    long = Sequence("long", Frames(folder_set / "a", ["00000001.jpg"] * 45), np.full((45, 4), 5.0))
-    counts = []
-    outcomes = list(local_executor(2, TrackerSpec(STILL), [*sequences, long], counts.append))
-    assert sum(counts) == 15 + 45 and max(counts) == 20
-    assert [o.error for o in outcomes] == [None] * 4
-
-
 @pytest.mark.parametrize(
     ("tracker", "jobs", "said"),
     [("FailsOnBlack", 1, "ZeroDivisionError: nothing to see"), ("DiesOnBlack", 2, "process died (exit code 7)")],
@@ -139,44 +125,36 @@ def test_a_tracker_that_never_returns_can_be_ended(folder_set, output, tmp_path)
 def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, capsys):
     write_frames(tmp_path / "otb" / "Jogging" / "img", 3, "{:04d}.jpg")
     write_frames(tmp_path / "otb" / "Tiger1" / "img", 8, "{:04d}.jpg")
-    (tmp_path / "otb" / "Tiger1" / "groundtruth_rect.txt").write_text(rows(drift(8)))
+    save(tmp_path / "otb" / "Tiger1" / "groundtruth_rect.txt", drift(8))
     for target in (1, 2):
-        (tmp_path / "otb" / "Jogging" / f"groundtruth_rect.{target}.txt").write_text(rows(drift(3, x=target)))
-    write_frames(tmp_path / "uav" / "data_seq" / "UAV123" / "Bike1", 3, "{:06d}.jpg")
-    (tmp_path / "uav" / "anno" / "UAV123").mkdir(parents=True)
-    (tmp_path / "uav" / "anno" / "UAV123" / "Bike1.txt").write_text(rows(drift(3)))
-    jogging = {"1": rows(drift(3, x=1)), "2": rows(drift(3, x=2), "\t")}
+        save(tmp_path / "otb" / "Jogging" / f"groundtruth_rect.{target}.txt", drift(3, x=target))
+    write_frames(tmp_path / "uav123" / "data_seq" / "UAV123" / "Bike1", 3, "{:06d}.jpg")
+    save(tmp_path / "uav123" / "anno" / "UAV123" / "Bike1.txt", drift(3))
+    jogging = {"1": drift(3, x=1), "2": rows(drift(3, x=2), "\t")}
     for style, dataset, files in (
         ("pysot", "otb", {f"Jogging-{k}": v for k, v in jogging.items()}),
         ("pytracking_000", "otb", {f"Jogging_{k}": v for k, v in jogging.items()}),
         ("got10k", "otb", {f"Jogging.{k}": v for k, v in jogging.items()}),
-        ("runs/dimp_000", "uav", {"uav_bike1": rows(drift(3)), "uav_bike1_time": "0.1\n" * 3}),
-        ("nested", "uav", {"Bike1/Bike1_001": rows(drift(3))}),
+        ("runs/dimp_000", "uav123", {"uav_bike1": drift(3), "uav_bike1_time": "0.1\n" * 3}),
+        ("nested", "uav123", {"Bike1/Bike1_001": drift(3)}),
     ):
-        for name, text in {**files, "Tiger1": rows(drift(8))}.items():
-            path = tmp_path / style / f"{name}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+        for name, text in {**files, "Tiger1": drift(8)}.items():
+            save(tmp_path / style / f"{name}.txt", text)
         folder = tmp_path / style.split("/")[0]
-        assert evaluate({"uav": "uav123"}.get(dataset, dataset), tmp_path / dataset, "--results", folder) == 0
+        assert evaluate(dataset, tmp_path / dataset, "--results", folder) == 0
         line = next(t for t in capsys.readouterr().out.splitlines() if t.startswith(folder.name))
         # All are perfect: Tiger1's first five frames, which others keep, do not shift its boxes.
         assert line.split()[1:4] == ["3" if dataset == "otb" else "1", "95.24", "100.00"]
 
 
-def lasot(root):
+def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
+    root = tmp_path / "lasot"
     for name, images in (("airplane-1", 4), ("airplane-15", 5), ("bird-2", 4), ("bird-3", 4)):
         folder = root / name.split("-")[0] / name
         write_frames(folder / "img", images)
-        (folder / "groundtruth.txt").write_text(rows(drift(4)))
+        save(folder / "groundtruth.txt", "1,2,3\n" * 4 if name == "bird-3" else drift(4))
         for label in ("full_occlusion", "out_of_view"):
-            (folder / f"{label}.txt").write_text("0,0,0,0")
-    (root / "bird" / "bird-3" / "groundtruth.txt").write_text("1,2,3\n" * 4)
-    return root
-
-
-def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
-    root = lasot(tmp_path / "lasot")
+            save(folder / f"{label}.txt", "0,0,0,0")
     report = tmp_path / "r.json"
     assert evaluate("lasot", root, "--tracker", STILL, "--output", output, "--json", report) == 1
     document = json.loads(report.read_text())
@@ -200,9 +178,9 @@ def test_a_frame_that_is_no_image_costs_its_sequence_alone(folder_set, results, 
 
 
 def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, tmp_path, capsys):
-    (results / "a.txt").write_text(rows(drift(9, x=12)))
+    save(results / "a.txt", drift(9, x=12))
     (results / "b.txt").unlink()
-    (results / "c.txt").write_text(rows(drift(2, x=12)))
+    save(results / "c.txt", drift(2, x=12))
     report = tmp_path / "r.json"
     assert evaluate("folder", folder_set, "--results", results, "--json", report) == 1
     (found,) = json.loads(report.read_text())["trackers"]
@@ -220,10 +198,8 @@ def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, capsy
     (folder_set / "b" / "cover.label").write_text("0\n" * 5)
     assert evaluate("folder", folder_set, "--results", results) == 1
     captured = capsys.readouterr()
-    assert "sequence b: no frame can be scored" in captured.err and captured.out.splitlines()[-1].split()[:2] == [
-        "other",
-        "2",
-    ]
+    assert "sequence b: no frame can be scored" in captured.err
+    assert captured.out.splitlines()[-1].split()[:2] == ["other", "2"]
     assert evaluate("folder", folder_set, "--results", results, "--sequences", "b") == 1
     captured = capsys.readouterr()
     assert "sequence b: no frame can be scored" in captured.err and "withheld" not in captured.out
@@ -243,15 +219,9 @@ def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, capsys
     assert r"s\udce9q" in capsys.readouterr().out and (output / "folder" / LABEL / f"{odd}.txt").is_file()
 
 
-def got10k(root, subset, truth):
-    folder = root / subset / "seq-1"
-    write_frames(folder, 4)
-    (folder / "groundtruth.txt").write_text(rows(truth))
-    (root / subset / "list.txt").write_text("seq-1\n")
-
-
 def test_got10k_submission(tmp_path, output, capsys):
-    got10k(tmp_path, "test", drift(1))
+    write_frames(tmp_path / "test" / "seq-1", 4)
+    save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(1))
     arguments = ("got10k-test", tmp_path, "--tracker", STILL, "--output", output)
     assert evaluate(*arguments) == 0
     text = capsys.readouterr().out
@@ -260,16 +230,14 @@ def test_got10k_submission(tmp_path, output, capsys):
         assert sorted(archive.namelist()) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
         assert archive.read("seq-1/seq-1_001.txt").decode().splitlines()[1] == "5.000,5.000,10.000,8.000"
     (output / "got10k-test" / f"{LABEL}.zip").unlink()
-    with open(tmp_path / "test" / "list.txt", "a") as listing:
-        listing.write("seq-2\n")
+    save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
     assert evaluate(*arguments) == 1 and not list(output.glob("*/*.zip"))
 
 
 def test_trackingnet_submission(tmp_path, output):
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)
-        (tmp_path / "TEST" / "anno").mkdir(exist_ok=True)
-        (tmp_path / "TEST" / "anno" / f"{name}.txt").write_text("4,5,10,8\n")
+        save(tmp_path / "TEST" / "anno" / f"{name}.txt", drift(1))
     assert evaluate("trackingnet", tmp_path, "--tracker", STILL, "--output", output) == 0
     with zipfile.ZipFile(output / "trackingnet" / f"{LABEL}.zip") as archive:
         assert sorted(archive.namelist()) == ["v1.txt", "v2.txt"]
@@ -279,13 +247,10 @@ def test_the_gap_by_attribute(tmp_path, capsys):
     """Two trackers, one of which loses what is occluded: the gap is there and nowhere else."""
     for name, flags in (("Boy", "1,0,0,0,0,0,0,0,0,0,0"), ("Car", "0,0,0,1,0,0,0,0,0,0,1")):
         write_frames(tmp_path / "otb" / name / "img", 4, "{:04d}.jpg")
-        (tmp_path / "otb" / name / "groundtruth_rect.txt").write_text(rows(drift(4)))
-        (tmp_path / "toolkit").mkdir(exist_ok=True)
-        (tmp_path / "toolkit" / f"{name}.txt").write_text(flags)
-        for tracker, lost in (("weak", name == "Car"), ("strong", False)):
-            (tmp_path / tracker).mkdir(exist_ok=True)
-            boxes = [drift(4)[0], *[(25, 20, 2, 2)] * 3] if lost else drift(4)
-            (tmp_path / tracker / f"{name}.txt").write_text(rows(boxes))
+        save(tmp_path / "otb" / name / "groundtruth_rect.txt", drift(4))
+        save(tmp_path / "toolkit" / f"{name}.txt", flags)
+        save(tmp_path / "strong" / f"{name}.txt", drift(4))
+        save(tmp_path / "weak" / f"{name}.txt", [drift(4)[0], *[(25, 20, 2, 2)] * 3] if name == "Car" else drift(4))
     arguments = ("attributes", "otb", tmp_path / "otb", tmp_path / "weak", tmp_path / "strong")
     assert evaluate(*arguments, "--attributes", tmp_path / "toolkit", "--output", tmp_path / "plots") == 0
     text = capsys.readouterr().out
@@ -343,7 +308,7 @@ def test_opencv_baseline_goes_through_the_same_harness(tmp_path, output, capsys)
             frame = noise.copy()
             frame[20:36, 20 + i : 36 + i] = (40, 200, 250)
             cv2.imwrite(str(folder / f"{i:08d}.png"), frame)
-        (folder / "groundtruth.txt").write_text(rows([(x + i, 20, w, 16) for i in range(4)]))
+        save(folder / "groundtruth.txt", [(x + i, 20, w, 16) for i in range(4)])
     report = tmp_path / "r.json"
     options = ("--output", output, "--json", report, "--threads", "1")
     assert evaluate("folder", tmp_path / "set", "--tracker", "opencv:MIL", *options) == 1

@@ -23,11 +23,7 @@ def test_maps_with_ope_are_those_without_and_what_ope_adds():
     search, maps = feature_maps(model, frames, box)
     assert search.shape == (256, 256, 3) and sorted(maps) == [1, 2, 3]
     sizes = [with_ope.shape for _, with_ope in maps.values()]
-    assert sizes == [
-        (64, 64, VARIANTS["T"].widths[0]),
-        (32, 32, VARIANTS["T"].widths[1]),
-        (16, 16, VARIANTS["T"].widths[2]),
-    ]
+    assert sizes == [(side, side, width) for side, width in zip((64, 32, 16), VARIANTS["T"].widths)]
     (ope,) = (block for block in model.backbone.layers[0].blocks if isinstance(block, PerceptionEnhancement))
     without, with_ope = maps[1]  # before it nothing differs
     with torch.inference_mode():

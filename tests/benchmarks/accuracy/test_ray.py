@@ -9,20 +9,18 @@ import pytest
 from asymtrack_edge.benchmarks.accuracy.command import main
 
 
-def test_without_ray_one_line_names_the_extra(folder_set, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize(
+    ("module", "address", "said"),
+    [
+        (None, "local", "error: --ray needs ray, which is not installed: pip install 'asymtrack-edge[ray]'\n"),
+        (object(), "ray://127.0.0.1:1", "error: cannot join a Ray cluster at ray://127.0.0.1:1: "),
+    ],
+)
+def test_mistakes_are_one_line(folder_set, tmp_path, capsys, monkeypatch, module, address, said):
+    monkeypatch.setitem(sys.modules, "ray", module)
     tracker = ["--tracker", "python:fake_trackers:Still", "--output", str(tmp_path / "out")]
-    assert main(["folder", str(folder_set), *tracker, "--ray", "local"]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: --ray needs ray, which is not installed: pip install 'asymtrack-edge[ray]'"
-    ]
-
-
-def test_a_cluster_that_is_not_there_is_one_line(folder_set, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", object())
-    tracker = ["--tracker", "python:fake_trackers:Still", "--output", str(tmp_path / "out")]
-    assert main(["folder", str(folder_set), *tracker, "--ray", "ray://127.0.0.1:1"]) == 2
-    assert capsys.readouterr().err.startswith("error: cannot join a Ray cluster at ray://127.0.0.1:1: ")
+    assert main(["folder", str(folder_set), *tracker, "--ray", address]) == 2
+    assert capsys.readouterr().err.startswith(said)
 
 
 @pytest.mark.slow

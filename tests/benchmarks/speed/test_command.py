@@ -66,6 +66,7 @@ def test_a_small_speed_run(exported, tmp_path, capsys):
     assert seen == {("P1, P2", name), ("P5", name), ("P5", "opencv:MIL"), ("P6", name)}
     assert all(r["machine"]["cpu"] and r["latency"]["median"] > 0 for r in document["rows"])
     assert document["paper"][0]["published"] == 81 and document["rows"][0]["values"]["of peak %"] > 0
+    assert any("stopped by time" in note for note in document["rows"][0]["notes"])
     assert [(r["protocol"], r["name"]) for r in document["ratios"]] == [("P5", "opencv:MIL")]
     written = Report.load(tmp_path / "report" / "report.json")
     assert written.rows == document["rows"]

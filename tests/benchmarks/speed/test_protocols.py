@@ -60,11 +60,6 @@ def test_where_calls_queue_the_throughput_is_a_burst_that_waits_once(bench):
     assert "one burst of" in gpu["notes"][0]
 
 
-def test_rows_say_when_time_cut_the_protocol_short(bench):
-    protocols.networks(bench, [fixed("a", 0.01)], 1e-6)
-    assert "stopped by time" in bench.report.rows[0]["notes"][0]
-
-
 @pytest.mark.parametrize(
     ("seconds", "fps", "lost"),
     [

@@ -153,8 +153,11 @@ class Progress(Sink):
         self._drawn = now
         rate = done / (now - self._began)
         tracks = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
-        ahead = f"/{self._total}  {max(0, self._total - done) / rate:.0f} s left" if self._total else ""
-        self._draw(f"frame {done}{ahead}  {rate:.1f}/s  {', '.join(tracks) or 'no target'}")
+        line = f"{done} frames  {rate:.1f}/s  {', '.join(tracks) or 'no target'}"
+        if self._total:
+            bar = "#" * min(24, 24 * done // self._total)
+            line = f"[{bar:.<24}] {max(0, self._total - done) / rate:.0f} s left  {line}"
+        self._draw(line)
 
     def close(self) -> None:
         """Removes the line."""

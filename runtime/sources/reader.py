@@ -268,5 +268,5 @@ class Reader:
         self._report(f"{self.source.name}: {line}")
 
 
-#: How a program begins: ``with open_reader(open_source("rtsp://camera/stream")) as frames``.
 open_reader = Reader
+"""How a program begins: ``with open_reader(open_source("rtsp://camera/stream")) as frames``."""

@@ -61,12 +61,6 @@ def test_something_of_another_size_is_not_believed() -> None:
     assert found[-1].state is State.LOST
 
 
-def test_one_flash_is_not_believed() -> None:
-    frames = disappearing(80, 200, 0)
-    frames[50][100:124, 44:68] = (0, 0, 255)
-    assert all(t.state is State.LOST for t in follow(frames)[40:])
-
-
 def test_nothing_changes_while_the_target_is_not_lost() -> None:
     frames = list(coloured_patches(60, 3))
     answers = []

@@ -139,31 +139,23 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
     assert all(line.count(",") == 7 for line in lines)
 
 
-def test_box_is_taken_from_the_frame_that_was_shown(run: Callable[..., Running]) -> None:
-    """The user draws slowly on a picture that the tracker has long left behind."""
+def test_a_box_is_taken_from_the_frame_it_was_drawn_on_or_refused(run: Callable[..., Running]) -> None:
+    """The user draws slowly on a picture that the tracker has long left behind; without a hold nobody knows it."""
     running = run(marked=1, pause=0.005)
     with running.connect() as socket:
-        header = next_header(socket)
-        socket.send(json.dumps({"action": "hold", "frame": header["frame"]}))
-        start = header["frame"]
-        while header["frame"] < start + 60:
-            header = next_header(socket)
-        done = answer_to(socket, action="mark", frame=start, box=list(TRUTH[start][2]))
+        start = next_header(socket)["frame"]
+        while next_header(socket)["frame"] < start + 30:
+            pass
+        refused = answer_to(socket, action="mark", frame=start, box=list(TRUTH[start][2]))
+        assert "draw the box again" in refused["error"] and len(running.run.tracker) == 1
+        held = next_header(socket)["frame"]
+        socket.send(json.dumps({"action": "hold", "frame": held}))
+        while next_header(socket)["frame"] < held + 60:
+            pass
+        done = answer_to(socket, action="mark", frame=held, box=list(TRUTH[held][2]))
         colour = running.run.tracker.backend.colours[1]  # type: ignore[attr-defined]
     assert done["target"] == 1
     assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
-
-
-def test_a_box_on_a_picture_long_gone_is_refused(run: Callable[..., Running]) -> None:
-    """After a lost connection nobody knows the frame any more: no other one may stand in for it."""
-    running = run(marked=1, pause=0.005)
-    with running.connect() as socket:
-        first = next_header(socket)["frame"]
-        while next_header(socket)["frame"] < first + 30:
-            pass
-        refused = answer_to(socket, action="mark", frame=first, box=list(TRUTH[first][2]))
-        assert "draw the box again" in refused["error"]
-    assert len(running.run.tracker) == 1
 
 
 def test_page_and_its_parts(run: Callable[..., Running]) -> None:
@@ -196,17 +188,6 @@ def test_token_guards_all_but_health_on_other_addresses(run: Callable[..., Runni
         assert next_header(socket)["frame"] == 0
 
 
-def test_message_of_100_megabytes_is_refused(run: Callable[..., Running]) -> None:
-    running = run()
-    closed = (websockets.exceptions.ConnectionClosed, OSError)
-    with pytest.raises(closed), running.connect() as socket:
-        socket.send("x" * 100_000_000)
-        for _ in range(100):
-            socket.recv(timeout=10)
-    with running.connect() as socket:
-        assert next_header(socket)["frame"] == 0, "the server does not serve any more"
-
-
 def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> None:
     running = run()
     with running.connect() as socket:
@@ -216,10 +197,14 @@ def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> N
             while isinstance(data, bytes):
                 data = socket.recv(timeout=10)
             assert "error" in json.loads(data)
+    # Bytes where text belongs, and a message of 100 MB: the connection ends, the server does not.
+    for data in (b"\x00\xff", "x" * 100_000_000):
+        with pytest.raises((websockets.exceptions.ConnectionClosed, OSError)), running.connect() as socket:
+            socket.send(data)
+            for _ in range(100):
+                socket.recv(timeout=10)
     with running.connect() as socket:
-        socket.send(b"\x00\xff")  # bytes where text belongs: the connection ends, the server does not
-    with running.connect() as socket:
-        assert next_header(socket)["frame"] == 0
+        assert next_header(socket)["frame"] == 0, "the server does not serve any more"
 
 
 def test_slow_viewer_gets_few_pictures_but_fresh_ones(run: Callable[..., Running]) -> None:

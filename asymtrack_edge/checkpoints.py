@@ -2,11 +2,6 @@
 
 Nothing in a file is ever executed (see ``_torch_files``). Whatever does not fit is refused with one line naming the
 tensor.
-
-Typical use::
-
-    model = load_model("AsymTrack_ep0500.pth.tar", VARIANTS["T"])
-    weights = load_weights("run/ema-5000.safetensors", VARIANTS["T"])
 """
 
 from __future__ import annotations
@@ -92,21 +87,36 @@ class Checkpoint:
 
         from asymtrack_edge.network import AsymTrack
 
+        stated = self.metadata.get("variant", variant.name)
+        if stated != variant.name:
+            raise CheckpointError(
+                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose that one"
+            )
         with torch.device("meta"):
             expected = AsymTrack(variant).state_dict()
-        misfit = self._misfit(variant, {name: tuple(tensor.shape) for name, tensor in expected.items()})
-        if misfit:
-            raise CheckpointError(f"{self.path}{misfit}")
+        need, have = ({name: _by(t.shape) for name, t in tensors.items()} for tensors in (expected, self.stored))
+        # Checkpoints of other programs may leave the counters out; nothing at inference reads them.
+        have.update((name, need[name]) for name in need if name.endswith(_COUNTER))
+        wrong = [name for name in {**need, **have} if need.get(name) != have.get(name)]
+        if wrong:
+            if not self.variants:
+                hint = "its tensors fit no published variant"
+            elif variant.name in self.variants:
+                hint = "the file is incomplete or of a modified model"
+            else:
+                hint = f"it looks like variant {' or '.join(self.variants)}, so choose that"
+            more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            found, needed = have.get(wrong[0], "missing"), need.get(wrong[0], "none")
+            what = f"tensor {_clip(wrong[0])}{more} is {found}, but variant {variant.name} needs {needed}"
+            raise CheckpointError(f"{self.path}: {what}: {hint}")
         weights = {}
         for name in expected:
-            # Checkpoints of other programs may leave the counters out; nothing at inference reads them.
-            tensor = self.stored.get(name, torch.zeros(()))
             if name.endswith(_COUNTER):
-                weights[name] = tensor.to(torch.int64, copy=True)
+                weights[name] = self.stored.get(name, torch.zeros(())).to(torch.int64, copy=True)
                 continue
+            tensor = self.stored[name]
             if not tensor.is_floating_point():
-                kind = str(tensor.dtype).replace("torch.", "")
-                raise CheckpointError(f"{self.path}: tensor {name!r} is {kind}, not floating point")
+                raise CheckpointError(f"{self.path}: tensor {name!r} is {tensor.dtype}, not floating point")
             weights[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[name]).all():
                 raise CheckpointError(
@@ -115,35 +125,8 @@ class Checkpoint:
                 )
         return weights
 
-    def _misfit(self, variant: Variant, expected: Dict[str, Tuple[int, ...]]) -> str:
-        """What is wrong with names and shapes, and what the file probably is; empty if nothing is."""
-        stated = self.metadata.get("variant", variant.name)
-        if stated != variant.name:
-            return f" holds weights of variant {_clip(stated)}, not {variant.name}: choose that one"
-        missing = [name for name in expected if name not in self.stored and not name.endswith(_COUNTER)]
-        other = [n for n, shape in expected.items() if n in self.stored and self.stored[n].shape != shape]
-        surplus = [name for name in self.stored if name not in expected]
-        if missing:
-            what = f" has no tensor {_first(missing)}, which variant {variant.name} needs"
-        elif other:
-            found, needed = self.stored[other[0]].shape, expected[other[0]]
-            what = f": tensor {other[0]!r} is {_by(found)}, but variant {variant.name} needs {_by(needed)}"
-        elif surplus:
-            what = f" has a tensor {_first(surplus)} for which variant {variant.name} has no place"
-        else:
-            return ""
-        if variant.name in self.variants:
-            return f"{what}: the file is incomplete or of a modified model"
-        if self.variants:
-            return f"{what}: it looks like variant {' or '.join(self.variants)}, so choose that"
-        return f"{what}: its tensors fit no published variant"
-
     def model(self, variant: Variant) -> AsymTrack:
-        """Makes the network of a variant with these weights, in evaluation mode, on the CPU.
-
-        Raises:
-            CheckpointError: see ``tensors``.
-        """
+        """The network of a variant with these weights (see ``tensors``), in evaluation mode, on the CPU."""
         from asymtrack_edge.network import AsymTrack
 
         model = AsymTrack(variant)
@@ -286,25 +269,12 @@ def load_weights(path: PathLike, variant: Variant, weights: Optional[str] = None
 
 
 def load_model(path: Optional[PathLike], variant: Variant) -> AsymTrack:
-    """Makes the network of a variant with its weights, in evaluation mode, on the CPU.
-
-    Args:
-        path: see ``open_checkpoint``; None for the bundled weights.
-        variant: which model.
-
-    Raises:
-        CheckpointError: see ``load_weights``; or no weights of this variant are bundled.
-        MissingDependencyError: torch or safetensors is absent.
-    """
+    """The network of a variant with the weights of a file, None for the bundled ones: see ``Checkpoint.model``."""
     return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)
 
 
 def bundled_weights(variant: Variant) -> Path:
-    """The file of weights that comes with this package.
-
-    Raises:
-        CheckpointError: none come for this variant.
-    """
+    """The file of weights that comes with this package; raises ``CheckpointError`` if none comes for the variant."""
     path = Path(__file__).parent / "weights" / f"{variant.name}.safetensors"
     if not path.is_file():
         raise CheckpointError(
@@ -358,10 +328,6 @@ def _require(module: str) -> Any:
 
 def _by(shape: Tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
-
-
-def _first(names: List[str]) -> str:
-    return _clip(names[0]) + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
 
 
 def _clip(name: str) -> str:

@@ -145,7 +145,7 @@ SENSELESS = {
 def test_senseless_pickles_are_refused_quickly(content: bytes, tmp_path: Path) -> None:
     began = time.monotonic()
     refused(zipped(tmp_path / "w.pt", content))
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_the_size_of_a_pickle_is_bounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
+from asymtrack_edge.cluster import join_cluster
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
 EXAMPLES = """
@@ -42,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_output(label, "where the frames and boxes go (default: the folder's name with -labelled)")
     cli.add_model(label)
     cli.add_backend(label)
+    label.add_argument("--ray", metavar="ADDRESS", help="label on a Ray cluster: its address, auto or local")
     label.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="seed of the regions that are tried (default: 0)"
     )
@@ -192,13 +195,17 @@ def _given(values: Dict[str, Any]) -> Dict[str, Any]:
 
 def _label(arguments: argparse.Namespace) -> None:
     from asymtrack_edge import Tracker
-    from asymtrack_edge.training.labels import LabelOptions, label_videos
+    from asymtrack_edge.training.labels import LabelOptions, label_here, label_on, label_videos
     from asymtrack_edge.training.log import show_progress
 
     output = arguments.output or arguments.folder.with_name(arguments.folder.name + "-labelled")
-    options = {name: getattr(arguments, name) for name in ("backend", "device", "threads", "precision")}
-    tracker = Tracker.load(arguments.model, **options)
-    count = label_videos(arguments.folder, tracker, output, LabelOptions(seed=arguments.seed), show_progress)
+    load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
+    options = LabelOptions(seed=arguments.seed)
+    if arguments.ray:
+        label = partial(label_on, join_cluster(arguments.ray, len(os.sched_getaffinity(0))), load, options)
+    else:
+        label = partial(label_here, Tracker.load(**load), options)
+    count = label_videos(arguments.folder, label, output, show_progress)
     print(f"{output}: {count} tracks on which both directions agree")
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tarfile
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Protocol, Sequence, Tuple, Union
 
 import cv2
 import numpy as np
 
+from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
-from asymtrack_edge.files import OutputFile, open_video, printable
+from asymtrack_edge.files import open_video, printable, write_bytes
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under
 from asymtrack_edge.training.log import Progress, silent
@@ -169,69 +172,125 @@ def _shrink(frame: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else frame
 
 
-def label_videos(
-    folder: Path,
-    tracker: BoxTracker,
-    output: Path,
-    options: Optional[LabelOptions] = None,
-    progress: Progress = silent,
-) -> int:
+class Job(NamedTuple):
+    """A video to label: its number in the collection, its file, and its name there."""
+
+    number: int
+    path: Path
+    name: str
+
+
+class Labelled(NamedTuple):
+    """What became of a video: the bytes of a tar of its clips, and their records."""
+
+    archive: bytes
+    records: List[Dict[str, Any]]
+
+
+#: Labels videos; yields what became of each, in their order.
+Labeller = Callable[[Sequence[Job]], Iterator[Union[Labelled, AsymTrackError]]]
+
+
+def label_video(tracker: BoxTracker, options: LabelOptions, job: Job) -> Union[Labelled, AsymTrackError]:
+    """Labels one video; an error where it cannot be read."""
+    random = np.random.default_rng([options.seed, job.number])
+    clips = []
+    try:
+        for clip in read_clips(job.path, options):
+            tracks = label_clip(tracker, clip, options, random)
+            if tracks:
+                clips.append((clip, tracks))
+    except AsymTrackError as error:
+        return error
+    return _pack(f"clips_{job.number}", job.name, clips)
+
+
+def label_here(tracker: BoxTracker, options: LabelOptions, jobs: Sequence[Job]) -> Iterator[Any]:
+    """A ``Labeller`` that works in this process."""
+    return (label_video(tracker, options, job) for job in jobs)
+
+
+def label_on(ray: Any, load: Mapping[str, Any], options: LabelOptions, jobs: Sequence[Job]) -> Iterator[Any]:
+    """A ``Labeller`` that gives each video to a task of a Ray cluster; ``load`` is what ``Tracker.load`` takes."""
+    work = partial(_label_there, tuple(load.items()), options)
+    gpu = needs_gpu(load["backend"], load["device"])
+    ready: Dict[int, Any] = {}
+    following = 0
+    for i, result in spread(ray, work, str(load["model"]), jobs, load["threads"] or 1, gpu):
+        ready[i] = result
+        while following in ready:
+            yield ready.pop(following)
+            following += 1
+
+
+def _label_there(load: Tuple[Tuple[str, Any], ...], options: LabelOptions, model: Optional[str], job: Job) -> Any:
+    return label_video(_tracker(load, model), options, job)
+
+
+@lru_cache(maxsize=2)
+def _tracker(load: Tuple[Tuple[str, Any], ...], model: Optional[str]) -> BoxTracker:
+    from asymtrack_edge import Tracker
+
+    return Tracker.load(**{**dict(load), **({"model": model} if model else {})})
+
+
+def label_videos(folder: Path, label: Labeller, output: Path, progress: Progress = silent) -> int:
     """Turns any folder of videos into a collection; returns how many tracks it has.
 
-    Each finished video is on disk at once, and is skipped when called again.
+    Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
+    stderr at the end, and tried when called again.
 
     Args:
         folder: searched with all folders below it.
-        tracker: follows the regions.
+        label: labels the videos.
         output: where the collection goes.
-        options: see there.
         progress: wraps the videos to show how far labelling is.
 
     Raises:
-        DatasetError: there is no video, or one cannot be read.
+        DatasetError: there is no video, or none can be read.
     """
-    options = options or LabelOptions()
     videos = files_under(folder, VIDEO_SUFFIXES)
     if not videos:
         raise DatasetError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
     output.mkdir(parents=True, exist_ok=True)
-    records: List[Dict[str, Any]] = _stored(output / "clips.json")
-    done: List[str] = _stored(output / DONE)
-    for path in progress(videos, "videos"):
-        name = path.relative_to(folder).as_posix()
-        if name in done:
+    records: List[Dict[str, Any]] = _stored(output / "clips.json", [])
+    done: Dict[str, int] = _stored(output / DONE, {})
+    first = max(done.values(), default=-1) + 1
+    waiting = [(path, path.relative_to(folder).as_posix()) for path in videos]
+    waiting = [(path, name) for path, name in waiting if name not in done]
+    jobs = [Job(first + i, path, name) for i, (path, name) in enumerate(waiting)]
+    failed = []
+    for job, result in zip(progress(jobs, "videos"), label(jobs)):
+        if isinstance(result, AsymTrackError):
+            failed.append(str(result))
             continue
-        random = np.random.default_rng([options.seed, len(done)])
-        shard = f"clips_{len(done)}.tar"
-        kept = []
-        for clip in read_clips(path, options):
-            tracks = label_clip(tracker, clip, options, random)
-            if tracks:
-                kept.append((clip, tracks))
-        records += _write_shard(output / shard, name, kept)
+        write_bytes(output / f"clips_{job.number}.tar", result.archive)
+        records += result.records
         save_json(output / "clips.json", records)
-        done.append(name)
+        done[job.name] = job.number
         save_json(output / DONE, done)
+    if failed and not done:
+        raise DatasetError(failed[0])
+    for reason in failed:
+        print(f"left out: {reason}", file=sys.stderr)
     return sum(len(record["tracks"]) for record in records)
 
 
-def _stored(path: Path) -> List[Any]:
+def _stored(path: Path, empty: Any) -> Any:
     if not path.is_file():
-        return []
+        return empty
     try:
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        raise DatasetError(f"{path} is not valid JSON: remove its folder to label again") from None
+        return type(empty)(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise DatasetError(f"{path} is not what labelling writes: remove its folder to label again") from None
 
 
-def _write_shard(
-    path: Path, source: str, clips: Sequence[Tuple[Sequence[np.ndarray], List[Dict[str, Any]]]]
-) -> List[Dict[str, Any]]:
-    """Packs the clips of a video into a tar; returns their records."""
-    records = []
-    with OutputFile(path) as file, tarfile.open(file.place, "w") as archive:
+def _pack(stem: str, source: str, clips: Sequence[Tuple[Sequence[np.ndarray], List[Dict[str, Any]]]]) -> Labelled:
+    """Packs the clips of a video into a tar."""
+    records, packed = [], io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
         for i, (frames, tracks) in enumerate(clips):
-            names = [f"{path.stem}/{i:03d}/{k:02d}.jpg" for k in range(len(frames))]
+            names = [f"{stem}/{i:03d}/{k:02d}.jpg" for k in range(len(frames))]
             for name, frame in zip(names, frames):
                 fine, data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])
                 if not fine:
@@ -239,5 +298,5 @@ def _write_shard(
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data.tobytes()))
-            records.append({"frames": names, "tracks": tracks, "source": source, "shard": path.name})
-    return records
+            records.append({"frames": names, "tracks": tracks, "source": source, "shard": f"{stem}.tar"})
+    return Labelled(packed.getvalue(), records)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -21,7 +22,7 @@ from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.distributed import World, join_world
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under, is_collection, load_pool
 from asymtrack_edge.training.initial import load_initial
-from asymtrack_edge.training.labels import BoxTracker, label_videos
+from asymtrack_edge.training.labels import BoxTracker, LabelOptions, label_here, label_videos
 from asymtrack_edge.training.log import LOG, append, plot_run, show_progress, silent
 from asymtrack_edge.training.loop import RunOptions, Trainer, make_state
 from asymtrack_edge.training.losses import iou_and_giou
@@ -248,7 +249,7 @@ class Run:
         labels = self.folder / "labels" / str(number)
         if world.is_main:
             tracker = load_tracker(self.config.tracker or self.config.variant)
-            if not label_videos(folder, tracker, labels, progress=show_progress):
+            if not label_videos(folder, partial(label_here, tracker, LabelOptions()), labels, show_progress):
                 raise DatasetError(
                     f"no object in the videos of {folder} could be followed forward and backward: "
                     "name a better --tracker, or label some frames yourself"

@@ -10,15 +10,12 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import signal
-import socket
 import sys
-import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from time import perf_counter
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, cast
 from typing import Sequence as Items
@@ -26,14 +23,13 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec, box_of
+from asymtrack_edge.cluster import join_cluster, needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
-from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
+from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.files import printable
 
 #: Frames between two reports of progress.
 _REPORT_EVERY = 20
-#: How often a task of Ray is run again when its worker or node dies.
-_RETRIES = 3
 
 
 class Outcome(NamedTuple):
@@ -166,67 +162,24 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
 
 
 def ray_executor(address: str, jobs: int) -> Executor:
-    """A Ray cluster: one task a sequence, which Ray runs again where a worker or a node dies.
-
-    The files of a model travel through the object store, once. The frames do not: every node must see the
-    data set under the same path. Progress is told when a sequence is done. ``"local"`` starts a cluster with ``jobs``
-    processors on this machine, ``"auto"`` finds the one that runs; or give its address. Raises AsymTrackError where
-    Ray is not installed, or there is no such cluster.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise MissingDependencyError("ray", "ray", "--ray") from None
-    try:
-        if ":" in address:  # Ray itself tries for minutes where nobody answers
-            host, _, port = address.rpartition("/")[2].rpartition(":")
-            socket.create_connection((host, int(port)), 10).close()
-        # Workers find what this process finds, trackers in the working directory among it.
-        environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
-        options: Dict[str, Any] = {"num_cpus": jobs} if address == "local" else {}
-        options.update(ignore_reinit_error=True, log_to_driver=False, logging_level="error")
-        ray.init(address, runtime_env=environment, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
-    return partial(_run_on, ray)
+    """A Ray cluster: one task a sequence (see ``cluster``). Progress is told when a sequence is done."""
+    return partial(_run_on, join_cluster(address, jobs))
 
 
 def _run_on(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-    folder = Path(spec.name)
-    shipped = sorted(folder.iterdir()) if spec.kind == "model" and folder.is_dir() else []
-    files = ray.put({path.name: path.read_bytes() for path in shipped if path.is_file()})
-    gpus = 1 if "cuda" in spec.device or "cuda" in spec.backend or "tensorrt" in spec.backend else 0
-    task = ray.remote(num_cpus=spec.threads or 1, num_gpus=gpus, max_retries=_RETRIES)(_task)
-    pending = {task.remote(spec, [files], s): s for s in sorted(sequences, key=len, reverse=True)}
-    try:
-        while pending:
-            (done,), _ = ray.wait(list(pending))
-            sequence = pending.pop(done)
-            try:
-                outcome = ray.get(done)
-            except ray.exceptions.RayError as error:
-                outcome = Outcome(sequence, error=f"Ray gave up: {str(error).strip().splitlines()[0]}")
-            advanced(len(sequence))
-            yield outcome
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
+    longest_first = sorted(sequences, key=len, reverse=True)
+    gpu = needs_gpu(spec.backend, spec.device)
+    model = spec.name if spec.kind == "model" else ""
+    for i, outcome in spread(ray, partial(_there, spec), model, longest_first, spec.threads or 1, gpu):
+        advanced(len(longest_first[i]))
+        yield Outcome(longest_first[i], error=str(outcome)) if isinstance(outcome, AsymTrackError) else outcome
+
+
+def _there(spec: TrackerSpec, model: Optional[str], sequence: Sequence) -> Outcome:
+    return track(_tracker(spec, model), sequence, lambda frames: None)
 
 
 @lru_cache(maxsize=2)
-def _tracker(spec: TrackerSpec, files: Any) -> Any:
+def _tracker(spec: TrackerSpec, model: Optional[str]) -> Any:
     """A tracker of this worker's; it stays, as loading takes longer than a short sequence."""
-    import ray
-
-    content = ray.get(files)
-    if not content:
-        return spec.build()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, data in content.items():
-            Path(folder, name).write_bytes(data)
-        return replace(spec, name=folder).build()
-
-
-def _task(spec: TrackerSpec, files: List[Any], sequence: Sequence) -> Outcome:
-    """What a worker of Ray runs; ``files`` is a reference, in a list lest Ray fetch it each time."""
-    return track(_tracker(spec, files[0]), sequence, lambda frames: None)
+    return (replace(spec, name=model) if model else spec).build()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, List, Sequence
@@ -13,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
-from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_videos
+from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_here, label_videos
 from asymtrack_edge.training.recipes import PAPER, Recipe
 from tests.training.conftest import moving, picture
 
@@ -139,21 +141,42 @@ def test_both_directions_must_agree() -> None:
     assert agreement[-1] == 1.0 and agreement[0] == 0.0
 
 
-def test_any_folder_of_videos_becomes_a_collection(tmp_path: Path) -> None:
+def test_any_folder_of_videos_becomes_a_collection(tmp_path: Path, capsys: Any) -> None:
     for n in range(2):
         frames = [cv2.resize(f, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST) for f in moving(n, 12)]
         write_video(tmp_path / "videos" / "deep" / f"{n}.avi", frames)
     options = LabelOptions(frames=4, stride=2, tracks=2, side=240)
-    count = label_videos(tmp_path / "videos", Follower(), tmp_path / "out", options)
+    (tmp_path / "videos" / "broken.avi").write_bytes(b"no video")
+    count = label_videos(tmp_path / "videos", partial(label_here, Follower(), options), tmp_path / "out")
+    assert "left out: cannot open the video" in capsys.readouterr().err
     assert count > 0
     pool = load_pool([tmp_path / "out"], 256)
     assert set(pool.kind.tolist()) == {CLIP} and len(pool) == count
     assert pool.length.max() == 4 and pool.sizes.max() == 240
     # What is done already is not done again.
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
-    assert label_videos(tmp_path / "videos", Drifter(), tmp_path / "out", options) == count
+    assert label_videos(tmp_path / "videos", partial(label_here, Drifter(), options), tmp_path / "out") == count
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == stamps
-    assert label_videos(tmp_path / "videos", Drifter(), tmp_path / "none", options) == 0
+    assert label_videos(tmp_path / "videos", partial(label_here, Drifter(), options), tmp_path / "none") == 0
+    with pytest.raises(DatasetError, match="cannot open the video"):
+        label_videos(tmp_path / "videos", lambda jobs: iter([DatasetError("cannot open the video")]), tmp_path / "bad")
+
+
+@pytest.mark.slow
+def test_labels_made_on_a_cluster_are_those_made_here(tmp_path: Path, capsys: Any) -> None:
+    ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")
+    frames = [cv2.resize(f, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST) for f in moving(0, 24)]
+    for name in "abc":
+        write_video(tmp_path / "videos" / f"{name}.avi", frames + frames[::-1])
+    (tmp_path / "videos" / "b.avi").write_bytes(b"no video")
+    try:
+        for name, options in (("here", []), ("there", ["--ray", "local"])):
+            assert main(["label", str(tmp_path / "videos"), "--output", str(tmp_path / name), *options]) == 0
+            assert "left out: cannot open the video" in capsys.readouterr().err
+        here, there = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("here", "there"))
+        assert here == there and "clips_2.tar" in here
+    finally:
+        ray.shutdown()
 
 
 def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

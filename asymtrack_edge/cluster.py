@@ -1,0 +1,111 @@
+"""Work spread over a Ray cluster: joining it, carrying a model there, taking the results.
+
+The files of a model travel through the object store, once. What the items of the work name (sequences, videos) does
+not: every node must see it under the same path. A task whose worker or node dies is run again.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
+
+from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
+
+#: How often a task is run again when its worker or node dies.
+_RETRIES = 3
+
+
+def join_cluster(address: str, processors: int) -> Any:
+    """Joins a cluster; returns the module ``ray``.
+
+    Args:
+        address: of the cluster; ``"auto"`` finds the one that runs, ``"local"`` starts one on this machine.
+        processors: of one that is started here.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        AsymTrackError: there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError("ray", "ray", "--ray") from None
+    try:
+        if ":" in address:  # Ray itself tries for minutes where nobody answers
+            host, _, port = address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()
+        # Workers find what this process finds, modules in the working directory among it.
+        environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
+        options = {"num_cpus": processors} if address == "local" else {}
+        quiet = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address, runtime_env=environment, **options, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
+    return ray
+
+
+def needs_gpu(backend: str, device: str) -> bool:
+    """Whether a task with this backend on this device has to ask the cluster for a GPU."""
+    return "cuda" in device or "cuda" in backend or "tensorrt" in backend
+
+
+def spread(
+    ray: Any,
+    work: Callable[[Optional[str], Any], Any],
+    model: str,
+    items: Sequence[Any],
+    processors: int = 1,
+    gpu: bool = False,
+) -> Iterator[Tuple[int, Union[Any, AsymTrackError]]]:
+    """Runs a function for each item.
+
+    Args:
+        ray: from ``join_cluster``.
+        work: called on a worker with the model's directory there, None without one, and an item.
+        model: a model directory; a name, or nothing, is not carried.
+        items: begun in this order.
+        processors: that a task asks for.
+        gpu: whether a task asks for a GPU.
+
+    Yields:
+        The number of an item and its result, or the error for which Ray gave up, as they are done.
+    """
+    shipped = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
+    files = ray.put({path.name: path.read_bytes() for path in shipped if path.is_file()})
+    task = ray.remote(num_cpus=processors, num_gpus=int(gpu), max_retries=_RETRIES)(_task)
+    # The reference goes in a list, lest Ray fetch the files for each task.
+    pending = {task.remote(work, [files], item): i for i, item in enumerate(items)}
+    try:
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            number = pending.pop(done)
+            try:
+                yield number, ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield number, AsymTrackError(f"Ray gave up: {str(error).strip().splitlines()[-1]}")
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
+
+
+def _task(work: Callable[[Optional[str], Any], Any], files: List[Any], item: Any) -> Any:
+    folder = _landed(files[0])
+    return work(folder and folder.name, item)
+
+
+@lru_cache(maxsize=2)
+def _landed(files: Any) -> Optional[tempfile.TemporaryDirectory]:
+    """The model's files in a folder of this worker's, which stays as long as the cache holds it."""
+    import ray
+
+    content = ray.get(files)
+    if not content:
+        return None
+    folder = tempfile.TemporaryDirectory()
+    for name, data in content.items():
+        Path(folder.name, name).write_bytes(data)
+    return folder

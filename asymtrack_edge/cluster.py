@@ -94,7 +94,7 @@ def spread(
 
 def _task(work: Callable[[Optional[str], Any], Any], files: List[Any], item: Any) -> Any:
     folder = _landed(files[0])
-    return work(folder and folder.name, item)
+    return work(folder.name if folder else None, item)
 
 
 @lru_cache(maxsize=2)

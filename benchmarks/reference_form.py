@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.network.attention import AttentionBlock
-from asymtrack_edge.network.enhancement import PerceptionEnhancement
-from asymtrack_edge.network.head import soft_argmax
-from asymtrack_edge.network.modulation import DynamicConv, TemplateModulation
+from asymtrack_edge.network.layers import (
+    AttentionBlock,
+    DynamicConv,
+    PerceptionEnhancement,
+    TemplateModulation,
+    soft_argmax,
+)
 
 
 class TemplateFeatures(NamedTuple):

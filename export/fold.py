@@ -19,11 +19,14 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.network.attention import AttentionBlock
-from asymtrack_edge.network.enhancement import PerceptionEnhancement
-from asymtrack_edge.network.head import CornerHead
-from asymtrack_edge.network.layers import EncoderBlock, conv_channels_last
-from asymtrack_edge.network.modulation import TemplateModulation
+from asymtrack_edge.network.layers import (
+    AttentionBlock,
+    CornerHead,
+    EncoderBlock,
+    PerceptionEnhancement,
+    TemplateModulation,
+    conv_channels_last,
+)
 
 
 class FoldedEncoderBlock(nn.Module):

@@ -1,11 +1,13 @@
-"""Encoder layers: patch embedding, EfficientMod block, downsampling.
+"""The network's layers: encoder, modulation (ETM), enhancement (OPE), attention and head.
 
-Features are channels-last, ``(batch, height, width, channels)``, as in the published model. A
-convolution sees them through a permuted view, which PyTorch treats as its ``channels_last`` memory
-format: no copy is made.
+Features are channels-last, ``(batch, height, width, channels)``, as in the published model; every layer but
+the head keeps their shape unless it says so. A convolution sees them through a permuted view, which PyTorch
+treats as its ``channels_last`` memory format: no copy is made.
 """
 
 from __future__ import annotations
+
+from typing import Dict, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +49,8 @@ class ContextLayer(nn.Module):
 class ContextMlp(nn.Module):
     """Multiplies projected features by their context and projects back.
 
-    Args:
-        width: channels in and out.
-        ratio: expansion of the hidden features. With a ratio above 1 the hidden features go through
-            GELU and channel ``j`` is multiplied by context channel ``j mod width``.
+    With an expansion ``ratio`` above 1 the hidden features go through GELU, and channel ``j`` is multiplied by
+    context channel ``j mod width``.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
@@ -82,3 +82,218 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
         return x + self.gamma_1 * self.mlp(self.norm(x))
+
+
+class DynamicConv(nn.Module):
+    """Separable 1-D convolution over prototypes, its kernel generated from the template (eq. 6)."""
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.weight_linear = nn.Linear(width, 3 + prototypes)
+        self.norm = nn.LayerNorm(width)
+
+    def kernels(self, prototypes: Tensor) -> Dict[str, Tensor]:
+        """From template prototypes ``(B, N, C)``: ``taps (B, N, 3)`` and ``pointwise (B, N, N)``."""
+        weights = self.weight_linear(prototypes)
+        return {"taps": weights[..., :3], "pointwise": weights[..., 3:]}
+
+    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+        """Filters search prototypes ``(B, N, C)`` along the channels, then mixes them."""
+        taps = kernels["taps"]
+        width = prototypes.shape[-1]
+        padded = F.pad(prototypes, (1, 1))
+        mixed = padded[..., 0:width] * taps[..., 0:1]
+        mixed = mixed + padded[..., 1 : width + 1] * taps[..., 1:2]
+        mixed = mixed + padded[..., 2 : width + 2] * taps[..., 2:3]
+        return self.norm(kernels["pointwise"] @ F.relu(mixed))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head cross-attention from search to template prototypes, for the ablation of Table 5a."""
+
+    def __init__(self, width: int, prototypes: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, width // 16, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+
+    def kernels(self, prototypes: Tensor) -> Dict[str, Tensor]:
+        """The template prototypes ``(B, N, C)`` themselves."""
+        return {"prototypes": prototypes}
+
+    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+        """Attends from search prototypes ``(B, N, C)`` to the template's."""
+        template = kernels["prototypes"]
+        mixed, _ = self.attention(prototypes, template, template, need_weights=False)
+        return self.norm(prototypes + mixed)
+
+
+class TemplateModulation(nn.Module):
+    """Efficient template modulation (ETM) of one stage (paper, eqs. 4-7 and Table 5a).
+
+    The template is reduced to C / 32 prototypes, and those to the kernels of a dynamic separable 1-D convolution.
+    The kernels are all the search stream ever needs, so they belong to the template state. The paper writes them
+    as conditioned on the search prototypes; the published model conditions them on the template's, which is what
+    makes them computable once. This follows the published model. For ``interaction`` and
+    ``prototype_attention`` see ``Variant``.
+    """
+
+    def __init__(self, width: int, interaction: str = "dtm", prototype_attention: bool = True) -> None:
+        super().__init__()
+        prototypes = width // 32
+        self.pre_kernels = nn.Linear(width, prototypes)
+        self.pre_kernels_x = nn.Linear(width, prototypes)
+        self.proj_Cto1 = nn.Linear(width, 1) if prototype_attention else None
+        self.ln = nn.LayerNorm(width)
+        self.conv_att = (DynamicConv if interaction == "dtm" else CrossAttention)(width, prototypes)
+
+    def template(self, z: Tensor) -> Dict[str, Tensor]:
+        """Reduces template features ``(B, H, W, C)`` to this stage's part of the template state."""
+        tokens = z.flatten(1, 2)
+        return self.conv_att.kernels(_contract(self.pre_kernels(tokens), tokens))
+
+    def forward(self, x: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+        """Modulates search features ``(B, H, W, C)`` by what ``template`` returned."""
+        tokens = x.flatten(1, 2)
+        selection = self.pre_kernels_x(tokens)  # S_x, (B, HW, N)
+        mixed = self.conv_att(_contract(selection, tokens), kernels)  # P_mix, (B, N, C)
+        if self.proj_Cto1 is not None:
+            # The attention weighs channels, so it can be applied to the N prototypes instead of to
+            # all HW positions (eq. 7, reassociated).
+            attention = (self.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
+            mixed = mixed * attention
+        return x + F.relu(self.ln(selection @ mixed.to(selection.dtype))).view_as(x)
+
+
+def _contract(selection: Tensor, tokens: Tensor) -> Tensor:
+    """Sums tokens ``(B, HW, C)`` into prototypes ``(B, N, C)`` (eq. 4), in fp32 or better.
+
+    A sum over all positions leaves the range of fp16; the LayerNorm that follows brings it back.
+    """
+    dtype = torch.promote_types(selection.dtype, torch.float32)
+    return selection.to(dtype).transpose(1, 2) @ tokens.to(dtype)
+
+
+class PerceptionEnhancement(nn.Module):
+    """Object perception enhancement (OPE; paper, eq. 8 and "Re-parameterization Inference").
+
+    Parallel 3x3 convolutions, each with a gradient ("local descriptor") twin. They are linear in their kernels, so
+    even in training one convolution with the folded kernel gives the same result and gradients as the six the
+    paper draws.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(1))
+        self.ibe_scale = nn.Parameter(torch.full((width,), 0.5))
+        self.rbr_conv = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(3)])
+        self.ln = nn.LayerNorm(width)
+
+    def folded_kernel(self) -> Tensor:
+        """The one kernel ``(C, C, 3, 3)`` equivalent to all branches (eq. 8, summed)."""
+        kernel = torch.stack([conv.weight for conv in self.rbr_conv]).sum(0)  # type: ignore[misc]
+        gradient = torch.sigmoid(self.theta) * kernel.sum((2, 3), keepdim=True)
+        return kernel - F.pad(gradient, (1, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, H, W, C)`` to the same shape."""
+        y = F.conv2d(x.permute(0, 3, 1, 2), self.folded_kernel(), padding=1).permute(0, 2, 3, 1)
+        return x + self.ibe_scale * F.relu(self.ln(y))
+
+
+class Attention(nn.Module):
+    """Queries, keys and values without bias, and the output projection."""
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
+        self.proj = nn.Linear(heads * head_dim, width)
+
+    def split_heads(self, projected: Tensor, parts: int) -> Tensor:
+        """``(B, L, parts * heads * dim)`` to ``(parts, B, heads, L, dim)``."""
+        return projected.unflatten(-1, (parts, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+
+
+class Mlp(nn.Module):
+    """FC, GELU, FC."""
+
+    def __init__(self, width: int, ratio: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, ratio * width)
+        self.fc2 = nn.Linear(ratio * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, H, W, C)`` to the same shape."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class AttentionBlock(nn.Module):
+    """Pre-norm transformer block at the end of stage 3: search tokens attend to search and template tokens.
+
+    Only the search tokens' outputs are ever read, so queries, projection and MLP run on search tokens alone,
+    and the template contributes its keys and values, computed once.
+    """
+
+    def __init__(self, width: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, head_dim)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4)
+
+    def template(self, z: Tensor) -> Dict[str, Tensor]:
+        """Keys and values ``(B, heads, tokens, dim)`` of template features ``(B, H, W, C)``."""
+        weight = self.attn.qkv.weight[self.attn.heads * self.attn.head_dim :]
+        projected = F.linear(self.norm1(z.flatten(1, 2)), weight)
+        keys, values = self.attn.split_heads(projected, 2).unbind(0)
+        return {"keys": keys, "values": values}
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Takes search features ``(B, H, W, C)`` and the template's keys and values."""
+        tokens = x.flatten(1, 2)
+        q, k, v = self.attn.split_heads(self.attn.qkv(self.norm1(tokens)), 3).unbind(0)
+        k = torch.cat([k, keys], 2)
+        v = torch.cat([v, values], 2)
+        tokens = tokens + self.attn.proj(self.mix(q, k, v).transpose(1, 2).flatten(2))
+        return (tokens + self.mlp(self.norm2(tokens))).view_as(x)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Values ``(B, heads, tokens, dim)`` weighted by the attention of the queries to the keys."""
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+class CornerHead(nn.Module):
+    """Predicts the top-left and bottom-right corner maps (paper, "Box Prediction Head")."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        for corner in ("tl", "br"):
+            width = inputs
+            for i, outputs in enumerate((256, 128, 64, 32), 1):
+                layer = nn.Sequential(nn.Conv2d(width, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+                setattr(self, f"conv{i}_{corner}", layer)
+                width = outputs
+            setattr(self, f"conv5_{corner}", nn.Conv2d(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Maps features ``(B, H, W, C)`` to the score maps ``(B, H, W)``, before softmax, of both corners."""
+        x = x.permute(0, 3, 1, 2)
+        return self._tower(x, "tl"), self._tower(x, "br")
+
+    def _tower(self, x: Tensor, corner: str) -> Tensor:
+        for i in range(1, 6):
+            x = getattr(self, f"conv{i}_{corner}")(x)
+        return x[:, 0]
+
+
+def soft_argmax(scores: Tensor) -> Tensor:
+    """Expected position ``(B, 2)`` as (x, y) in crop units, of score maps ``(B, H, W)``.
+
+    A cell's coordinate is its index over the side, so positions lie in ``[0, (side - 1) / side]``.
+    """
+    height, width = scores.shape[-2:]
+    probability = scores.float().flatten(1).softmax(-1).unflatten(-1, (height, width))
+    xs = torch.arange(width, device=scores.device, dtype=torch.float32) / width
+    ys = torch.arange(height, device=scores.device, dtype=torch.float32) / height
+    return torch.stack([(probability.sum(1) * xs).sum(-1), (probability.sum(2) * ys).sum(-1)], -1)

@@ -7,11 +7,15 @@ from typing import Dict, List, NamedTuple, Tuple
 import torch
 from torch import Tensor, nn
 
-from asymtrack_edge.network.attention import AttentionBlock
-from asymtrack_edge.network.enhancement import PerceptionEnhancement
-from asymtrack_edge.network.head import CornerHead, corners_to_box, soft_argmax
-from asymtrack_edge.network.layers import EncoderBlock, PatchEmbed
-from asymtrack_edge.network.modulation import TemplateModulation
+from asymtrack_edge.network.layers import (
+    AttentionBlock,
+    CornerHead,
+    EncoderBlock,
+    PatchEmbed,
+    PerceptionEnhancement,
+    TemplateModulation,
+    soft_argmax,
+)
 from asymtrack_edge.variants import Variant
 
 #: Names and tensors of ``Variant.state_shapes``, each with a leading batch axis.
@@ -19,22 +23,17 @@ TemplateState = Dict[str, Tensor]
 
 
 class Prediction(NamedTuple):
-    """The output of the search stream.
+    """The output of the search stream."""
 
-    Attributes:
-        corners: ``(B, 4)`` x1, y1, x2, y2 in crop units (0..1).
-        score_tl: ``(B, H, W)`` top-left score map before softmax.
-        score_br: the same for the bottom-right corner.
-    """
-
-    corners: Tensor
-    score_tl: Tensor
-    score_br: Tensor
+    corners: Tensor  #: ``(B, 4)`` x1, y1, x2, y2 in crop units (0..1)
+    score_tl: Tensor  #: ``(B, H, W)`` top-left score map before softmax
+    score_br: Tensor  #: the same for the bottom-right corner
 
     @property
     def box(self) -> Tensor:
         """``(B, 4)`` cx, cy, w, h in crop units."""
-        return corners_to_box(self.corners)
+        low, high = self.corners[..., :2], self.corners[..., 2:]
+        return torch.cat([(low + high) / 2, high - low], -1)
 
 
 class Stage(nn.Module):
@@ -73,8 +72,8 @@ class Stage(nn.Module):
                 z = block(z)
         return self.downsample(z), state
 
-    def features(self, x: Tensor, state: TemplateState) -> Tensor:
-        """Search features ``(B, H, W, C)`` after the blocks, before downsampling."""
+    def forward(self, x: Tensor, state: TemplateState) -> Tensor:
+        """Search features ``(B, H, W, C)`` after the blocks; ``downsample`` makes the next stage's of them."""
         prefix = f"etm{self.stage}_"
         for block in self.blocks:
             if isinstance(block, TemplateModulation):
@@ -84,10 +83,6 @@ class Stage(nn.Module):
             else:
                 x = block(x)
         return x
-
-    def forward(self, x: Tensor, state: TemplateState) -> Tensor:
-        """Search features ``(B, H, W, C)`` to the next stage's ``(B, H / 2, W / 2, C')``."""
-        return self.downsample(self.features(x, state))
 
 
 class Backbone(nn.Module):
@@ -100,10 +95,9 @@ class Backbone(nn.Module):
 
 
 class AsymTrack(nn.Module):
-    """The tracker's network in training form.
+    """The tracker's network in training form, with parameters named as in the authors' checkpoints.
 
-    The module keeps no state between calls and treats every item of a batch by itself. Parameters
-    are named as in the authors' checkpoints.
+    It keeps no state between calls and treats every item of a batch by itself.
     """
 
     def __init__(self, variant: Variant) -> None:
@@ -114,23 +108,11 @@ class AsymTrack(nn.Module):
         self.box_head = CornerHead(variant.widths[-1])
 
     def template(self, image: Tensor) -> TemplateState:
-        """Template branch, run once per target.
-
-        Args:
-            image: normalised RGB template crop ``(B, 3, template_size, template_size)``.
-
-        Returns:
-            The template state: ``variant.state_shapes`` with a leading batch axis.
-        """
+        """Template branch, run once per target, on normalised RGB crops ``(B, 3, template_size, template_size)``."""
         return self._template(image)[0]
 
     def search(self, image: Tensor, state: TemplateState) -> Prediction:
-        """Search branch, run per frame.
-
-        Args:
-            image: normalised RGB search crop ``(B, 3, search_size, search_size)``.
-            state: what ``template`` returned, with the same batch size.
-        """
+        """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
         return self._search(image, state)[0]
 
     def forward(self, template: Tensor, search: Tensor) -> Prediction:
@@ -159,7 +141,7 @@ class AsymTrack(nn.Module):
     def _search(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
-            features: Tensor = layer.features(x, state)  # type: ignore[operator]
+            features: Tensor = layer(x, state)
             x = layer.downsample(features)  # type: ignore[operator]
         score_tl, score_br = self.box_head(self.bottleneck(x))
         corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)

@@ -81,7 +81,7 @@ def _run(model: AsymTrack, template: Any, search: Any, bypass: bool) -> Dict[int
     """By stage what its OPE block returns of the search region; with ``bypass`` that is what goes into it."""
     import torch
 
-    from asymtrack_edge.network.enhancement import PerceptionEnhancement
+    from asymtrack_edge.network.layers import PerceptionEnhancement
 
     found: Dict[int, np.ndarray] = {}
 

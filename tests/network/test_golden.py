@@ -19,9 +19,10 @@ def forward(model: AsymTrack, template: Tensor, search: Tensor) -> Dict[str, Ten
         state = model.template(template)
         x = model.backbone.patch_embed(search.permute(0, 2, 3, 1))
         for layer in model.backbone.layers[:2]:
-            x = layer(x, state)
+            x = layer.downsample(layer(x, state))
         stride16 = x  # what enters stage 3
-        stride32 = model.backbone.layers[2](x, state)
+        last = model.backbone.layers[2]
+        stride32 = last.downsample(last(x, state))
         prediction = model.search(search, state)
     return {
         "stride16": stride16,

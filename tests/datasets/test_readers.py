@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.datasets import DATASETS, open_dataset
-from asymtrack_edge.datasets.sequences import Frames, read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 from asymtrack_edge.datasets.splits import LASOT_TEST, UAV123_PARTS
 from asymtrack_edge.errors import DatasetError, UsageError
 from tests.datasets.miniature import drift, rows, save, write_frames
@@ -272,11 +272,6 @@ def test_names_that_are_no_utf8(tmp_path):
     (tmp_path / "x").rename(tmp_path / name)
     (one,) = read("folder", tmp_path)
     assert one.name == name and one.read(1).shape == (24, 32, 3)
-
-
-def test_frames_take_little_memory():
-    frames = Frames("/data/x", (f"{i:08d}.jpg" for i in range(1000)))
-    assert frames.names.nbytes == 12_000 and str(frames.cut(3, 5)[1]) == "/data/x/00000004.jpg"
 
 
 @given(st.one_of(st.binary(max_size=200), st.text("0123456789.,-+ \t\n\rnaife", max_size=200).map(str.encode)))

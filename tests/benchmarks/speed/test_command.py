@@ -24,7 +24,7 @@ MISTAKES = [
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),
     (["ab", "T"], "needs two"),
     (["ab", "T", "absent.onnx"], "no ONNX file"),
-    (["targets", "T", "--counts", "65"], "more than 64"),
+    (["targets", "T", "--counts", "0,2"], "no whole number above 0"),
     (["profile", "T", "--trtexec", "/no/such/file"], "cannot read"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
     (["report", "/no/such/file"], "cannot read"),

@@ -29,22 +29,16 @@ MOUNTS = Path("/proc/self/mountinfo")
 def check_output(path: AnyPath) -> None:
     """Raises ``UsageError`` before the work if ``path`` could not be written after it. Creates nothing."""
     name = printable(path)
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        # Through a dangling link the file appears where the link points.
-        folder = os.path.dirname(os.path.realpath(path))
-        if not os.path.isdir(folder):
-            raise UsageError(f"there is no folder {printable(folder)} to write {name} into") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"cannot write {name}: this user may not write into {printable(folder)}") from None
-        return
-    except OSError as error:
-        raise UsageError(f"cannot write {name}: {error.strerror}") from None
-    if stat.S_ISDIR(mode):
+    # Through a dangling link the file appears where the link points.
+    folder, base = os.path.split(os.path.realpath(path))
+    if os.path.isdir(path):
         raise UsageError(f"{name} is a folder: name a file in it")
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"cannot write {name}: this user may not change it")
+    if not os.path.isdir(folder):
+        raise UsageError(f"there is no folder {printable(folder)} to write {name} into")
+    if len(os.fsencode(base)) > os.pathconf(folder, "PC_NAME_MAX"):
+        raise UsageError(f"cannot write {name}: the name is too long")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise UsageError(f"cannot write {name}: this user may not")
 
 
 class OutputFile:

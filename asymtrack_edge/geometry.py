@@ -53,21 +53,16 @@ LARGEST_PADDED = 4096
 
 
 def check_frame(frame: np.ndarray) -> np.ndarray:
-    """Returns ``frame`` if it is a BGR uint8 ``(H, W, 3)`` image.
-
-    Raises:
-        FrameError: it is None, empty, grey, has an alpha channel, or is not uint8.
-    """
+    """Returns ``frame`` if it is a BGR uint8 ``(H, W, 3)`` image; else raises ``FrameError``."""
     if not isinstance(frame, np.ndarray):
         kind = "nothing (the image could not be read?)" if frame is None else type(frame).__name__
         raise FrameError(f"a frame is a numpy array, got {kind}")
     if frame.ndim != 3 or frame.shape[2] != 3:
-        hint = {2: "COLOR_GRAY2BGR", 3: "COLOR_BGRA2BGR" if frame.shape[-1:] == (4,) else ""}.get(frame.ndim, "")
-        advice = f": convert it with cv2.cvtColor(frame, cv2.{hint})" if hint else ""
-        raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}{advice}")
+        code = "BGRA2BGR" if frame.shape[-1:] == (4,) else "GRAY2BGR"
+        raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}: see cv2.cvtColor with COLOR_{code}")
     if frame.dtype != np.uint8:
         raise FrameError(f"a frame is uint8 with values 0..255, got {frame.dtype}: scale and convert it")
-    if frame.shape[0] < 2 or frame.shape[1] < 2:
+    if min(frame.shape[:2]) < 2:
         raise FrameError(f"a frame of {frame.shape[1]}x{frame.shape[0]} pixels is too small to track in")
     return frame
 
@@ -82,27 +77,23 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
         x, y, w, h = (float(v) for v in box)
     except (TypeError, ValueError):
         raise BoxError(f"a box is four numbers x, y, w, h, got {box!r}") from None
+    what, (height, width) = f"the box {x:g},{y:g},{w:g},{h:g}", frame_shape[:2]
     if not all(math.isfinite(v) for v in (x, y, w, h)):
-        raise BoxError(f"the box {_show((x, y, w, h))} is not finite")
+        raise BoxError(f"{what} is not finite")
     if w <= 0 or h <= 0:
-        raise BoxError(f"the box {_show((x, y, w, h))} has no area: width and height must be positive")
-    height, width = frame_shape[:2]
+        raise BoxError(f"{what} has no area: width and height must be positive")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise BoxError(f"the box {_show((x, y, w, h))} lies outside the frame of {width}x{height} pixels")
+        raise BoxError(f"{what} lies outside the frame of {width}x{height} pixels")
     if max(w, h) > 100 * max(width, height):
-        raise BoxError(f"the box {_show((x, y, w, h))} is far larger than the frame of {width}x{height} pixels")
+        raise BoxError(f"{what} is far larger than the frame of {width}x{height} pixels")
     return Box(x, y, w, h)
-
-
-def _show(box: Sequence[float]) -> str:
-    return ",".join(f"{v:g}" for v in box)
 
 
 def crop_window(box: Box, factor: float) -> CropWindow:
     """The square around ``box`` whose side is ``ceil(sqrt(w * h) * factor)`` pixels; ``BoxError`` if that is none."""
     side = math.ceil(math.sqrt(box.w * box.h) * factor)
     if side < 1:
-        raise BoxError(f"the box {_show(box)} is too small to crop")
+        raise BoxError(f"the box of {box.w:g}x{box.h:g} pixels is too small to crop")
     x, y = box.centre
     # Python's round: half to even, as in the published tracker.
     return CropWindow(round(x - side * 0.5), round(y - side * 0.5), side, (x, y))

@@ -14,7 +14,7 @@ import zipfile
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import pytest
@@ -159,27 +159,32 @@ def test_what_is_large_only_when_it_is_spread_out_stays_small() -> None:
     assert isinstance(unpickled(b"\x80\x02)" + b"\x85" * 200_000 + b"."), tuple)
 
 
-@pytest.mark.parametrize(("size", "words"), [(1, "compressed"), (50_000_000, "claim to be larger than the file")])
-def test_compressed_archives_are_refused(size: int, words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "content", "words"),
+    [("zeros", bytes(1), "compressed"), ("zeros", bytes(50_000_000), "larger"), ("constants.pkl", b"", "TorchScript")],
+)
+def test_archives_that_are_no_checkpoints(record: str, content: bytes, words: str, tmp_path: Path) -> None:
     """A zip bomb among them."""
     path = tmp_path / "w.pt"
     torch.save({"net": {"a": torch.rand(1000)}}, path)
-    rezip(path, lambda records: records.update({"archive/zeros": bytes(size)}), zipfile.ZIP_DEFLATED)
+    method = zipfile.ZIP_STORED if words == "TorchScript" else zipfile.ZIP_DEFLATED
+    rezip(path, lambda records: records.update({f"{next(iter(records)).split('/')[0]}/{record}": content}), method)
     assert words in refused(path)
 
 
-def test_missing_and_short_storages(tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [None, -1])
+def test_missing_and_short_storages(left: Optional[int], tiny: Dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
-    for shorten in (lambda data: None, lambda data: data[:-1]):
-        torch.save({"net": tiny}, path)
+    torch.save({"net": tiny}, path)
 
-        def change(records: Dict[str, bytes], shorten: Callable[[bytes], Any] = shorten) -> None:
-            name = next(name for name in records if name.endswith("data/3"))
-            data = shorten(records.pop(name))
-            records.update({name: data} if data else {})
+    def change(records: Dict[str, bytes]) -> None:
+        name = next(name for name in records if name.endswith("data/3"))
+        data = records.pop(name)
+        if left:
+            records[name] = data[:left]
 
-        rezip(path, change)
-        assert "storage '3' is missing or too short" in refused(path)
+    rezip(path, change)
+    assert "storage '3' is missing or too short" in refused(path)
 
 
 class RawTensor:
@@ -270,13 +275,6 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / ("x" * 200) / "y")
 
 
-def test_torchscript_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    torch.save({"a": torch.zeros(1)}, path)
-    rezip(path, lambda records: records.update({next(iter(records)).split("/")[0] + "/constants.pkl": b"."}))
-    assert "TorchScript" in refused(path)
-
-
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Dict[str, Tensor], Dict[str, bytes]]:
     """Three tensors, and files of them in each format."""
@@ -315,9 +313,11 @@ def test_flipped_bytes_give_tensors_or_one_error(name: str, data: st.DataObject,
     path = tmp_path / name
     path.write_bytes(broken)
     try:
-        assert all(isinstance(tensor, Tensor) for tensor in open_checkpoint(path).stored.values())
+        read = open_checkpoint(path).stored
     except CheckpointError as error:
         assert "\n" not in str(error) and str(path) in str(error)
+    else:  # PyTorch's zip format has checksums
+        assert name != "zip" or all(torch.equal(read[n], few[0][n]) for n in read)
 
 
 @settings(max_examples=120, deadline=None)
@@ -327,22 +327,3 @@ def test_random_pickles(content: bytes) -> None:
     with suppress(Exception):
         unpickled(b"\x80\x04" + content)
     assert set(sys.modules) == before
-
-
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_flipped_byte_of_a_whole_model(data: st.DataObject, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
-    """A damaged byte anywhere in PyTorch's zip format is noticed, or it does not touch the weights."""
-    path = tmp_path / "w.pt"
-    torch.save({"net": tiny}, path)
-    content = bytearray(path.read_bytes())
-    ends = st.one_of(st.integers(0, 40_000), st.integers(len(content) - 20_000, len(content) - 1))
-    position = data.draw(st.one_of(ends, st.integers(0, len(content) - 1)))
-    content[position] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(content)
-    try:
-        weights = load_weights(path, TINY)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(torch.equal(weights[name], tensor) for name, tensor in tiny.items())

@@ -18,19 +18,7 @@ import pytest
 
 from asymtrack_edge import files
 from asymtrack_edge.errors import DatasetError, SourceError, UsageError
-from asymtrack_edge.files import (
-    OutputFile,
-    check_output,
-    list_files,
-    open_video,
-    opencv_path,
-    printable,
-    read_image,
-    read_lines,
-    write_bytes,
-    write_image,
-    write_text,
-)
+from asymtrack_edge.files import OutputFile, list_files, open_video, opencv_path, read_image, read_lines, write_text
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -49,7 +37,7 @@ def test_plain_file_is_replaced_when_complete_and_keeps_its_mode(tmp_path: Path)
         assert file.place == tmp_path / f".o.{os.getpid()}.part.csv" and file.place.read_text() == "one\n"
     assert path.read_text() == "one\n" and stat.S_IMODE(path.stat().st_mode) == 0o640
     assert names(tmp_path) == ["o.csv"]
-    write_bytes(tmp_path / "a", b"x")
+    files.write_bytes(tmp_path / "a", b"x")
     (tmp_path / "b").touch()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
@@ -80,14 +68,10 @@ def test_links_stay_links(tmp_path: Path) -> None:
 
 def test_a_dangling_link_gets_its_file_or_stays_dangling(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("there")
-    with pytest.raises(KeyError), OutputFile(tmp_path / "link"):
-        raise KeyError
+    OutputFile(tmp_path / "link").discard()
     assert names(tmp_path) == ["link"]
     write_text(tmp_path / "link", "x")
     assert (tmp_path / "there").read_text() == "x" and (tmp_path / "link").is_symlink()
-    (tmp_path / "lost").symlink_to("no/folder/x")
-    with pytest.raises(UsageError, match="there is no folder"):
-        OutputFile(tmp_path / "lost")
 
 
 def test_fifo_is_written_into(tmp_path: Path) -> None:
@@ -95,7 +79,7 @@ def test_fifo_is_written_into(tmp_path: Path) -> None:
     got: List[bytes] = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
     reader.start()
-    write_bytes(tmp_path / "pipe", b"x" * 200_000)
+    files.write_bytes(tmp_path / "pipe", b"x" * 200_000)
     reader.join(5)
     assert got == [b"x" * 200_000] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
@@ -148,19 +132,18 @@ def test_names_up_to_the_limit(tmp_path: Path) -> None:
         write_text(tmp_path / name, "x")
         assert names(tmp_path) == [name]
         (tmp_path / name).unlink()
-    with pytest.raises(UsageError, match="too long"):
-        check_output(tmp_path / ("x" * 256))
 
 
-@pytest.mark.parametrize("where", ["folder", "no/such/o.csv", "file/o.csv"])
+@pytest.mark.parametrize("where", ["folder", "no/such/o.csv", "file/o.csv", "lost", "x" * 256])
 def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
-    for attempt in (check_output, OutputFile):
+    (tmp_path / "lost").symlink_to("no/folder/x")
+    for attempt in (files.check_output, OutputFile):
         with pytest.raises(UsageError) as caught:
             attempt(tmp_path / where)
         assert "\n" not in str(caught.value)
-    assert names(tmp_path) == ["file", "folder"]
+    assert names(tmp_path) == ["file", "folder", "lost"]
 
 
 def _write_slowly(path: str, mark: str, ready: object) -> None:
@@ -241,19 +224,19 @@ def test_opencv_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opencv_path(os.fsencode("/клип.mp4").decode("utf-8", "surrogateescape")) == "/клип.mp4"
     with pytest.raises(SourceError, match=r"caf\\xe9\.mp4, which is not UTF-8: rename it"):
         opencv_path(LATIN + ".mp4")
-    assert printable(LATIN) == r"caf\xe9"
+    assert files.printable(LATIN) == r"caf\xe9"
 
 
 @pytest.mark.parametrize("name", [LATIN + ".png", "a%d:b.png"])
 def test_images_of_any_name(tmp_path: Path, name: str) -> None:
     image = np.random.RandomState(0).randint(0, 256, (9, 7, 3)).astype(np.uint8)
-    write_image(tmp_path / name, image)
+    files.write_image(tmp_path / name, image)
     assert np.array_equal(read_image(tmp_path / name), image)
     (tmp_path / "bad.png").write_bytes((tmp_path / name).read_bytes()[:40])
     (tmp_path / "empty.png").touch()
     assert [read_image(tmp_path / bad) for bad in ("bad.png", "empty.png", "none.png", ".")] == [None] * 4
     with pytest.raises(UsageError, match="no image format"):
-        write_image(tmp_path / "a.xyz", image)
+        files.write_image(tmp_path / "a.xyz", image)
 
 
 def test_images_are_turned_as_they_say(tmp_path: Path) -> None:

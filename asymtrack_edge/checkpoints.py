@@ -263,9 +263,10 @@ def _described(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
 
 
-def load_weights(path: PathLike, variant: Variant, weights: Optional[str] = None) -> Dict[str, Tensor]:
-    """Reads the weights of a variant from a file: see ``open_checkpoint`` and ``Checkpoint.tensors``."""
-    return open_checkpoint(path, weights).tensors(variant)
+def load_weights(path: PathLike, variant: Optional[Variant] = None, weights: Optional[str] = None) -> Dict[str, Tensor]:
+    """See ``open_checkpoint`` and ``Checkpoint.tensors``; without a variant, of the one that the file looks like."""
+    checkpoint = open_checkpoint(path, weights)
+    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
 
 
 def load_model(path: Optional[PathLike], variant: Variant) -> AsymTrack:

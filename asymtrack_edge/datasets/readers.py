@@ -302,13 +302,11 @@ class Kind:
     title: str  # as the field writes it
     read: Callable[[Path], Loaders]  # from a root folder to what reads each sequence
     protocol: str  # key of ``benchmarks.accuracy.metrics.PROTOCOLS``; empty for training images
-    layout: str = "plain"  # of result files, or "got10k", "trackingnet"
     attributes: Tuple[str, ...] = ()  # what the 0/1 columns of its authors' attribute files mean
     attribute_folder: str = "att"  # where those files lie under the root
     size: Optional[int] = None  # sequences of the published set
 
 
-_GOT10K = ("got10k", "got10k")
 _LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
 DATASETS: Dict[str, Kind] = {
     "folder": Kind("GOT-10k-style folder", partial(_read_got10k, ""), "folder"),
@@ -316,13 +314,13 @@ DATASETS: Dict[str, Kind] = {
     "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
     "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
     "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),
-    "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), *_GOT10K, size=180),
-    "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), *_GOT10K, size=180),
-    "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), *_GOT10K, size=9335),
-    "trackingnet": Kind("TrackingNet", partial(_read_trackingnet, "TEST"), "trackingnet", "trackingnet", size=511),
+    "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), "got10k", size=180),
+    "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), "got10k", size=180),
+    "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), "got10k", size=9335),
+    "trackingnet": Kind("TrackingNet", partial(_read_trackingnet, "TEST"), "trackingnet", size=511),
     "trackingnet-train": Kind("TrackingNet train", partial(_read_trackingnet, "TRAIN_*"), "trackingnet"),
     "nfs30": Kind("NfS (30 fps)", _read_nfs30, "nfs", size=100),
-    "uav123": Kind("UAV123", _read_uav123, "uav123", "plain", _UAV, "anno/UAV123/att", 123),
+    "uav123": Kind("UAV123", _read_uav123, "uav123", _UAV, "anno/UAV123/att", 123),
     "vot": Kind("VOT", _read_vot, "folder"),
     "coco-train": Kind("COCO2017 train", _Coco, ""),
 }

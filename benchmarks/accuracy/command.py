@@ -135,6 +135,11 @@ class _Data(NamedTuple):
     left_out: Dict[str, str]
     notes: Dict[str, str]
 
+    @property
+    def withheld(self) -> bool:
+        """Whether only a server can score."""
+        return all(sequence.withheld for sequence in self.sequences)
+
 
 def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
@@ -179,7 +184,7 @@ def _run(args: argparse.Namespace) -> int:
     if specs:
         executor = partial(local_executor, args.jobs) if args.ray is None else ray_executor(args.ray, args.jobs)
         for spec in specs:
-            store = ResultStore(args.output / args.dataset / spec.label, data.kind.layout)
+            store = ResultStore(args.output / args.dataset / spec.label, data.kind.protocol)
             identity = spec.identity()
             store.claim(identity, args.fresh)
             failures = _track(args, data, spec, store, executor)
@@ -271,7 +276,7 @@ def _score(
     made = Evaluation(
         label, identity, summary, metrics.by_attribute(data.protocol, scores), speed(times), failures, notes
     )
-    if isinstance(store, ResultStore) and store.layout != "plain" and not (failures or data.left_out):
+    if isinstance(store, ResultStore) and data.withheld and not (failures or data.left_out):
         made.submission = str(store.submission(data.sequences))
     return made
 
@@ -289,7 +294,7 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
             _say(args, f"wrote {printable(e.submission)}, ready for the {data.kind.title} server")
         problems += [(name, f"{e.tracker} failed on {name}: {error}") for name, error in e.failures.items()]
         problems += [(name, f"{e.tracker} on {name}: {note}") for name, note in e.notes.items()]
-    if all(sequence.withheld for sequence in data.sequences):
+    if data.withheld:
         _say(args, f"the ground truth of {data.kind.title} is withheld: only its server can score")
     if not problems:
         return 0

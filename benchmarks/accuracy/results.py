@@ -1,9 +1,7 @@
 """Result files, in the layouts that the official toolkits and servers read.
 
-* ``plain`` (OTB and those after it): ``<sequence>.txt`` and ``times/<sequence>_time.txt``
-* ``got10k``: ``<sequence>/<sequence>_001.txt`` and ``<sequence>/<sequence>_time.txt``
-* ``trackingnet``: as ``plain``
-
+GOT-10k's are ``<sequence>/<sequence>_001.txt`` and ``<sequence>/<sequence>_time.txt``, all others'
+``<sequence>.txt`` and ``times/<sequence>_time.txt``.
 A box file has one ``x,y,w,h`` row per frame, the first being the start box; a time file one number of
 seconds per frame, the first being the initialisation.
 """
@@ -37,18 +35,18 @@ Result = Tuple[np.ndarray, np.ndarray, str]
 
 @dataclass(frozen=True)
 class ResultStore:
-    """Result files that this package writes, of one tracker on one data set: their folder and layout."""
+    """Result files that this package writes, of one tracker on one data set: their folder, its protocol."""
 
     root: Path
-    layout: str = "plain"
+    protocol: str
 
     def box_file(self, name: str) -> Path:
         """Where the boxes of sequence ``name`` are."""
-        return self.root / name / f"{name}_001.txt" if self.layout == "got10k" else self.root / f"{name}.txt"
+        return self.root / name / f"{name}_001.txt" if self.protocol == "got10k" else self.root / f"{name}.txt"
 
     def time_file(self, name: str) -> Path:
         """Where the times of sequence ``name`` are."""
-        return self.root / (name if self.layout == "got10k" else "times") / f"{name}_time.txt"
+        return self.root / (name if self.protocol == "got10k" else "times") / f"{name}_time.txt"
 
     def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
         """Writes boxes ``(N, 4)`` and seconds ``(N,)``; the box file appears last, so that it means complete."""
@@ -101,7 +99,7 @@ class ResultStore:
         with OutputFile(path) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
             for sequence in sequences:
                 for found in (self.box_file(sequence.name), self.time_file(sequence.name)):
-                    if self.layout == "got10k" or found.parent == self.root:
+                    if self.protocol == "got10k" or found.parent == self.root:
                         archive.write(found, str(found.relative_to(self.root)))
         return path
 

@@ -18,6 +18,7 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, Callable, List, Optional
 
@@ -56,9 +57,7 @@ def reference_case(
         except BrokenProcessPool:
             raise BackendError("the process that times PyTorch has died") from None
 
-    def elsewhere(times: int, calls: int) -> List[float]:
-        return ask(_time, times, calls)  # type: ignore[no-any-return]
-
+    elsewhere: Callable[[int, int], List[float]] = partial(ask, _time)
     try:
         sha256 = ask(_build, variant, device, threads)
     except BackendError:

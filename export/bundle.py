@@ -17,7 +17,6 @@ from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import load_model, open_checkpoint, save_weights
-from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, file_entry
@@ -43,13 +42,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> None:
     variant = get_variant(arguments.variant)
     checkpoint = open_checkpoint(arguments.checkpoint)
-    text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata.get("card")
-    if text is None:
-        raise UsageError(f"{arguments.checkpoint} holds no card: give one with --card")
-    try:
-        card: Dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise UsageError(f"{arguments.card or arguments.checkpoint} is not valid JSON: {error}") from None
+    text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata["card"]
+    card: Dict[str, Any] = json.loads(text)
     file = arguments.output / f"{variant.name}.safetensors"
     save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
     weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}

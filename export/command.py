@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
@@ -140,7 +139,3 @@ def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], 
     digest = file_entry(arguments.checkpoint).sha256
     weights = {"weights": arguments.checkpoint.name, "weights_sha256": digest, "weights_taken": checkpoint.taken}
     return checkpoint.model(variant), weights
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.network.layers import (
     AttentionBlock,
-    CornerHead,
     EncoderBlock,
     PerceptionEnhancement,
     TemplateModulation,
@@ -92,16 +91,12 @@ def fold(model: AsymTrack) -> AsymTrack:
                 blocks[i] = FoldedEnhancement(block)
             elif isinstance(block, AttentionBlock):
                 blocks[i] = FoldedAttentionBlock(block)
-    _fold_head(folded.box_head)
-    return folded.requires_grad_(False)
-
-
-def _fold_head(head: CornerHead) -> None:
-    for name, layer in list(head.named_children()):
+    for name, layer in list(folded.box_head.named_children()):
         if isinstance(layer, nn.Sequential):
             conv, norm = layer[0], layer[1]
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            setattr(head, name, nn.Sequential(fuse_conv_bn_eval(conv, norm), nn.ReLU()))
+            setattr(folded.box_head, name, nn.Sequential(fuse_conv_bn_eval(conv, norm), nn.ReLU()))
+    return folded.requires_grad_(False)
 
 
 class _Float32LayerNorm(nn.LayerNorm):

@@ -9,7 +9,7 @@ import platform
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
@@ -29,8 +29,6 @@ from asymtrack_edge.runtime.agreement import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
 
 TEMPLATE, SEARCH = "template.onnx", "search.onnx"
-
-
 #: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
 #: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
 #: no LayerNormalization, so opset 16 spells it out.
@@ -63,10 +61,6 @@ class ExportOptions:
     half_storage: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in ("fp32", "fp16", "int8"):
-            raise UsageError(f"precision {self.precision!r} is not supported: use fp32, fp16 or int8")
-        if self.platform not in PLATFORMS:
-            raise UsageError(f"unknown platform {self.platform!r}: choose one of {', '.join(PLATFORMS)}")
         if self.precision == "int8" and (self.platform != "onnx" or self.input_format not in (None, UINT8_BGR)):
             raise UsageError(f"int8 is for CPUs and crops of {UINT8_BGR}: leave out --target and --input")
         if not 1 <= self.max_batch <= 64:
@@ -75,27 +69,21 @@ class ExportOptions:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
 
 
+@dataclass
 class Export:
     """One export, walked once by ``run``: fold, split, write, verify, build engines, save.
 
-    Args:
+    Attributes:
         model: trained, in training form; it is not changed.
         options: how to export.
         weights: where the weights come from, for the manifest.
         clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a synthetic clip.
     """
 
-    def __init__(
-        self,
-        model: AsymTrack,
-        options: Optional[ExportOptions] = None,
-        weights: Optional[Dict[str, Any]] = None,
-        clip: Optional[Clip] = None,
-    ) -> None:
-        self.model = model
-        self.options = options or ExportOptions()
-        self.weights = weights or {}
-        self.clip = clip
+    model: AsymTrack
+    options: ExportOptions = ExportOptions()
+    weights: Dict[str, Any] = field(default_factory=dict)
+    clip: Optional[Clip] = None
 
     def run(self, output: Path, engines: bool = False, report: Callable[[str], None] = print) -> Manifest:
         """Exports to the directory ``output``, replacing it only if all went well.

@@ -27,18 +27,10 @@ QUEUE_DELAY_MICROSECONDS = 1000
 
 
 def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
-    """Adds a model to a repository, which is made if it is not there.
+    """Adds the model in ``folder``, whose batch axis has to be free, to a repository, which is made if it is not there.
 
     Networks with TensorRT engines are written as plans, for the GPU and TensorRT that built them; all others
-    as ONNX models for Triton's ONNX Runtime backend.
-
-    Args:
-        folder: the model's directory.
-        manifest: of the model; its batch axis has to be free.
-        repository: what ``tritonserver --model-repository`` is given.
-
-    Returns:
-        The number of the model's version.
+    as ONNX models for Triton's ONNX Runtime backend. Returns the number of the model's version.
 
     Raises:
         UsageError: the model has a static batch of one.
@@ -76,14 +68,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
 
 
 def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool = False) -> str:
-    """The text of ``config.pbtxt``.
-
-    Args:
-        manifest: of the newest version.
-        network: ``"template"`` or ``"search"``.
-        versions: all versions' manifests by number.
-        plan: whether the networks are TensorRT plans.
-    """
+    """The text of ``config.pbtxt``; ``manifest`` is of the newest of ``versions``."""
     search = network == "search"
     inputs = (manifest.search, *manifest.state) if search else (manifest.template,)
     outputs = (manifest.output,) if search else manifest.state

@@ -20,58 +20,36 @@ TURN, STRETCH = 0.2, 0.12
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How pairs are drawn and disturbed. Defaults are the paper's; probabilities are per pair.
+    """How pairs are drawn and disturbed. Defaults are the paper's; probabilities are per pair."""
 
-    Attributes:
-        centre_jitter: the search crop's centre moves by up to half of this times ``sqrt(w * h)``.
-        size_jitter: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis.
-        max_gap: most frames between template and search frame of one clip.
-        greyscale: both crops lose their colour.
-        flip: both crops are mirrored.
-        brightness: half width of the brightness factor, per crop.
-        contrast, saturation, tint: the same for further colour changes, per crop.
-        deformation: the search crop is turned by ``TURN`` and stretched by ``STRETCH``.
-        blur: the search crop is blurred along a random direction.
-        occlusion: a patch of another picture covers part of the search crop.
-        fill: what lies outside the picture in the search crop shows another picture, not black.
-        stills, cutouts, patches: shares of pairs made from one still's box, from a pasted cut-out,
-            and from an arbitrary region of any picture; the rest comes from clips. They say how a
-            ``Pool`` is used; data sets on disk are drawn in equal parts. With a teacher the search crop of
-            a region is of another frame of its clip.
-        negatives: the target is not in the search crop: its template belongs to another pair.
-    """
-
-    centre_jitter: float = 3.5
-    size_jitter: float = 0.5
-    max_gap: int = 200
-    greyscale: float = 0.05
-    flip: float = 0.5
-    brightness: float = 0.2
-    contrast: float = 0.0
+    centre_jitter: float = 3.5  #: the search crop's centre moves by up to half of this times ``sqrt(w * h)``
+    size_jitter: float = 0.5  #: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis
+    max_gap: int = 200  #: most frames between template and search frame of one clip
+    greyscale: float = 0.05  #: both crops lose their colour
+    flip: float = 0.5  #: both crops are mirrored
+    brightness: float = 0.2  #: half width of the brightness factor, per crop
+    contrast: float = 0.0  #: the same for further colour changes
     saturation: float = 0.0
     tint: float = 0.0
-    deformation: float = 0.0
-    blur: float = 0.0
-    occlusion: float = 0.0
-    fill: float = 0.0
+    deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched by ``STRETCH``
+    blur: float = 0.0  #: the search crop is blurred along a random direction
+    occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
+    fill: float = 0.0  #: what lies outside the picture in the search crop shows another picture, not black
+    #: Shares of pairs made from one still's box, from a pasted cut-out, and from an arbitrary region of any picture
+    #: (with a teacher the search crop is of another frame of its clip); the rest comes from clips. They say how a
+    #: ``Pool`` is used; data sets on disk are drawn in equal parts.
     stills: float = 0.0
     cutouts: float = 0.0
     patches: float = 0.0
-    negatives: float = 0.0
+    negatives: float = 0.0  #: the target is not in the search crop: its template belongs to another pair
 
 
 def deform(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tuple[Tensor, Tensor]:
     """Turns and stretches some of the crops about their middle: one still shows a target in one pose only.
 
-    Args:
-        search: uint8 ``(B, 3, S, S)``.
-        corners: ``(B, 4)`` of the target, in crop units.
-        probability: per crop.
-        random: source of randomness.
-
-    Returns:
-        The crops, mirrored at their edges where the turn leaves them, and the corners of the box around
-        the turned ellipse that filled the target's box.
+    Takes uint8 crops ``(B, 3, S, S)`` and the targets' ``corners`` ``(B, 4)`` in crop units. Returns the crops,
+    mirrored at their edges where the turn leaves them, and the corners of the box around the turned ellipse that
+    filled the target's box.
     """
     batch, size = len(search), search.shape[-1]
     chosen = random.some(batch, probability)
@@ -100,14 +78,7 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
 
 
 def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:
-    """Covers up to 0.6 of the target's width and height with a piece of the next pair's search crop.
-
-    Args:
-        search: uint8 ``(B, 3, S, S)``.
-        corners: ``(B, 4)`` of the target, in crop units.
-        probability: per crop.
-        random: source of randomness.
-    """
+    """Covers up to 0.6 of the target's width and height with a piece of the next pair's search crop; see ``deform``."""
     chosen = random.some(len(search), probability)
     count = len(chosen)
     if count == 0:
@@ -127,15 +98,8 @@ def occlude(search: Tensor, corners: Tensor, probability: float, random: Random)
 def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Random) -> Tensor:
     """Random colour changes and the network's normalisation, as one affine map per image.
 
-    Args:
-        image: uint8 RGB ``(B, 3, H, W)``.
-        grey: bool ``(B,)``, which images lose their colour.
-        augmentation: strengths.
-        random: source of randomness.
-
-    Returns:
-        float32 ``(B, 3, H, W)`` in channels-last memory; the colours are clipped to 0..255 before
-        normalisation.
+    Takes uint8 RGB ``(B, 3, H, W)`` and which images lose their colour, bool ``(B,)``. Returns float32
+    ``(B, 3, H, W)`` in channels-last memory; the colours are clipped to 0..255 before normalisation.
     """
     batch, device = len(image), image.device
 
@@ -168,13 +132,7 @@ def normalisation(device: torch.device) -> Tuple[Tensor, Tensor]:
 
 
 def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
-    """Blurs some of the crops over 3 to 9 pixels along x, y or a diagonal, in place.
-
-    Args:
-        search: float ``(B, 3, S, S)``.
-        probability: per crop.
-        random: source of randomness.
-    """
+    """Blurs some of the float crops ``(B, 3, S, S)`` over 3 to 9 pixels along x, y or a diagonal, in place."""
     chosen = random.some(len(search), probability)
     if len(chosen) == 0:
         return search
@@ -195,15 +153,12 @@ def paste(scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Ten
     """Lays cut-outs over scenes.
 
     Args:
-        scene: uint8 ``(B, 3, S, S)``.
+        scene: uint8 ``(B, 3, S, S)``; so is what is returned.
         cutouts: uint8 RGBA ``(B, C, C, 4)``, each in its top-left corner.
         sizes: ``(B, 2)`` width and height of the cut-outs, in pixels.
         at: ``(B, 2)`` where their middles go, in scene units.
         extent: ``(B, 2)`` how large they become, in scene units.
         flip: bool ``(B,)``, mirrors the cut-out.
-
-    Returns:
-        uint8 ``(B, 3, S, S)``.
     """
     size, side = scene.shape[-1], cutouts.shape[1]
     axis = (torch.arange(size, device=scene.device) + 0.5) / size

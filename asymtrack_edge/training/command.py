@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
@@ -70,9 +71,6 @@ def _add_run(commands: Any) -> None:
     for name, title in DATASETS.items():
         data.add_argument(f"--{name}", metavar="DIR", help=f"root of {title}")
     data.add_argument(
-        "--limit", type=cli.positive, metavar="N", help="at most this many images or records of each folder"
-    )
-    data.add_argument(
         "--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)"
     )
     data.add_argument(
@@ -80,7 +78,7 @@ def _add_run(commands: Any) -> None:
     )
     data.add_argument("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
     model = run.add_argument_group("model")
-    model.add_argument("--variant", metavar="{T,S,B}", help="what to train (default: T)")
+    model.add_argument("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
     model.add_argument("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
     model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
     model.add_argument(
@@ -133,13 +131,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace) -> Optional[int]:
-    try:
-        import matplotlib  # noqa: F401
-        import safetensors  # noqa: F401
-        import torch  # noqa: F401
-        import tqdm  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "a package", "train", "training") from None
+    for package in ("matplotlib", "safetensors", "torch", "tqdm"):
+        if find_spec(package) is None:
+            raise MissingDependencyError(package, "train", "training")
     return arguments.func(arguments)
 
 
@@ -147,18 +141,20 @@ def _run(arguments: argparse.Namespace) -> None:
     import torch
 
     from asymtrack_edge.training.log import read_log
-    from asymtrack_edge.training.run import Run, RunConfig
+    from asymtrack_edge.training.run import RunConfig, train
+    from asymtrack_edge.training.state import has_state
 
     if arguments.resume and arguments.output not in (None, arguments.resume):
         raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
     config = _configure(arguments, RunConfig.load(arguments.resume) if arguments.resume else None)
     name = f"{config.variant.lower()}-{arguments.preset or 'paper'}"
     folder = arguments.resume or arguments.output or Path("runs", name)
+    if not arguments.resume and has_state(folder):
+        raise UsageError(f"{folder} holds a run already: --resume {folder}, or choose another --output")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    run = Run(config, folder, resume=arguments.resume is not None)
     retry = arguments.on_divergence == "retry"
-    finished = run.train(arguments.device, arguments.time_budget, retry)
+    finished = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
@@ -167,30 +163,20 @@ def _run(arguments: argparse.Namespace) -> None:
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     """The stored configuration, or the preset's, with what the command line says."""
     from asymtrack_edge.training.recipes import PRESETS
-    from asymtrack_edge.training.run import READERS, RunConfig
+    from asymtrack_edge.training.run import RunConfig
 
-    asked = {name: getattr(arguments, name) for name in ("batch", "lr", "cooldown", "bf16")}
-    config, recipe = stored, PRESETS[arguments.preset or "paper"]
-    if stored is not None and arguments.preset is None:
-        recipe = stored.recipe
-    elif stored is None:
-        config = RunConfig(recipe)
-    if arguments.epochs is not None:
-        asked["epochs"] = arguments.epochs
-        if recipe.decay_epoch is not None:
-            asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
-    names = ["search_size", "seed", "init", "teacher", "canvas", "limit", "workers", "tracker", "variant"]
-    changes = _given({name: getattr(arguments, name) for name in names})
-    if "variant" in changes:
-        changes["variant"] = changes["variant"].upper()
-    datasets = _given({name: getattr(arguments, name) for name in READERS})
+    def given(*names: str) -> Dict[str, Any]:
+        return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+    recipe = stored.recipe if stored and arguments.preset is None else PRESETS[arguments.preset or "paper"]
+    asked = given("batch", "lr", "cooldown", "bf16", "epochs")
+    if arguments.epochs and recipe.decay_epoch is not None:
+        asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
+    changes = given("search_size", "seed", "init", "teacher", "canvas", "workers", "tracker", "variant")
+    datasets = given(*DATASETS)
     if arguments.data or datasets:
         changes.update(data=tuple(arguments.data or ()), datasets=datasets)
-    return replace(config, recipe=replace(recipe, **_given(asked)), **changes)
-
-
-def _given(values: Dict[str, Any]) -> Dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+    return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
 
 
 def _label(arguments: argparse.Namespace) -> None:

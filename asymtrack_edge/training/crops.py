@@ -57,17 +57,11 @@ class Random:
 
 
 class Windows(NamedTuple):
-    """Square windows, one per picture, in pixels of the picture.
+    """Square windows, one per picture, in pixels of the picture."""
 
-    Attributes:
-        corner: float32 ``(B, 2)`` left and top, whole numbers.
-        side: float32 ``(B,)``, whole numbers.
-        flip: bool ``(B,)``, the crop is mirrored left to right.
-    """
-
-    corner: Tensor
-    side: Tensor
-    flip: Tensor
+    corner: Tensor  #: float32 ``(B, 2)`` left and top, whole numbers
+    side: Tensor  #: float32 ``(B,)``, whole numbers
+    flip: Tensor  #: bool ``(B,)``, the crop is mirrored left to right
 
 
 def windows_around(centre: Tensor, side: Tensor, flip: Tensor) -> Windows:
@@ -77,13 +71,7 @@ def windows_around(centre: Tensor, side: Tensor, flip: Tensor) -> Windows:
 
 
 def inside(windows: Windows, sizes: Tensor, size: int) -> Tensor:
-    """Which pixels of the crops show the picture: bool ``(B, 1, size, size)``.
-
-    Args:
-        windows: what was cut.
-        sizes: ``(B, 2)`` width and height of each picture.
-        size: side of the crops.
-    """
+    """Which pixels of the crops show their pictures of ``sizes`` ``(B, 2)``: bool ``(B, 1, size, size)``."""
     xs, ys = _positions(windows, size)
     columns = (xs >= 0) & (xs < sizes[:, :1])
     rows = (ys >= 0) & (ys < sizes[:, 1:])
@@ -104,20 +92,20 @@ def cut(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: 
         uint8 ``(B, C, size, size)`` in channels-last memory.
     """
     if canvases.device.type == "cpu" and canvases.shape[-1] == 3:
-        return _cut_each(canvases, index, sizes, windows, size)
+        out = np.empty((len(index), size, size, 3), np.uint8)
+        pictures, cropper = canvases.numpy(), Cropper()
+        for i, (n, (width, height)) in enumerate(zip(index.tolist(), sizes.long().tolist())):
+            cut_one(pictures[n, :height, :width], windows, i, out[i], cropper)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
     height, width = canvases.shape[1:3]
     xs, ys = _positions(windows, size)
     # Resizing a crop never looks beyond the crop's own pixels.
     last = windows.side[:, None] - 0.5
     xs = torch.minimum(torch.maximum(xs, windows.corner[:, :1] + 0.5), windows.corner[:, :1] + last)
     ys = torch.minimum(torch.maximum(ys, windows.corner[:, 1:] + 0.5), windows.corner[:, 1:] + last)
-    grid = torch.stack(
-        [
-            (2 * xs / width - 1)[:, None, :].expand(-1, size, -1),
-            (2 * ys / height - 1)[:, :, None].expand(-1, -1, size),
-        ],
-        -1,
-    )
+    columns = (2 * xs / width - 1)[:, None, :].expand(-1, size, -1)
+    rows = (2 * ys / height - 1)[:, :, None].expand(-1, -1, size)
+    grid = torch.stack([columns, rows], -1)
     source = canvases[index].permute(0, 3, 1, 2).float()
     return F.grid_sample(source, grid, padding_mode="zeros", align_corners=False).round().to(torch.uint8)
 
@@ -129,15 +117,6 @@ def _positions(windows: Windows, size: int) -> Tuple[Tensor, Tensor]:
     across = torch.where(windows.flip[:, None], 1 - steps, steps)
     side = windows.side[:, None]
     return windows.corner[:, :1] + across * side, windows.corner[:, 1:] + steps * side
-
-
-def _cut_each(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: int) -> Tensor:
-    out = np.empty((len(index), size, size, 3), np.uint8)
-    pictures, cropper = canvases.numpy(), Cropper()
-    extents = sizes.long().tolist()
-    for i, (n, (width, height)) in enumerate(zip(index.tolist(), extents)):
-        cut_one(pictures[n, :height, :width], windows, i, out[i], cropper)
-    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 def cut_one(picture: np.ndarray, windows: Windows, i: int, out: np.ndarray, cropper: Cropper) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -26,22 +26,15 @@ from asymtrack_edge.training.crops import Random, Windows, cut_one, inside
 from asymtrack_edge.training.pairs import Pairs, Plan, finish_pairs, plan_windows
 from asymtrack_edge.variants import Variant
 
+#: Batches that are prepared while one is learnt from.
+AHEAD = 3
 #: Draws before giving up finding a target that is visible somewhere.
 TRIES = 100
 
-
-class _Job(NamedTuple):
-    """A batch on its way.
-
-    Attributes:
-        plan: its windows.
-        identity: int64 ``(B,)``, which target each pair shows.
-        crops: each gives a pair's template, search crop and the search frame's width and height.
-    """
-
-    plan: Plan
-    identity: Tensor
-    crops: List[Future[Tuple[np.ndarray, np.ndarray, Tuple[int, int]]]]
+#: Template, search crop and the search frame's width and height of a pair.
+_Crops = Tuple[np.ndarray, np.ndarray, Tuple[int, int]]
+#: A batch on its way: its windows, which target each pair shows ``(B,)``, and its crops.
+_Job = Tuple[Plan, Tensor, "List[Future[_Crops]]"]
 
 
 class DiskPairs:
@@ -55,7 +48,6 @@ class DiskPairs:
         seed: with the step and the process it decides what is drawn.
         share: number of this process and how many there are: each draws every n-th target of its own.
         workers: threads that read and decode; by default one per processor, 16 at most.
-        ahead: batches that are prepared while one is learnt from.
     """
 
     def __init__(
@@ -67,7 +59,6 @@ class DiskPairs:
         seed: int = 0,
         share: Tuple[int, int] = (0, 1),
         workers: Optional[int] = None,
-        ahead: int = 3,
     ) -> None:
         self.datasets = datasets
         self.variant = variant
@@ -75,7 +66,6 @@ class DiskPairs:
         self.device = device
         self.share = share
         self.key = (seed, share[0])
-        self.ahead = ahead
         self.planning = Random(torch.device("cpu"))
         self.finishing = Random(device)
         self.threads = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
@@ -87,19 +77,14 @@ class DiskPairs:
         Raises:
             DatasetError: a frame or an annotation cannot be read.
         """
-        wanted = [(batch, step + i) for i in range(self.ahead + 1)]
-        for key in wanted:
-            if key not in self.jobs:
-                self.jobs[key] = self._submit(*key)
-        for key in [k for k in self.jobs if k not in wanted]:
-            del self.jobs[key]
-        job = self.jobs.pop((batch, step))
-        templates, searches, sizes = zip(*(future.result() for future in job.crops))
+        wanted = [(batch, step + i) for i in range(AHEAD + 1)]
+        self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
+        plan, which, crops = self.jobs.pop((batch, step))
+        templates, searches, sizes = zip(*(future.result() for future in crops))
         template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(*self.key, step, 1)
-        plan = job.plan
         search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
-        corners, identity = plan.corners.to(self.device), job.identity.to(self.device)
+        corners, identity = plan.corners.to(self.device), which.to(self.device)
         known = torch.ones_like(identity, dtype=torch.bool)
         return finish_pairs(template, search, corners, identity, known, self.augmentation, self.finishing)
 
@@ -109,10 +94,9 @@ class DiskPairs:
         random.start(*self.key, step, 0)
         chosen = [self._choose(random) for _ in range(batch)]
         boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
-        identity = torch.tensor([which for *_, which in chosen], dtype=torch.int64)
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
         crops = [self.threads.submit(self._cut, files, plan, i) for i, (files, *_) in enumerate(chosen)]
-        return _Job(plan, identity, crops)
+        return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), crops
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
         """Files, boxes ``(2, 4)`` and target of a pair: a data set, a target of it, two frames not too far apart."""
@@ -131,13 +115,13 @@ class DiskPairs:
             return (frames[one], frames[two]), boxes[[one, two]], index * len(self.datasets) + number
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 
-    def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> Tuple[np.ndarray, np.ndarray, Tuple[int, int]]:
+    def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> _Crops:
         cropper = Cropper()
         first = read_frame(files[0])
-        template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
-        cut_one(first, plan.template, i, template, cropper)
         second = first if files[1] == files[0] else read_frame(files[1])
+        template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
         search = np.empty((self.variant.search_size,) * 2 + (3,), np.uint8)
+        cut_one(first, plan.template, i, template, cropper)
         cut_one(second, plan.search, i, search, cropper)
         return template, search, (second.shape[1], second.shape[0])
 
@@ -156,8 +140,3 @@ class DiskPairs:
         seen = inside(windows, sizes, search.shape[-1]).to(self.device)
         seen |= (self.finishing.uniform(len(search)) >= share)[:, None, None, None]
         return torch.where(seen, search, search.roll(1, 0))
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self.jobs.clear()
-        self.threads.shutdown(wait=False)

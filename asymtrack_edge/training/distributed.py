@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,17 +16,11 @@ from asymtrack_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part.
+    """Who takes part."""
 
-    Attributes:
-        rank: number of this process.
-        size: how many there are.
-        device: where this one computes.
-    """
-
-    rank: int
-    size: int
-    device: torch.device
+    rank: int  #: number of this process
+    size: int  #: how many there are
+    device: torch.device  #: where this one computes
 
     @property
     def is_main(self) -> bool:
@@ -66,10 +61,9 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
-    def leave(self) -> None:
-        """Ends taking part."""
-        if self.size > 1 and distributed.is_initialized():
-            distributed.destroy_process_group()
+
+#: The only process, on a CPU.
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 class _Sum(torch.autograd.Function):
@@ -122,19 +116,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def join_world(device: str = "auto") -> World:
-    """Joins the processes ``torchrun`` has started, each on a GPU of its own or all on the CPU.
-
-    Raises:
-        UsageError: there is no such device.
-    """
+@contextmanager
+def join_world(device: str) -> Iterator[World]:
+    """Joins the processes ``torchrun`` has started, each on a GPU of its own or all on the CPU; see ``pick_device``."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return World(0, 1, pick_device(device))
     chosen = pick_device(device)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
     if chosen.type == "cuda":
         chosen = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(chosen)
     # The others wait while the main process labels videos.
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=12))
-    return World(distributed.get_rank(), size, chosen)
+    try:
+        yield World(distributed.get_rank(), size, chosen)
+    finally:
+        distributed.destroy_process_group()

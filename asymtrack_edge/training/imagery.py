@@ -1,18 +1,6 @@
 """Training imagery held in memory as uint8: one canvas an image, ready to be cropped in batches.
 
-``load_pool`` reads any mixture of folders, each of which is one of
-
-* a *collection*: any of ``stills.json``, ``clips.json`` and ``cutouts.json``, each a list of records
-  naming images inside the tar file ``record["shard"]`` (or a list of tars) beside it:
-
-  * stills: ``file``, ``boxes`` (list of x, y, w, h in pixels; may be empty), ``source``
-  * clips: ``frames`` (list of files), ``tracks`` (list of ``{"boxes": [...], "kind": "gt" | "pseudo"}``,
-    one box per frame, null where unknown; may be empty), ``source``
-  * cutouts: ``file`` of an image with an alpha channel
-
-* annotated clips: folders of images with a ``groundtruth.txt`` of x, y, w, h a line (or
-  ``groundtruth_rect.txt``, images in ``img``), nan where unknown
-* any images: targets are arbitrary regions; images with transparent parts become cut-outs
+``docs/training.md`` says what a folder may hold: a collection, annotated clips, images.
 """
 
 from __future__ import annotations
@@ -24,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -45,7 +33,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 CLIP, STILL = 0, 1
 #: Smallest box that is learnt from, per side: in canvas pixels, and for stills in the image's own.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
-#: Images decoded at a time.
+#: Items decoded at a time, so that few images are held twice.
 CHUNK = 64
 
 Box = Sequence[float]
@@ -57,34 +45,21 @@ class Pool:
 
     A *target* is one object in one or more images: a track of a clip, or a box of a still (a track
     of length one). Targets are stored flat: target ``t`` owns the entries ``start[t]`` to
-    ``start[t] + length[t]`` of ``image`` and ``box``.
-
-    Attributes:
-        canvases: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere.
-        sizes: float32 ``(N, 2)`` width and height of each image.
-        still: int64 ``(N,)``; the frames of a clip follow each other and share a number, every other
-            image has its own.
-        scenery: int64 ``(K,)``, the images that may serve as background and for arbitrary regions.
-        start, length, kind: int64 ``(T,)``.
-        weight: float32 ``(T,)``, how often a target is drawn relative to others of its kind.
-        image: int64 ``(E,)`` index into ``canvases``.
-        box: float32 ``(E, 4)`` x, y, w, h in pixels.
-        cutouts: uint8 ``(M, C, C, 4)`` RGBA, cropped tight, in the top-left corner.
-        cutout_sizes: float32 ``(M, 2)``.
+    ``start[t] + length[t]`` of ``image`` and ``box``. Whole numbers are int64, others float32.
     """
 
-    canvases: Tensor
-    sizes: Tensor
-    still: Tensor
-    scenery: Tensor
-    start: Tensor
+    canvases: Tensor  #: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere
+    sizes: Tensor  #: ``(N, 2)`` width and height of each image
+    still: Tensor  #: ``(N,)``; the frames of a clip follow each other and share a number, other images have their own
+    scenery: Tensor  #: ``(K,)``, the images that may serve as background and for arbitrary regions
+    start: Tensor  #: ``(T,)``, as ``length`` and ``kind``
     length: Tensor
     kind: Tensor
-    weight: Tensor
-    image: Tensor
-    box: Tensor
-    cutouts: Tensor
-    cutout_sizes: Tensor
+    weight: Tensor  #: ``(T,)``, how often a target is drawn relative to others of its kind
+    image: Tensor  #: ``(E,)`` index into ``canvases``
+    box: Tensor  #: ``(E, 4)`` x, y, w, h in pixels
+    cutouts: Tensor  #: uint8 ``(M, C, C, 4)`` RGBA, cropped tight, in the top-left corner
+    cutout_sizes: Tensor  #: ``(M, 2)``
 
     def to(self, device: torch.device) -> Pool:
         """Moves everything to ``device``."""
@@ -110,20 +85,17 @@ class Pool:
         return Pool(**{**vars(self), **parts, "scenery": self.scenery[scenery]})
 
 
+#: Name and reader of an image file.
+_File = Tuple[str, Callable[[], bytes]]
+
+
 class _Item(NamedTuple):
-    """A still, a clip or a cut-out that is yet to be read.
+    """A still, a clip or a cut-out that is yet to be read."""
 
-    Attributes:
-        kind: ``CLIP``, ``STILL`` or None for a cut-out.
-        source: where it comes from; targets of one source share its weight.
-        images: name and reader of each image.
-        tracks: per target a box for each image, or None where unknown.
-    """
-
-    kind: Optional[int]
-    source: str
-    images: List[Tuple[str, Callable[[], bytes]]]
-    tracks: List[List[Optional[Box]]]
+    kind: Optional[int]  #: ``CLIP``, ``STILL`` or None for a cut-out
+    source: str  #: where it comes from; targets of one source share its weight
+    images: List[_File]
+    tracks: List[List[Optional[Box]]]  #: per target a box for each image, or None where unknown
 
 
 @dataclass
@@ -210,25 +182,20 @@ class _Builder:
 
 
 def load_pool(
-    folders: Sequence[Path],
-    side: int = 320,
-    limit: Optional[int] = None,
-    progress: Progress = silent,
-    share: Tuple[int, int] = (0, 1),
+    folders: Sequence[Path], side: int = 320, progress: Progress = silent, share: Tuple[int, int] = (0, 1)
 ) -> Pool:
-    """Loads folders (see the module's docstring) into memory.
+    """Loads folders into memory.
 
     Args:
         folders: searched with all folders below them.
         side: canvas side in pixels; larger images are shrunk to it.
-        limit: at most this many images or records of each kind and folder, for a rehearsal.
         progress: wraps what is read to show how far loading is.
         share: number of this process and how many there are: each reads every n-th still and clip.
 
     Raises:
         DatasetError: a file is missing, unreadable, or there is nothing to train on.
     """
-    items = [item for folder in folders for item in _find(folder, limit)]
+    items = [item for folder in folders for item in _find(folder)]
     rank, size = share
     # A handful is not worth dividing, and would leave a process with nothing.
     if sum(item.kind is not None for item in items) >= 8 * size:
@@ -239,39 +206,31 @@ def load_pool(
         raise DatasetError(f"{names}: no collection, no annotated clip and no image is here; nothing to train on")
     # Untouched pages of zeros cost nothing, so memory follows what the images cover.
     builder = _Builder(side, np.zeros((count, side, side, 3), np.uint8))
-    for item, images in _decoded(items, progress):
-        builder.add(item, images)
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
+        for first in progress(range(0, len(items), CHUNK), "imagery"):
+            chunk = items[first : first + CHUNK]
+            for item, images in zip(chunk, threads.map(_decode, chunk)):
+                builder.add(item, images)
     if not builder.sizes:
         raise DatasetError("there are cut-outs only: add images to lay them on")
     return builder.build()
 
 
-def _decoded(items: Sequence[_Item], progress: Progress) -> Iterator[Tuple[_Item, List[np.ndarray]]]:
-    """Each item with its images, decoded by threads; few at a time, so that no image is held twice for long."""
-
-    def decode(item: _Item) -> List[np.ndarray]:
-        return [decode_image(read(), name) for name, read in item.images]
-
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for first in progress(range(0, len(items), CHUNK), "imagery"):
-            chunk = items[first : first + CHUNK]
-            yield from zip(chunk, threads.map(decode, chunk))
+def _decode(item: _Item) -> List[np.ndarray]:
+    return [decode_image(read(), name) for name, read in item.images]
 
 
-def _find(folder: Path, limit: Optional[int]) -> List[_Item]:
+def _find(folder: Path) -> List[_Item]:
     """What a folder holds, unread."""
     if is_collection(folder):
-        return _collection_items(folder, limit)
+        return _collection_items(folder)
     truths = files_under(folder, TRUTHS)
-    clips = [_annotated_clip(path) for path in truths[:limit]]
     inside = {path.parent for path in truths}
     files = [f for f in files_under(folder, IMAGE_SUFFIXES) if not inside & set(f.parents)]
-    if limit is not None and len(files) > limit:
-        files = [files[i * len(files) // limit] for i in range(limit)]
-    return clips + [_Item(STILL, "", [_file(path)], []) for path in files]
+    return [_annotated_clip(path) for path in truths] + [_Item(STILL, "", [_file(path)], []) for path in files]
 
 
-def _file(path: Path) -> Tuple[str, Callable[[], bytes]]:
+def _file(path: Path) -> _File:
     return printable(path), path.read_bytes
 
 
@@ -302,40 +261,37 @@ def files_under(folder: Path, endings: Sequence[str]) -> List[Path]:
     return sorted(p for p in found if not p.name.startswith("."))
 
 
-def _collection_items(folder: Path, limit: Optional[int]) -> List[_Item]:
-    stills, clips, cutouts = (_records(folder / name)[:limit] for name in INDEXES)
+def _collection_items(folder: Path) -> List[_Item]:
+    stills, clips, cutouts = (_records(folder / name) for name in INDEXES)
     tars: Dict[str, Dict[str, bytes]] = {}
 
-    def image(record: Dict[str, Any], name: str) -> Tuple[str, Callable[[], bytes]]:
+    def images(record: Dict[str, Any], names: Sequence[str]) -> List[_File]:
         shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
         for shard in shards:
             if shard not in tars:
                 # Only the name counts: an index cannot reach outside its own folder.
                 tars[shard] = _read_tar(folder / Path(str(shard)).name)
-        found = next((tars[shard][name] for shard in shards if name in tars[shard]), None)
-        if found is None:
-            raise DatasetError(f"{shards} in {folder} holds no {name}")
-        return name, partial(bytes, found)
+        found = [next((tars[shard][name] for shard in shards if name in tars[shard]), None) for name in names]
+        if None in found:
+            raise DatasetError(f"{shards} in {folder} holds no {names[found.index(None)]}")
+        return [(name, partial(bytes, data)) for name, data in zip(names, found)]
 
     try:
         items = [
-            _Item(STILL, r.get("source", ""), [image(r, r["file"])], [[box] for box in r["boxes"]]) for r in stills
+            _Item(STILL, r.get("source", ""), images(r, [r["file"]]), [[box] for box in r["boxes"]]) for r in stills
         ]
         for r in clips:
             # What follows a colon tells files of one origin apart; they share its weight.
             source = r.get("source", "").split(":")[0]
-            frames = [image(r, name) for name in r["frames"]]
-            items.append(_Item(CLIP, source, frames, [track["boxes"] for track in r["tracks"]]))
-        return items + [_Item(None, "", [image(r, r["file"])], []) for r in cutouts]
+            items.append(_Item(CLIP, source, images(r, r["frames"]), [track["boxes"] for track in r["tracks"]]))
+        return items + [_Item(None, "", images(r, [r["file"]]), []) for r in cutouts]
     except KeyError as error:
         raise DatasetError(f"a record of the collection in {folder} has no {error}") from None
 
 
 def _records(path: Path) -> List[Dict[str, Any]]:
-    if not path.exists():
-        return []
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     except ValueError as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(records, list):

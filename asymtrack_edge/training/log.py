@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional
 
@@ -31,11 +32,9 @@ def show_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
 
 
 class Log:
-    """Averages what each step gives and, every few seconds, writes and shows it. A context manager.
+    """Averages what each step gives and, every so many seconds, writes and shows it. A context manager.
 
-    Args:
-        folder: of the run; None writes and shows nothing.
-        every: seconds between lines.
+    Without a folder nothing is written or shown.
     """
 
     def __init__(self, folder: Optional[Path], every: float) -> None:
@@ -56,14 +55,9 @@ class Log:
         self.bar.close()
 
     def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
-        """Takes in the values of a step.
+        """Takes in a step of ``count`` pairs, after which the run has come to ``step``, ``pairs``, ``progress`` (0..1).
 
-        Args:
-            step: how far the run is.
-            pairs: the same in pairs.
-            count: pairs of this step.
-            progress: how much of the run lies behind, 0..1.
-            values: what to average; ``lr`` is taken as it is.
+        Its ``values`` are averaged, but for ``lr``.
         """
         self.pairs += count
         for name, value in values.items():
@@ -90,29 +84,22 @@ def append(folder: Path, row: Dict[str, Any]) -> None:
 
 
 def read_log(folder: Path) -> List[Dict[str, Any]]:
-    """The rows of a run's log; a last line cut short by a kill is left out.
-
-    Raises:
-        UsageError: there is no log.
-    """
+    """The rows of a run's log without a last line cut short by a kill; UsageError if there is no log."""
     try:
         lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
     except OSError:
         raise UsageError(f"{folder} holds no {LOG}: name the folder of a run") from None
     rows = []
     for line in lines:
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return rows
 
 
 def plot_run(folder: Path) -> Path:
     """Draws loss, IoU and learning rate of a run over its pairs; returns the image's path.
 
-    Raises:
-        UsageError: there is no log, or nothing in it yet.
+    Raises UsageError where there is no log, or nothing in it yet.
     """
     from matplotlib.figure import Figure
 

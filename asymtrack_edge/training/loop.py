@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from asymtrack_edge.checkpoints import save_weights
 from asymtrack_edge.errors import AsymTrackError, CheckpointError
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.training.distributed import World
+from asymtrack_edge.training.distributed import ALONE, World
 from asymtrack_edge.training.log import Log
 from asymtrack_edge.training.losses import tracking_loss
 from asymtrack_edge.training.pairs import DrawPairs, Pairs
@@ -27,6 +28,8 @@ from asymtrack_edge.training.state import RunState
 from asymtrack_edge.training.teacher import Opinion, Student, Teacher, relabel, teacher_loss
 
 WEIGHTS = "weights.safetensors"
+#: A run has diverged when ``Guard.above`` has come to this many steps.
+PATIENCE = 100
 #: How often a run goes back to its last good state before it ends.
 RETRIES = 4
 
@@ -38,55 +41,28 @@ class DivergedError(AsymTrackError):
     """The loss rose and stayed high, or is no longer a number."""
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What of a run is not its recipe.
+@contextmanager
+def stop_signals() -> Iterator[List[int]]:
+    """Collects SIGINT and SIGTERM, as wishes to stop; a second SIGINT interrupts at once."""
+    received: List[int] = []
 
-    Attributes:
-        folder: where state, weights and log go.
-        time_budget: stop after this many seconds of this call, but not before its first step (None: run all
-            epochs).
-        retry: go back to the last good state with half the rate when the loss diverges, instead of ending.
-        save_every: seconds between saved states.
-        log_every: seconds between lines of the log.
-        bf16: compute in bfloat16 where it is safe.
-        metadata: stored in the weights to be deployed.
-    """
-
-    folder: Path
-    time_budget: Optional[float] = None
-    retry: bool = False
-    save_every: float = 45.0
-    log_every: float = 5.0
-    bf16: bool = False
-    metadata: Dict[str, str] = field(default_factory=dict)
-
-
-class StopSignals:
-    """Turns SIGINT and SIGTERM into a wish to stop; a second SIGINT interrupts at once. A context manager."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._before: Dict[int, Any] = {}
-
-    def _note(self, number: int, _: Any) -> None:
-        if self.received and number == signal.SIGINT:
+    def note(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = True
+        received.append(number)
 
-    def __enter__(self) -> StopSignals:
-        # Only the main thread may install handlers.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+    # Only the main thread may install handlers.
+    ours = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in ours}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] = None) -> RunState:
-    """A run's state before its first step, with AdamW; see ``Recipe.backbone_lr_scale``."""
+    """A run's state before its first step, with AdamW."""
     scale = recipe.backbone_lr_scale
     if scale is None:
         scale = 0.1 if model.variant.name == "T" else 1.0
@@ -102,44 +78,32 @@ def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] =
     return RunState(model, optimiser, readouts)
 
 
+@dataclass
 class Trainer:
-    """Trains a state until its recipe or its time is used up.
+    """Trains a state until its recipe or its time is used up."""
 
-    Args:
-        state: updated in place.
-        draw: makes the pairs of a step.
-        recipe: optimisation settings.
-        options: where to write, how long to go on.
-        world: the processes that take part; by default this one alone.
-        teacher: what is imitated beside the labels.
-        student: the state's network with its read-outs, where there is a teacher.
+    state: RunState  #: updated in place
+    draw: DrawPairs  #: makes the pairs of a step
+    recipe: Recipe
+    folder: Path  #: where state, weights and log go
+    world: World = ALONE
+    teacher: Optional[Teacher] = None  #: what is imitated beside the labels
+    student: Optional[Student] = None  #: the state's network with its read-outs, where there is a teacher
+    #: Stop after this many seconds, but not before the first step (None: run all epochs).
+    time_budget: Optional[float] = None
+    retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, and do not end
+    bf16: bool = False  #: compute in bfloat16 where it is safe
+    metadata: Dict[str, str] = field(default_factory=dict)  #: stored in the weights to be deployed
+    save_every: float = 45.0  #: seconds between saved states
+    log_every: float = 5.0  #: seconds between lines of the log
+    stop: bool = False  #: set to true, ends the run after the current step, saved
 
-    Attributes:
-        stop: set to true, ends the run after the current step, saved.
-    """
-
-    def __init__(
-        self,
-        state: RunState,
-        draw: DrawPairs,
-        recipe: Recipe,
-        options: RunOptions,
-        world: Optional[World] = None,
-        teacher: Optional[Teacher] = None,
-        student: Optional[Student] = None,
-    ) -> None:
-        self.state = state
-        self.draw = draw
-        self.recipe = recipe
-        self.options = options
-        self.world = world or World(0, 1, next(state.model.parameters()).device)
-        self.teacher = teacher
-        self.network = self.world.wrap(student or state.model)
-        self.parameters = [parameter for _, parameter in state.named_parameters()]
+    def __post_init__(self) -> None:
+        self.network = self.world.wrap(self.student or self.state.model)
+        self.parameters = [parameter for _, parameter in self.state.named_parameters()]
         self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
         self._ready: Optional[Tuple[int, Batch]] = None
-        self.total = recipe.epochs * recipe.pairs_per_epoch
-        self.stop = False
+        self.total = self.recipe.epochs * self.recipe.pairs_per_epoch
 
     def run(self) -> bool:
         """Trains, saving as it goes; returns whether the recipe's pairs are used up.
@@ -149,20 +113,21 @@ class Trainer:
         Raises:
             DivergedError: the loss diverged; the last good state is on disk.
         """
-        state, options = self.state, self.options
+        state = self.state
         self.network.train()
         if state.step == 0:
             self.save()
         if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
             self._capture()
+        budget = math.inf if self.time_budget is None else self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
-        with Log(options.folder if self.world.is_main else None, options.log_every) as log, StopSignals() as signals:
+        with Log(self.folder if self.world.is_main else None, self.log_every) as log, stop_signals() as signals:
             began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began
-                wish = self.stop or signals.received or (state.step > first and self._out_of_time(elapsed))
+                wish = self.stop or bool(signals) or (state.step > first and elapsed >= budget)
                 progress, stop, diverged = self.world.agree(
-                    self._progress(elapsed), wish, state.guard.above >= self.recipe.patience
+                    self._progress(elapsed), wish, state.guard.above >= PATIENCE
                 )
                 if diverged:
                     self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")
@@ -174,11 +139,11 @@ class Trainer:
                 if not math.isfinite(values["gradient"] + values["loss"]):
                     self._back("is no longer a number")
                     continue
-                state.guard.add(values["loss"], self.recipe.divergence)
+                state.guard.add(values["loss"])
                 state.seconds = spent_before + time.monotonic() - began
                 log.add(state.step, state.pairs, count, progress, values)
                 # What may be on its way down must not take the place of what was good.
-                if time.monotonic() - saved > options.save_every and state.guard.good:
+                if time.monotonic() - saved > self.save_every and state.guard.good:
                     self.save()
                     saved = time.monotonic()
             if state.guard.above == 0:
@@ -188,19 +153,16 @@ class Trainer:
     def _progress(self, elapsed: float) -> float:
         """How much of the schedule lies behind, 0..1."""
         progress = self.state.pairs / self.total
-        if self.options.time_budget is not None and self.recipe.budget_is_length:
-            progress = max(progress, elapsed / max(1e-9, self.options.time_budget))
+        if self.time_budget is not None and self.recipe.budget_is_length:
+            progress = max(progress, elapsed / max(1e-9, self.time_budget))
         return min(1.0, progress)
-
-    def _out_of_time(self, elapsed: float) -> bool:
-        return self.options.time_budget is not None and elapsed >= self.options.time_budget
 
     def _back(self, what: str) -> None:
         """Goes back to the last good state with half the rate, or ends the run there."""
-        state, folder, step = self.state, self.options.folder, self.state.step
+        state, folder, step = self.state, self.folder, self.state.step
         rate = state.rate / 2
         state.load(folder)
-        if not self.options.retry or rate < 0.5**RETRIES:
+        if not self.retry or rate < 0.5**RETRIES:
             lower = self.recipe.lr * rate
             raise DivergedError(
                 f"the loss {what} by step {step}. {folder} holds the state of step {state.step}: go on with "
@@ -232,7 +194,7 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         # Without its cache on a GPU: a cast that a CUDA graph holds must not serve another call.
         kind = self.world.device.type
-        return torch.autocast(kind, torch.bfloat16, self.options.bf16, cache_enabled=kind != "cuda")
+        return torch.autocast(kind, torch.bfloat16, self.bf16, cache_enabled=kind != "cuda")
 
     def _capture(self) -> None:
         """Records forward and backward pass as CUDA graphs: hundreds of launches become two."""
@@ -255,10 +217,10 @@ class Trainer:
         with self._autocast():
             output = self.network(pairs.template, pairs.search)
         if opinion is None:
-            return tracking_loss(output, pairs, self.recipe.loss, self.world.average)
+            return tracking_loss(output, pairs, self.recipe.corner_loss, self.world.average)
         prediction, response, features = output
-        loss, terms = tracking_loss(prediction, pairs, self.recipe.loss, self.world.average)
-        taught, more = teacher_loss(response, features, opinion, self.recipe.teacher)
+        loss, terms = tracking_loss(prediction, pairs, self.recipe.corner_loss, self.world.average)
+        taught, more = teacher_loss(response, features, opinion)
         return loss + taught, {**terms, **more}
 
     def _step(self, rate: float) -> Dict[str, float]:
@@ -294,14 +256,11 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the state and the weights to be deployed (main process only)."""
-        if self.world.is_main:
-            self.state.save(self.options.folder)
-            self._deploy()
-
-    def _deploy(self) -> None:
-        """Writes the best weights of the run for export, in half precision where they fit it."""
-        path, weights = self.options.folder / WEIGHTS, self.state.best_weights()
-        metadata = {**self.options.metadata, "pairs": self.state.pairs}
+        if not self.world.is_main:
+            return
+        self.state.save(self.folder)
+        path, weights = self.folder / WEIGHTS, self.state.best_weights()
+        metadata = {**self.metadata, "pairs": self.state.pairs}
         try:
             save_weights(path, weights, metadata)
         except CheckpointError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Callable, Dict, Tuple
 
 import torch
@@ -12,25 +11,8 @@ from torch.nn import functional as F
 from asymtrack_edge.network import Prediction
 from asymtrack_edge.training.pairs import Pairs
 
-#: The mean of a number over all processes.
-Average = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the terms; the defaults are the paper's.
-
-    Attributes:
-        giou: generalised IoU loss of the boxes.
-        l1: mean absolute difference of the corners, in crop units.
-        corner: cross-entropy between the corner maps and the cells around the true corner. It
-            gives every cell a gradient from the first step, where soft-argmax alone is slow to
-            leave the mean position. Pairs without the target are taught flat maps by it.
-    """
-
-    giou: float = 2.0
-    l1: float = 5.0
-    corner: float = 0.0
+#: Weights of the generalised IoU of the boxes and of the mean absolute difference of their corners.
+GIOU, L1 = 2.0, 5.0
 
 
 def iou_and_giou(a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:
@@ -57,14 +39,14 @@ def corner_targets(corners: Tensor, side: int) -> Tensor:
 
 
 def tracking_loss(
-    prediction: Prediction, pairs: Pairs, weights: LossWeights, average: Average = lambda value: value
+    prediction: Prediction, pairs: Pairs, corner: float, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> Tuple[Tensor, Dict[str, Tensor]]:
     """The weighted sum of all terms, over the pairs that are known.
 
     Args:
-        prediction: the network's.
+        prediction: what the network says of the pairs.
         pairs: what it was shown.
-        weights: of the terms.
+        corner: see ``Recipe``.
         average: the mean of a number over all processes, so that pairs count alike in each.
 
     Returns:
@@ -81,14 +63,14 @@ def tracking_loss(
         "giou": mean(1 - giou, present),
         "l1": mean((prediction.corners - target).abs().mean(1), present),
     }
-    loss = weights.giou * terms["giou"] + weights.l1 * terms["l1"]
-    if weights.corner > 0:
+    loss = GIOU * terms["giou"] + L1 * terms["l1"]
+    if corner > 0:
         maps = torch.stack([prediction.score_tl, prediction.score_br], 1).float()
         side = maps.shape[-1]
         wanted = corner_targets(target, side)
         wanted = torch.where(pairs.present[:, None, None], wanted, torch.full_like(wanted, side**-2))
         entropy = -(wanted * F.log_softmax(maps.flatten(2), -1)).sum(-1).mean(1)
         terms["corner"] = mean(entropy, pairs.known.float())
-        loss = loss + weights.corner * terms["corner"]
+        loss = loss + corner * terms["corner"]
     terms["iou"] = mean(iou, present)
     return loss, {name: value.detach() for name, value in terms.items()}

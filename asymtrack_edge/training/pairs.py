@@ -18,22 +18,13 @@ STRANGER = 2
 
 
 class Pairs(NamedTuple):
-    """One batch.
+    """One batch."""
 
-    Attributes:
-        template: normalised RGB ``(B, 3, Z, Z)``.
-        search: normalised RGB ``(B, 3, X, X)``.
-        corners: ``(B, 4)`` x1, y1, x2, y2 of the target in search crop units (may leave 0..1).
-        present: ``(B,)`` bool, whether the search crop shows the template's target.
-        known: ``(B,)`` bool, whether ``corners`` and ``present`` are right; a teacher's pairs only may
-            be unknown.
-    """
-
-    template: Tensor
-    search: Tensor
-    corners: Tensor
-    present: Tensor
-    known: Tensor
+    template: Tensor  #: normalised RGB ``(B, 3, Z, Z)``
+    search: Tensor  #: normalised RGB ``(B, 3, X, X)``
+    corners: Tensor  #: ``(B, 4)`` x1, y1, x2, y2 of the target in search crop units (may leave 0..1)
+    present: Tensor  #: bool ``(B,)``, whether the search crop shows the template's target
+    known: Tensor  #: bool ``(B,)``, whether ``corners`` and ``present`` are right; only with a teacher they may not be
 
 
 #: Makes the batch of a step: ``draw(batch, step)``. The same step always gives the same batch.
@@ -41,16 +32,11 @@ DrawPairs = Callable[[int, int], Pairs]
 
 
 class Plan(NamedTuple):
-    """Where a batch of pairs is cut.
-
-    Attributes:
-        template, search: windows of either crop.
-        corners: as in ``Pairs``.
-    """
+    """Where a batch of pairs is cut."""
 
     template: Windows
     search: Windows
-    corners: Tensor
+    corners: Tensor  #: as in ``Pairs``
 
 
 def plan_windows(
@@ -58,12 +44,7 @@ def plan_windows(
 ) -> Plan:
     """Chooses the windows of a batch, with the published jitter (search region only) and flip.
 
-    Args:
-        template_box: ``(B, 4)`` x, y, w, h in the template picture's pixels.
-        search_box: the same in the search picture.
-        variant: gives crop sizes and factors.
-        augmentation: strengths.
-        random: source of randomness.
+    The boxes are ``(B, 4)`` x, y, w, h in pixels of the template and of the search picture.
     """
     batch = len(template_box)
     flip = random.uniform(batch) < augmentation.flip

@@ -7,58 +7,34 @@ from typing import Any, Dict, Optional
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.training.augmentation import Augmentation
-from asymtrack_edge.training.losses import LossWeights
-from asymtrack_edge.training.teacher import TeacherWeights
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Optimisation settings. Defaults are the paper's ("Training Details" and the published code).
+    """Optimisation settings. Defaults are the paper's ("Training Details" and the published code)."""
 
-    Attributes:
-        batch: pairs per step and process.
-        lr: AdamW learning rate of neck and head.
-        backbone_lr_scale: the encoder's rate over ``lr``; None gives the published 0.1 for T and
-            1 for S and B.
-        weight_decay: AdamW weight decay.
-        clip: gradients are clipped to this norm.
-        pairs_per_epoch, epochs: length of the run.
-        decay_epoch: from here on the rate is a tenth; None for never.
-        warmup: the rate rises linearly over this many steps; where a time budget is the length, over a
-            tenth of it at most.
-        cooldown: over this last part of the run the rate falls linearly to zero.
-        budget_is_length: a time budget stands for the whole schedule, so that the rate has fallen
-            when it ends. Otherwise it only interrupts the run.
-        bf16: compute in bfloat16 where it is safe and the processor has it.
-        shallow_every: stem and first stage learn in every n-th step only (one process only: several
-            always train all). They hold the largest feature maps: on a CPU their gradients take a
-            third of a step.
-        ema: decay per step of the averaged weights that are evaluated and bundled; 0 for none.
-        loss: weights of the objective's terms.
-        teacher: weights of a teacher's terms, where there is one.
-        divergence, patience: a run has diverged when its averaged loss has been above ``divergence``
-            times its best for ``patience`` steps.
-        augmentation: how pairs are drawn.
-    """
-
-    batch: int = 64
-    lr: float = 4e-4
-    backbone_lr_scale: Optional[float] = None
+    batch: int = 64  #: pairs per step and process
+    lr: float = 4e-4  #: AdamW learning rate of neck and head
+    backbone_lr_scale: Optional[float] = None  #: the encoder's over it; None for the published 0.1 of T, 1 of S and B
     weight_decay: float = 1e-4
-    clip: float = 0.1
+    clip: float = 0.1  #: gradients are clipped to this norm
     pairs_per_epoch: int = 60_000
     epochs: int = 500
-    decay_epoch: Optional[int] = 400
+    decay_epoch: Optional[int] = 400  #: from here on the rate is a tenth; None for never
+    #: The rate rises linearly over this many steps; where a time budget is the length, over a tenth of it at most.
     warmup: int = 0
-    cooldown: float = 0.0
+    cooldown: float = 0.0  #: over this last part of the run the rate falls linearly to zero
+    #: A time budget stands for the whole schedule: the rate has fallen when it ends. Else it only interrupts.
     budget_is_length: bool = False
-    bf16: bool = False
+    bf16: bool = False  #: compute in bfloat16 where it is safe and the processor has it
+    #: Stem and first stage learn in every n-th step only (one process only: several always train all). They hold
+    #: the largest feature maps: on a CPU their gradients take a third of a step.
     shallow_every: int = 1
-    ema: float = 0.0
-    loss: LossWeights = field(default_factory=LossWeights)
-    teacher: TeacherWeights = field(default_factory=TeacherWeights)
-    divergence: float = 1.5
-    patience: int = 100
+    ema: float = 0.0  #: decay per step of the averaged weights that are evaluated and bundled; 0 for none
+    #: Weight of the cross-entropy between the corner maps and the cells around the true corner. It gives every cell
+    #: a gradient from the first step, where soft-argmax alone is slow to leave the mean position. Pairs without the
+    #: target are taught flat maps by it.
+    corner_loss: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, step: int, progress: float) -> float:
@@ -75,18 +51,9 @@ class Recipe:
 
     @staticmethod
     def from_dict(values: Dict[str, Any]) -> Recipe:
-        """The recipe whose values ``dataclasses.asdict`` gave.
-
-        Raises:
-            UsageError: a setting that this version does not know.
-        """
+        """The recipe whose values ``dataclasses.asdict`` gave; UsageError for a setting that is not known."""
         try:
-            parts = {
-                "loss": LossWeights(**values["loss"]),
-                "teacher": TeacherWeights(**values["teacher"]),
-                "augmentation": Augmentation(**values["augmentation"]),
-            }
-            return Recipe(**{**values, **parts})
+            return Recipe(**{**values, "augmentation": Augmentation(**values["augmentation"])})
         except (KeyError, TypeError) as error:
             raise UsageError(f"the stored recipe is of another version ({error}): start anew with --init") from None
 
@@ -106,7 +73,7 @@ SMALL = Recipe(
     bf16=True,
     shallow_every=4,
     ema=0.999,
-    loss=LossWeights(giou=2.0, l1=5.0, corner=0.5),
+    corner_loss=0.5,
     augmentation=Augmentation(
         centre_jitter=2.5,
         size_jitter=0.35,

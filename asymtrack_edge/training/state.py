@@ -11,42 +11,38 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
+from asymtrack_edge.files import OutputFile
 
 INDEX = "state.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+#: What of a ``RunState`` the index holds as it is.
+COUNTS = ("step", "pairs", "seconds", "rate")
 
 
 @dataclass
 class Guard:
-    """Watches the averaged loss of a run; see ``Recipe.divergence``.
+    """Watches the averaged loss of a run: it has diverged when ``above`` has become too large."""
 
-    Attributes:
-        average: mean of the last ``memory`` losses, roughly; each weighs less than the one after it.
-        best: the lowest average.
-        steps: how many losses were taken in.
-        above: for how many steps in a row the average has been too high.
-    """
+    average: float = 0.0  #: mean of the last 20 losses, roughly; each weighs less than the one after it
+    best: float = float("inf")  #: the lowest average
+    steps: int = 0  #: how many losses were taken in
+    above: int = 0  #: for how many steps in a row the average has been 1.5 times the best or more
 
-    average: float = 0.0
-    best: float = float("inf")
-    steps: int = 0
-    above: int = 0
-
-    def add(self, loss: float, limit: float, memory: int = 20) -> None:
-        """Takes in a loss; an average above ``limit`` times the best counts as too high."""
+    def add(self, loss: float) -> None:
+        """Takes in the loss of a step."""
         self.steps += 1
-        self.average += (loss - self.average) / min(self.steps, memory)
-        if self.steps >= memory:
+        self.average += (loss - self.average) / min(self.steps, 20)
+        if self.steps >= 20:
             self.best = min(self.best, self.average)
-        self.above = self.above + 1 if self.average > limit * self.best else 0
+        self.above = self.above + 1 if self.average > 1.5 * self.best else 0
 
     @property
     def good(self) -> bool:
@@ -60,26 +56,16 @@ class RunState:
 
     What is drawn at each step depends on the step alone (see ``crops.Random``), so nothing random needs
     to be kept.
-
-    Attributes:
-        model: in training form.
-        optimiser: AdamW over all parameters.
-        readouts: layers that only a teacher needs; None without one.
-        ema: averaged weights and buffers, by ``state_dict`` key; empty if not kept.
-        step, pairs: how far the run is.
-        seconds: time spent so far.
-        rate: factor on the recipe's learning rate, halved when the run goes back.
-        guard: see there.
     """
 
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    readouts: Optional[nn.Module] = None
-    ema: Dict[str, Tensor] = field(default_factory=dict)
+    model: nn.Module  #: in training form
+    optimiser: torch.optim.Optimizer  #: AdamW over all parameters
+    readouts: Optional[nn.Module] = None  #: layers that only a teacher needs
+    ema: Dict[str, Tensor] = field(default_factory=dict)  #: averaged ``state_dict``; empty if not kept
     step: int = 0
     pairs: int = 0
-    seconds: float = 0.0
-    rate: float = 1.0
+    seconds: float = 0.0  #: time spent so far
+    rate: float = 1.0  #: factor on the recipe's learning rate, halved when the run goes back
     guard: Guard = field(default_factory=Guard)
 
     def named_parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
@@ -112,13 +98,10 @@ class RunState:
         pieces = {"model": self.model.state_dict(), "ema": self.ema}
         pieces["readouts"] = {} if self.readouts is None else self.readouts.state_dict()
         pieces.update({moment: self._moments(moment) for moment in MOMENTS})
-        files = {}
-        for name, tensors in pieces.items():
-            if tensors:
-                files[name] = f"{name}-{self.step}.safetensors"
-                save_tensors(folder / files[name], tensors)
-        index = {"files": files, **{name: getattr(self, name) for name in ("step", "pairs", "seconds", "rate")}}
-        index["guard"] = asdict(self.guard)
+        files = {name: f"{name}-{self.step}.safetensors" for name, tensors in pieces.items() if tensors}
+        for name, file in files.items():
+            save_tensors(folder / file, pieces[name])
+        index = {"files": files, **{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
         # Not every parameter takes part in every step (see Recipe.shallow_every).
         index["updates"] = {name: int(value) for name, value in self._moments("step").items()}
         save_json(folder / INDEX, index)
@@ -132,27 +115,27 @@ class RunState:
         Raises:
             CheckpointError: the folder holds no complete state, or one of another model.
         """
+        device = next(self.model.parameters()).device
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             pieces = {name: load_file(str(folder / file)) for name, file in index["files"].items()}
             self.model.load_state_dict(pieces["model"])
             if self.readouts is not None and "readouts" in pieces:
                 self.readouts.load_state_dict(pieces["readouts"])
-            self.step, self.pairs, self.seconds = index["step"], index["pairs"], index["seconds"]
-            self.rate, self.guard = index.get("rate", 1.0), Guard(**index.get("guard", {}))
+            for name in COUNTS:
+                setattr(self, name, index[name])
+            self.guard = Guard(**index["guard"])
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
             raise CheckpointError(f"the state in {folder} is of another variant: check --variant") from None
-        device = next(self.model.parameters()).device
         self.ema = {name: value.to(device) for name, value in pieces.get("ema", {}).items()}
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():
             if name in pieces.get(MOMENTS[0], {}):
                 moments = {moment: pieces[moment][name].to(device) for moment in MOMENTS}
-                updates = float(index.get("updates", {}).get(name, self.step))
                 # The fused AdamW of a GPU counts there.
-                count = torch.tensor(updates, device=device if device.type == "cuda" else None)
+                count = torch.tensor(float(index["updates"][name]), device=device if device.type == "cuda" else None)
                 self.optimiser.state[parameter] = {"step": count, **moments}
 
     def _moments(self, moment: str) -> Dict[str, Tensor]:
@@ -167,19 +150,17 @@ def has_state(folder: Path) -> bool:
 
 def save_tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
     """Writes a safetensors file atomically."""
-    plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    _replace(path, lambda beside: save_file(plain, str(beside)))
+    _write(path, save({name: value.detach().contiguous().cpu() for name, value in tensors.items()}))
 
 
 def save_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    _replace(path, lambda beside: beside.write_text(json.dumps(value, indent=1), encoding="utf-8"))
+    _write(path, json.dumps(value, indent=1).encode())
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+def _write(path: Path, data: bytes) -> None:
     """Writes beside ``path``, reaches for the disk, and only then takes the name."""
-    beside = path.with_name(path.name + ".part")
-    write(beside)
-    with open(beside, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    with OutputFile(path) as file:
+        file.write(data)
+        with open(file.place, "rb") as written:
+            os.fsync(written.fileno())

@@ -8,9 +8,8 @@ label, the teacher's box is the label, if it is sure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -32,34 +31,41 @@ TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
 SURE, ABSENT = 0.98, 0.05
 
 
-@dataclass(frozen=True)
-class TeacherWeights:
-    """Weights of the teacher's terms in the loss.
+#: Weights in the loss: of the binary cross-entropy of the response map, and of the cosine distance of the template
+#: features to the teacher's.
+RESPONSE, FEATURES = 4.0, 1.0
 
-    Attributes:
-        response: binary cross-entropy of the response map against the teacher's.
-        features: cosine distance of the template features to the teacher's.
-    """
 
-    response: float = 4.0
-    features: float = 1.0
+def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
+    if (top, left) != (bottom, right):
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    strides, dilations = attributes.get("strides", (1, 1)), attributes.get("dilations", (1, 1))
+    return F.conv2d(x, weight, bias, strides, (top, left), dilations, attributes.get("group", 1))
+
+
+#: By name what an operator does with its attributes and inputs.
+OPERATORS: Dict[str, Callable[..., Tensor]] = {
+    "Add": lambda _, a, b: a + b,
+    "Concat": lambda attributes, *inputs: torch.cat(inputs, attributes["axis"]),
+    "Conv": _conv,
+    "Exp": lambda _, x: x.exp(),
+    "MatMul": lambda _, a, b: a @ b,
+    "Mul": lambda _, a, b: a * b,
+    "Relu": lambda _, x: x.relu(),
+    # A graph for one image has its batch written into it.
+    "Reshape": lambda _, x, shape: x.reshape(len(x), *shape[1:]),
+    "Transpose": lambda attributes, x: x.permute(attributes["perm"]),
+}
 
 
 class OnnxGraph(nn.Module):
     """An ONNX graph of convolutions and simple arithmetic as a torch module, for any batch.
 
-    The leading dimension that a graph for one image has written into its Reshape nodes is replaced by the
-    batch's.
-
-    Args:
-        path: the file.
-
     Raises:
         MissingDependencyError: onnx is not installed.
         DatasetError: the file is missing, damaged, or has an operator that is not known here.
     """
-
-    OPERATORS = ("Add", "Concat", "Conv", "Exp", "MatMul", "Mul", "Relu", "Reshape", "Transpose")
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -74,7 +80,7 @@ class OnnxGraph(nn.Module):
             graph = onnx.load(str(path)).graph
         except Exception as error:  # protobuf's own, by version
             raise DatasetError(f"{path} is no ONNX file: {error}") from None
-        unknown = {node.op_type for node in graph.node} - set(self.OPERATORS)
+        unknown = {node.op_type for node in graph.node} - set(OPERATORS)
         if unknown:
             raise DatasetError(f"{path} has operators that a teacher may not have: {', '.join(sorted(unknown))}")
         self.outputs = [output.name for output in graph.output]
@@ -87,74 +93,32 @@ class OnnxGraph(nn.Module):
                 self.register_buffer(f"constant{i}", value)
             else:
                 self.shapes[constant.name] = value.tolist()
-        self.nodes: List[Tuple[str, List[str], str, Dict[str, Any]]] = [
-            (
-                node.op_type,
-                list(node.input),
-                node.output[0],
-                {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
-            )
+        value_of = onnx.helper.get_attribute_value
+        self.nodes = [
+            (OPERATORS[node.op_type], node.input, node.output[0], {a.name: value_of(a) for a in node.attribute})
             for node in graph.node
         ]
 
-    def forward(self, **values: Tensor) -> List[Tensor]:
+    def forward(self, **images: Tensor) -> List[Tensor]:
         """Takes the graph's inputs by name, each ``(B, ...)``, and returns its outputs in order."""
-        batch = len(next(iter(values.values())))
+        values: Dict[str, Any] = {**images, **self.shapes}
         values.update({name: getattr(self, buffer) for name, buffer in self.constants.items()})
-        for operator, names, output, attributes in self.nodes:
-            if operator == "Reshape":
-                values[output] = values[names[0]].reshape(batch, *self.shapes[names[1]][1:])
-            else:
-                values[output] = _apply(operator, [values[name] for name in names if name], attributes)
+        for operator, inputs, output, attributes in self.nodes:
+            values[output] = operator(attributes, *(values[name] for name in inputs if name))
         return [values[name] for name in self.outputs]
 
 
-def _apply(operator: str, inputs: List[Tensor], attributes: Dict[str, Any]) -> Tensor:
-    x = inputs[0]
-    if operator == "Conv":
-        top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
-        if (top, left) != (bottom, right):
-            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-        bias = inputs[2] if len(inputs) > 2 else None
-        strides, dilations = attributes.get("strides", (1, 1)), attributes.get("dilations", (1, 1))
-        return F.conv2d(x, inputs[1], bias, strides, (top, left), dilations, attributes.get("group", 1))
-    if operator == "Concat":
-        return torch.cat(inputs, attributes["axis"])
-    if operator == "Transpose":
-        return x.permute(attributes["perm"])
-    simple: Dict[str, Any] = {
-        "Add": torch.add,
-        "Mul": torch.mul,
-        "MatMul": torch.matmul,
-        "Relu": torch.relu,
-        "Exp": torch.exp,
-    }
-    return simple[operator](*inputs)
-
-
 class Opinion(NamedTuple):
-    """What the teacher says of a batch.
+    """What the teacher says of a batch."""
 
-    Attributes:
-        response: ``(B, 16, 16)`` in 0..1, how much each place of the search crop looks like the template.
-        peak: ``(B,)``, its maximum.
-        corners: ``(B, 4)``, the box at the maximum, as in ``Pairs``.
-        features: ``(B, 256, 8, 8)`` of the template.
-    """
-
-    response: Tensor
-    peak: Tensor
-    corners: Tensor
-    features: Tensor
+    response: Tensor  #: ``(B, 16, 16)`` in 0..1, how much each place of the search crop looks like the template
+    peak: Tensor  #: ``(B,)``, its maximum
+    corners: Tensor  #: ``(B, 4)``, the box at the maximum, as in ``Pairs``
+    features: Tensor  #: ``(B, 256, 8, 8)`` of the template
 
 
 class Teacher:
-    """The teacher's two graphs on the training device.
-
-    Args:
-        folder: holds ``fear_xs_init.onnx`` and ``fear_xs_track.onnx``.
-        variant: of the network that learns; its crops have to show what the teacher's do.
-        device: where to compute.
+    """The graphs in ``folder`` on the training device, for a network of ``variant``.
 
     Raises:
         MissingDependencyError: onnx is not installed.
@@ -186,10 +150,7 @@ class Teacher:
 
     def _image(self, crop: Tensor, size: int) -> Tensor:
         """Normalised crops as RGB 0..255 of the teacher's size."""
-        image = crop.float() * self.std + self.mean
-        if image.shape[-1] == size:
-            return image
-        return F.interpolate(image, size=(size, size), mode="bilinear", align_corners=False)
+        return _resized(crop.float() * self.std + self.mean, size)
 
 
 def relabel(pairs: Pairs, opinion: Opinion) -> Pairs:
@@ -209,11 +170,7 @@ def relabel(pairs: Pairs, opinion: Opinion) -> Pairs:
 
 
 class Student(nn.Module):
-    """The network with the layers that read the teacher's answers out of its stage 3.
-
-    Args:
-        model: the network; its parameters are shared.
-    """
+    """The network, shared, with the layers that read the teacher's answers out of its stage 3."""
 
     def __init__(self, model: AsymTrack) -> None:
         super().__init__()
@@ -235,21 +192,20 @@ class Student(nn.Module):
         return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
 
 
-def teacher_loss(
-    response: Tensor, features: Tensor, opinion: Opinion, weights: TeacherWeights
-) -> Tuple[Tensor, Dict[str, Tensor]]:
+def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Tuple[Tensor, Dict[str, Tensor]]:
     """The weighted sum of the teacher's terms, and what to log (detached): ``response``, ``features``."""
-    wanted = _fit(opinion.response[:, None], response)[:, 0]
+    wanted = _resized(opinion.response[:, None], response.shape[-1])[:, 0]
+    similar = F.cosine_similarity(features.float(), _resized(opinion.features, features.shape[-1]), dim=1)
     terms = {
         "response": F.binary_cross_entropy_with_logits(response.float(), wanted),
-        "features": 1 - F.cosine_similarity(features.float(), _fit(opinion.features, features), dim=1).mean(),
+        "features": 1 - similar.mean(),
     }
-    loss = weights.response * terms["response"] + weights.features * terms["features"]
+    loss = RESPONSE * terms["response"] + FEATURES * terms["features"]
     return loss, {name: value.detach() for name, value in terms.items()}
 
 
-def _fit(target: Tensor, like: Tensor) -> Tensor:
-    """Resizes maps ``(B, C, H, W)`` to the last two axes of ``like``."""
-    if target.shape[-2:] == like.shape[-2:]:
-        return target
-    return F.interpolate(target, size=like.shape[-2:], mode="bilinear", align_corners=False)
+def _resized(maps: Tensor, side: int) -> Tensor:
+    """Square maps ``(B, C, H, H)`` as ``(B, C, side, side)``."""
+    if maps.shape[-1] == side:
+        return maps
+    return F.interpolate(maps, size=(side, side), mode="bilinear", align_corners=False)

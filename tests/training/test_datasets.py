@@ -28,14 +28,13 @@ def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tiny: Variant, tm
     shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
     (root / "list.txt").write_text("a\n")
     data = open_dataset("got10k-train", tmp_path)
-    disk = DiskPairs([data], tiny, aug, CPU, workers=1, ahead=0)
-    job = disk.jobs[6, 4] = disk._submit(6, 4)
+    disk = DiskPairs([data], tiny, aug, CPU, workers=1)
+    plan = disk._submit(6, 4)[0]
     pairs = disk.draw(6, 4)
-    disk.close()
     (root / "a" / "groundtruth.txt").unlink()
     sampler = PairSampler(load_pool([root], 128), tiny, aug)
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGE_MEAN, IMAGE_STD))
-    from_each = [sampler._cut(torch.full((6,), i), job.plan.search, tiny.search_size).float() for i in range(6)]
+    from_each = [sampler._cut(torch.full((6,), i), plan.search, tiny.search_size).float() for i in range(6)]
     chosen = []
     for i in range(6):
         errors = [(crops[i] - (pairs.search[i] * std + mean)).abs().max().item() for crops in from_each]
@@ -52,8 +51,6 @@ def test_disk_pairs_are_reproducible_in_any_order(got10k: Path, coco: Path, tiny
     for a, b in zip(first[2], two.draw(4, 2)):
         assert torch.equal(a, b)
     assert not torch.equal(first[0].search, first[1].search)
-    one.close()
-    two.close()
 
 
 def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, tiny: Variant) -> None:
@@ -68,7 +65,6 @@ def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, tiny: Vari
         assert boxes.shape == (2, 4)
         count[[root in files[0].parents for root in roots].index(True)] += 1
     assert all(abs(c - 450) < 80 for c in count)
-    disk.close()
 
 
 def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
@@ -80,7 +76,6 @@ def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
         (a, b), *_ = disk._choose(random)
         gaps.add(int(b.stem) - int(a.stem))
     assert gaps == {-1, 0, 1}
-    disk.close()
 
 
 def test_a_damaged_sequence_is_left_out(got10k: Path, tiny: Variant, tmp_path: Path) -> None:
@@ -88,19 +83,16 @@ def test_a_damaged_sequence_is_left_out(got10k: Path, tiny: Variant, tmp_path: P
     shutil.copytree(got10k, root)
     (root / "train" / "GOT-10k_Train_000001" / "groundtruth.txt").write_text("1,2,3\n")
     disk = DiskPairs([open_dataset("got10k-train", root)], tiny, Augmentation(), CPU, workers=1)
-    assert set(disk._submit(8, 0).identity.tolist()) == {1}
-    disk.close()
+    assert set(disk._submit(8, 0)[1].tolist()) == {1}
     (root / "train" / "GOT-10k_Train_000002" / "absence.label").write_text("0\n")
     disk = DiskPairs([open_dataset("got10k-train", root)], tiny, Augmentation(), CPU, workers=1)
     with pytest.raises(DatasetError, match="none of 100 targets"):
         disk.draw(2, 0)
-    disk.close()
 
 
 def test_each_process_draws_its_own_targets(coco: Path, tiny: Variant) -> None:
     seen = []
     for rank in (0, 1):
         disk = DiskPairs([open_dataset("coco-train", coco)], tiny, Augmentation(), CPU, share=(rank, 2), workers=1)
-        seen.append(set(disk._submit(60, 0).identity.tolist()))
-        disk.close()
+        seen.append(set(disk._submit(60, 0)[1].tolist()))
     assert seen == [{0, 2, 4}, {1, 3}]

@@ -23,31 +23,29 @@ import torch
 torch.set_num_threads(1)
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.distributed import join_world
-from asymtrack_edge.training.loop import RunOptions, Trainer, make_state
-from asymtrack_edge.training.losses import LossWeights
+from asymtrack_edge.training.loop import Trainer, make_state
 from asymtrack_edge.training.recipes import PAPER
 from asymtrack_edge.training.state import save_tensors
 from asymtrack_edge.variants import VARIANTS
 from tests.training.conftest import random_pairs
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-world = join_world("cpu")
-variant = VARIANTS["T"].with_(template_size=32, search_size=64)
-recipe = replace(PAPER, batch=4 // world.size, pairs_per_epoch=4, epochs=steps, loss=LossWeights(corner=0.5))
-torch.manual_seed(world.rank)
-state = make_state(AsymTrack(variant), recipe)
-whole = random_pairs(variant, 4)
-# Of four pairs one has no target: the processes do not have equally many.
-whole = whole._replace(present=torch.tensor([True, True, True, False]))
-mine = slice(world.rank * recipe.batch, (world.rank + 1) * recipe.batch)
-pairs = type(whole)(*(part[mine] for part in whole))
-trainer = Trainer(state, lambda b, s: pairs, recipe, RunOptions(folder, log_every=0.0), world)
-assert trainer.run() and state.pairs == 4 * steps, state.pairs
-tensors = {n: p for n, p in state.model.named_parameters()}
-tensors.update({f"buffer.{n}": b.float() for n, b in state.model.named_buffers()})
-tensors.update({f"grad.{n}": p.grad for n, p in state.model.named_parameters() if p.grad is not None})
-save_tensors(folder / f"rank_{world.rank}.safetensors", tensors)
-world.leave()
+with join_world("cpu") as world:
+    variant = VARIANTS["T"].with_(template_size=32, search_size=64)
+    recipe = replace(PAPER, batch=4 // world.size, pairs_per_epoch=4, epochs=steps, corner_loss=0.5)
+    torch.manual_seed(world.rank)
+    state = make_state(AsymTrack(variant), recipe)
+    whole = random_pairs(variant, 4)
+    # Of four pairs one has no target: the processes do not have equally many.
+    whole = whole._replace(present=torch.tensor([True, True, True, False]))
+    mine = slice(world.rank * recipe.batch, (world.rank + 1) * recipe.batch)
+    pairs = type(whole)(*(part[mine] for part in whole))
+    trainer = Trainer(state, lambda b, s: pairs, recipe, folder, world, log_every=0.0)
+    assert trainer.run() and state.pairs == 4 * steps, state.pairs
+    tensors = {n: p for n, p in state.model.named_parameters()}
+    tensors.update({f"buffer.{n}": b.float() for n, b in state.model.named_buffers()})
+    tensors.update({f"grad.{n}": p.grad for n, p in state.model.named_parameters() if p.grad is not None})
+    save_tensors(folder / f"rank_{world.rank}.safetensors", tensors)
 """
 
 

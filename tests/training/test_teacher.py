@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.command import main
-from asymtrack_edge.training.teacher import OnnxGraph, Opinion, Student, Teacher, TeacherWeights, relabel, teacher_loss
+from asymtrack_edge.training.teacher import OnnxGraph, Opinion, Student, Teacher, relabel, teacher_loss
 from asymtrack_edge.variants import VARIANTS
 from tests.training.conftest import random_pairs
 
@@ -121,9 +121,9 @@ def test_read_outs_fall_to_nothing_where_they_agree() -> None:
     torch.manual_seed(0)
     response, features = torch.rand(2, 16, 16), torch.randn(2, 256, 8, 8)
     opinion = Opinion(response.round(), response, response, features)
-    loss, terms = teacher_loss(100 * (response.round() - 0.5), 3 * features, opinion, TeacherWeights())
+    loss, terms = teacher_loss(100 * (response.round() - 0.5), 3 * features, opinion)
     assert loss < 1e-4 and set(terms) == {"response", "features"}
-    worse, terms = teacher_loss(0 * response, -features, opinion, TeacherWeights(4.0, 1.0))
+    worse, terms = teacher_loss(0 * response, -features, opinion)
     assert worse.item() == pytest.approx(4 * np.log(2) + 2, rel=1e-3)
 
 

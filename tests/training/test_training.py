@@ -21,8 +21,8 @@ from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.augmentation import Augmentation
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.log import plot_run, read_log
-from asymtrack_edge.training.loop import DivergedError, RunOptions, Trainer, make_state
-from asymtrack_edge.training.losses import LossWeights, corner_targets, iou_and_giou, tracking_loss
+from asymtrack_edge.training.loop import DivergedError, Trainer, make_state
+from asymtrack_edge.training.losses import GIOU, L1, corner_targets, iou_and_giou, tracking_loss
 from asymtrack_edge.training.pairs import Pairs, PairSampler
 from asymtrack_edge.training.recipes import PAPER, PRESETS, SMALL, Recipe
 from asymtrack_edge.training.state import Guard, RunState, has_state
@@ -63,7 +63,7 @@ def test_small_recipe_overfits_eight_pairs(collection: Path, tiny: Variant, tmp_
         return fixed
 
     with pytest.raises(Enough):
-        Trainer(state, draw, recipe, RunOptions(tmp_path)).run()
+        Trainer(state, draw, recipe, tmp_path).run()
     assert seen[0] < 0.5
 
 
@@ -84,7 +84,7 @@ def test_resuming_is_bit_exact(collection: Path, mini: Variant, tmp_path: Path) 
             trainer.stop = step + 1 == steps
             return pairs
 
-        trainer = Trainer(state, draw, recipe, RunOptions(folder))
+        trainer = Trainer(state, draw, recipe, folder)
         trainer.run()
         return state
 
@@ -104,12 +104,12 @@ def test_resuming_is_bit_exact(collection: Path, mini: Variant, tmp_path: Path) 
 
 SIGNALS = """
 import signal
-from asymtrack_edge.training.loop import StopSignals
+from asymtrack_edge.training.loop import stop_signals
 
 before = signal.getsignal(signal.SIGTERM)
-with StopSignals() as signals:
+with stop_signals() as signals:
     signal.raise_signal(signal.SIGTERM)
-    assert signals.received
+    assert signals
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
@@ -164,7 +164,7 @@ def test_nan_goes_back_to_the_last_good_state(mini: Variant, tmp_path: Path, ret
 
     state = state_of(mini, recipe)
     with pytest.raises(DivergedError, match=r"no longer a number by step 2.*state of step 2.*--resume"):
-        Trainer(state, draw, recipe, RunOptions(tmp_path, save_every=0.0, retry=retry)).run()
+        Trainer(state, draw, recipe, tmp_path, save_every=0.0, retry=retry).run()
     assert drawn == ([0, 1] + [2] * 5 if retry else [0, 1, 2])
     fresh = state_of(mini, recipe)
     fresh.load(tmp_path)
@@ -179,7 +179,7 @@ def test_a_rate_far_too_high_ends_the_run_within_300_steps(collection: Path, min
     state = state_of(mini, recipe)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     with pytest.raises(DivergedError, match=r"by step \d+\..*--resume .* --lr 0.025"):
-        Trainer(state, sampler.draw, recipe, RunOptions(tmp_path, save_every=1e9)).run()
+        Trainer(state, sampler.draw, recipe, tmp_path, save_every=1e9).run()
     fresh = state_of(mini, recipe)
     fresh.load(tmp_path)
     assert fresh.step == 0
@@ -187,11 +187,11 @@ def test_a_rate_far_too_high_ends_the_run_within_300_steps(collection: Path, min
 
 
 def test_a_run_that_goes_back_halves_its_rate_and_remembers(mini: Variant, tmp_path: Path, capsys: Any) -> None:
-    recipe = replace(short(SMALL, 30), patience=4, cooldown=0.0)
+    recipe = replace(short(SMALL, 130), cooldown=0.0)
     pairs = random_pairs(mini, 2)
     state = state_of(mini, recipe)
-    trainer = Trainer(state, lambda batch, step: pairs, recipe, RunOptions(tmp_path, retry=True, log_every=0.0))
-    losses = iter([1.0] * 22 + [9.0] * 5 + [1.0] * 100)
+    trainer = Trainer(state, lambda batch, step: pairs, recipe, tmp_path, retry=True, log_every=0.0)
+    losses = iter([1.0] * 22 + [9.0] * 101 + [1.0] * 200)
 
     def step(rate: float) -> Dict[str, float]:
         state.step, state.pairs = state.step + 1, state.pairs + 2
@@ -202,17 +202,17 @@ def test_a_run_that_goes_back_halves_its_rate_and_remembers(mini: Variant, tmp_p
     assert "back to step 0 with 0.5 of the rate" in capsys.readouterr().err
     fresh = state_of(mini, recipe)
     fresh.load(tmp_path)
-    assert fresh.rate == 0.5 and fresh.step == 30
+    assert fresh.rate == 0.5 and fresh.step == 130
     assert read_log(tmp_path)[-1]["lr"] == pytest.approx(recipe.lr / 2)
 
 
 def test_the_guard_forgives_noise_and_short_rises() -> None:
     guard = Guard()
     for loss in [3.0, 1.0] * 60 + [9.0] * 30 + [2.0] * 100:
-        guard.add(loss, 1.5)
+        guard.add(loss)
     assert guard.above == 0 and guard.good and guard.best == pytest.approx(2.0, abs=0.1)
     for _ in range(40):
-        guard.add(4.0, 1.5)
+        guard.add(4.0)
     assert guard.above > 10 and not guard.good
 
 
@@ -220,8 +220,8 @@ def test_weights_to_deploy_are_the_averaged_ones_in_half(mini: Variant, tmp_path
     recipe = short(SMALL, 2)
     pairs = random_pairs(mini, 2)
     state = state_of(mini, recipe)
-    options = RunOptions(tmp_path, log_every=0.0, metadata={"variant": "T"})
-    assert Trainer(state, lambda batch, step: pairs, recipe, options).run()
+    told = {"variant": "T"}
+    assert Trainer(state, lambda batch, step: pairs, recipe, tmp_path, log_every=0.0, metadata=told).run()
     stored = load_file(str(tmp_path / "weights.safetensors"))
     assert stored["bottleneck.weight"].dtype == torch.float16
     weights = load_weights(tmp_path / "weights.safetensors", VARIANTS["T"])
@@ -237,7 +237,7 @@ def test_a_time_budget_ends_the_run_saved(mini: Variant, tmp_path: Path) -> None
     for recipe in (short(SMALL, 10**6), short(PAPER, 10**6)):
         state = state_of(mini, recipe)
         folder = tmp_path / str(recipe.budget_is_length)
-        assert not Trainer(state, lambda b, s: pairs, recipe, RunOptions(folder, time_budget=0.3)).run()
+        assert not Trainer(state, lambda b, s: pairs, recipe, folder, time_budget=0.3).run()
         assert 0 < state.step < 1000
         assert json.loads((folder / "state.json").read_text())["step"] == state.step
 
@@ -254,7 +254,7 @@ def test_rates_follow_the_recipes() -> None:
 def test_the_paper_preset_is_the_published_recipe() -> None:
     assert (PAPER.lr, PAPER.epochs, PAPER.pairs_per_epoch, PAPER.decay_epoch) == (4e-4, 500, 60_000, 400)
     assert (PAPER.batch, PAPER.weight_decay, PAPER.clip) == (64, 1e-4, 0.1)
-    assert PAPER.loss == LossWeights(2.0, 5.0, 0.0)
+    assert (GIOU, L1, PAPER.corner_loss) == (2.0, 5.0, 0.0)
     aug = PAPER.augmentation
     assert (aug.centre_jitter, aug.size_jitter, aug.max_gap) == (3.5, 0.5, 200)
     assert (aug.greyscale, aug.flip, aug.brightness) == (0.05, 0.5, 0.2)
@@ -291,12 +291,12 @@ def test_pairs_without_the_target_teach_flat_maps_only(mini: Variant) -> None:
     model = AsymTrack(mini)
     pairs = random_pairs(mini, 2)._replace(present=torch.zeros(2, dtype=torch.bool))
     prediction = model(pairs.template, pairs.search)
-    loss, terms = tracking_loss(prediction, pairs, LossWeights(2.0, 5.0, 0.5))
+    loss, terms = tracking_loss(prediction, pairs, 0.5)
     assert terms["giou"] == terms["l1"] == 0
     flat = prediction._replace(score_tl=0 * prediction.score_tl, score_br=0 * prediction.score_br)
-    assert tracking_loss(flat, pairs, LossWeights(2.0, 5.0, 0.5))[0] < loss
+    assert tracking_loss(flat, pairs, 0.5)[0] < loss
     unknown = pairs._replace(known=torch.zeros(2, dtype=torch.bool))
-    assert tracking_loss(prediction, unknown, LossWeights(2.0, 5.0, 0.5))[0] == 0
+    assert tracking_loss(prediction, unknown, 0.5)[0] == 0
 
 
 def test_signals_are_left_alone_outside_the_main_thread(mini: Variant, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_signals_are_left_alone_outside_the_main_thread(mini: Variant, tmp_path:
     done: List[bool] = []
 
     def work() -> None:
-        done.append(Trainer(state_of(mini, recipe), lambda b, s: pairs, recipe, RunOptions(tmp_path)).run())
+        done.append(Trainer(state_of(mini, recipe), lambda b, s: pairs, recipe, tmp_path).run())
 
     thread = threading.Thread(target=work)
     thread.start()

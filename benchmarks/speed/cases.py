@@ -220,9 +220,11 @@ def _updates(tracker: Any, clip: Clip) -> Callable[[], float]:
     return timed(lambda: tracker.update(next(frames)))
 
 
-def tracker_case(name: str, setting: Setting, clip: Clip) -> Case:
-    """One of this package's trackers on a clip."""
-    tracker = Tracker.load(**asdict(setting))
+def tracker_case(name: str, setting: Setting, clip: Clip, mapped: bool = False) -> Case:
+    """One of this package's trackers on a clip; ``mapped``: an integrated GPU reads frames where the CPU has them."""
+    tracker: Any = Tracker.load(**asdict(setting))
+    if mapped:
+        tracker.backend.map_frames()
     more: Dict[str, Any] = {"subject": tracker, "close": tracker.close, "notes": (clip.note,)}
     return _ours(name, _updates(tracker, clip), tracker.backend, setting, **more)
 

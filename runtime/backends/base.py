@@ -37,6 +37,7 @@ class Backend(ABC):
         name: of ``asymtrack_edge.runtime.BACKENDS``.
         description: the backend and what it runs on, for people.
         on_cpu: whether the networks run on the CPU.
+        integrated: whether they run on a GPU that shares the CPU's memory, as on a Jetson.
         threads: CPU threads that they use; 0 on a GPU.
         precision: the export's, or that of the arithmetic where it is another one (bf16).
         capacity: slots that exist.
@@ -45,6 +46,7 @@ class Backend(ABC):
 
     name = ""
     on_cpu = False
+    integrated = False
     threads = 0
 
     def __init__(self, manifest: Manifest, description: str) -> None:

@@ -103,7 +103,6 @@ class DeviceBackend(Backend):
         description: see ``Backend``.
         device: index of the GPU.
         graph: whether to capture the step as a CUDA graph.
-        mapped: see ``FrameBuffer``.
 
     Attributes:
         cuda: the GPU.
@@ -112,18 +111,17 @@ class DeviceBackend(Backend):
         BackendError: the GPU or the model cannot be used; says why.
     """
 
-    def __init__(
-        self, manifest: Manifest, description: str, device: int = 0, graph: bool = True, mapped: bool = False
-    ) -> None:
+    def __init__(self, manifest: Manifest, description: str, device: int = 0, graph: bool = True) -> None:
         kernel.check_images(manifest)
         super().__init__(manifest, description)
         self.cuda = open_cuda(device)
+        self.integrated = self.cuda.gpu.integrated
         self._use_graph = graph
         self._open = _Open(self.cuda)
         self._finalizer = weakref.finalize(self, self._open.close)
         self._predictions = np.zeros((0, 5), np.float32)
         try:
-            self._prepare(mapped)
+            self._prepare()
             self.reserve(1)
         except BaseException as error:
             # What a failed call still holds of networks and contexts must go before the GPU's context does.
@@ -140,7 +138,7 @@ class DeviceBackend(Backend):
         """Whether every step so far runs as a CUDA graph."""
         return self._use_graph and all(group.captured for group in self._open.groups)
 
-    def _prepare(self, mapped: bool) -> None:
+    def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
         with cuda.current():
             launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
@@ -150,7 +148,7 @@ class DeviceBackend(Backend):
                 launch(kernel.grid(size, targets), kernel.BLOCK, (windows, images, size, *picture))
 
             self._crop = crop
-            self._frame = FrameBuffer(cuda, mapped)
+            self._frame = FrameBuffer(cuda)
             self._window = cuda.pinned(kernel.WINDOW.itemsize).array
             self._window_there = cuda.allocate(kernel.WINDOW.itemsize)
             self._template_image = cuda.allocate(nbytes(manifest.template))
@@ -160,6 +158,13 @@ class DeviceBackend(Backend):
                 self._open.networks[name] = self._open_network(name, self._use_graph and name == "search")
             bound = {manifest.template.name: self._template_image, **self._fresh}
             self._open.run_template = self._open.networks["template"].bind(bound, 1)
+
+    def map_frames(self) -> None:
+        """Lets an integrated GPU read frames where the CPU staged them, instead of copying; call it before the first.
+
+        Such memory may be uncached and this way the slower one: ``asymtrack-bench speed`` measures both.
+        """
+        self._frame.mapped = self.integrated
 
     def check_frame(self, frame: Any) -> Sequence[int]:
         """Returns the shape of a frame; one in device memory (array interface, DLPack) will do as well."""

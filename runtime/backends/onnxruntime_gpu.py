@@ -45,20 +45,13 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
         provider: ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA.
         device: index of the GPU.
         graph: whether to run the search network as a CUDA graph.
-        mapped: see ``FrameBuffer``.
 
     Raises:
         BackendError: the provider or a GPU is absent, or the model cannot be loaded.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        provider: str = "cuda",
-        device: int = 0,
-        graph: bool = True,
-        mapped: bool = False,
+        self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0, graph: bool = True
     ) -> None:
         self.name = f"onnxruntime-{provider}"
         if _PROVIDERS[provider] not in ort.get_available_providers():
@@ -67,7 +60,7 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
                 "then pip install onnxruntime-gpu, or use --backend onnxruntime for the CPU"
             )
         self._folder, self._provider = folder, provider
-        super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device, graph, mapped)
+        super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device, graph)
 
     @property
     def graphs(self) -> bool:

@@ -350,7 +350,8 @@ def speed(machine: Machine) -> List[Dict[str, Any]]:
         opened.close()
         if machine.gpu is not None and machine.gpu.integrated:
             # Staged pixels copied to the GPU (above), or read where they are: which is faster depends on the board.
-            opened = machine.open(backend, precision, mapped=True)
+            opened = machine.open(backend, precision)
+            opened.map_frames()
             rows += [
                 {**row, "what": f"{row['what']}, mapped"}
                 for row in _backend_rows(opened, backend, precision, 1, frames, ())

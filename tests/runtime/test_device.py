@@ -12,6 +12,8 @@ from typing import Any, Iterator, NamedTuple
 import numpy as np
 import pytest
 
+from asymtrack_edge.benchmarks.speed import measure  # noqa: F401 - or it would first be imported with the imitation in place
+from asymtrack_edge.benchmarks.speed.command import main as bench
 from asymtrack_edge.errors import BackendError, FrameError, ManifestError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.geometry import CropWindow, crop_window
@@ -128,13 +130,27 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, way: str) -> None:
     imitated.calls.driver.fake_gpu(way == "mapped", 87, 16, 31)
     imitated.calls.driver.fake_refuse(b"begin capture", 801 if way == "cannot be captured" else 0)
     imitated.library.refuses_graphs = way == "cannot be captured"
-    backend = imitated.open(graph=way != "no graph", mapped=way == "mapped")
+    backend = imitated.open(graph=way != "no graph")
+    if way == "mapped":
+        backend.map_frames()
     tracked = boxes(backend)
     assert backend.graphs == (way in ("graph", "mapped"))
     reference = OnnxRuntimeBackend(imitated.folder, backend.manifest)
     # The kernel normalises as one multiplication, NumPy on the host as well: the crops are equal to the bit.
     np.testing.assert_array_equal(tracked, boxes(reference))
     backend.close()
+
+
+@pytest.mark.parametrize("imitated", ["cuda fp32 3"], indirect=True)
+@pytest.mark.parametrize("integrated", [True, False])
+def test_bench_times_both_ways_of_a_frame_on_a_jetson(
+    imitated: Imitated, integrated: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imitated.calls.driver.fake_gpu(integrated, 87, 16, 31)
+    arguments = [str(imitated.folder), "--backend", "onnxruntime-cuda", "--protocol", "P5", "--seconds", "0.5"]
+    assert bench(["speed", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert (", mapped" in printed) == integrated, printed
 
 
 def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:

@@ -138,13 +138,14 @@ class FrameBuffer:
 
     Args:
         cuda: the GPU; its context has to be current when the buffer is written.
-        mapped: on a GPU that shares the CPU's memory, let it read the staged pixels in place. Such memory
-            may be uncached, so that this can be slower than the copy.
+
+    Attributes:
+        mapped: whether the GPU reads the staged pixels in place.
     """
 
-    def __init__(self, cuda: CudaDevice, mapped: bool = False) -> None:
+    def __init__(self, cuda: CudaDevice) -> None:
         self._cuda = cuda
-        self._mapped = mapped and cuda.gpu.integrated
+        self.mapped = False
         self._host: Optional[HostBuffer] = None
         self._device = 0
         self._described: Optional[Tuple[Any, DeviceFrame]] = None
@@ -222,6 +223,6 @@ class FrameBuffer:
             self._cuda.free(host.key)
         if device:
             self._cuda.free(device)
-        if not self._mapped:
+        if not self.mapped:
             self._device = self._cuda.allocate(size)
-        self._host = self._cuda.pinned(size, self._mapped)
+        self._host = self._cuda.pinned(size, self.mapped)

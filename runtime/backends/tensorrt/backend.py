@@ -51,7 +51,6 @@ class TensorRTBackend(DeviceBackend):
         manifest: its manifest.
         device: index of the GPU.
         graph: whether to capture the step as a CUDA graph.
-        mapped: see ``FrameBuffer``.
 
     Raises:
         BackendError: no GPU, no TensorRT, or no engine that fits them; says which.
@@ -59,15 +58,13 @@ class TensorRTBackend(DeviceBackend):
 
     name = "tensorrt"
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True, mapped: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True) -> None:
         reason = unfit(manifest, device)
         if reason is not None:
             raise BackendError(reason)
         self._folder, self._gpu = folder, find_gpu(device)
         self._tensorrt = load_tensorrt(flavour_of(manifest.target))
-        super().__init__(manifest, f"{self._tensorrt.name} on {self._gpu.name}", device, graph, mapped)
+        super().__init__(manifest, f"{self._tensorrt.name} on {self._gpu.name}", device, graph)
 
     def _open_network(self, name: str, graph: bool) -> Network:
         return TensorRTNetwork(self._folder, self.manifest, name, self._tensorrt, self._gpu, self.cuda.stream)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, List
 from unittest.mock import patch
 
 from asymtrack_edge.cli import Parser
@@ -32,77 +33,62 @@ class _Captured(Exception):
 
 
 def parsers() -> Dict[str, argparse.ArgumentParser]:
-    """The parser of each command: the first that its ``main`` is about to use."""
+    """The parser of each command (the first that its ``main`` is about to use), then those of its sub-commands."""
     found = {}
     for name, (module, _) in COMMANDS.items():
-        main = importlib.import_module(module).main
 
-        def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
-            raise _Captured(parser)
+        def capture(parser: argparse.ArgumentParser, *_: Any, name: str = name) -> None:
+            found[name] = parser
+            raise _Captured
 
-        with patch.object(Parser, "parse_args", capture):
-            try:
-                main([])
-            except _Captured as captured:
-                found[name] = captured.args[0]
+        with patch.object(Parser, "parse_args", capture), suppress(_Captured):
+            importlib.import_module(module).main([])
+        for action in found[name]._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found.update({f"{name} {part}": inner for part, inner in action.choices.items()})
     return found
 
 
-def with_parts(name: str, parser: argparse.ArgumentParser) -> Iterator[Tuple[str, argparse.ArgumentParser]]:
-    """A parser, and those of its sub-commands."""
-    yield name, parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for part, inner in action.choices.items():
-                yield f"{name} {part}", inner
-
-
-def options(parser: argparse.ArgumentParser) -> List[Tuple[str, str]]:
+def options(parser: argparse.ArgumentParser) -> List[List[str]]:
     """Options as written, and what they mean."""
     formatter = parser._get_formatter()
     rows = []
     for action in parser._actions:
-        if action.help == argparse.SUPPRESS or {"-h", "--version"} & set(action.option_strings):
+        hidden = action.help == argparse.SUPPRESS or {"-h", "--version"} & set(action.option_strings)
+        if hidden or isinstance(action, argparse._SubParsersAction):
             continue
-        if isinstance(action, argparse._SubParsersAction):
-            continue
-        value = formatter._format_args(action, formatter._get_default_metavar_for_optional(action))
+        default = formatter._get_default_metavar_for_positional(action)
         if action.option_strings:
-            name = f"{', '.join(action.option_strings)} {value}".strip()
-        else:
-            name = formatter._format_args(action, formatter._get_default_metavar_for_positional(action))
-        rows.append((name, formatter._expand_help(action) if action.help else ""))
+            default = formatter._get_default_metavar_for_optional(action)
+        name = f"{', '.join(action.option_strings)} {formatter._format_args(action, default)}".strip()
+        rows.append([f"`{name}`", " ".join(formatter._expand_help(action).split()) if action.help else ""])
     return rows
 
 
 def table(head: List[str], rows: List[List[str]]) -> List[str]:
-    """A Markdown table."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
-    lines = ["| " + " | ".join(row) + " |" for row in escaped]
-    return [lines[0], "|" + " --- |" * len(head), *lines[1:], ""]
+    """A Markdown table; nothing without rows."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, *rows]]
+    return [lines[0], "|" + " --- |" * len(head), *lines[1:], ""] if rows else []
 
 
 def page() -> str:
     """The whole page."""
     found = parsers()
-    lines = [HEAD]
-    lines += table(["command", "to"], [[f"[`asymtrack {n}`](#asymtrack-{n})", COMMANDS[n][1]] for n in found])
     users: Dict[str, List[str]] = {}
     for name, parser in found.items():
-        for _, inner in with_parts(name, parser):
-            for option in sorted({string for a in inner._actions for string in a.option_strings[-1:]}):
-                users.setdefault(option, [])
-                users[option] += [name] * (name not in users[option])
-    shared = sorted(o for o, names in users.items() if len(names) > 1 and o not in ("--help", "--version"))
-    lines += ["## Options of several commands", ""]
-    rows = [[f"`{option}`", *("x" if name in users[option] else "" for name in found)] for option in shared]
-    lines += table(["option", *found], rows)
-    for command, parser in found.items():
-        for name, inner in with_parts(command, parser):
-            description = " ".join((inner.description or "").split())
-            lines += [f"{'##' if name == command else '###'} asymtrack {name}", "", description, ""]
-            rows = [[f"`{option}`", " ".join(meaning.split())] for option, meaning in options(inner)]
-            lines += table(["option", "meaning"], rows) if rows else []
+        for option in {action.option_strings[-1] for action in parser._actions if action.option_strings}:
+            users.setdefault(option, []).append(name.split()[0])
+    shared = sorted(o for o, names in users.items() if len(set(names)) > 1 and o not in ("--help", "--version"))
+    lines = [
+        HEAD,
+        *table(["command", "to"], [[f"[`asymtrack {n}`](#asymtrack-{n})", COMMANDS[n][1]] for n in COMMANDS]),
+    ]
+    rows = [[f"`{option}`", *("x" if name in users[option] else "" for name in COMMANDS)] for option in shared]
+    lines += ["## Options of several commands", "", *table(["option", *COMMANDS], rows)]
+    for name, parser in found.items():
+        heading = f"{'##' if name in COMMANDS else '###'} asymtrack {name}"
+        lines += [heading, "", " ".join((parser.description or "").split()), ""]
+        lines += table(["option", "meaning"], options(parser))
     return "\n".join(lines).rstrip() + "\n"
 
 

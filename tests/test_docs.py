@@ -32,39 +32,29 @@ def blocks(page: Path, language: str = "") -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[List[str]]:
-    """Every command line of ours in a page's blocks, and benchmarks in its text, as words."""
+    """Every command line of ours in a page's blocks, and benchmarks in its text, as words after ``asymtrack``."""
+    lines = re.findall(r"`(asymtrack-bench \w+ [^`]+)`", page.read_text(encoding="utf-8"))
     for language in ("", "sh", "bash", "shell"):
         for block in blocks(page, language):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = shlex.split(re.sub(r"^\$ ", "", line.strip()), comments=True) if "asymtrack" in line else []
-                if words and re.fullmatch(r"asymtrack(-\w+)?", words[0]):
-                    yield words
-    yield from map(shlex.split, re.findall(r"`(asymtrack-bench \w+ [^`]+)`", page.read_text(encoding="utf-8")))
+            lines += [re.sub(r"^\$ ", "", line.strip()) for line in block.replace("\\\n", " ").splitlines()]
+    for line in lines:
+        if re.match(r"asymtrack(-\w+)?( |$)", line):
+            words = shlex.split(re.sub(r"^asymtrack-", "asymtrack ", line), comments=True)[1:]
+            # What runs on: pipes, redirections and placeholders such as "...".
+            end = next((i for i, word in enumerate(words) if re.fullmatch(r"\||2?>+|&&?", word)), len(words))
+            if words and words[0] in docs_commands.COMMANDS and "..." not in words:
+                yield words[:end]
 
 
 EXAMPLES: List[Tuple[str, List[str]]] = [(page.name, words) for page in PAGES for words in commands(page)]
 
 
 def test_the_pages_show_every_command() -> None:
-    shown = {words[0] if "-" in words[0] else f"asymtrack-{words[1]}" for _, words in EXAMPLES if len(words) > 1}
-    assert shown >= {f"asymtrack-{name}" for name in docs_commands.COMMANDS}
+    assert {words[0] for _, words in EXAMPLES} == set(docs_commands.COMMANDS)
 
 
 @pytest.mark.parametrize(("page", "words"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else value[0])
 def test_a_command_in_the_pages_parses(page: str, words: List[str]) -> None:
-    if words[0] in ("asymtrack", "asymtrack-edge"):
-        if len(words) == 1 or words[1] not in docs_commands.COMMANDS:
-            return
-        name, rest = words[1], words[2:]
-    else:
-        name, rest = words[0][len("asymtrack-") :], words[1:]
-    # What runs on: output lines, pipes and placeholders such as "...".
-    if "..." in rest:
-        return
-    for stop in ("|", ">", ">>", "&&", "2>", "&"):
-        if stop in rest:
-            rest = rest[: rest.index(stop)]
-    main = importlib.import_module(docs_commands.COMMANDS[name][0]).main
     parse = Parser.parse_args
 
     def parse_only(parser: Parser, *arguments: Any) -> None:
@@ -72,7 +62,7 @@ def test_a_command_in_the_pages_parses(page: str, words: List[str]) -> None:
         raise _Parsed
 
     with patch.object(Parser, "parse_args", parse_only), pytest.raises(_Parsed):
-        main(rest)
+        importlib.import_module(docs_commands.COMMANDS[words[0]][0]).main(words[1:])
 
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +74,7 @@ def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     writer.release()
     from asymtrack_edge.runtime.commands.track import main
 
-    first = next(words for words in commands(ROOT / "README.md") if words[:2] == ["asymtrack-track", "video.mp4"])
+    first = next(words for words in commands(ROOT / "README.md") if words[:2] == ["track", "video.mp4"])
     assert main(first[1:]) == 0
     assert Path("boxes.csv").read_text().count("\n") == 9
     assert cv2.VideoCapture("tracked.mp4").read()[0]

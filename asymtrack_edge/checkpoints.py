@@ -204,7 +204,7 @@ def _copies(tree: Any) -> Dict[str, Dict[str, Any]]:
         for name, value in items.items():
             match = _ROOT.search(name)
             if not hasattr(value, "shape"):
-                if len(name) <= _NAME:
+                if isinstance(value, (dict, Foreign)) and len(name) <= _NAME:
                     todo.append((f"{place}{name}.", value, depth + 1))
             elif match:
                 here.setdefault(name[: match.start(1)], {})[match[1]] = value

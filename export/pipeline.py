@@ -208,10 +208,7 @@ def replaced_directory(output: Path) -> Iterator[Path]:
                     os.rename(old, output)
                 raise
     except OSError as error:
-        # What the caller did elsewhere is not this directory's fault.
-        elsewhere = error.filename is not None and beside not in (Path(error.filename), *Path(error.filename).parents)
-        place = error.filename if elsewhere else output
-        raise ExportError(f"cannot write {place}: {error.strerror or error}") from None
+        raise ExportError(f"cannot write {error.filename or output}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)

@@ -7,7 +7,7 @@ import types
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 import pytest
@@ -38,41 +38,34 @@ def tiny() -> Weights:
     return weights_of(TINY)
 
 
-@pytest.fixture
-def foreign() -> Iterator[types.SimpleNamespace]:
-    """Classes of packages that no longer exist when the file is read."""
-    names = ("lib", "lib.train", "lib.train.admin", "lib.train.admin.stats")
-    modules = {name: types.ModuleType(name) for name in names}
-    sys.modules.update(modules)
-
-    def define(name: str, bases: Any = (object,), **members: Any) -> Any:
-        cls = type(name, bases, {"__module__": names[-1], "__qualname__": name, **members})
-        setattr(modules[names[-1]], name, cls)
-        return cls
-
-    def reduce_with_items(self: Any) -> Any:
-        return type(self), (1,), {"state": 2}, iter([3, 4]), iter([("a", 5)])
-
-    yield types.SimpleNamespace(
-        Object=define("AverageMeter"),
-        Dict=define("EasyDict", (dict,)),
-        Ordered=define("Ordered", (OrderedDict,)),
-        List=define("History", (list,)),
-        Odd=define("Odd", __reduce__=reduce_with_items, __init__=lambda self, *_: None),
-        Keyed=define("Keyed", __getnewargs_ex__=lambda _: ((1,), {"b": 2}), __new__=_new),
-    )
-    for name in modules:
-        sys.modules.pop(name, None)
+def _reduce_with_items(self: Any) -> Any:
+    return type(self), (1,), {"state": 2}, iter([3, 4]), iter([("a", 5)])
 
 
 def _new(cls: Any, *_: Any, **__: Any) -> Any:
     return object.__new__(cls)
 
 
-def authors_checkpoint(net: Any, foreign: types.SimpleNamespace) -> Dict[str, Any]:
+#: A module that no longer exists when the file is read, and its classes by name.
+STATS = "lib.train.admin.stats"
+FOREIGN: Dict[str, Any] = {
+    name: type(name, bases, {"__module__": STATS, "__qualname__": name, **members})
+    for name, bases, members in (
+        ("AverageMeter", (), {}),
+        ("EasyDict", (dict,), {}),
+        ("Ordered", (OrderedDict,), {}),
+        ("History", (list,), {}),
+        ("Odd", (), {"__reduce__": _reduce_with_items, "__init__": lambda self, *_: None}),
+        ("Keyed", (), {"__getnewargs_ex__": lambda self: ((1,), {"b": 2}), "__new__": _new}),
+    )
+}
+
+
+def authors_checkpoint(net: Any) -> Dict[str, Any]:
     """The entries of a published checkpoint, with more kinds of objects than those hold."""
-    run = foreign.Object()
-    run.__dict__.update(device=torch.device("cpu"), env=foreign.Dict(a=1), scale=np.float64(0.5), path="x" * 300)
+    run = FOREIGN["AverageMeter"]()
+    env = FOREIGN["EasyDict"](a=1)
+    run.__dict__.update(device=torch.device("cpu"), env=env, scale=np.float64(0.5), path="x" * 300)
     run.history, run.avg, run.size = [0.5, np.float32(1)], 0.25, torch.Size([2, 3])
     weights = torch.nn.Parameter(torch.ones(3))
     optimiser = torch.optim.AdamW([weights])
@@ -82,9 +75,8 @@ def authors_checkpoint(net: Any, foreign: types.SimpleNamespace) -> Dict[str, An
         "epoch": 500,
         "net": net,
         "net_info": {"constructor": None, "set": {1, 2}, "frozen": frozenset([3]), "bytes": b"ab", (1, 2): 3},
-        "stats": OrderedDict(train=foreign.Ordered(loss=run), val=defaultdict(list, a=[run])),
-        "history": foreign.List([1, 2, 3]),
-        "odd": [foreign.Odd(), foreign.Keyed()],
+        "stats": OrderedDict(train=FOREIGN["Ordered"](loss=run), val=defaultdict(list, a=[run])),
+        "odd": [FOREIGN["Odd"](), FOREIGN["Keyed"](), FOREIGN["History"]([1, 2, 3])],
         "array": np.arange(4),
         "optimizer": optimiser.state_dict(),
     }
@@ -92,13 +84,15 @@ def authors_checkpoint(net: Any, foreign: types.SimpleNamespace) -> Dict[str, An
 
 @pytest.mark.parametrize(("zipped", "protocol"), [(True, 2), (True, 4), (False, 2), (False, 5)], ids=str)
 def test_authors_checkpoint_with_foreign_classes(
-    zipped: bool, protocol: int, official: Weights, foreign: types.SimpleNamespace, tmp_path: Path
+    zipped: bool, protocol: int, official: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "AsymTrack_ep0500.pth.tar"
-    content = authors_checkpoint(OrderedDict(official), foreign)
+    for name in ("lib", "lib.train", "lib.train.admin", STATS):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules[STATS].__dict__.update(FOREIGN)
+    content = authors_checkpoint(OrderedDict(official))
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    for name in [name for name in sys.modules if name.split(".")[0] == "lib"]:
-        del sys.modules[name]
+    monkeypatch.undo()
     weights = load_weights(path, T)
     assert "lib" not in sys.modules
     assert list(weights) == list(AsymTrack(T).state_dict())

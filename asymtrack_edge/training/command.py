@@ -25,7 +25,6 @@ torchrun --nproc_per_node 2 -m asymtrack_edge.training --preset paper --got10k G
 asymtrack-train label videos/ --output labelled/ --model T
 asymtrack-train plot runs/t
 """
-COMMANDS = ("run", "label", "plot")
 DATASETS = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "trackingnet": "TrackingNet"}
 
 
@@ -64,48 +63,34 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser(
         "run", help="train (this is what happens without a command's name)", description="Trains AsymTrack."
     )
-    data = run.add_argument_group("data, held in memory or read from disk as published")
-    data.add_argument(
-        "--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos"
-    )
+    run.set_defaults(func=_run)
+    add = run.add_argument_group("data, held in memory or read from disk as published").add_argument
+    add("--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos")
     for name, title in DATASETS.items():
-        data.add_argument(f"--{name}", metavar="DIR", help=f"root of {title}")
-    data.add_argument(
-        "--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)"
-    )
-    data.add_argument(
-        "--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)"
-    )
-    data.add_argument("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
-    model = run.add_argument_group("model")
-    model.add_argument("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
-    model.add_argument("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
-    model.add_argument("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
-    model.add_argument(
-        "--search-size", type=cli.positive, metavar="N", help="search crop in pixels (smaller is faster)"
-    )
-    recipe = run.add_argument_group("recipe")
-    recipe.add_argument(
-        "--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)"
-    )
-    recipe.add_argument(
-        "--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)"
-    )
-    recipe.add_argument("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
-    recipe.add_argument(
-        "--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)"
-    )
-    recipe.add_argument(
-        "--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero"
-    )
-    recipe.add_argument("--seed", type=_seed, metavar="N", help="seed of weights and pairs (default: 0)")
-    recipe.add_argument("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
-    recipe.add_argument("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
+        add(f"--{name}", metavar="DIR", help=f"root of {title}")
+    add("--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)")
+    add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
+    add("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
+    add = run.add_argument_group("model").add_argument
+    add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
+    add("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
+    add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
+    add("--search-size", type=cli.positive, metavar="N", help="search crop in pixels (smaller is faster)")
+    add = run.add_argument_group("recipe").add_argument
+    add("--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)")
+    add("--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)")
+    add("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
+    add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
+    add("--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero")
+    add("--seed", type=_seed, metavar="N", help="seed of weights and pairs (default: 0)")
+    add("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
+    add("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
+    add = call.add_argument
     cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
-    call.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    call.add_argument("--time-budget", type=_seconds, metavar="SECONDS", help="save and stop after this long")
-    call.add_argument(
+    add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    add("--time-budget", type=_seconds, metavar="SECONDS", help="save and stop after this long")
+    add(
         "--on-divergence",
         choices=("stop", "retry"),
         default="stop",
@@ -113,15 +98,14 @@ def _add_run(commands: Any) -> None:
         "(default: stop)",
     )
     cli.add_device(call)
-    call.add_argument("--threads", type=cli.positive, metavar="N", help="CPU threads")
+    add("--threads", type=cli.positive, metavar="N", help="CPU threads")
     cli.add_json(call)
-    run.set_defaults(func=_run)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the command; returns the exit code, 2 for a user's mistake."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
+    if arguments and arguments[0] not in ("run", "label", "plot", "-h", "--help", "--version"):
         arguments.insert(0, "run")
     parser = make_parser()
     parsed = parser.parse_args(arguments)

@@ -1,12 +1,13 @@
-"""Reproducible random numbers, and square crops as the tracker makes them, in batches.
+"""How pairs are drawn and disturbed: random numbers, crops as the tracker makes them, and the disturbances.
 
-A crop is a window of whole pixels, zeros where it leaves the picture, resized bilinearly. On a CPU
-OpenCV cuts one after the other, which is several times faster than sampling the batch; elsewhere
-the batch is sampled at once at the same positions.
+A crop is a window of whole pixels, zeros where it leaves the picture, resized bilinearly. On a CPU OpenCV cuts one
+after the other, which is several times faster than sampling the batch; elsewhere the batch is sampled at once at the
+same positions.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple, Tuple
 
 import numpy as np
@@ -15,6 +16,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from asymtrack_edge.geometry import Cropper, CropWindow
+from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
+
+#: Weights of red, green and blue in the luminance (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+#: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
+TURN, STRETCH = 0.2, 0.12
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How pairs are drawn and disturbed. Defaults are the paper's; probabilities are per pair."""
+
+    centre_jitter: float = 3.5  #: the search crop's centre moves by up to half of this times ``sqrt(w * h)``
+    size_jitter: float = 0.5  #: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis
+    max_gap: int = 200  #: most frames between template and search frame of one clip
+    greyscale: float = 0.05  #: both crops lose their colour
+    flip: float = 0.5  #: both crops are mirrored
+    brightness: float = 0.2  #: half width of the brightness factor, per crop
+    contrast: float = 0.0  #: the same for further colour changes
+    saturation: float = 0.0
+    tint: float = 0.0
+    deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched by ``STRETCH``
+    blur: float = 0.0  #: the search crop is blurred along a random direction
+    occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
+    fill: float = 0.0  #: what lies outside the picture in the search crop shows another picture, not black
+    #: Shares of pairs made from one still's box, from a pasted cut-out, and from an arbitrary region of any picture
+    #: (with a teacher the search crop is of another frame of its clip); the rest comes from clips. They say how a
+    #: ``Pool`` is used; data sets on disk are drawn in equal parts.
+    stills: float = 0.0
+    cutouts: float = 0.0
+    patches: float = 0.0
+    negatives: float = 0.0  #: the target is not in the search crop: its template belongs to another pair
 
 
 class Random:
@@ -126,3 +159,132 @@ def cut_one(picture: np.ndarray, windows: Windows, i: int, out: np.ndarray, crop
     cropper.crop(picture, CropWindow(left, top, side, (left + side / 2, top + side / 2)), out)
     if windows.flip[i]:
         out[...] = out[:, ::-1].copy()
+
+
+def deform(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tuple[Tensor, Tensor]:
+    """Turns and stretches some of the crops about their middle: one still shows a target in one pose only.
+
+    Takes uint8 crops ``(B, 3, S, S)`` and the targets' ``corners`` ``(B, 4)`` in crop units. Returns the crops,
+    mirrored at their edges where the turn leaves them, and the corners of the box around the turned ellipse that
+    filled the target's box.
+    """
+    batch, size = len(search), search.shape[-1]
+    chosen = random.some(batch, probability)
+    if len(chosen) == 0:
+        return search, corners
+    angle, stretch = TURN * random.normal(len(chosen)), torch.exp(STRETCH * random.normal(len(chosen)))
+    cos, sin = angle.cos(), angle.sin()
+    turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+    scale = torch.stack([stretch, 1 / stretch], 1)
+    # From a place in the crop before to its place after, about the middle; the grid asks for the reverse.
+    forward = turn * scale[:, None, :]
+    backward = turn.transpose(1, 2) / scale[:, :, None]
+    grid = F.affine_grid(F.pad(backward, (0, 1)), [len(chosen), 3, size, size], align_corners=False)
+    turned = F.grid_sample(search[chosen].float(), grid, padding_mode="reflection", align_corners=False)
+    box = corners[chosen]
+    # The published convention puts the crop's middle at (S - 1) / 2 pixels.
+    middle = (size - 1) / (2 * size)
+    centre = (box[:, :2] + box[:, 2:]) / 2 - middle
+    half = (box[:, 2:] - box[:, :2]) / 2
+    centre = (forward @ centre[:, :, None])[:, :, 0] + middle
+    half = (forward**2 @ (half**2)[:, :, None])[:, :, 0].sqrt()
+    search, corners = search.clone(), corners.clone()
+    search[chosen] = turned.round().to(torch.uint8)
+    corners[chosen] = torch.cat([centre - half, centre + half], 1)
+    return search, corners
+
+
+def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:
+    """Covers up to 0.6 of the target's width and height with a piece of the next pair's search crop; see ``deform``."""
+    chosen = random.some(len(search), probability)
+    count = len(chosen)
+    if count == 0:
+        return search
+    corners = corners[chosen]
+    extent = (corners[:, 2:] - corners[:, :2]).clamp(0.02, 1)
+    size = extent * (0.2 + 0.4 * random.uniform(count, 2))
+    low = corners[:, :2] + (extent - size * 0.5) * random.uniform(count, 2) - size * 0.25
+    axis = (torch.arange(search.shape[-1], device=search.device) + 0.5) / search.shape[-1]
+    inside_x = (axis >= low[:, :1]) & (axis < (low + size)[:, :1])
+    inside_y = (axis >= low[:, 1:]) & (axis < (low + size)[:, 1:])
+    covered = inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    others = search[(chosen + 1) % len(search)]
+    return search.index_put((chosen,), torch.where(covered, others, search[chosen]))
+
+
+def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Random) -> Tensor:
+    """Random colour changes and the network's normalisation, as one affine map per image.
+
+    Takes uint8 RGB ``(B, 3, H, W)`` and which images lose their colour, bool ``(B,)``. Returns float32
+    ``(B, 3, H, W)`` in channels-last memory; the colours are clipped to 0..255 before normalisation.
+    """
+    batch, device = len(image), image.device
+
+    def factor(strength: float, channels: int = 1) -> Tensor:
+        return 1 + strength * (2 * random.uniform(batch, channels) - 1)
+
+    gain = factor(augmentation.brightness) * factor(augmentation.tint, 3)
+    saturation = torch.where(grey[:, None], torch.zeros_like(gain[:, :1]), factor(augmentation.saturation))
+    contrast = factor(augmentation.contrast)
+    luma = torch.tensor(LUMA, device=device)
+    # out = gain * (mean + contrast * (grey + saturation * (in - grey) - mean)), with grey = luma . in
+    matrix = saturation[:, :, None] * torch.eye(3, device=device) + (1 - saturation)[:, :, None] * luma
+    matrix = (gain * contrast)[:, :, None] * matrix
+    pixels = image.contiguous().flatten(2)
+    shift = torch.zeros(batch, 3, 1, device=device)
+    if augmentation.contrast > 0:
+        # Every seventh pixel tells the mean well enough (7 is coprime to the crops' sides).
+        mean = pixels[:, :, ::7].float().mean(2) @ luma
+        shift = (gain * ((1 - contrast) * mean[:, None]))[:, :, None]
+    mean3, std3 = normalisation(device)
+    changed = torch.baddbmm((shift - mean3) / std3, matrix / std3, pixels.float())
+    changed = changed.clamp(min=-mean3 / std3, max=(255 - mean3) / std3)
+    return changed.view(image.shape).contiguous(memory_format=torch.channels_last)
+
+
+def normalisation(device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the network's input, each ``(3, 1)``, in 0..255."""
+    mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1) * 255
+    return mean, torch.tensor(IMAGE_STD, device=device).view(3, 1) * 255
+
+
+def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
+    """Blurs some of the float crops ``(B, 3, S, S)`` over 3 to 9 pixels along x, y or a diagonal, in place."""
+    chosen = random.some(len(search), probability)
+    if len(chosen) == 0:
+        return search
+    reach, direction = (random.integers(2, 4) + torch.tensor([1, 0], device=search.device)).tolist()
+    taps = 2 * reach + 1
+    steps = torch.arange(taps, device=search.device)
+    middle = torch.full_like(steps, reach)
+    rows = (middle, steps, steps, steps.flip(0))[direction]
+    columns = middle if direction == 1 else steps
+    kernel = torch.zeros(taps, taps, device=search.device)
+    kernel[rows, columns] = 1 / taps
+    padded = F.pad(search[chosen], (reach,) * 4, mode="replicate")
+    search[chosen] = F.conv2d(padded, kernel.expand(3, 1, -1, -1), groups=3)
+    return search
+
+
+def paste(scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Tensor, flip: Tensor) -> Tensor:
+    """Lays cut-outs over scenes.
+
+    Args:
+        scene: uint8 ``(B, 3, S, S)``; so is what is returned.
+        cutouts: uint8 RGBA ``(B, C, C, 4)``, each in its top-left corner.
+        sizes: ``(B, 2)`` width and height of the cut-outs, in pixels.
+        at: ``(B, 2)`` where their middles go, in scene units.
+        extent: ``(B, 2)`` how large they become, in scene units.
+        flip: bool ``(B,)``, mirrors the cut-out.
+    """
+    size, side = scene.shape[-1], cutouts.shape[1]
+    axis = (torch.arange(size, device=scene.device) + 0.5) / size
+    u = (axis - at[:, :1]) / extent[:, :1] * torch.where(flip, -1.0, 1.0)[:, None] + 0.5
+    v = (axis - at[:, 1:]) / extent[:, 1:] + 0.5
+    grid_x = (2 * u * sizes[:, :1] / side - 1)[:, None, :].expand(-1, size, -1)
+    grid_y = (2 * v * sizes[:, 1:] / side - 1)[:, :, None].expand(-1, -1, size)
+    source = cutouts.permute(0, 3, 1, 2).float()
+    # Colours are weighted by alpha before they are interpolated: no fringe of what lies behind it.
+    source = torch.cat([source[:, :3] * source[:, 3:] / 255, source[:, 3:]], 1)
+    laid = F.grid_sample(source, torch.stack([grid_x, grid_y], -1), padding_mode="zeros", align_corners=False)
+    return (scene * (1 - laid[:, 3:] / 255) + laid[:, :3]).round().clamp(0, 255).to(torch.uint8)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -21,8 +22,7 @@ from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
-from asymtrack_edge.training.augmentation import Augmentation
-from asymtrack_edge.training.crops import Random, Windows, cut_one, inside
+from asymtrack_edge.training.crops import Augmentation, Random, Windows, cut_one, inside
 from asymtrack_edge.training.pairs import Pairs, Plan, finish_pairs, plan_windows
 from asymtrack_edge.variants import Variant
 
@@ -37,38 +37,22 @@ _Crops = Tuple[np.ndarray, np.ndarray, Tuple[int, int]]
 _Job = Tuple[Plan, Tensor, "List[Future[_Crops]]"]
 
 
+@dataclass
 class DiskPairs:
-    """Draws augmented pairs from data sets on disk, in equal parts, reproducibly.
+    """Draws augmented pairs from data sets on disk, in equal parts; seed, process and step decide which."""
 
-    Args:
-        datasets: at least one.
-        variant: gives crop sizes and factors.
-        augmentation: see there.
-        device: where the batches go.
-        seed: with the step and the process it decides what is drawn.
-        share: number of this process and how many there are: each draws every n-th target of its own.
-        workers: threads that read and decode; by default one per processor, 16 at most.
-    """
+    datasets: Sequence[Dataset]  #: at least one
+    variant: Variant  #: gives crop sizes and factors
+    augmentation: Augmentation
+    device: torch.device  #: where the batches go
+    seed: int = 0
+    #: Number of this process and how many there are: each draws every n-th target of its own.
+    share: Tuple[int, int] = (0, 1)
+    workers: Optional[int] = None  #: threads that read and decode; by default one per processor, 16 at most
 
-    def __init__(
-        self,
-        datasets: Sequence[Dataset],
-        variant: Variant,
-        augmentation: Augmentation,
-        device: torch.device,
-        seed: int = 0,
-        share: Tuple[int, int] = (0, 1),
-        workers: Optional[int] = None,
-    ) -> None:
-        self.datasets = datasets
-        self.variant = variant
-        self.augmentation = augmentation
-        self.device = device
-        self.share = share
-        self.key = (seed, share[0])
-        self.planning = Random(torch.device("cpu"))
-        self.finishing = Random(device)
-        self.threads = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+    def __post_init__(self) -> None:
+        self.planning, self.finishing = Random(torch.device("cpu")), Random(self.device)
+        self.threads = ThreadPoolExecutor(self.workers or min(16, os.cpu_count() or 1))
         self.jobs: Dict[Tuple[int, int], _Job] = {}
 
     def draw(self, batch: int, step: int) -> Pairs:
@@ -82,7 +66,7 @@ class DiskPairs:
         plan, which, crops = self.jobs.pop((batch, step))
         templates, searches, sizes = zip(*(future.result() for future in crops))
         template, search = self._upload(templates), self._upload(searches)
-        self.finishing.start(*self.key, step, 1)
+        self.finishing.start(self.seed, self.share[0], step, 1)
         search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
         corners, identity = plan.corners.to(self.device), which.to(self.device)
         known = torch.ones_like(identity, dtype=torch.bool)
@@ -91,7 +75,7 @@ class DiskPairs:
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""
         random = self.planning
-        random.start(*self.key, step, 0)
+        random.start(self.seed, self.share[0], step, 0)
         chosen = [self._choose(random) for _ in range(batch)]
         boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)

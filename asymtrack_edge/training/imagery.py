@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -162,9 +163,7 @@ class _Builder:
             target[: cutout.shape[0], : cutout.shape[1]] = cutout
         lengths = np.array([len(t[2]) for t in self.targets], np.int64)
         # A source with many targets is drawn more often, but not in proportion: square root.
-        count: Dict[Tuple[int, str], int] = {}
-        for kind, source, *_ in self.targets:
-            count[kind, source] = count.get((kind, source), 0) + 1
+        count = Counter(target[:2] for target in self.targets)
         return Pool(
             canvases=torch.from_numpy(self.canvases[: len(self.sizes)]),
             sizes=torch.tensor(self.sizes, dtype=torch.float32),
@@ -173,7 +172,7 @@ class _Builder:
             start=torch.from_numpy(np.cumsum(lengths) - lengths),
             length=torch.from_numpy(lengths),
             kind=torch.tensor([t[0] for t in self.targets], dtype=torch.int64),
-            weight=torch.tensor([count[kind, source] ** -0.5 for kind, source, *_ in self.targets]),
+            weight=torch.tensor([count[target[:2]] ** -0.5 for target in self.targets]),
             image=torch.tensor([i for t in self.targets for i in t[2]], dtype=torch.int64),
             box=torch.tensor([b for t in self.targets for b in t[3]], dtype=torch.float32).view(-1, 4),
             cutouts=torch.from_numpy(cutouts),

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Callable, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
-from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
-from asymtrack_edge.training.crops import Random, Windows, cut, inside, windows_around
+from asymtrack_edge.training.crops import (
+    Augmentation,
+    Random,
+    Windows,
+    colour,
+    cut,
+    deform,
+    inside,
+    motion_blur,
+    occlude,
+    paste,
+    windows_around,
+)
 from asymtrack_edge.training.imagery import CLIP, STILL, Pool
 from asymtrack_edge.variants import Variant
 
@@ -98,35 +110,22 @@ def finish_pairs(
     return Pairs(template, search, corners, present, known | ~present)
 
 
+@dataclass
 class PairSampler:
-    """Draws augmented pairs from a pool, reproducibly.
+    """Draws augmented pairs from a pool; seed, process and step decide which."""
 
-    Args:
-        pool: imagery, on the device where the pairs are made.
-        variant: gives crop sizes and factors.
-        augmentation: see there.
-        seed, rank: with the step they decide what is drawn.
-        teacher: an arbitrary region is looked for in another frame of its clip, where it has one; a
-            teacher has to say where it is.
-    """
+    pool: Pool  #: imagery, on the device where the pairs are made
+    variant: Variant  #: gives crop sizes and factors
+    augmentation: Augmentation
+    seed: int = 0
+    rank: int = 0
+    #: An arbitrary region is looked for in another frame of its clip, where it has one: a teacher says where it is.
+    teacher: bool = False
 
-    def __init__(
-        self,
-        pool: Pool,
-        variant: Variant,
-        augmentation: Augmentation,
-        seed: int = 0,
-        rank: int = 0,
-        teacher: bool = False,
-    ) -> None:
-        self.pool = pool
-        self.variant = variant
-        self.augmentation = augmentation
-        self.key = (seed, rank)
-        self.teacher = teacher
-        self.random = Random(pool.canvases.device)
+    def __post_init__(self) -> None:
+        self.random = Random(self.pool.canvases.device)
         self.target_weight = self._target_weight()
-        _, group, count = torch.unique_consecutive(pool.still, return_inverse=True, return_counts=True)
+        _, group, count = torch.unique_consecutive(self.pool.still, return_inverse=True, return_counts=True)
         end = count.cumsum(0)[group]
         #: First and last frame of the clip of each image.
         self.clip = torch.stack([end - count[group], end - 1], 1)
@@ -143,7 +142,7 @@ class PairSampler:
     def draw(self, batch: int, step: int) -> Pairs:
         """Makes the ``batch`` pairs of ``step``."""
         pool, variant, random = self.pool, self.variant, self.random
-        random.start(*self.key, step)
+        random.start(self.seed, self.rank, step)
         image, box, known = self._targets(batch)
         plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], plan.template, variant.template_size)

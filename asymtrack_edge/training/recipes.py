@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Dict, Optional
 
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.training.augmentation import Augmentation
+from asymtrack_edge.training.crops import Augmentation
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,13 @@ from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_check
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import CheckpointError, DatasetError, UsageError
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.training.augmentation import Augmentation
+from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.distributed import World, join_world
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under, is_collection, load_pool
 from asymtrack_edge.training.labels import BoxTracker, LabelOptions, label_here, label_videos
 from asymtrack_edge.training.log import LOG, append, plot_run, show_progress, silent
-from asymtrack_edge.training.loop import Trainer, make_state
-from asymtrack_edge.training.losses import iou_and_giou
+from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
 from asymtrack_edge.training.pairs import DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import Guard, has_state, save_json

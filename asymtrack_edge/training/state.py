@@ -54,7 +54,7 @@ class Guard:
 class RunState:
     """Everything that a run needs to go on exactly where it stopped.
 
-    What is drawn at each step depends on the step alone (see ``crops.Random``), so nothing random needs
+    What is drawn at each step depends on the step alone (see ``Random``), so nothing random needs
     to be kept.
     """
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.training.augmentation import normalisation
+from asymtrack_edge.training.crops import normalisation
 from asymtrack_edge.training.pairs import Pairs
 from asymtrack_edge.variants import Variant
 

@@ -10,8 +10,7 @@ import torch
 
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.training.augmentation import Augmentation
-from asymtrack_edge.training.crops import Random
+from asymtrack_edge.training.crops import Augmentation, Random
 from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.pairs import PairSampler

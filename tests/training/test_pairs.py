@@ -13,8 +13,19 @@ import pytest
 import torch
 
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.training.augmentation import Augmentation, colour, deform, motion_blur, occlude, paste
-from asymtrack_edge.training.crops import Random, Windows, cut, inside, windows_around
+from asymtrack_edge.training.crops import (
+    Augmentation,
+    Random,
+    Windows,
+    colour,
+    cut,
+    deform,
+    inside,
+    motion_blur,
+    occlude,
+    paste,
+    windows_around,
+)
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
 from asymtrack_edge.training.pairs import STRANGER, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.recipes import SMALL

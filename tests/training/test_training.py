@@ -18,11 +18,19 @@ from safetensors.torch import load_file
 from asymtrack_edge.checkpoints import load_weights
 from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.training.augmentation import Augmentation
+from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.log import plot_run, read_log
-from asymtrack_edge.training.loop import DivergedError, Trainer, make_state
-from asymtrack_edge.training.losses import GIOU, L1, corner_targets, iou_and_giou, tracking_loss
+from asymtrack_edge.training.loop import (
+    GIOU,
+    L1,
+    DivergedError,
+    Trainer,
+    corner_targets,
+    iou_and_giou,
+    make_state,
+    tracking_loss,
+)
 from asymtrack_edge.training.pairs import Pairs, PairSampler
 from asymtrack_edge.training.recipes import PAPER, PRESETS, SMALL, Recipe
 from asymtrack_edge.training.state import Guard, RunState, has_state

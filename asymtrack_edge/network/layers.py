@@ -7,6 +7,7 @@ treats as its ``channels_last`` memory format: no copy is made.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Dict, Tuple
 
 import torch
@@ -49,8 +50,7 @@ class ContextLayer(nn.Module):
 class ContextMlp(nn.Module):
     """Multiplies projected features by their context and projects back.
 
-    With an expansion ``ratio`` above 1 the hidden features go through GELU, and channel ``j`` is multiplied by
-    context channel ``j mod width``.
+    Expanded (``ratio`` above 1) they go through GELU, and channel ``j`` meets context channel ``j mod width``.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
@@ -215,19 +215,6 @@ class Attention(nn.Module):
         return projected.unflatten(-1, (parts, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
 
-class Mlp(nn.Module):
-    """FC, GELU, FC."""
-
-    def __init__(self, width: int, ratio: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, ratio * width)
-        self.fc2 = nn.Linear(ratio * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class AttentionBlock(nn.Module):
     """Pre-norm transformer block at the end of stage 3: search tokens attend to search and template tokens.
 
@@ -240,7 +227,8 @@ class AttentionBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads, head_dim)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width, 4)
+        layers = {"fc1": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
+        self.mlp = nn.Sequential(OrderedDict(layers))
 
     def template(self, z: Tensor) -> Dict[str, Tensor]:
         """Keys and values ``(B, heads, tokens, dim)`` of template features ``(B, H, W, C)``."""

@@ -120,11 +120,9 @@ class AsymTrack(nn.Module):
         return self.search(search, self.template(template))
 
     def with_features(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
-        """Both branches, and what stage 3 makes of either crop.
+        """Both branches, and the features of stage 3: the template's as attention reads them, the search's after it.
 
-        Returns:
-            The prediction; template features ``(B, Z / 16, Z / 16, C)`` as attention reads them; search
-            features ``(B, X / 16, X / 16, C)`` after attention.
+        They are ``(B, Z / 16, Z / 16, C)`` and ``(B, X / 16, X / 16, C)``.
         """
         state, z = self._template(template)
         prediction, x = self._search(search, state)

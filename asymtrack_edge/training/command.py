@@ -70,7 +70,6 @@ def _add_run(commands: Any) -> None:
         add(f"--{name}", metavar="DIR", help=f"root of {title}")
     add("--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)")
     add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
-    add("--tracker", metavar="MODEL", help="labels videos: T, S, B or a directory (default: the variant)")
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
     add("--init", metavar="FILE", help="weights to start from: a file, or T for the bundled weights")
@@ -156,7 +155,7 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     asked = given("batch", "lr", "cooldown", "bf16", "epochs")
     if arguments.epochs and recipe.decay_epoch is not None:
         asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
-    changes = given("search_size", "seed", "init", "teacher", "canvas", "workers", "tracker", "variant")
+    changes = given("search_size", "seed", "init", "teacher", "canvas", "workers", "variant")
     datasets = given(*DATASETS)
     if arguments.data or datasets:
         changes.update(data=tuple(arguments.data or ()), datasets=datasets)

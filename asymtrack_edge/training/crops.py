@@ -51,10 +51,10 @@ class Augmentation:
 
 
 class Random:
-    """A stream of random numbers on one device that depends on nothing but its key.
+    """A stream of random numbers on one device that depends on nothing but its key: seed, process and step.
 
-    Each batch starts its own stream, by seed, process and step. A run that stopped after any step goes
-    on with exactly the pairs it would have seen, and loaders may prepare batches ahead.
+    A run that stopped after any step goes on with exactly the pairs it would have seen, and loaders may prepare
+    batches ahead.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,17 +112,10 @@ def inside(windows: Windows, sizes: Tensor, size: int) -> Tensor:
 
 
 def cut(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: int) -> Tensor:
-    """Cuts one window out of each chosen canvas and resizes it.
+    """Cuts windows ``(B,)`` out of canvases, uint8 ``(N, H, W, C)``, and resizes them.
 
-    Args:
-        canvases: uint8 ``(N, H, W, C)``.
-        index: int64 ``(B,)`` into ``canvases``.
-        sizes: float32 ``(B, 2)`` width and height of the pictures on the chosen canvases.
-        windows: ``B`` of them.
-        size: side of the output in pixels.
-
-    Returns:
-        uint8 ``(B, C, size, size)`` in channels-last memory.
+    ``index`` ``(B,)`` chooses the canvases, ``sizes`` ``(B, 2)`` are width and height of the pictures on those. Returns
+    uint8 ``(B, C, size, size)`` in channels-last memory.
     """
     if canvases.device.type == "cpu" and canvases.shape[-1] == 3:
         out = np.empty((len(index), size, size, 3), np.uint8)

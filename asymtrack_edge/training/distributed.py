@@ -28,10 +28,7 @@ class World:
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Averages gradients, and the statistics of normalisation, over all processes.
-
-        What is learnt then does not depend on how many processes share a batch.
-        """
+        """Averages gradients and statistics of normalisation, so that only the whole batch decides what is learnt."""
         if self.size == 1:
             return network
         for module in network.modules():
@@ -103,11 +100,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is the first GPU, or the CPU where there is none.
-
-    Raises:
-        UsageError: PyTorch has no such device.
-    """
+    """The device called ``name``; ``"auto"`` is the first GPU, or else the CPU. UsageError where there is no such."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

@@ -70,14 +70,11 @@ class Pool:
         return len(self.start)
 
     def groups(self) -> Tensor:
-        """int64 ``(T,)``: which still or clip each target is of, as numbered in ``still``."""
+        """``(T,)``, which still or clip each target is of, as numbered in ``still``."""
         return self.still[self.image[self.start]]
 
     def split(self, every: int = 50) -> Tuple[Pool, Pool]:
-        """All but every ``every``-th still or clip, and those, for validation: targets and scenery.
-
-        The imagery itself is shared.
-        """
+        """All but every ``every``-th still or clip, and those, for validation: targets and scenery, not imagery."""
         held, held_scenery = (g % every == every - 1 for g in (self.groups(), self.still[self.scenery]))
         return self._only(~held, ~held_scenery), self._only(held, held_scenery)
 
@@ -183,10 +180,10 @@ class _Builder:
 def load_pool(
     folders: Sequence[Path], side: int = 320, progress: Progress = silent, share: Tuple[int, int] = (0, 1)
 ) -> Pool:
-    """Loads folders into memory.
+    """Loads folders, searched with all folders below them, into memory.
 
     Args:
-        folders: searched with all folders below them.
+        folders: see the module.
         side: canvas side in pixels; larger images are shrunk to it.
         progress: wraps what is read to show how far loading is.
         share: number of this process and how many there are: each reads every n-th still and clip.
@@ -249,11 +246,7 @@ def is_collection(folder: Path) -> bool:
 
 
 def files_under(folder: Path, endings: Sequence[str]) -> List[Path]:
-    """All visible files below ``folder`` whose names end so, in order of their names.
-
-    Raises:
-        DatasetError: there is no such folder.
-    """
+    """All visible files below ``folder`` whose names end so, sorted; DatasetError if there is no such folder."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: check --data")
     found = (p for p in folder.rglob("*") if p.name.lower().endswith(tuple(endings)) and p.is_file())
@@ -308,11 +301,7 @@ def _read_tar(path: Path) -> Dict[str, bytes]:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, or RGBA where it has an alpha channel.
-
-    Raises:
-        DatasetError: the bytes are no image.
-    """
+    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, or RGBA with alpha; DatasetError if it is no image."""
     # A photograph is turned upright as it says; only other formats have an alpha channel.
     flags = cv2.IMREAD_COLOR if data[:2] == b"\xff\xd8" else cv2.IMREAD_UNCHANGED
     image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None

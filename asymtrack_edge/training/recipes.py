@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, Optional
+from typing import Dict, Optional
 
-from asymtrack_edge.errors import UsageError
 from asymtrack_edge.training.crops import Augmentation
 
 
@@ -48,14 +47,6 @@ class Recipe:
         if self.cooldown > 0:
             rate *= min(1.0, max(0.0, (1 - progress) / self.cooldown))
         return rate
-
-    @staticmethod
-    def from_dict(values: Dict[str, Any]) -> Recipe:
-        """The recipe whose values ``dataclasses.asdict`` gave; UsageError for a setting that is not known."""
-        try:
-            return Recipe(**{**values, "augmentation": Augmentation(**values["augmentation"])})
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"the stored recipe is of another version ({error}): start anew with --init") from None
 
 
 PAPER = Recipe()

@@ -16,16 +16,15 @@ from torch.func import functional_call
 
 from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_checkpoint
 from asymtrack_edge.datasets import open_dataset
-from asymtrack_edge.errors import CheckpointError, DatasetError, UsageError
+from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
-from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.distributed import World, join_world
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under, is_collection, load_pool
 from asymtrack_edge.training.labels import BoxTracker, LabelOptions, label_here, label_videos
 from asymtrack_edge.training.log import LOG, append, plot_run, show_progress, silent
 from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
-from asymtrack_edge.training.pairs import DrawPairs, PairSampler
+from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import Guard, has_state, save_json
 from asymtrack_edge.training.teacher import Student, Teacher
@@ -53,51 +52,33 @@ class RunConfig:
     init: Optional[str] = None  #: weights to start from: a file, or the name of a bundled variant
     canvas: int = 320  #: images in memory are shrunk to this many pixels on their long side
     workers: Optional[int] = None  #: threads that read frames from disk; None for one per processor
-    tracker: Optional[str] = None  #: model that labels videos; None for ``variant``
 
     def training_variant(self) -> Variant:
-        """The variant with the search size of this run; targets keep their scale.
-
-        Raises:
-            UsageError: no such variant, or a size that is not a multiple of 32.
-        """
+        """The variant with the search size of this run; targets keep their scale. UsageError where there is none."""
         variant = get_variant(self.variant)
         size = self.search_size or variant.search_size
         return variant.with_(search_size=size, search_factor=variant.search_factor * size / variant.search_size)
 
     @staticmethod
     def load(folder: Path) -> RunConfig:
-        """Reads ``run.json``.
-
-        Raises:
-            UsageError: there is none, or it is damaged or of another version.
-        """
+        """Reads ``run.json``; UsageError where there is none, or it is damaged or of another version."""
         path = folder / CONFIG
         if not path.is_file():
             raise UsageError(f"cannot resume: {folder} holds no run")
         try:
             values: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            recipe = Recipe.from_dict(values.pop("recipe"))
-            return RunConfig(recipe, **{**values, "data": tuple(values["data"])})
+            recipe, data = values.pop("recipe"), tuple(values.pop("data"))
+            augmentation = Augmentation(**recipe.pop("augmentation"))
+            return RunConfig(Recipe(**recipe, augmentation=augmentation), data=data, **values)
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 
 def train(config: RunConfig, folder: Path, device: str, time_budget: Optional[float] = None, **options: Any) -> bool:
-    """Trains, from the beginning or from where the run in ``folder`` stopped.
+    """Trains, from the beginning or from where the run in ``folder`` stopped; for ``options`` see ``Trainer``.
 
-    Args:
-        config: decides what is learnt.
-        folder: of the run.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-        time_budget: seconds after which training stops, saved; loading not counted.
-        options: more of ``Trainer``.
-
-    Returns:
-        Whether the recipe's pairs are used up.
-
-    Raises:
-        AsymTrackError: data, weights or extras are missing; or the loss diverged.
+    Returns whether the recipe's pairs are used up. Raises AsymTrackError where data, weights or extras are missing, or
+    the loss diverged.
     """
     recipe, variant = config.recipe, config.training_variant()
     with join_world(device) as world:
@@ -204,7 +185,9 @@ def _open_data(
     for number, data in enumerate(map(Path, config.data)):
         if not is_collection(data) and files_under(data, VIDEO_SUFFIXES):
             folders.append(folder / "labels" / str(number))
-            _label(data, folders[-1], config, world)
+            if world.is_main:
+                label_videos(data, partial(label_here, load_tracker(), LabelOptions()), folders[-1], show_progress)
+            world.wait()
         folders.append(data)
     pool = load_pool(folders, config.canvas, progress, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets, {len(pool.cutouts):,} cut-outs"
@@ -216,23 +199,11 @@ def _open_data(
     return sampler.draw, held_out, what
 
 
-def _label(videos: Path, labels: Path, config: RunConfig, world: World) -> None:
-    """Finds boxes for the videos of a folder."""
-    if world.is_main:
-        tracker = load_tracker(config.tracker or config.variant)
-        if not label_videos(videos, partial(label_here, tracker, LabelOptions()), labels, show_progress):
-            raise DatasetError(
-                f"no object in the videos of {videos} could be followed forward and backward: "
-                "name a better --tracker, or label some frames yourself"
-            )
-    world.wait()
-
-
-def load_tracker(model: str) -> BoxTracker:
-    """The tracker that labels videos: a variant or a model directory."""
+def load_tracker() -> BoxTracker:
+    """The tracker that labels videos."""
     from asymtrack_edge import Tracker
 
-    return Tracker.load(model)
+    return Tracker.load("T")
 
 
 def held_out_iou(model: AsymTrack, weights: Dict[str, Tensor], draw: DrawPairs) -> float:

@@ -52,11 +52,7 @@ class Guard:
 
 @dataclass
 class RunState:
-    """Everything that a run needs to go on exactly where it stopped.
-
-    What is drawn at each step depends on the step alone (see ``Random``), so nothing random needs
-    to be kept.
-    """
+    """Everything that a run needs to go on exactly where it stopped; what is drawn depends on the step alone."""
 
     model: nn.Module  #: in training form
     optimiser: torch.optim.Optimizer  #: AdamW over all parameters
@@ -110,11 +106,7 @@ class RunState:
                 path.unlink()
 
     def load(self, folder: Path) -> None:
-        """Reads a saved state back.
-
-        Raises:
-            CheckpointError: the folder holds no complete state, or one of another model.
-        """
+        """Reads a state back; CheckpointError where the folder holds no complete one, or one of another model."""
         device = next(self.model.parameters()).device
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))

@@ -183,7 +183,7 @@ def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, 
     frames = [cv2.resize(f, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for f in moving(1, 24)]
     write_video(tmp_path / "videos" / "a.avi", frames + frames[::-1])
     cv2.imwrite(str(tmp_path / "videos" / "still.png"), picture(0))
-    monkeypatch.setattr("asymtrack_edge.training.run.load_tracker", lambda model: Follower())
+    monkeypatch.setattr("asymtrack_edge.training.run.load_tracker", Follower)
     run = ["--preset", "small", "--data", str(tmp_path / "videos"), "--output", str(tmp_path / "r"), *QUICK]
     assert main(run) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "r" / "labels" / "0" / "clips.json").read_text())

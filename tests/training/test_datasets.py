@@ -11,9 +11,8 @@ import torch
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.crops import Augmentation, Random
-from asymtrack_edge.training.disk import DiskPairs
 from asymtrack_edge.training.imagery import load_pool
-from asymtrack_edge.training.pairs import PairSampler
+from asymtrack_edge.training.pairs import DiskPairs, PairSampler
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 

@@ -32,10 +32,7 @@ def show_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
 
 
 class Log:
-    """Averages what each step gives and, every so many seconds, writes and shows it. A context manager.
-
-    Without a folder nothing is written or shown.
-    """
+    """Averages what each step gives and, every so many seconds, writes and shows it; without a folder it does not."""
 
     def __init__(self, folder: Optional[Path], every: float) -> None:
         from tqdm import tqdm
@@ -46,13 +43,8 @@ class Log:
         self.pairs = 0
         self.values: Dict[str, float] = {}
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
+        #: To be closed at the end.
         self.bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, disable=True if folder is None else None)
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
 
     def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
         """Takes in a step of ``count`` pairs, after which the run has come to ``step``, ``pairs``, ``progress`` (0..1).

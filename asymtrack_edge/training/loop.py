@@ -187,7 +187,8 @@ class Trainer:
             self._capture()
         budget = math.inf if self.time_budget is None else self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
-        with Log(self.folder if self.world.is_main else None, self.log_every) as log, stop_signals() as signals:
+        log = Log(self.folder if self.world.is_main else None, self.log_every)
+        with log.bar, stop_signals() as signals:
             began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began

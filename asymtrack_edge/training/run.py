@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+import asymtrack_edge
 from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_checkpoint
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
@@ -21,7 +22,7 @@ from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
 from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under, is_collection, load_pool
-from asymtrack_edge.training.labels import BoxTracker, LabelOptions, label_here, label_videos
+from asymtrack_edge.training.labels import LabelOptions, label_here, label_videos
 from asymtrack_edge.training.log import LOG, append, plot_run, show_progress, silent
 from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
 from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
@@ -186,7 +187,8 @@ def _open_data(
         if not is_collection(data) and files_under(data, VIDEO_SUFFIXES):
             folders.append(folder / "labels" / str(number))
             if world.is_main:
-                label_videos(data, partial(label_here, load_tracker(), LabelOptions()), folders[-1], show_progress)
+                label = partial(label_here, asymtrack_edge.Tracker.load("T"), LabelOptions())
+                label_videos(data, label, folders[-1], show_progress)
             world.wait()
         folders.append(data)
     pool = load_pool(folders, config.canvas, progress, share).to(world.device)
@@ -197,13 +199,6 @@ def _open_data(
         held_out = PairSampler(held, variant, HELD_OUT, config.seed).draw
     sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)
     return sampler.draw, held_out, what
-
-
-def load_tracker() -> BoxTracker:
-    """The tracker that labels videos."""
-    from asymtrack_edge import Tracker
-
-    return Tracker.load("T")
 
 
 def held_out_iou(model: AsymTrack, weights: Dict[str, Tensor], draw: DrawPairs) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,8 @@ from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_here, label_videos
-from asymtrack_edge.training.recipes import PAPER, Recipe
+from asymtrack_edge.training.recipes import PAPER
+from asymtrack_edge.training.run import RunConfig
 from tests.training.conftest import moving, picture
 
 QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--search-size", "64", "--time-budget", "0.1"]
@@ -58,17 +60,14 @@ def write_video(path: Path, frames: List[np.ndarray]) -> None:
     video.release()
 
 
-@pytest.mark.parametrize("name", ["got10k", "coco"])
-def test_paper_preset_starts_on_each_published_layout(name: str, request: Any, tmp_path: Path) -> None:
-    root = request.getfixturevalue(name)
-    assert main(["--preset", "paper", f"--{name}", str(root), "--output", str(tmp_path / "r"), *QUICK]) == 0
-    state = json.loads((tmp_path / "r" / "state.json").read_text())
+def test_paper_preset_starts_on_published_layouts(got10k: Path, coco: Path, tmp_path: Path) -> None:
+    roots, folder = {"got10k": str(got10k), "coco": str(coco)}, tmp_path / "r"
+    data = [word for name, root in roots.items() for word in (f"--{name}", root)]
+    assert main(["--preset", "paper", *data, "--output", str(folder), *QUICK]) == 0
+    state = json.loads((folder / "state.json").read_text())
     assert state["step"] >= 1 and state["pairs"] == 2 * state["step"]
-    stored = json.loads((tmp_path / "r" / "run.json").read_text())
-    assert stored["datasets"] == {name: str(root)}
-    recipe = Recipe.from_dict(stored["recipe"])
-    assert (recipe.lr, recipe.epochs, recipe.augmentation) == (PAPER.lr, 500, PAPER.augmentation)
-    weights = load_file(str(tmp_path / "r" / "weights.safetensors"))
+    assert RunConfig.load(folder) == RunConfig(replace(PAPER, batch=2), datasets=roots, search_size=64)
+    weights = load_file(str(folder / "weights.safetensors"))
     assert all(torch.isfinite(value).all() for value in weights.values())
 
 
@@ -183,7 +182,7 @@ def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, 
     frames = [cv2.resize(f, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for f in moving(1, 24)]
     write_video(tmp_path / "videos" / "a.avi", frames + frames[::-1])
     cv2.imwrite(str(tmp_path / "videos" / "still.png"), picture(0))
-    monkeypatch.setattr("asymtrack_edge.training.run.load_tracker", Follower)
+    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda model: Follower())
     run = ["--preset", "small", "--data", str(tmp_path / "videos"), "--output", str(tmp_path / "r"), *QUICK]
     assert main(run) == 0, capsys.readouterr().err
     assert json.loads((tmp_path / "r" / "labels" / "0" / "clips.json").read_text())

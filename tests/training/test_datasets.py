@@ -10,7 +10,7 @@ import torch
 
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.training.crops import Augmentation, Random
+from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.pairs import DiskPairs, PairSampler
 from asymtrack_edge.training.recipes import SMALL
@@ -51,29 +51,14 @@ def test_disk_pairs_are_reproducible_in_any_order(got10k: Path, coco: Path, tiny
     assert not torch.equal(first[0].search, first[1].search)
 
 
-def test_data_sets_are_drawn_in_equal_parts(got10k: Path, coco: Path, tiny: Variant) -> None:
+def test_data_sets_are_drawn_in_equal_parts_and_the_gap_is_kept(got10k: Path, coco: Path, tiny: Variant) -> None:
     sources = [open_dataset("got10k-train", got10k), open_dataset("coco-train", coco)]
-    disk = DiskPairs(sources, tiny, Augmentation(), CPU, workers=1)
-    random = Random(CPU)
-    random.start(1)
-    roots = [got10k, coco]
-    count = [0, 0]
-    for _ in range(900):
-        files, boxes, _ = disk._choose(random)
-        assert boxes.shape == (2, 4)
-        count[[root in files[0].parents for root in roots].index(True)] += 1
-    assert all(abs(c - 450) < 80 for c in count)
-
-
-def test_the_gap_between_frames_is_kept(got10k: Path, tiny: Variant) -> None:
-    disk = DiskPairs([open_dataset("got10k-train", got10k)], tiny, Augmentation(max_gap=1), CPU, workers=1)
-    random = Random(CPU)
-    random.start(1)
-    gaps = set()
-    for _ in range(60):
-        (a, b), *_ = disk._choose(random)
-        gaps.add(int(b.stem) - int(a.stem))
-    assert gaps == {-1, 0, 1}
+    disk = DiskPairs(sources, tiny, Augmentation(max_gap=1), CPU, workers=1)
+    disk.planning.start(1)
+    chosen = [disk._choose(disk.planning) for _ in range(900)]
+    from_clips = [files for files, *_ in chosen if got10k in files[0].parents]
+    assert abs(len(from_clips) - 450) < 80
+    assert {int(b.stem) - int(a.stem) for a, b in from_clips} == {-1, 0, 1}
 
 
 def test_a_damaged_sequence_is_left_out(got10k: Path, tiny: Variant, tmp_path: Path) -> None:

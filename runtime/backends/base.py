@@ -14,19 +14,20 @@ import numpy as np
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import CropWindow, check_frame
-from asymtrack_edge.manifest import Manifest
+from asymtrack_edge.manifest import Manifest, TensorSpec
 
 
 def device_index(device: str) -> int:
-    """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``.
-
-    Raises:
-        UsageError: not ``"auto"``, ``"cuda"`` or ``"cuda:N"``.
-    """
+    """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``; ``UsageError`` for another name."""
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", str(device))
     if match is None:
         raise UsageError(f"the device {device!r} is no GPU: choose auto, cuda or cuda:N")
     return int(match.group(1) or 0)
+
+
+def nbytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor for one target."""
+    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
 
 
 class Backend(ABC):
@@ -57,11 +58,7 @@ class Backend(ABC):
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
 
     def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame that this backend can use: BGR uint8 ``(H, W, 3)``.
-
-        Raises:
-            FrameError: it is not such a frame.
-        """
+        """Returns the shape of a frame, BGR uint8 ``(H, W, 3)``; ``FrameError`` if it is none that can be used here."""
         return check_frame(frame).shape
 
     @abstractmethod
@@ -76,9 +73,8 @@ class Backend(ABC):
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
         """Runs the search network for the targets in slots 0, 1, ... on one window of ``frame`` each.
 
-        Returns:
-            float32 ``(len(windows), 5)``: cx, cy, w, h in units of the window's side, and score. A
-            view that the next call overwrites.
+        Returns float32 ``(len(windows), 5)``: cx, cy, w, h in units of the window's side, and score. A view that the
+        next call overwrites.
         """
 
     @abstractmethod

@@ -22,45 +22,26 @@ import numpy as np
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import Manifest, TensorSpec
-from asymtrack_edge.runtime.backends.base import Backend
+from asymtrack_edge.runtime.backends.base import Backend, nbytes
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import CudaDevice, Graph, open_cuda
 from asymtrack_edge.runtime.backends.cuda.frame import FrameBuffer
-
-#: TensorRT wants the addresses of tensors aligned to this.
-ALIGNMENT = 256
 
 #: Numbers of targets of a group whose steps are kept ready; the one not used for longest goes first.
 KEPT = 8
 
 
-def nbytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor for one target."""
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
-
-
 class Network(ABC):
-    """A network that runs on the GPU, on the stream it was opened with.
+    """A network that runs on the GPU, on the stream it was opened with."""
 
-    Attributes:
-        capturable: whether what it queues can be captured as part of a CUDA graph.
-    """
-
-    capturable = True
+    capturable = True  # whether what it queues can be captured as part of a CUDA graph
 
     @abstractmethod
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
-        """Binds all tensors for a batch.
+        """Binds all tensors for a batch of targets to ``addresses`` in device memory, aligned to 256 bytes.
 
-        Args:
-            addresses: in device memory, by tensor, aligned to ``ALIGNMENT``.
-            batch: how many targets.
-
-        Returns:
-            A function that queues one run. The bound run ends with its last reference.
-
-        Raises:
-            BackendError: it cannot be bound, or (from the function) it cannot run.
+        Returns a function that queues one run. The bound run ends with its last reference. ``BackendError`` if it
+        cannot be bound, or (from the function) cannot run.
         """
 
     def close(self) -> None:  # noqa: B027 - most are gone with their last reference
@@ -97,18 +78,7 @@ class DeviceBackend(Backend):
 
     ``seconds["crop"]`` counts the host's work until the frame is on its way, ``"infer"`` all the rest:
     the GPU crops and infers in one go. A backend that is dropped without ``close`` gives everything back.
-
-    Args:
-        manifest: of the model.
-        description: see ``Backend``.
-        device: index of the GPU.
-        graph: whether to capture the step as a CUDA graph.
-
-    Attributes:
-        cuda: the GPU.
-
-    Raises:
-        BackendError: the GPU or the model cannot be used; says why.
+    ``graph`` says whether to capture the step as a CUDA graph; ``BackendError`` if the GPU or the model cannot be used.
     """
 
     def __init__(self, manifest: Manifest, description: str, device: int = 0, graph: bool = True) -> None:
@@ -255,11 +225,10 @@ class DeviceBackend(Backend):
 class _Group:
     """Up to ``max_batch`` targets that run as one batch: their memory, and a step per number of them.
 
-    All addresses are fixed when the group is made, so that a step is bound and captured once.
+    All addresses are fixed when the group is made, so that a step is bound and captured once. The GPU's context is
+    current whenever a group is made or used.
 
     Args:
-        manifest: of the model.
-        cuda: the GPU, whose context is current whenever a group is made or used.
         size: targets to make room for.
         before: a smaller group whose state to begin with.
         network: the search network.
@@ -267,7 +236,6 @@ class _Group:
         graph: whether to capture the step.
 
     Attributes:
-        size: see there.
         state: device address of each state tensor, targets one behind the other.
         windows: ``kernel.WINDOW`` records ``(size,)``, read by ``run``.
         captured: whether all steps so far run as graphs.
@@ -313,9 +281,7 @@ class _Group:
     def run(self, count: int) -> np.ndarray:
         """Queues the step for the first ``count`` targets.
 
-        Returns:
-            float32 ``(count, 5)``: where the predictions will be once the stream is done; a view that the
-            next run overwrites.
+        Returns float32 ``(count, 5)``: where the predictions will be once the stream is done.
         """
         step = self._steps.pop(count, None)
         if step is None:

@@ -15,11 +15,7 @@ from asymtrack_edge.runtime.backends.base import Backend
 
 
 class HostBackend(Backend):
-    """A backend that crops into host arrays, from which and into which its networks compute.
-
-    Attributes:
-        state: per state tensor an array ``(capacity, ...)``, slot by slot.
-    """
+    """A backend that crops into host arrays, from which and into which its networks compute."""
 
     def __init__(self, manifest: Manifest, description: str) -> None:
         super().__init__(manifest, description)
@@ -35,6 +31,7 @@ class HostBackend(Backend):
         self._scale = (1 / std).reshape(3, 1, 1)
         self._offset = (255.0 * np.asarray(manifest.mean, np.float32) / std).reshape(3, 1, 1)
         self._predictions = np.zeros((0, 5), np.float32)
+        #: Per state tensor an array ``(capacity, ...)``, slot by slot.
         self.state: Dict[str, np.ndarray] = {}
 
     def reserve(self, slots: int) -> None:

@@ -18,11 +18,7 @@ _ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_folder(model: Union[str, Path]) -> Path:
-    """Directory of bundled weights (``"T"``), or the given model directory.
-
-    Raises:
-        ManifestError: there is no such directory.
-    """
+    """Directory of bundled weights (``"T"``), or the given one; ``ManifestError`` if there is none."""
     if isinstance(model, str) and model.upper() in VARIANTS:
         name = model.upper()
         import asymtrack_edge.weights as weights
@@ -63,17 +59,16 @@ def open_backend(
         )
     passed: List[str] = []
     names = _candidates(device, passed) if backend == "auto" else [backend]
-    while True:
-        name = names.pop(0)
+    for name in names:
         try:
             opened = _open(folder, manifest, name, device, threads, precision)
             break
         except (BackendError, MissingDependencyError) as error:
-            if not names and not passed:
+            if len(names) == 1 and not passed:
                 raise
             passed.append(f"not {name}: {error}")
-            if not names:
-                raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}") from None
+    else:
+        raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}")
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
     # That a GPU lies idle is a surprise, unlike that there is none.
@@ -99,11 +94,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
 
 
 def _candidates(device: str, passed: List[str]) -> List[str]:
-    """What ``auto`` tries, best first; ends with the CPU unless a GPU is asked for.
-
-    Raises:
-        BackendError: a GPU is asked for and there is none.
-    """
+    """What ``auto`` tries, best first; ends with the CPU unless a GPU is asked for, whose absence is an error."""
     if device == "cpu":
         return ["onnxruntime"]
     from asymtrack_edge.runtime.backends.cuda.driver import NoGpuError, find_gpu

@@ -27,12 +27,8 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
 def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU, for batches of one where the model's batch axis is free.
 
-    Args:
-        path: an ONNX model.
-        threads: for one operator; None for one per core that this process may use.
-
-    Raises:
-        BackendError: the model cannot be loaded.
+    ``threads`` are for one operator; None means one per core that this process may use. ``BackendError`` if the model
+    cannot be loaded.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -51,13 +47,7 @@ class OnnxRuntimeBackend(HostBackend):
 
     One target uses all threads inside each operator. Several are spread over the threads instead, one
     whole network each: nothing waits at the end of an operator, and the features of one target stay in
-    the cache, which those of a batch do not.
-
-    Args:
-        folder: a model directory.
-        manifest: its manifest, already verified.
-        threads: how many to use; None for one per core that this process may use.
-        description: see ``Backend``.
+    the cache, which those of a batch do not. ``threads`` None means one per core that this process may use.
     """
 
     name = "onnxruntime"
@@ -92,14 +82,10 @@ class OnnxRuntimeBackend(HostBackend):
         self._template = self._search = self._lanes = None
 
     def _run_template(self, slot: int) -> None:
-        binding = self._bound.get((0, slot))
-        if binding is None:
-            binding = self._template.io_binding()
-            _bind(binding.bind_input, self.manifest.template.name, self._template_image)
-            for name, values in self.state.items():
-                _bind(binding.bind_output, name, values[slot : slot + 1])
-            self._bound[0, slot] = binding
-        self._template.run_with_iobinding(binding)
+        if (0, slot) not in self._bound:
+            outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
+            self._bound[0, slot] = _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)
+        self._template.run_with_iobinding(self._bound[0, slot])
 
     def _run_searches(self, count: int) -> None:
         spread = side_by_side(count, self.threads) if self._lanes is not None else 0
@@ -109,30 +95,22 @@ class OnnxRuntimeBackend(HostBackend):
             self._run_search(self._bound_search(self._search, slot))
 
     def _bound_search(self, network: Any, slot: int) -> Any:
-        key = (id(network), slot)
-        bound = self._bound.get(key)
-        if bound is None:
-            row = slice(slot, slot + 1)
+        key, row = (id(network), slot), slice(slot, slot + 1)
+        if key not in self._bound:
             inputs = {name: values[row] for name, values in self.state.items()}
             inputs[self.manifest.search.name] = self._search_images[row]
-            bound = self._bound[key] = self._bind_search(network, inputs, self._predictions[row])
-        return bound
+            self._bound[key] = self._bind_search(network, inputs, self._predictions[row])
+        return self._bound[key]
 
-    def _open_search(self) -> Any:
-        """Opens the search network to run one target on all threads."""
+    def _open_search(self) -> Any:  # to run one target on all threads
         return open_session(self._search_path, self.threads)
 
-    def _open_lanes(self) -> Any:
-        """Opens the search network to run several targets side by side, one thread each."""
+    def _open_lanes(self) -> Any:  # to run several targets side by side, one thread each
         return _Lanes(open_session(self._search_path, 1), self.threads)
 
     def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Any:
         """Binds a slot's arrays to a network; returns what ``_run_search`` and ``_run_lanes`` take."""
-        binding = network.io_binding()
-        for name, array in inputs.items():
-            _bind(binding.bind_input, name, array)
-        _bind(binding.bind_output, self.manifest.output.name, prediction)
-        return binding
+        return _bind(network, inputs, {self.manifest.output.name: prediction})
 
     def _run_search(self, bound: Any) -> None:
         self._search.run_with_iobinding(bound)
@@ -169,6 +147,10 @@ class _Lanes:
             other.result()
 
 
-def _bind(bind: Any, name: str, array: np.ndarray) -> None:
-    """Binds a contiguous host array by address: nothing is copied, neither now nor per run."""
-    bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+def _bind(network: Any, inputs: Dict[str, np.ndarray], outputs: Dict[str, np.ndarray]) -> Any:
+    """Binds contiguous host arrays by address: nothing is copied, neither now nor per run."""
+    binding = network.io_binding()
+    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays.items():
+            bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
+    return binding

@@ -37,17 +37,10 @@ _WARM_UP = 3
 
 
 class OnnxRuntimeGpuBackend(DeviceBackend):
-    """ONNX Runtime on a CUDA device; takes exports of either input format.
+    """ONNX Runtime on a CUDA device; takes exports of either input format. Arguments as in ``DeviceBackend``.
 
-    Args:
-        folder: a model directory.
-        manifest: its manifest, already verified.
-        provider: ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA.
-        device: index of the GPU.
-        graph: whether to run the search network as a CUDA graph.
-
-    Raises:
-        BackendError: the provider or a GPU is absent, or the model cannot be loaded.
+    ``provider`` is ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA. ``BackendError`` if it or a
+    GPU is absent, or the model cannot be loaded.
     """
 
     def __init__(
@@ -84,18 +77,10 @@ def _quiet() -> Iterator[None]:
 
 
 class OnnxRuntimeNetwork(Network):
-    """A network of the export, in a session per batch size.
-
-    Args:
-        folder: the model directory.
-        manifest: its manifest.
-        network: ``"template"`` or ``"search"``.
-        provider: ``"cuda"`` or ``"tensorrt"``.
-        cuda: the GPU, whose context is current.
-        graph: whether to run as a CUDA graph.
+    """The ``"template"`` or the ``"search"`` network of a model directory, in a session per batch size.
 
     Attributes:
-        graph: whether it does: False as well where it cannot.
+        graph: whether it runs as a CUDA graph: False as well where it cannot.
     """
 
     capturable = False
@@ -123,7 +108,10 @@ class OnnxRuntimeNetwork(Network):
         while True:
             with CAPTURE_LOCK, _quiet():
                 try:
-                    run = self._bound(self._session(batch), addresses, batch)
+                    session = self._sessions.get(batch)
+                    if session is None:
+                        session = self._sessions[batch] = self._open(batch)
+                    run = self._bound(session, addresses, batch)
                     for _ in range(_WARM_UP if self.graph else 0):
                         run()
                     return run
@@ -162,12 +150,6 @@ class OnnxRuntimeNetwork(Network):
                 raise BackendError(f"onnxruntime cannot run {name}: {str(error).splitlines()[0]}") from None
 
         return run
-
-    def _session(self, batch: int) -> Any:
-        session = self._sessions.get(batch)
-        if session is None:
-            session = self._sessions[batch] = self._open(batch)
-        return session
 
     def _open(self, batch: int) -> Any:
         options = ort.SessionOptions()

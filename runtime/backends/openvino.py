@@ -30,17 +30,8 @@ _FARTHEST = {"fp32": 1e-3, "fp16": 0.2, "bf16": 0.2, "int8": 0.2}
 class OpenVinoBackend(OnnxRuntimeBackend):
     """OpenVINO on the CPU; the template network in ONNX Runtime.
 
-    One target uses all threads in each operator; several run side by side, one thread each.
-
-    Args:
-        folder: a model directory.
-        manifest: its manifest, already verified.
-        threads: how many to use; None for one per core that this process may use.
-        bf16: run the search network in bf16.
-
-    Raises:
-        MissingDependencyError: OpenVINO is not installed.
-        BackendError: OpenVINO cannot load the model or computes something else, or the CPU has no bf16.
+    ``bf16`` runs the search network in bf16. ``MissingDependencyError`` without OpenVINO, ``BackendError`` if it cannot
+    load the model or computes something else, or the CPU has no bf16.
     """
 
     name = "openvino"
@@ -77,8 +68,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             model.reshape(shapes)
             network = self._core.compile_model(model, "CPU", options)
         except Exception as error:  # its own and pybind's, many lines long, the reason last
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1] if lines else "no reason given"
+            reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
             raise BackendError(f"OpenVINO cannot load {self._search_path}: {reason}") from None
         self._require_agreement(network)
         return network
@@ -124,11 +114,9 @@ def _import() -> Any:
     absent = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
     try:
         import openvino
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise BackendError(f"OpenVINO cannot be imported: {error}") from None
-        raise MissingDependencyError("openvino", "openvino", "the backend openvino") from None
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+            raise MissingDependencyError("openvino", "openvino", "the backend openvino") from None
         raise BackendError(f"OpenVINO cannot be imported: {error}") from None
     finally:
         if absent:

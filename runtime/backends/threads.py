@@ -11,15 +11,10 @@ from pathlib import Path
 def processors(root: Path = Path("/")) -> int:
     """Cores that this process may use, by its affinity and by the CPU quota of its container; at least 1.
 
-    Two processors that are threads of one core count once: a network gains nothing from the second.
-
-    Args:
-        root: where ``proc`` and ``sys`` are mounted.
+    Two processors that are threads of one core count once: a network gains nothing from the second. ``proc`` and
+    ``sys`` are below ``root``.
     """
-    try:
-        allowed = os.sched_getaffinity(0)
-    except AttributeError:  # not on this system
-        allowed = set(range(os.cpu_count() or 1))
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_read(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
     return max(1, int(min(len(cores), cpu_quota(root))))
 
@@ -28,9 +23,6 @@ def cpu_quota(root: Path = Path("/")) -> float:
     """Processors' worth of time that the control groups of this process allow; infinity without a quota.
 
     Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.
-
-    Args:
-        root: where ``proc`` and ``sys`` are mounted.
     """
     mounts = root / "sys/fs/cgroup"
     quota = math.inf
@@ -49,10 +41,8 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
 
 def _quota_of(group: Path) -> float:
-    for text in (
-        _read(group / "cpu.max"),
-        f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}",
-    ):
+    old = f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}"
+    for text in (_read(group / "cpu.max"), old):
         with suppress(ValueError, ZeroDivisionError):  # "max", or no such file
             allowed, period = map(int, text.split())
             if allowed > 0:

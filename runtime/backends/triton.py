@@ -25,6 +25,7 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
 from asymtrack_edge.manifest import Manifest, TensorSpec
+from asymtrack_edge.runtime.backends.base import nbytes
 from asymtrack_edge.runtime.backends.host import HostBackend
 
 #: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
@@ -57,20 +58,11 @@ def networks_hash(manifest: Manifest) -> str:
 
 
 class TritonBackend(HostBackend):
-    """The networks of a model on a Triton server.
+    """The networks of a model on a Triton server at ``"triton://host:8001"``, its gRPC port (default: 8001).
 
     A server that goes away costs the frames of that time: their call of ``search`` or ``template`` looks for
     it for a second and raises ``ServerError``. The first call after its return goes on as if nothing had been.
-
-    Args:
-        manifest: of the model, already verified.
-        address: ``"triton://host:8001"``, the server's gRPC port (default: 8001).
-
-    Raises:
-        MissingDependencyError: ``tritonclient`` is not installed.
-        UsageError: not such an address.
-        ServerError: no server answers, or it does not know the model.
-        BackendError: it has other networks under the model's name.
+    ``BackendError`` if the server has other networks under the model's name.
     """
 
     name = "triton"
@@ -95,11 +87,9 @@ class TritonBackend(HostBackend):
         self._local = host in ("localhost", "127.0.0.1", "::1")
         url = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
-        #: The version of the networks that fits; empty while no server is known to be there.
-        self._version = ""
-        #: Name and layout of the shared memory; empty without.
-        self._region = ""
-        self._offsets: Dict[str, int] = {}
+        self._version = ""  # of the networks that fits; empty while no server is known to be there
+        self._region = ""  # name of the shared memory; empty without
+        self._offsets: Dict[str, int] = {}  # of arrays in it
         #: Per slot the inputs of its requests that stay: all in shared memory, else the template state.
         self._inputs: Dict[int, List[Any]] = {}
         self.reserve(1)
@@ -138,12 +128,7 @@ class TritonBackend(HostBackend):
             self._predictions[slot] = result.as_numpy(self.manifest.output.name)[0]
 
     def _ask(self, network: str, count: int) -> List[Any]:
-        """Sends the requests of slots 0 to ``count`` - 1; returns the results in that order.
-
-        Raises:
-            ServerError: the server has been away for ``_PATIENCE`` seconds.
-            BackendError: a server that came back has other networks.
-        """
+        """Sends the requests of slots 0 to ``count`` - 1 until a server answers; returns the results in that order."""
         began = monotonic()
         while True:
             try:
@@ -169,14 +154,12 @@ class TritonBackend(HostBackend):
                 answers.put((slot, result, error))
 
             self._client.async_infer(name, inputs, done, self._version, client_timeout=_TIMEOUT)
-        results: List[Any] = [None] * count
-        failures = []
-        for _ in range(count):  # all of them: the next frame must not overwrite what one still reads
-            slot, results[slot], error = answers.get()
-            failures += [error] if error is not None else []
-        if failures:
-            raise failures[0]
-        return results
+        # All of them: the next frame must not overwrite what one still reads.
+        results = sorted((answers.get() for _ in range(count)), key=lambda answer: answer[0])
+        for _, _, error in results:
+            if error is not None:
+                raise error
+        return [result for _, result, _ in results]
 
     def _search_inputs(self, slot: int) -> List[Any]:
         kept = self._inputs.get(slot)
@@ -185,7 +168,7 @@ class TritonBackend(HostBackend):
             kept = self._inputs[slot] = [self._input(spec) for spec in specs]
             for spec, made in zip(specs, kept):
                 if self._region:
-                    size = _nbytes(spec)
+                    size = nbytes(spec)
                     made.set_shared_memory(self._region, size, self._offsets[spec.name] + slot * size)
                 else:
                     made.set_data_from_numpy(self.state[spec.name][slot : slot + 1])
@@ -254,7 +237,3 @@ class TritonBackend(HostBackend):
         if region:
             with suppress(self._error):  # gone with the server
                 self._client.unregister_system_shared_memory(region, client_timeout=1.0)
-
-
-def _nbytes(spec: TensorSpec) -> int:
-    return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize

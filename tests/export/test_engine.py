@@ -19,13 +19,7 @@ from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.tensorrt import build as engine
 from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
-from asymtrack_edge.runtime.backends.tensorrt.library import (
-    TENSORRT,
-    NoTensorRTError,
-    TensorRT,
-    difference,
-    engine_key,
-)
+from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, TensorRT, difference, engine_key
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, filled_model
 
@@ -51,12 +45,6 @@ def current(monkeypatch: pytest.MonkeyPatch) -> List[int]:
     return built_on
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "asymtrack-edge"
-
-
 def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batch: int = 1) -> Path:
     folder.mkdir()
     options = ExportOptions(precision, target, max_batch=batch)
@@ -65,7 +53,7 @@ def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batc
 
 
 @pytest.fixture
-def jetson(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An export for a Xavier, on a Xavier with TensorRT 8.5."""
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2", False)[0])
     monkeypatch.setattr(engine, "find_gpu", lambda index: replace(XAVIER, index=index))
@@ -109,7 +97,7 @@ def fake_tensorrt(version: str, strongly_typed: bool, refuses: Tuple[str, ...] =
 
     It builds nothing while a flag of ``refuses`` is set.
     """
-    seen = SimpleNamespace(flags=set(), pinned={}, network=None, profile={}, cache=None, workspace=0, parsed=b"")
+    seen = SimpleNamespace(flags=set(), pinned={}, network=None, profile={}, workspace=0, parsed=b"")
 
     def tensor(dtype: str, shape_tensor: bool = False) -> Any:
         return SimpleNamespace(dtype=dtype, is_shape_tensor=shape_tensor)
@@ -140,8 +128,6 @@ def fake_tensorrt(version: str, strongly_typed: bool, refuses: Tuple[str, ...] =
         set_flag=seen.flags.add,
         clear_flag=lambda flag: (seen.flags.discard(flag), seen.flags.add(f"not {flag}")),
         add_optimization_profile=lambda profile: None,
-        create_timing_cache=lambda content: SimpleNamespace(content=content, serialize=lambda: b"measured"),
-        set_timing_cache=lambda cache, _: setattr(seen, "cache", cache.content) or cache.content != b"foreign",
     )
     builder = SimpleNamespace(
         create_network=lambda flags: setattr(seen, "network", flags) or network,
@@ -170,8 +156,8 @@ def test_types_of_the_model_are_the_contract(typed: bool, tmp_path: Path) -> Non
     tensorrt, seen = fake_tensorrt("10.3.0" if typed else "8.5.2.2", typed)
     (tmp_path / "search.onnx").write_bytes(b"model")
     options = EngineOptions(workspace_mb=256)
-    content, cache = engine.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
-    assert (content, cache, seen.parsed) == (b"engine", b"measured", b"model")
+    content = engine.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
+    assert (content, seen.parsed) == (b"engine", b"model")
     assert seen.workspace == 256 << 20
     assert seen.profile == {
         "image": ((1, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8)),
@@ -189,7 +175,7 @@ def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) 
     (tmp_path / "m.onnx").write_bytes(b"model")
     lines: List[str] = []
     options = EngineOptions()
-    content, _ = engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options, report=lines.append)
+    content = engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options, report=lines.append)
     assert content == b"engine" and {"PREFER", "not OBEY"} <= seen.flags
     assert len(lines) == 1 and "cannot keep every fp32 layer in fp32" in lines[0] and "asymtrack-check" in lines[0]
     tensorrt, _ = fake_tensorrt("8.5.2.2", False, refuses=("OBEY", "PREFER"))
@@ -197,23 +183,20 @@ def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) 
         engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options)
 
 
-def test_fp32_needs_no_flags_and_a_foreign_cache_is_dropped(tmp_path: Path) -> None:
+def test_fp32_needs_no_flags(tmp_path: Path) -> None:
     tensorrt, seen = fake_tensorrt("8.5.2.2", False)
     (tmp_path / "m.onnx").write_bytes(b"model")
-    engine.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions(), None, b"foreign")
+    engine.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions())
     assert seen.flags == {"not TF32"} and not seen.pinned
-    assert seen.cache == b""
 
 
 def test_on_a_device_engines_are_built_once(
-    jetson: Path, cache: Path, current: List[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jetson: Path, current: List[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: List[str] = []
     manifest = engine.build_in_place(jetson, device=2, report=lines.append)
     assert current == [2, 2] and load_manifest(jetson) == manifest
     assert manifest.engines["search.engine"]["gpu"] == "Xavier" and "compute capability 7.2" in lines[1]
-    (cached,) = cache.iterdir()
-    assert cached.read_bytes() == b"measured" and "Xavier" in cached.name
     engine.build_in_place(jetson, report=lines.append)
     assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
     # A new export takes engines over.
@@ -221,17 +204,14 @@ def test_on_a_device_engines_are_built_once(
     shutil.copytree(jetson, new, ignore=shutil.ignore_patterns("*.engine"))
     engine.build_engines(new, replace(manifest, engines={}), previous=jetson, report=lines.append)
     assert all("kept from the previous export" in line for line in lines[4:]) and len(lines) == 6
-    # A damaged engine is made anew; with another TensorRT both are, from its own measurements.
+    # A damaged engine is made anew; with another TensorRT both are.
     (jetson / "search.engine").write_bytes(b"damaged")
     engine.build_in_place(jetson, report=lines.append)
     assert "rebuilding" in lines[7] and "altered" in lines[7]
     monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1", False)[0])
     engine.build_in_place(jetson, report=lines.append)
     assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[9]
-    assert len(list(cache.iterdir())) == 2 and load_manifest(jetson)
-    # A cache that cannot be written costs no engine.
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cached))
-    engine.build_in_place(jetson, EngineOptions(rebuild=True))
+    assert load_manifest(jetson)
 
 
 @pytest.mark.parametrize("broken", ["template", "search"])
@@ -241,11 +221,11 @@ def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
     engine.build_in_place(jetson)
     content = iter([b"another template engine", b"another search engine"])
 
-    def build(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
+    def build(tensorrt: Any, model: Path, *_: Any) -> bytes:
         load_manifest(jetson)  # somebody may start right now
         if model.stem == broken:
             raise KeyboardInterrupt
-        return next(content), b""
+        return next(content)
 
     monkeypatch.setattr(engine, "build_engine", build)
     with pytest.raises(KeyboardInterrupt):
@@ -258,12 +238,12 @@ def test_where_no_engine_can_be_built_the_models_stay(
     lacks: str, jetson: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_tensorrt(flavour: str) -> Any:
-        raise NoTensorRTError("there is no TensorRT for Python here")
+        raise BackendError("there is no TensorRT for Python here")
 
-    def no_memory(tensorrt: Any, model: Path, *_: Any) -> Tuple[bytes, bytes]:
+    def no_memory(tensorrt: Any, model: Path, *_: Any) -> bytes:
         if model.stem == "search":
             raise ExportError("TensorRT cannot build an engine from search.onnx: out of memory")
-        return b"engine", b""
+        return b"engine"
 
     words = {
         "gpu": "no NVIDIA GPU",
@@ -295,17 +275,14 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
     manifest = load_manifest(exported(tmp_path / "export"))
     tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
     key = engine_key(manifest, "search", tensorrt, XAVIER)
-    assert (key.multiprocessors, key.memory_gb) == ("8", "32"), "31 of 32 GB are left by the system"
+    assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "31 of 32 GB are left by the system"
     orin_nx, agx_orin = Gpu(0, "Orin", (8, 7), True, 8, 15 << 30), Gpu(0, "Orin", (8, 7), True, 16, 30 << 30)
-    recorded = engine_key(manifest, "search", tensorrt, agx_orin).to_json()
-    assert "16 multiprocessors, here are 8" in str(
-        difference(recorded, engine_key(manifest, "search", tensorrt, orin_nx))
-    )
-    assert difference(key.to_json(), key) is None
-    for field in key.to_json():
-        reason = difference({**key.to_json(), field: "else"}, key)
-        assert reason is not None and "else" in reason
-        assert difference({k: v for k, v in key.to_json().items() if k != field}, key) is not None
+    agx, nx = (engine_key(manifest, "search", tensorrt, gpu) for gpu in (agx_orin, orin_nx))
+    assert "16 multiprocessors, here are 8" in str(difference(agx, nx))
+    assert difference(key, key) is None
+    for field in key:
+        assert "else" in str(difference({**key, field: "else"}, key))
+        assert difference({k: v for k, v in key.items() if k != field}, key) is not None
 
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ HOLDS: Dict[Any, Dict[str, str]] = {
         "parser": "OnnxParser",
         "layer": "ILayer",
         "profile": "IOptimizationProfile",
-        "cache": "ITimingCache",
     },
     tensorrt: {"engine": "ICudaEngine", "context": "IExecutionContext", "_runtime": "Runtime"},
     library: {},

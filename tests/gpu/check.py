@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes.util
 import datetime
 import gc
 import importlib.util
@@ -19,12 +20,12 @@ import tempfile
 import threading
 import time
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from asymtrack_edge.cli import BACKENDS
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import Box, Cropper, CropWindow, crop_window, iou
 from asymtrack_edge.manifest import load_manifest
@@ -33,7 +34,7 @@ from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.backends.loading import model_folder
-from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend, unfit
+from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 from asymtrack_edge.runtime.backends.tensorrt.library import RTX, TENSORRT, load_tensorrt
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
@@ -46,35 +47,24 @@ AIMS.update({"32 targets to one": 3.0, "search step fp16 to best candidate": 1.1
 
 BATCHES = (1, 8, 32)
 
-Model = Tuple[str, Path]
+Row = Dict[str, Any]
+
+#: Networks of T to check, and the packages that have to be there to make them.
+PRECISIONS = {"fp32": (), "fp16": ("export",)}
 
 
-@dataclass
 class Machine:
-    """What is there to check, and models made for it.
+    """What is there to check: the GPU, by what is ``missing`` why, and models made in ``folder``."""
 
-    Attributes:
-        gpu: None without one.
-        missing: by what is not there, why.
-        folder: where models are exported to.
-    """
-
-    gpu: Optional[Gpu] = None
-    missing: Dict[str, str] = field(default_factory=dict)
-    folder: Path = Path()
-    _models: Dict[Tuple[str, str], Path] = field(default_factory=dict)
-
-    @classmethod
-    def look(cls, folder: Path) -> Machine:
-        machine = cls(folder=folder)
-        for what, find in (("gpu", machine._find_gpu), ("torch", _find_torch), ("onnxruntime-gpu", _find_onnxruntime)):
+    def __init__(self, folder: Path) -> None:
+        self.gpu: Optional[Gpu] = None
+        self.missing: Dict[str, str] = {}
+        self.folder = folder
+        for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export):
             try:
                 find()
             except Exception as error:
-                machine.missing[what] = str(error).splitlines()[0]
-        if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
-            machine.missing["export"] = "torch and onnx are needed to export in fp16"
-        return machine
+                self.missing[find.__name__[len("_find_") :]] = str(error).splitlines()[0]
 
     def _find_gpu(self) -> None:
         self.gpu = find_gpu(0)
@@ -83,36 +73,37 @@ class Machine:
         """A directory of T: the bundled one, or an export of its weights for batches up to 32."""
         if (precision, target) == ("fp32", "onnx"):
             return model_folder("T")
-        key = precision, target
-        if key not in self._models:
+        made = self.folder / f"{precision}-{target}"
+        if not made.exists():
             from asymtrack_edge.checkpoints import load_model
             from asymtrack_edge.export.pipeline import Export, ExportOptions
             from asymtrack_edge.variants import VARIANTS
 
-            made = self.folder / f"{precision}-{target}"
             made.mkdir(parents=True)
             options = ExportOptions(precision, target, max_batch=32)
             Export(load_model(None, VARIANTS["T"]), options).write(made).save(made)
-            self._models[key] = made
-        return self._models[key]
+        return made
 
-    def backends(self) -> Iterator[Tuple[str, str]]:
+    def backends(self) -> List[Tuple[str, str]]:
         """Backends that can run here, each with a precision."""
-        precisions = ["fp32"] + (["fp16"] if "export" not in self.missing else [])
-        for backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"):
-            for precision in precisions:
-                if self.lacks(backend) is None:
-                    yield backend, precision
+        names = [n for n in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt") if self.lacks((n,)) is None]
+        return [(name, precision) for name in names for precision, needs in PRECISIONS.items() if not self.lacks(needs)]
 
-    def lacks(self, backend: str) -> Optional[str]:
-        """Why a backend cannot run here; None if it can."""
-        if self.gpu is None:
-            return self.missing["gpu"]
-        if backend == "onnxruntime-cuda":
-            return self.missing.get("onnxruntime-gpu")
-        if backend == "onnxruntime-tensorrt":
-            return self.missing.get("onnxruntime-gpu") or _lacks_library("nvinfer")
-        return self.missing.get("export") or self._lacks_tensorrt()
+    def lacks(self, needs: Sequence[str]) -> Optional[str]:
+        """Why what needs such (keys of ``missing``, a backend, ``"any"`` backend) cannot run here; None if it can."""
+        for need in needs:
+            reason = self.missing.get("gpu" if need in BACKENDS or need == "any" else need)
+            if reason is None and need.startswith("onnxruntime-"):
+                reason = self.missing.get("onnxruntime")
+            if reason is None and need == "onnxruntime-tensorrt" and not _has_library("nvinfer"):
+                reason = "there is no libnvinfer"
+            if reason is None and need == "tensorrt":
+                reason = self.missing.get("export") or self._lacks_tensorrt()
+            if reason is None and need == "any" and not self.backends():
+                reason = self.lacks(("onnxruntime-cuda",))
+            if reason is not None:
+                return reason
+        return None
 
     def _lacks_tensorrt(self) -> Optional[str]:
         reasons = []
@@ -121,32 +112,37 @@ class Machine:
                 load_tensorrt(flavour)
                 if flavour == TENSORRT:
                     return None
-                # A manifest for RTX without engines: what is left to say is about the GPU.
-                reason = unfit(load_manifest(self.model("fp32", "rtx")))
-                if reason is None or "has no" in reason:
-                    return None
-                reasons.append(reason)
+                folder = self.model("fp32", "rtx")
+                TensorRTBackend(folder, load_manifest(folder)).close()
+                return None
             except BackendError as error:
+                if "has no" in str(error):  # engine yet: nothing speaks against this GPU
+                    return None
                 reasons.append(str(error))
         return "; ".join(reasons)
 
-    def open(self, backend: str, precision: str, **options: Any) -> Any:
+    def open(self, backend: str, precision: str) -> Any:
         """Opens a backend on T."""
         if backend != "tensorrt":
             from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
 
             folder = self.model(precision)
-            return OnnxRuntimeGpuBackend(folder, load_manifest(folder), backend.split("-")[1], **options)
+            return OnnxRuntimeGpuBackend(folder, load_manifest(folder), backend.split("-")[1])
         from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
 
         try:
             load_tensorrt(TENSORRT)
-            target = "xavier" if self.gpu is not None and self.gpu.integrated else "orin"
+            target = "xavier" if self.integrated else "orin"
         except BackendError:
             target = "rtx"
         folder = self.model(precision, target)
         build_in_place(folder)
-        return TensorRTBackend(folder, load_manifest(folder), **options)
+        return TensorRTBackend(folder, load_manifest(folder))
+
+    @property
+    def integrated(self) -> bool:
+        """Whether the GPU shares the CPU's memory, as on a Jetson."""
+        return self.gpu is not None and self.gpu.integrated
 
 
 def _find_torch() -> None:
@@ -163,11 +159,13 @@ def _find_onnxruntime() -> None:
         raise RuntimeError(f"onnxruntime {onnxruntime.__version__} here has no CUDA: install onnxruntime-gpu instead")
 
 
-def _lacks_library(name: str) -> Optional[str]:
-    import ctypes.util
+def _find_export() -> None:
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
+        raise RuntimeError("torch and onnx are needed to export in fp16")
 
-    found = ctypes.util.find_library(name) or importlib.util.find_spec("tensorrt_libs")
-    return None if found else f"there is no lib{name}"
+
+def _has_library(name: str) -> bool:
+    return bool(ctypes.util.find_library(name) or importlib.util.find_spec("tensorrt_libs"))
 
 
 def kernel_equals_opencv(machine: Machine) -> str:
@@ -200,7 +198,7 @@ def kernel_equals_opencv(machine: Machine) -> str:
     name = cuda.name
     cuda.close()
     # OpenCV on arm64 resizes by other code.
-    allowed = 1 if machine.gpu is not None and machine.gpu.integrated else 0
+    allowed = int(machine.integrated)
     assert worst <= allowed, f"{compared} crops differ from OpenCV's by up to {worst}"
     return f"{compared} crops through the {name}, largest difference {worst}"
 
@@ -230,15 +228,9 @@ def agrees(backend: str, precision: str) -> Callable[[Machine], str]:
     return run
 
 
-def _first(machine: Machine) -> Tuple[str, str]:
-    for found in machine.backends():
-        return found
-    raise AssertionError("no backend runs here")
-
-
 def nothing_leaks(machine: Machine) -> str:
     """200 trackers (or as many as a minute has) opened, used and dropped without ``close``."""
-    backend, precision = _first(machine)
+    backend, precision = machine.backends()[0]
     clip = list(synthetic_clip(2))
     watch = open_cuda(0)
     began, free, opened = time.monotonic(), [], 0
@@ -262,7 +254,7 @@ def two_threads_and_pytorch(machine: Machine) -> str:
     """Two trackers in two threads, while PyTorch computes in a third."""
     import torch
 
-    backend, precision = _first(machine)
+    backend, precision = machine.backends()[0]
     clip = list(synthetic_clip(30))
     frames, box = [frame for frame, _ in clip], clip[0][1]
 
@@ -304,7 +296,7 @@ def frames_of_pytorch(machine: Machine) -> str:
     """Tensors as frames give what host frames give."""
     import torch
 
-    backend, precision = _first(machine)
+    backend, precision = machine.backends()[0]
     clip = list(synthetic_clip(12))
     tracker = Tracker(machine.open(backend, precision))
     tracks = []
@@ -329,9 +321,9 @@ def _time(call: Callable[[], Any], rounds: int = 150) -> float:
     return 1e3 * float(np.median(spent))
 
 
-def speed(machine: Machine) -> List[Dict[str, Any]]:
+def speed(machine: Machine) -> List[Row]:
     """Search step and ``update()`` on 1280x720 against the published form in eager PyTorch, on this GPU."""
-    rows: List[Dict[str, Any]] = []
+    rows: List[Row] = []
     reference = _reference_rows(machine, rows)
     frames = [frame for frame, _ in synthetic_clip(8, (1280, 720))]
     there: Sequence[Any] = ()
@@ -348,16 +340,6 @@ def speed(machine: Machine) -> List[Dict[str, Any]]:
         for batch in BATCHES:
             rows += _backend_rows(opened, backend, precision, batch, frames, there)
         opened.close()
-        if machine.gpu is not None and machine.gpu.integrated:
-            # Staged pixels copied to the GPU (above), or read where they are: which is faster depends on the board.
-            opened = machine.open(backend, precision)
-            opened.map_frames()
-            rows += [
-                {**row, "what": f"{row['what']}, mapped"}
-                for row in _backend_rows(opened, backend, precision, 1, frames, ())
-                if "host" in row["what"]
-            ]
-            opened.close()
     for row in rows:
         base = reference.get(row.get("batch", 0))
         if base and "ms" in row:
@@ -365,7 +347,7 @@ def speed(machine: Machine) -> List[Dict[str, Any]]:
     return rows
 
 
-def _reference_rows(machine: Machine, rows: List[Dict[str, Any]]) -> Dict[int, float]:
+def _reference_rows(machine: Machine, rows: List[Row]) -> Dict[int, float]:
     """Times the published form in fp32, and the folded one as PyTorch's CUDA graph."""
     times: Dict[int, float] = {}
     if "torch" in machine.missing:
@@ -420,7 +402,7 @@ def _folded_graph(z: Any, x: Any, half: bool) -> Callable[[], Any]:
 
 def _backend_rows(
     opened: DeviceBackend, backend: str, precision: str, batch: int, frames: Sequence[Any], there: Sequence[Any]
-) -> List[Dict[str, Any]]:
+) -> List[Row]:
     most = opened.manifest.max_batch
     if batch > most:
         return [{"what": f"{backend} {precision}", "batch": batch, "failed": f"exported for batches of {most}"}]
@@ -448,7 +430,7 @@ def _backend_rows(
     return rows
 
 
-def ratios(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def ratios(rows: Sequence[Row]) -> List[Row]:
     """What the speed table says about the aims, for the fastest backend in fp16 (else fp32)."""
     timed = {(row["what"], row["batch"]): row["ms"] for row in rows if "ms" in row}
     steps = [(ms, name) for (name, batch), ms in timed.items() if batch == 1 and "search step" in name]
@@ -465,80 +447,52 @@ def ratios(rows: Sequence[Dict[str, Any]]) -> List[Dict[str, Any]]:
         "update() on device frames": (timed.get((f"{kind}: update() on device frames", 1)), step),
         "32 targets to one": (timed.get((f"{kind}: search step with crop", 32)), step),
     }
-    return [
-        {
-            "measure": measure,
-            "of": kind,
-            "ratio": round(a / b, 3),
-            "at_most": AIMS[measure],
-            "met": a / b <= AIMS[measure],
-        }
-        for measure, (a, b) in found.items()
-        if a and b
-    ]
+    aims = ((measure, a / b, AIMS[measure]) for measure, (a, b) in found.items() if a and b)
+    return [{"measure": m, "of": kind, "ratio": round(r, 3), "at_most": aim, "met": r <= aim} for m, r, aim in aims]
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check.
-
-    Attributes:
-        name: in a word or two.
-        run: does it; returns what to say, raises where it fails.
-        needs: keys of ``Machine.missing`` without which it cannot run.
-        backend: a backend that it needs; ``"any"`` for any at all.
-    """
+class Check(NamedTuple):
+    """One check: ``run`` returns what to say, or rows, and raises where it fails; ``needs`` as in ``Machine.lacks``."""
 
     name: str
     run: Callable[[Machine], Any]
     needs: Tuple[str, ...] = ("gpu",)
-    backend: str = ""
-
-    def lacks(self, machine: Machine) -> Optional[str]:
-        """Why it cannot run here; None if it can."""
-        for need in self.needs:
-            if need in machine.missing:
-                return machine.missing[need]
-        if self.backend == "any":
-            return None if any(True for _ in machine.backends()) else machine.lacks("onnxruntime-cuda")
-        return machine.lacks(self.backend) if self.backend else None
 
 
 CHECKS = (
     Check("kernel against OpenCV", kernel_equals_opencv),
-    Check("check onnxruntime-cuda fp32", agrees("onnxruntime-cuda", "fp32"), backend="onnxruntime-cuda"),
-    Check("check onnxruntime-cuda fp16", agrees("onnxruntime-cuda", "fp16"), ("gpu", "export"), "onnxruntime-cuda"),
-    Check("check tensorrt fp32", agrees("tensorrt", "fp32"), ("gpu", "export"), "tensorrt"),
-    Check("check tensorrt fp16", agrees("tensorrt", "fp16"), ("gpu", "export"), "tensorrt"),
-    Check("check onnxruntime-tensorrt fp32", agrees("onnxruntime-tensorrt", "fp32"), backend="onnxruntime-tensorrt"),
-    Check("frames of PyTorch", frames_of_pytorch, ("gpu", "torch"), "any"),
-    Check("speed", speed, backend="any"),
-    Check("two threads and PyTorch", two_threads_and_pytorch, ("gpu", "torch"), "any"),
-    Check("memory", nothing_leaks, backend="any"),
+    Check("check onnxruntime-cuda fp32", agrees("onnxruntime-cuda", "fp32"), ("onnxruntime-cuda",)),
+    Check("check onnxruntime-cuda fp16", agrees("onnxruntime-cuda", "fp16"), ("onnxruntime-cuda", "export")),
+    Check("check tensorrt fp32", agrees("tensorrt", "fp32"), ("tensorrt",)),
+    Check("check tensorrt fp16", agrees("tensorrt", "fp16"), ("tensorrt",)),
+    Check("check onnxruntime-tensorrt fp32", agrees("onnxruntime-tensorrt", "fp32"), ("onnxruntime-tensorrt",)),
+    Check("frames of PyTorch", frames_of_pytorch, ("any", "torch")),
+    Check("speed", speed, ("any",)),
+    Check("two threads and PyTorch", two_threads_and_pytorch, ("any", "torch")),
+    Check("memory", nothing_leaks, ("any",)),
 )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs the checks."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dry", action="store_true", help="only say what would run here")
-    parser.add_argument(
-        "--json", type=Path, default=Path("gpu-check.json"), metavar="FILE", help="(default: %(default)s)"
-    )
-    parser.add_argument("--only", default="", metavar="NAME,...", help="checks whose names contain one of these")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="only print the docs' table of a report")
+    add, default = parser.add_argument, Path("gpu-check.json")
+    add("--dry", action="store_true", help="only say what would run here")
+    add("--json", type=Path, default=default, metavar="FILE", help="(default: %(default)s)")
+    add("--only", default="", metavar="NAME,...", help="checks whose names contain one of these")
+    add("--table", type=Path, metavar="FILE", help="only print the docs' table of a report")
     arguments = parser.parse_args(argv)
     if arguments.table is not None:
         print(markdown(json.loads(arguments.table.read_text(encoding="utf-8"))))
         return 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        machine = Machine.look(Path(folder))
+        machine = Machine(Path(folder))
         print(machine.gpu or f"no GPU: {machine.missing['gpu']}")
         chosen = [c for c in CHECKS if any(part in c.name for part in arguments.only.split(","))]
         if arguments.dry:
             for check in chosen:
-                lack = check.lacks(machine)
+                lack = machine.lacks(check.needs)
                 print(f"would run   {check.name}" if lack is None else f"cannot run  {check.name}: {lack}")
             return 0
         results = [_run(check, machine, began) for check in chosen]
@@ -559,7 +513,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(check: Check, machine: Machine, began: float) -> Dict[str, Any]:
-    lack = check.lacks(machine)
+    lack = machine.lacks(check.needs)
     if lack is None and time.monotonic() - began > LONGEST:
         lack = "no time was left"
     started = time.monotonic()
@@ -589,24 +543,22 @@ def _versions() -> Dict[str, str]:
     return found
 
 
-def markdown(report: Dict[str, Any]) -> str:
+def markdown(report: Row) -> str:
     """The table of docs/gpu.md from a report."""
     rows = next((check["rows"] for check in report["checks"] if "rows" in check), [])
+    cells: Dict[str, Dict[int, str]] = {}
+    for row in rows:
+        if "ms" in row:
+            text = f"{row['ms']:.3f} ms ({row.get('times_reference', '-')} x)"
+            cells.setdefault(row["what"], {})[row["batch"]] = text
     lines = ["| | " + " | ".join(f"batch {n}" for n in BATCHES) + " |", "|---|" + "---:|" * len(BATCHES)]
-    for what in dict.fromkeys(row["what"] for row in rows if "ms" in row):
-        timed = {row["batch"]: row for row in rows if row["what"] == what and "ms" in row}
-        cells = (
-            f"{timed[n]['ms']:.3f} ms ({timed[n].get('times_reference', '-')} x)" if n in timed else "" for n in BATCHES
-        )
-        lines.append(f"| {what} | " + " | ".join(cells) + " |")
-    card, versions = report["gpu"] or {"name": "no GPU"}, report["versions"]
-    libraries = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return (
-        "\n".join(lines) + f"\n\n{card['name']}, {report['date']}; {libraries}. T; (x): times as fast as the reference."
-    )
+    lines += [f"| {what} | " + " | ".join(of.get(n, "") for n in BATCHES) + " |" for what, of in cells.items()]
+    card = (report["gpu"] or {"name": "no GPU"})["name"]
+    libraries = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    return "\n".join([*lines, "", f"{card}, {report['date']}; {libraries}. T; (x): times as fast as the reference."])
 
 
-def _print_table(rows: Sequence[Dict[str, Any]], aims: Sequence[Dict[str, Any]]) -> None:
+def _print_table(rows: Sequence[Row], aims: Sequence[Row]) -> None:
     for row in rows:
         figure = f"{row['ms']:8.3f} ms" if "ms" in row else f"failed: {row['failed']}"
         times = f"  {row['times_reference']:6.2f} x reference" if "times_reference" in row else ""

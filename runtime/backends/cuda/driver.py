@@ -15,7 +15,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -41,37 +41,28 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "cuDeviceTotalMem_v2": (POINTER(c_size_t), c_int),
     "cuDevicePrimaryCtxRetain": (_HANDLE, c_int),
     "cuDevicePrimaryCtxRelease_v2": (c_int,),
-    "cuCtxPushCurrent_v2": (c_void_p,),
-    "cuCtxPopCurrent_v2": (_HANDLE,),
-    "cuCtxGetCurrent": (_HANDLE,),
+    **dict.fromkeys(("cuCtxPopCurrent_v2", "cuCtxGetCurrent"), (_HANDLE,)),
     "cuCtxSynchronize": (),
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemAlloc_v2": (POINTER(c_ulonglong), c_size_t),
     "cuMemFree_v2": (c_ulonglong,),
     "cuMemHostAlloc": (_HANDLE, c_size_t, c_uint),
     "cuMemHostGetDevicePointer_v2": (POINTER(c_ulonglong), c_void_p, c_uint),
-    "cuMemFreeHost": (c_void_p,),
     "cuMemsetD8Async": (c_ulonglong, ctypes.c_ubyte, c_size_t, c_void_p),
     "cuMemcpyHtoDAsync_v2": (c_ulonglong, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_ulonglong, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (c_ulonglong, c_ulonglong, c_size_t, c_void_p),
-    "cuStreamCreate": (_HANDLE, c_uint),
-    "cuStreamDestroy_v2": (c_void_p,),
-    "cuStreamSynchronize": (c_void_p,),
+    **dict.fromkeys(("cuStreamCreate", "cuEventCreate"), (_HANDLE, c_uint)),
     "cuStreamWaitEvent": (c_void_p, c_void_p, c_uint),
-    "cuEventCreate": (_HANDLE, c_uint),
-    "cuEventRecord": (c_void_p, c_void_p),
-    "cuEventDestroy_v2": (c_void_p,),
     "cuModuleLoadData": (_HANDLE, c_char_p),
-    "cuModuleUnload": (c_void_p,),
     "cuModuleGetFunction": (_HANDLE, c_void_p, c_char_p),
     "cuLaunchKernel": (c_void_p, *(c_uint,) * 7, c_void_p, POINTER(c_void_p), POINTER(c_void_p)),
     "cuStreamBeginCapture_v2": (c_void_p, c_int),
     "cuStreamEndCapture": (c_void_p, _HANDLE),
     "cuGraphInstantiateWithFlags": (_HANDLE, c_void_p, c_ulonglong),
-    "cuGraphLaunch": (c_void_p, c_void_p),
-    "cuGraphDestroy": (c_void_p,),
-    "cuGraphExecDestroy": (c_void_p,),
+    **dict.fromkeys(("cuEventRecord", "cuGraphLaunch"), (c_void_p, c_void_p)),
+    **dict.fromkeys(("cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuMemFreeHost", "cuModuleUnload"), (c_void_p,)),
+    **dict.fromkeys(("cuStreamDestroy_v2", "cuEventDestroy_v2", "cuGraphDestroy", "cuGraphExecDestroy"), (c_void_p,)),
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
 }
 
@@ -90,23 +81,14 @@ class NoGpuError(BackendError):
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """One GPU."""
 
-    Attributes:
-        index: as CUDA counts.
-        name: as the driver gives it, ``"Xavier"`` or ``"NVIDIA GeForce RTX 2080 Ti"``.
-        compute_capability: major and minor.
-        integrated: whether it shares its memory with the CPU, as on a Jetson.
-        multiprocessors: how many it has: boards that share a name differ in them.
-        memory: bytes.
-    """
-
-    index: int
-    name: str
-    compute_capability: Tuple[int, int]
-    integrated: bool = False
-    multiprocessors: int = 0
-    memory: int = 0
+    index: int  # as CUDA counts
+    name: str  # as the driver gives it, "Xavier" or "NVIDIA GeForce RTX 2080 Ti"
+    compute_capability: Tuple[int, int]  # major and minor
+    integrated: bool = False  # whether it shares its memory with the CPU, as on a Jetson
+    multiprocessors: int = 0  # boards that share a name differ in them
+    memory: int = 0  # bytes
 
     @property
     def memory_class(self) -> str:
@@ -115,11 +97,7 @@ class Gpu:
 
 
 def load_driver() -> Any:
-    """Returns the CUDA driver's library, initialised.
-
-    Raises:
-        NoGpuError: there is no driver, or it cannot start.
-    """
+    """The CUDA driver's library, initialised; ``NoGpuError`` without one, or if it cannot start."""
     for name in LIBRARIES:
         try:
             library = ctypes.CDLL(name)
@@ -147,17 +125,11 @@ class Driver:
             # A prototype of our own: the library object's would be shared with other users of ctypes.
             self._functions[name] = ctypes.CFUNCTYPE(c_int, *types)((name, library))
 
-    @property
-    def has_graphs(self) -> bool:
-        """Whether this driver can capture and instantiate graphs."""
-        return all(name in self._functions for name in _GRAPH_CALLS)
+        #: Whether this driver can capture and instantiate graphs.
+        self.has_graphs = all(name in self._functions for name in _GRAPH_CALLS)
 
     def call(self, name: str, *arguments: Any) -> None:
-        """Calls a function.
-
-        Raises:
-            BackendError: it failed.
-        """
+        """Calls a function; ``BackendError`` if it fails."""
         code = self.try_call(name, *arguments)
         if code:
             raise BackendError(f"{name} failed with {self.error_name(code)}")
@@ -180,12 +152,7 @@ class Driver:
 
 
 def find_gpu(index: int = 0) -> Gpu:
-    """Describes the GPU with this index: no context is made, no device memory taken.
-
-    Raises:
-        NoGpuError: there is no driver, or no GPU.
-        BackendError: there is no such GPU.
-    """
+    """Describes a GPU without making a context; ``NoGpuError`` without any, ``BackendError`` without this one."""
     driver = Driver()
     count = driver.get(c_int, "cuDeviceGetCount")
     if not 0 <= index < count:
@@ -196,33 +163,21 @@ def find_gpu(index: int = 0) -> Gpu:
     device = driver.get(c_int, "cuDeviceGet", index)
     name = ctypes.create_string_buffer(256)
     driver.call("cuDeviceGetName", name, len(name), device)
-
-    def attribute(code: int) -> int:
-        return driver.get(c_int, "cuDeviceGetAttribute", code, device)
-
-    return Gpu(
-        index,
-        name.value.decode(errors="replace"),
-        (attribute(_MAJOR), attribute(_MINOR)),
-        bool(attribute(_INTEGRATED)),
-        attribute(_MULTIPROCESSORS),
-        driver.get(c_size_t, "cuDeviceTotalMem_v2", device),
+    major, minor, integrated, multiprocessors = (
+        driver.get(c_int, "cuDeviceGetAttribute", code, device)
+        for code in (_MAJOR, _MINOR, _INTEGRATED, _MULTIPROCESSORS)
     )
+    memory = driver.get(c_size_t, "cuDeviceTotalMem_v2", device)
+    text = name.value.decode(errors="replace")
+    return Gpu(index, text, (major, minor), bool(integrated), multiprocessors, memory)
 
 
-@dataclass
-class HostBuffer:
-    """Page-locked host memory.
+class HostBuffer(NamedTuple):
+    """Page-locked host memory."""
 
-    Attributes:
-        array: uint8, one axis.
-        device_address: where the GPU sees the same bytes, 0 where it does not.
-        key: of ``CudaDevice.free``.
-    """
-
-    array: np.ndarray
-    device_address: int
-    key: int
+    array: np.ndarray  # uint8, one axis
+    device_address: int  # where the GPU sees the same bytes, 0 where it does not
+    key: int  # of CudaDevice.free
 
 
 class Graph:
@@ -266,18 +221,10 @@ class CudaDevice:
 
     All copies and launches are queued on the stream and return at once. Every call has to be made inside
     ``with device.current():``. What was taken is given back by ``close``, or when the object is dropped.
-
-    Attributes:
-        gpu: which one.
-        driver: the driver's functions.
-        stream: CUDA's handle of the stream.
-        name: of what makes the calls.
-
-    Raises:
-        BackendError: the GPU cannot be opened.
+    ``BackendError`` if the GPU cannot be opened.
     """
 
-    name = "CUDA driver"
+    name = "CUDA driver"  # what makes the calls
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -360,12 +307,9 @@ class CudaDevice:
     def kernel(
         self, module: bytes, name: str, types: str
     ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
-        """Loads a kernel; returns a function of grid, block and arguments that launches it.
+        """Loads the kernel ``name`` of a cubin; returns a function of grid, block and arguments that launches it.
 
-        Args:
-            module: machine code (cubin).
-            name: of the kernel.
-            types: of its arguments, a letter each: P address, i int32, f float32.
+        ``types`` has a letter for each argument: P address, i int32, f float32.
         """
         driver, stream = self.driver, self.stream
         with CAPTURE_LOCK:
@@ -400,17 +344,20 @@ class CudaDevice:
         return free.value
 
     def capture(self, work: Callable[[], None]) -> Optional[Graph]:
-        """Records what ``work`` queues as a CUDA graph, without running it.
-
-        Returns:
-            The graph, or None where it cannot be captured; the log says why.
-        """
+        """Records what ``work`` queues as a CUDA graph, without running it; None, and why in the log, if it cannot."""
         driver = self.driver
         if not driver.has_graphs:
             logger.warning("no CUDA graphs: the driver is older than CUDA 11.4")
             return None
-        with CAPTURE_LOCK, _no_collection():
-            reason, runnable = self._capture(work)
+        with CAPTURE_LOCK:
+            # What a collection of garbage drops may free device memory, which ends a capture.
+            collects = gc.isenabled()
+            gc.disable()
+            try:
+                reason, runnable = self._capture(work)
+            finally:
+                if collects:
+                    gc.enable()
         if reason:
             logger.warning("the step cannot be captured as a CUDA graph and runs call by call: %s", reason)
             return None
@@ -447,24 +394,8 @@ class CudaDevice:
         self._finalizer()
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps Python from collecting garbage: what it drops may free device memory, which ends a capture."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def open_cuda(index: int = 0) -> CudaDevice:
-    """Opens a GPU with PyCUDA where that is installed and works, else with the driver alone.
-
-    Raises:
-        BackendError: there is no driver or no such GPU.
-    """
+    """Opens a GPU with PyCUDA where that is installed and works, else with the driver; errors as ``find_gpu``."""
     gpu = find_gpu(index)
     try:
         with warnings.catch_warnings():

@@ -18,24 +18,15 @@ from asymtrack_edge.runtime.backends.cuda.kernel import covered, write_windows
 
 
 class DeviceFrame(NamedTuple):
-    """A uint8 frame in device memory.
+    """A uint8 frame in device memory."""
 
-    Attributes:
-        address: of its first byte.
-        shape: height, width, 3.
-        pitch: bytes from row to row.
-        stream: CUDA stream on which it was made; None if it is ready or ordered before ours already;
-            ``UNKNOWN`` where nobody tells.
-        rgb: whether its channels are red, green, blue.
-        owner: keeps it alive while it is read.
-    """
-
-    address: int
-    shape: Tuple[int, int, int]
-    pitch: int
+    address: int  # of its first byte
+    shape: Tuple[int, int, int]  # height, width, 3
+    pitch: int  # bytes from row to row
+    #: CUDA stream on which it was made; None if it is ready or ordered before ours; ``UNKNOWN`` where nobody tells.
     stream: Optional[int]
-    rgb: bool
-    owner: Any
+    rgb: bool  # whether its channels are red, green, blue
+    owner: Any  # keeps it alive while it is read
 
 
 #: Any stream may still be writing the frame.
@@ -43,16 +34,10 @@ UNKNOWN = -1
 
 
 def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[DeviceFrame]:
-    """Describes a frame in device memory; None for one that is not there.
+    """Describes a frame that GPU ``device`` is going to read on ``stream``; None for one that is not in its memory.
 
-    Args:
-        frame: BGR uint8 ``(H, W, 3)``, pixels contiguous, rows at any distance; RGB where an attribute
-            ``format`` says ``"rgb8"``, as jetson-utils has it.
-        stream: CUDA stream on which it is going to be read; DLPack's owner makes it wait.
-        device: index of the GPU that is going to read it.
-
-    Raises:
-        FrameError: not such a frame, or one on another GPU.
+    It is BGR uint8 ``(H, W, 3)``, pixels contiguous, rows at any distance; RGB where an attribute ``format`` says
+    ``"rgb8"``, as jetson-utils has it. ``FrameError`` for another, or one on another GPU.
     """
     if isinstance(frame, np.ndarray):
         return None
@@ -104,21 +89,15 @@ _UNSIGNED = 1
 class _DLTensor(ctypes.Structure):
     _fields_ = (
         ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        *((name, ctypes.c_int32) for name in ("device_type", "device_id", "ndim")),
+        *(("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16)),
+        *((name, ctypes.POINTER(ctypes.c_int64)) for name in ("shape", "strides")),
         ("byte_offset", ctypes.c_uint64),
     )
 
 
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
-_get_pointer.restype = ctypes.c_void_p
-_get_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+_get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
 def _from_dlpack(frame: Any, stream: int) -> DeviceFrame:
@@ -134,10 +113,7 @@ def _from_dlpack(frame: Any, stream: int) -> DeviceFrame:
 
 
 class FrameBuffer:
-    """Brings the part of a frame that windows show to where the GPU can read it.
-
-    Args:
-        cuda: the GPU; its context has to be current when the buffer is written.
+    """Brings the part of a frame that windows show to where the GPU can read it; its context has to be current.
 
     Attributes:
         mapped: whether the GPU reads the staged pixels in place.
@@ -152,11 +128,7 @@ class FrameBuffer:
         self._kept: Any = None
 
     def check(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame on the host or on the GPU; the next ``write`` of it asks no second time.
-
-        Raises:
-            FrameError: it is neither.
-        """
+        """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` of it asks no second time."""
         there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
         if there is None:
             return check_frame(frame).shape
@@ -164,16 +136,9 @@ class FrameBuffer:
         return there.shape
 
     def write(self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1) -> None:
-        """Queues the upload of a frame and writes the records of its windows.
+        """Queues the upload of a frame and writes its windows to the arrays of ``records``, ``step`` to each.
 
-        Args:
-            frame: BGR uint8 ``(H, W, 3)``, on the host or on the device.
-            windows: of all targets.
-            records: arrays of ``WINDOW`` to write them to, ``step`` to each array.
-            step: see ``records``.
-
-        Raises:
-            FrameError: a frame on the device that cannot be used.
+        ``FrameError`` for a frame on the device that cannot be used.
         """
         described, self._described = self._described, None
         if described is not None and described[0] is frame:

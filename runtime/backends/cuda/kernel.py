@@ -30,19 +30,8 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest
 
 #: What the kernel reads of one target: address of the frame's pixel (0, 0), bytes from row to row,
 #: size of the frame, first pixel and side of the window, whether the frame is RGB and not BGR.
-WINDOW = np.dtype(
-    [
-        ("pixels", "<u8"),
-        ("pitch", "<i4"),
-        ("width", "<i4"),
-        ("height", "<i4"),
-        ("left", "<i4"),
-        ("top", "<i4"),
-        ("side", "<i4"),
-        ("rgb", "<i4"),
-        ("unused", "<i4"),
-    ]
-)
+_INTEGERS = ("pitch", "width", "height", "left", "top", "side", "rgb", "unused")
+WINDOW = np.dtype([("pixels", "<u8"), *((name, "<i4") for name in _INTEGERS)])
 
 KERNEL = "asymtrack_crop"
 
@@ -52,83 +41,7 @@ TYPES = "PPiiffffff"
 #: Threads of a block: a row of 32 is one warp that writes 128 consecutive bytes of each plane.
 BLOCK = (32, 8, 1)
 
-SOURCE = r"""
-struct Window { unsigned long long pixels; int pitch, width, height, left, top, side, rgb, unused; };
-
-// Position and fixed-point weights of one output coordinate, as cv2.resize computes them.
-struct Taps { int first, second; int weight_first, weight_second; };
-
-__device__ Taps taps(int index, int side, int size, bool columns) {
-    double scale = 1.0 / ((double)size / side);
-    // Not fused: a fused multiply-add rounds once, OpenCV twice.
-    float at = (float)__dadd_rn(__dmul_rn(index + 0.5, scale), -0.5);
-    int first = (int)floorf(at);
-    at -= first;
-    // OpenCV takes border columns whole, and mixes a border row with itself.
-    if (columns && first < 0) { first = 0; at = 0.0f; }
-    if (columns && first >= side - 1) { first = side - 1; at = 0.0f; }
-    Taps t;
-    t.weight_first = (int)rintf((1.0f - at) * 2048.0f);
-    t.weight_second = (int)rintf(at * 2048.0f);
-    t.first = min(max(first, 0), side - 1);
-    t.second = min(max(first + 1, 0), side - 1);
-    return t;
-}
-
-// The pixel at (x, y) of the window; the last column and row of the frame are border.
-__device__ void fetch(const Window& w, int x, int y, int* bgr) {
-    x += w.left;
-    y += w.top;
-    if (x >= 0 && y >= 0 && x < w.width - 1 && y < w.height - 1) {
-        const unsigned char* p =
-            (const unsigned char*)(w.pixels + (long long)y * w.pitch + (long long)x * 3);
-        bgr[0] = p[0]; bgr[1] = p[1]; bgr[2] = p[2];
-    } else {
-        bgr[0] = bgr[1] = bgr[2] = 0;
-    }
-}
-
-// images: float planes red, green, blue, or, where as_bytes is not 0, bytes blue, green, red pixel by pixel.
-extern "C" __global__ void asymtrack_crop(const Window* windows, void* images, int size, int as_bytes,
-                                          float scale_r, float scale_g, float scale_b,
-                                          float offset_r, float offset_g, float offset_b) {
-    int x = blockIdx.x * blockDim.x + threadIdx.x;
-    int y = blockIdx.y * blockDim.y + threadIdx.y;
-    if (x >= size || y >= size) return;
-    Window w = windows[blockIdx.z];
-    int a[3], b[3], c[3], d[3], out[3];
-    if (w.side == size) {
-        fetch(w, x, y, out);
-    } else if (w.side == 2 * size) {
-        // OpenCV averages an exact half.
-        fetch(w, 2 * x, 2 * y, a); fetch(w, 2 * x + 1, 2 * y, b);
-        fetch(w, 2 * x, 2 * y + 1, c); fetch(w, 2 * x + 1, 2 * y + 1, d);
-        for (int k = 0; k < 3; ++k) out[k] = (a[k] + b[k] + c[k] + d[k] + 2) >> 2;
-    } else {
-        Taps h = taps(x, w.side, size, true), v = taps(y, w.side, size, false);
-        fetch(w, h.first, v.first, a); fetch(w, h.second, v.first, b);
-        fetch(w, h.first, v.second, c); fetch(w, h.second, v.second, d);
-        for (int k = 0; k < 3; ++k) {
-            int upper = a[k] * h.weight_first + b[k] * h.weight_second;
-            int lower = c[k] * h.weight_first + d[k] * h.weight_second;
-            out[k] = ((v.weight_first * (upper >> 4)) >> 16) + ((v.weight_second * (lower >> 4)) >> 16);
-            out[k] = (out[k] + 2) >> 2;
-        }
-    }
-    if (w.rgb) { int red = out[0]; out[0] = out[2]; out[2] = red; }
-    size_t plane = (size_t)size * size;
-    size_t at = (size_t)y * size + x;
-    if (as_bytes) {
-        unsigned char* pixel = (unsigned char*)images + (blockIdx.z * plane + at) * 3;
-        for (int k = 0; k < 3; ++k) pixel[k] = (unsigned char)out[k];
-        return;
-    }
-    float* image = (float*)images + blockIdx.z * 3 * plane + at;
-    image[0] = __fsub_rn(__fmul_rn((float)out[2], scale_r), offset_r);
-    image[plane] = __fsub_rn(__fmul_rn((float)out[1], scale_g), offset_g);
-    image[2 * plane] = __fsub_rn(__fmul_rn((float)out[0], scale_b), offset_b);
-}
-"""
+SOURCE = Path(__file__).with_name("crop.cu").read_text(encoding="utf-8")
 
 
 def grid(size: int, targets: int) -> Tuple[int, int, int]:
@@ -144,11 +57,7 @@ def picture(manifest: Manifest) -> Tuple[Any, ...]:
 
 
 def check_images(manifest: Manifest) -> None:
-    """Checks that the kernel writes what the networks read: buffers are sized by the manifest.
-
-    Raises:
-        BackendError: type, channels or shape of an image are others.
-    """
+    """``BackendError`` unless the kernel writes what the networks read: buffers are sized by the manifest."""
     for spec in (manifest.template, manifest.search):
         if manifest.input_format == UINT8_BGR:
             wanted: Tuple[str, Tuple[int, ...]] = ("uint8", (spec.shape[0], spec.shape[0], 3))
@@ -164,15 +73,10 @@ def check_images(manifest: Manifest) -> None:
 def write_windows(
     out: np.ndarray, windows: Sequence[CropWindow], pixels: int, pitch: int, shape: Sequence[int], rgb: bool = False
 ) -> None:
-    """Writes what the kernel reads of the windows of one frame.
+    """Writes what the kernel reads of the windows of one frame to ``out``, records of type ``WINDOW``.
 
-    Args:
-        out: records of type ``WINDOW``, at least as many as windows.
-        windows: what to cut.
-        pixels: device address of the frame's pixel (0, 0).
-        pitch: bytes from row to row.
-        shape: of the frame: height, width, ...
-        rgb: whether its channels are red, green, blue.
+    ``pixels`` is the device address of its pixel (0, 0), ``pitch`` the bytes from row to row, ``shape`` begins with
+    height and width, and ``rgb`` says whether its channels are red, green, blue.
     """
     for i, window in enumerate(windows):
         out[i] = (pixels, pitch, shape[1], shape[0], window.left, window.top, window.side, rgb, 0)
@@ -196,11 +100,7 @@ _TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
 
 
 def crop_module(compute_capability: Tuple[int, int]) -> bytes:
-    """The kernel's machine code for a GPU, from the user's cache where it was compiled before.
-
-    Raises:
-        BackendError: there is no compiler, or it refused the source.
-    """
+    """The kernel's machine code for a GPU, from the user's cache or compiled; errors as ``compile_kernel``."""
     digest = hashlib.sha256(SOURCE.encode()).hexdigest()[:16]
     kept = cache_file("crop-{}-sm{}{}.cubin".format(digest, *compute_capability))
     if kept is not None:
@@ -232,11 +132,7 @@ def write_cache(path: Optional[Path], content: bytes) -> None:
 
 
 def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
-    """Compiles CUDA source for a GPU; returns a module to load (cubin).
-
-    Raises:
-        BackendError: there is no compiler, or it refused the source.
-    """
+    """Compiles CUDA source for a GPU to a cubin; ``BackendError`` without a compiler, or if it refuses the source."""
     refusals: List[BackendError] = []
     for library in _nvrtc():
         try:
@@ -274,8 +170,7 @@ def _by_nvrtc(library: Any, source: str, compute_capability: Tuple[int, int]) ->
     program = ctypes.c_void_p()
     _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"asymtrack.cu", 0, None, None))
     try:
-        option = "--gpu-architecture=sm_{}{}".format(*compute_capability).encode()
-        options = (ctypes.c_char_p * 1)(option)
+        options = (ctypes.c_char_p * 1)("--gpu-architecture=sm_{}{}".format(*compute_capability).encode())
         if library.nvrtcCompileProgram(program, 1, options):
             log = _nvrtc_output(library, "ProgramLog", program).rstrip(b"\0")
             raise BackendError(f"NVRTC refused the crop kernel: {log.decode(errors='replace').strip()}")

@@ -7,11 +7,11 @@ buffers bound to it are sized by.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
-from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
+from asymtrack_edge.runtime.backends.cuda.driver import find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
 from asymtrack_edge.runtime.backends.tensorrt.library import (
     NETWORKS,
@@ -26,74 +26,42 @@ from asymtrack_edge.runtime.backends.tensorrt.library import (
 )
 
 
-def unfit(manifest: Manifest, device: int = 0) -> Optional[str]:
-    """Why the TensorRT backend cannot run this export on a GPU here; None if it can."""
-    if manifest.input_format != FLOAT_RGB:
-        return (
-            f"the model takes {manifest.input_format}, which is for ONNX Runtime: "
-            "export with --target orin, xavier or rtx"
-        )
-    try:
-        gpu = find_gpu(device)
-        tensorrt = load_tensorrt(flavour_of(manifest.target))
-        for network in NETWORKS:
-            fitting_engine(manifest, network, tensorrt, gpu)
-    except BackendError as error:
-        return str(error)
-    return None
-
-
 class TensorRTBackend(DeviceBackend):
-    """Engines of a model directory on one GPU.
-
-    Args:
-        folder: a model directory with engines.
-        manifest: its manifest.
-        device: index of the GPU.
-        graph: whether to capture the step as a CUDA graph.
-
-    Raises:
-        BackendError: no GPU, no TensorRT, or no engine that fits them; says which.
-    """
+    """Engines of a model directory on one GPU; ``BackendError`` without GPU, TensorRT or an engine that fits them."""
 
     name = "tensorrt"
 
     def __init__(self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True) -> None:
-        reason = unfit(manifest, device)
-        if reason is not None:
-            raise BackendError(reason)
-        self._folder, self._gpu = folder, find_gpu(device)
+        if manifest.input_format != FLOAT_RGB:
+            raise BackendError(
+                f"the model takes {manifest.input_format}, which is for ONNX Runtime: "
+                "export with --target orin, xavier or rtx"
+            )
+        self._folder, gpu = folder, find_gpu(device)
         self._tensorrt = load_tensorrt(flavour_of(manifest.target))
-        super().__init__(manifest, f"{self._tensorrt.name} on {self._gpu.name}", device, graph)
+        # Before anything of the GPU is taken.
+        self._engines = {name: fitting_engine(manifest, name, self._tensorrt, gpu) for name in NETWORKS}
+        super().__init__(manifest, f"{self._tensorrt.name} on {gpu.name}", device, graph)
 
     def _open_network(self, name: str, graph: bool) -> Network:
-        return TensorRTNetwork(self._folder, self.manifest, name, self._tensorrt, self._gpu, self.cuda.stream)
+        file = self._engines[name]
+        # Deserialising runs code from the file: not before its hash has been checked.
+        content = check_file(self._folder, file, self.manifest.files[file]).read_bytes()
+        return TensorRTNetwork(content, file, self.manifest, name, self._tensorrt, self.cuda.stream)
 
 
 class TensorRTNetwork(Network):
-    """An engine of the export, checked and deserialised.
+    """An engine of the export, from the content of its file; the GPU's context has to be current.
 
-    Args:
-        folder: the model directory.
-        manifest: its manifest.
-        network: ``"template"`` or ``"search"``.
-        tensorrt: the library here.
-        gpu: the GPU to run on, whose context is current.
-        stream: CUDA's handle of the stream to run on.
-
-    Raises:
-        BackendError: no engine fits, it cannot be loaded, or its tensors are not the manifest's.
-        ManifestError: the file is missing or not the one the manifest describes.
+    ``BackendError`` if it cannot be loaded, or its tensors are not the manifest's.
     """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu, stream: int
+        self, content: bytes, file: str, manifest: Manifest, network: str, tensorrt: TensorRT, stream: int
     ) -> None:
         self._tensorrt, self._trt, self._stream = tensorrt, tensorrt.module, stream
         trt = tensorrt.module
-        self._name = fitting_engine(manifest, network, tensorrt, gpu)
-        # Deserialising runs code from the file: not before its hash has been checked.
-        self._content = check_file(folder, self._name, manifest.files[self._name]).read_bytes()
+        self._name, self._content = file, content
         self._logger = collecting_logger(trt)
         self._runtime = trt.Runtime(self._logger)
         self.engine = self._deserialise()

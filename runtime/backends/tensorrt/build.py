@@ -21,25 +21,22 @@ TF32 is switched off: fp32 means fp32.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, List, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import write_bytes
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, check_file, file_entry, load_manifest
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
-from asymtrack_edge.runtime.backends.cuda.kernel import cache_file, write_cache
 from asymtrack_edge.runtime.backends.tensorrt.library import (
     NETWORKS,
     RTX,
     RTX_TURING,
-    EngineKey,
+    Key,
     TensorRT,
     batch_profile,
     collecting_logger,
@@ -51,11 +48,7 @@ from asymtrack_edge.runtime.backends.tensorrt.library import (
     load_tensorrt,
 )
 
-Report = Callable[[str], None]
-
-
-def _silent(line: str) -> None:
-    """Reports nothing."""
+Report = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -79,10 +72,9 @@ def build_engines(
     options: Optional[EngineOptions] = None,
     device: int = 0,
     previous: Optional[Path] = None,
-    report: Report = _silent,
-    in_use: bool = False,
+    report: Report = str,
 ) -> Manifest:
-    """Builds the engines that a model directory needs and does not have.
+    """Builds the engines that a model directory needs and does not have, and writes its manifest with each.
 
     For TensorRT: ``template.engine`` and ``search.engine`` for the GPU of this machine. For
     TensorRT-RTX, which needs no GPU to build: one pair for all GPUs from Ampere on, and, for fp16, a
@@ -93,17 +85,11 @@ def build_engines(
         manifest: describes them; it need not be written yet.
         options: how to build.
         device: index of the GPU to build for.
-        previous: another model directory whose engines may be taken over where their keys fit (the
-            one that this export is about to replace).
+        previous: another model directory whose engines are taken over where their keys fit.
         report: called with a line on each engine.
-        in_use: the directory can be loaded meanwhile: its manifest is written with every engine.
-
-    Returns:
-        The manifest with the engines' hashes and keys; not written, unless ``in_use``.
 
     Raises:
-        NoTensorRTError: the TensorRT of the manifest's target is not installed.
-        BackendError: there is no GPU to build for.
+        BackendError: there is no GPU to build for, or no TensorRT for the manifest's target.
         ExportError: an engine cannot be built.
     """
     if manifest.input_format != FLOAT_RGB:
@@ -113,67 +99,53 @@ def build_engines(
         )
     options = options or EngineOptions()
     tensorrt = load_tensorrt(flavour_of(manifest.target))
+    theirs: Optional[Manifest] = None
+    if previous is not None:
+        with suppress(ManifestError):
+            theirs = load_manifest(previous, verify=False)
     for network, key in _wanted(manifest, tensorrt, device):
-        name = engine_file(network, key)
-        if not options.rebuild:
-            reason = _keep(folder, manifest, name, key)
-            if reason is None:
-                report(f"{name}: kept")
-                continue
-            if previous is not None and _take_over(previous, folder, name, key):
-                report(f"{name}: kept from the previous export")
-                manifest = _record(folder, manifest, name, key)
-                continue
-            if name in manifest.engines:
+        name, began = engine_file(network, key), time.perf_counter()
+        reason = None if options.rebuild else _stale(folder, manifest, name, key)
+        if not options.rebuild and reason is None:
+            report(f"{name}: kept")
+            continue
+        if not options.rebuild and previous and theirs and _stale(previous, theirs, name, key) is None:
+            engine, how = (previous / name).read_bytes(), "kept from the previous export"
+        else:
+            if reason and name in manifest.engines:
                 report(f"{name}: rebuilding, {reason}")
-        began = time.perf_counter()
-        engine = _build(folder, manifest, network, key, tensorrt, device, options, report)
-        if in_use and name in manifest.files:
-            # A build takes minutes and may be interrupted: at any moment the manifest names only what is there.
-            manifest = _without(manifest, name)
-            _save(folder, manifest)
+            engine = _build(folder, manifest, network, key, tensorrt, device, options, report)
+            how = (
+                f"{len(engine) / 1e6:.1f} MB, {key['precision']}, batch {key['batch']}, {tensorrt.name}, "
+                f"{key['gpu']} GPU, compute capability {key['compute_capability']}, "
+                f"built in {time.perf_counter() - began:.1f} s"
+            )
+        if name in manifest.files:
+            # The directory may be in use, and a build be interrupted: a manifest names only what is there.
+            manifest = _save(folder, _without(manifest, name))
         write_bytes(folder / name, engine)
-        manifest = _record(folder, manifest, name, key)
-        if in_use:
-            _save(folder, manifest)
-        report(
-            f"{name}: {len(engine) / 1e6:.1f} MB, {key.precision}, batch {key.batch}, {tensorrt.name}, "
-            f"{key.gpu} GPU, compute capability {key.compute_capability}, "
-            f"built in {time.perf_counter() - began:.1f} s"
-        )
+        files = {**manifest.files, name: file_entry(folder / name)}
+        manifest = _save(folder, replace(manifest, files=files, engines={**manifest.engines, name: key}))
+        report(f"{name}: {how}")
     return manifest
 
 
 def build_in_place(
-    folder: Path, options: Optional[EngineOptions] = None, device: int = 0, report: Report = _silent
+    folder: Path, options: Optional[EngineOptions] = None, device: int = 0, report: Report = str
 ) -> Manifest:
-    """Builds engines into an existing model directory and rewrites its manifest, on the device.
-
-    Raises:
-        ManifestError: it is no model directory, or a model in it is altered.
-        NoTensorRTError, BackendError, ExportError: see ``build_engines``.
-    """
+    """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if it is none, or altered."""
     manifest = load_manifest(folder, verify=False)
     for network in NETWORKS:
         check_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place of your own")
-    return build_engines(folder, manifest, options, device, report=report, in_use=True)
+    return build_engines(folder, manifest, options, device, report=report)
 
 
-def how_to_build(folder: Path) -> str:
-    """One line for a machine that cannot build engines."""
-    return f"on the device, build them with: asymtrack-build {folder}"
-
-
-def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = _silent) -> Manifest:
+def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = str) -> Manifest:
     """``build_engines`` for the exporter: where none can be built, one line says so and the models stay.
 
-    Args:
-        folder: the new directory.
-        manifest: describes it.
-        output: where the directory will be; engines of the one that is there now are kept if they fit.
-        report: called with a line on each engine, or with the one line.
+    ``output`` is where the directory will be; engines of the one that is there now are kept if they fit.
     """
     try:
         if flavour_of(manifest.target) != RTX:
@@ -183,67 +155,23 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
                 raise BackendError(f"{manifest.target} is a Jetson, and this GPU ({gpu.name}) is not one's")
         return build_engines(folder, manifest, previous=output, report=report)
     except (BackendError, ExportError, OSError, RuntimeError) as error:
-        report(f"no engines built: {error}; {how_to_build(output)}")
-        for path in folder.glob("*.engine"):
-            path.unlink()
-        return replace(
-            manifest, engines={}, files={n: f for n, f in manifest.files.items() if not n.endswith(".engine")}
-        )
+        report(f"no engines built: {error}; on the device, build them with: asymtrack-build {output}")
+        names = [path.name for path in folder.glob("*.engine")]
+        for name in names:
+            (folder / name).unlink()
+        return _without(manifest, *names)
 
 
-def _wanted(manifest: Manifest, tensorrt: TensorRT, device: int) -> List[Tuple[str, EngineKey]]:
+def _wanted(manifest: Manifest, tensorrt: TensorRT, device: int) -> List[Tuple[str, Key]]:
     """Networks and keys of the engines to have."""
-    if tensorrt.flavour != RTX:
-        gpu = find_gpu(device)
-        return [(network, engine_key(manifest, network, tensorrt, gpu)) for network in NETWORKS]
-    gpus: List[Optional[Gpu]] = [None]
-    if manifest.precision == "fp16":
+    gpus: List[Optional[Gpu]] = [None if tensorrt.flavour == RTX else find_gpu(device)]
+    if tensorrt.flavour == RTX and manifest.precision == "fp16":
         # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
         gpus.append(Gpu(0, "any", (7, 5)))
     return [(network, engine_key(manifest, network, tensorrt, gpu)) for gpu in gpus for network in NETWORKS]
 
 
-def _build(
-    folder: Path,
-    manifest: Manifest,
-    network: str,
-    key: EngineKey,
-    tensorrt: TensorRT,
-    device: int,
-    options: EngineOptions,
-    report: Report,
-) -> bytes:
-    """Builds one engine on the GPU that it is for, with what earlier builds have measured there."""
-    kind = "-".join((key.flavour, key.tensorrt, key.gpu, key.compute_capability, key.multiprocessors))
-    kept = cache_file("timing-{}.cache".format(re.sub(r"[^A-Za-z0-9.]+", "-", kind)))
-    measured = b""
-    if kept is not None:
-        with suppress(OSError):
-            measured = kept.read_bytes()
-    capability = "SM75" if key.flavour == RTX and key.compute_capability == RTX_TURING else None
-    model, half, batch = folder / f"{network}.onnx", manifest.precision != "fp32", batch_profile(manifest, network)
-    with _current_gpu(tensorrt, device):
-        engine, measured = build_engine(tensorrt, model, half, batch, options, capability, measured, report)
-    if measured:
-        write_cache(kept, measured)
-    return engine
-
-
-@contextmanager
-def _current_gpu(tensorrt: TensorRT, device: int) -> Iterator[None]:
-    """Makes a GPU the one that TensorRT builds and measures on; TensorRT-RTX builds without any."""
-    if tensorrt.flavour == RTX:
-        yield
-        return
-    cuda = open_cuda(device)
-    try:
-        with cuda.current():
-            yield
-    finally:
-        cuda.close()
-
-
-def _keep(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Optional[str]:
+def _stale(folder: Path, manifest: Manifest, name: str, key: Key) -> Optional[str]:
     """None if the directory's engine ``name`` can stay, else the reason why not."""
     if name not in manifest.engines or name not in manifest.files:
         return "there is none"
@@ -256,35 +184,39 @@ def _keep(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Option
     return reason
 
 
-def _take_over(previous: Path, folder: Path, name: str, key: EngineKey) -> bool:
-    """Copies an engine from another model directory if it fits there and here."""
-    try:
-        theirs = load_manifest(previous, verify=False)
-    except ManifestError:
-        return False
-    if _keep(previous, theirs, name, key) is not None:
-        return False
-    shutil.copyfile(previous / name, folder / name)
-    return True
+def _without(manifest: Manifest, *names: str) -> Manifest:
+    files = {name: entry for name, entry in manifest.files.items() if name not in names}
+    return replace(manifest, files=files, engines={n: key for n, key in manifest.engines.items() if n not in names})
 
 
-def _record(folder: Path, manifest: Manifest, name: str, key: EngineKey) -> Manifest:
-    files = {**manifest.files, name: file_entry(folder / name)}
-    engines: Dict[str, Dict[str, Any]] = {**manifest.engines, name: key.to_json()}
-    return replace(manifest, files=files, engines=engines)
-
-
-def _without(manifest: Manifest, name: str) -> Manifest:
-    files = {n: entry for n, entry in manifest.files.items() if n != name}
-    engines = {n: key for n, key in manifest.engines.items() if n != name}
-    return replace(manifest, files=files, engines=engines)
-
-
-def _save(folder: Path, manifest: Manifest) -> None:
+def _save(folder: Path, manifest: Manifest) -> Manifest:
     """Writes the manifest so that a reader sees the old one or the new one, whole."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         manifest.save(Path(beside))
         os.replace(Path(beside) / "manifest.json", folder / "manifest.json")
+    return manifest
+
+
+def _build(
+    folder: Path,
+    manifest: Manifest,
+    network: str,
+    key: Key,
+    tensorrt: TensorRT,
+    device: int,
+    options: EngineOptions,
+    report: Report,
+) -> bytes:
+    """Builds one engine on the GPU that it is for."""
+    rtx = tensorrt.flavour == RTX
+    capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
+    model, half, batch = folder / f"{network}.onnx", manifest.precision != "fp32", batch_profile(manifest, network)
+    with ExitStack() as stack:
+        if not rtx:  # which builds and measures without a GPU
+            cuda = open_cuda(device)
+            stack.callback(cuda.close)
+            stack.enter_context(cuda.current())
+        return build_engine(tensorrt, model, half, batch, options, capability, report)
 
 
 def build_engine(
@@ -294,10 +226,9 @@ def build_engine(
     batch: Tuple[int, int, int],
     options: EngineOptions,
     capability: Optional[str] = None,
-    timing_cache: bytes = b"",
-    report: Report = _silent,
-) -> Tuple[bytes, bytes]:
-    """Builds an engine.
+    report: Report = str,
+) -> bytes:
+    """Builds an engine and serialises it; ``ExportError`` if it cannot, with nodes and reasons.
 
     Args:
         tensorrt: what to build it with.
@@ -305,16 +236,8 @@ def build_engine(
         fp16: whether the model holds fp16 tensors.
         batch: smallest, best and largest batch; not used by a model with a fixed batch.
         options: limits.
-        capability: for TensorRT-RTX the name of the only compute capability to build for
-            (``"SM75"``); None for its portable default.
-        timing_cache: what an earlier build returned; ignored where it does not fit.
+        capability: for TensorRT-RTX the only compute capability to build for (``"SM75"``); None for its default.
         report: called with a line where fp32 could not be enforced.
-
-    Returns:
-        The serialised engine, and the timing cache for the next build.
-
-    Raises:
-        ExportError: the model cannot be parsed or built; names nodes and reasons.
     """
     trt = tensorrt.module
     logger = collecting_logger(trt)
@@ -322,14 +245,21 @@ def build_engine(
         builder = trt.Builder(logger)
     except TypeError:  # "factory function returned nullptr": what the binding says without a GPU
         raise ExportError(f"{tensorrt.name} cannot start its builder: {last_words(logger.errors)}") from None
-    network = builder.create_network(_network_flags(tensorrt))
-    _parse(tensorrt, network, logger, model)
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    # 8.x demands an explicit batch.
+    network = builder.create_network(
+        1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH if typed is None else typed)
+    )
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model.read_bytes()):
+        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {last_words(reasons or logger.errors)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.clear_flag(trt.BuilderFlag.TF32)
     if options.optimization_level is not None and hasattr(config, "builder_optimization_level"):
         config.builder_optimization_level = options.optimization_level
-    pinned = fp16 and not _strongly_typed(tensorrt)
+    pinned = fp16 and typed is None and hasattr(trt.BuilderFlag, "FP16")
     if pinned:
         config.set_flag(trt.BuilderFlag.FP16)
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
@@ -339,8 +269,12 @@ def build_engine(
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
-    _add_profile(builder, network, config, batch)
-    cache = _use_timing_cache(tensorrt, config, timing_cache)
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    if any(tensor.shape[0] < 0 for tensor in inputs):  # the batch axis is free
+        profile = builder.create_optimization_profile()
+        for tensor in inputs:
+            profile.set_shape(tensor.name, *((n, *tuple(tensor.shape)[1:]) for n in batch))
+        config.add_optimization_profile(profile)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None and pinned:
         report(
@@ -352,37 +286,14 @@ def build_engine(
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise ExportError(f"{tensorrt.name} cannot build an engine from {model.name}: {last_words(logger.errors)}")
-    return bytes(serialized), b"" if cache is None else bytes(cache.serialize())
-
-
-def _strongly_typed(tensorrt: TensorRT) -> bool:
-    trt = tensorrt.module
-    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") or not hasattr(trt.BuilderFlag, "FP16")
-
-
-def _network_flags(tensorrt: TensorRT) -> int:
-    """``STRONGLY_TYPED`` where it exists, else ``EXPLICIT_BATCH``, which 8.x demands."""
-    kinds = tensorrt.module.NetworkDefinitionCreationFlag
-    flag = getattr(kinds, "STRONGLY_TYPED", None)
-    if flag is None:
-        flag = kinds.EXPLICIT_BATCH
-    return 1 << int(flag)
-
-
-def _parse(tensorrt: TensorRT, network: Any, logger: Any, model: Path) -> None:
-    parser = tensorrt.module.OnnxParser(network, logger)
-    if parser.parse(model.read_bytes()):
-        return
-    reasons: List[str] = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-    raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {last_words(reasons or logger.errors)}")
+    return bytes(serialized)
 
 
 def _parser_error(error: Any) -> str:
     """One parser error, by node: 8.5 knows the node's number only, newer ones its name and type."""
+    where = f"node {error.node()}"
     if hasattr(error, "node_name"):
-        where = f"{error.node_name() or 'node ' + str(error.node())} ({error.node_operator()})"
-    else:
-        where = f"node {error.node()}"
+        where = f"{error.node_name() or where} ({error.node_operator()})"
     return f"{where}: {error.desc()}"
 
 
@@ -402,27 +313,3 @@ def _pin_fp32(trt: Any, network: Any) -> None:
         layer.precision = trt.float32
         for k in range(len(outputs)):
             layer.set_output_type(k, trt.float32)
-
-
-def _add_profile(builder: Any, network: Any, config: Any, batch: Tuple[int, int, int]) -> None:
-    """Adds the batch profile if the network's inputs have a free batch axis."""
-    inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    if all(tensor.shape[0] >= 0 for tensor in inputs):
-        return
-    profile = builder.create_optimization_profile()
-    for tensor in inputs:
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((n, *rest) for n in batch))
-    config.add_optimization_profile(profile)
-
-
-def _use_timing_cache(tensorrt: TensorRT, config: Any, content: bytes) -> Any:
-    """Gives the builder its earlier measurements; TensorRT-RTX measures nothing when it builds."""
-    if tensorrt.flavour == RTX:
-        return None
-    cache = config.create_timing_cache(content)
-    if not config.set_timing_cache(cache, False):
-        # Of another TensorRT or GPU: start anew.
-        cache = config.create_timing_cache(b"")
-        config.set_timing_cache(cache, False)
-    return cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError
@@ -29,7 +29,7 @@ TENSORRT = "tensorrt"
 RTX = "tensorrt-rtx"
 
 #: Modules that bring a flavour, and what to do where none is installed.
-_FLAVOURS: Dict[str, Tuple[Tuple[str, ...], str]] = {
+_FLAVOURS = {
     TENSORRT: (
         ("tensorrt",),
         "there is no TensorRT for Python here; on a Jetson it comes with JetPack (sudo apt install "
@@ -45,23 +45,13 @@ _FLAVOURS: Dict[str, Tuple[Tuple[str, ...], str]] = {
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "BOOL": "bool"}
 
 
-class NoTensorRTError(BackendError):
-    """The TensorRT that is needed is not installed."""
-
-
 @dataclass(frozen=True)
 class TensorRT:
-    """An imported TensorRT.
-
-    Attributes:
-        module: its Python module.
-        flavour: ``TENSORRT`` or ``RTX``.
-        version: of the library.
-    """
+    """An imported TensorRT."""
 
     module: Any
-    flavour: str
-    version: str
+    flavour: str  # TENSORRT or RTX
+    version: str  # of the library
 
     @property
     def name(self) -> str:
@@ -70,7 +60,7 @@ class TensorRT:
 
     @property
     def shares_profiles(self) -> bool:
-        """Whether several contexts of one engine may use its one optimization profile (TensorRT 10)."""
+        """Whether several contexts of one engine may use its one optimization profile."""
         return self.flavour == RTX or int(self.version.partition(".")[0]) >= 10
 
 
@@ -80,11 +70,7 @@ def flavour_of(target: str) -> str:
 
 
 def load_tensorrt(flavour: str) -> TensorRT:
-    """Imports a flavour.
-
-    Raises:
-        NoTensorRTError: it is not installed, or its libraries cannot be loaded.
-    """
+    """Imports a flavour; ``BackendError`` if it is not installed, or its libraries cannot be loaded."""
     names, advice = _FLAVOURS[flavour]
     for name in names:
         try:
@@ -94,7 +80,7 @@ def load_tensorrt(flavour: str) -> TensorRT:
                 return TensorRT(module, flavour, str(module.__version__))
         except (ImportError, OSError, RuntimeError):
             continue
-    raise NoTensorRTError(advice)
+    raise BackendError(advice)
 
 
 def dtype_name(module: Any, dtype: Any) -> str:
@@ -106,11 +92,7 @@ def dtype_name(module: Any, dtype: Any) -> str:
 
 
 def collecting_logger(module: Any) -> Any:
-    """A TensorRT logger that keeps errors and warnings for the caller instead of printing them.
-
-    Returns:
-        An ``ILogger`` with the lists of messages ``errors`` and ``warnings``.
-    """
+    """An ``ILogger`` of TensorRT that collects messages in its lists ``errors`` and ``warnings`` and prints nothing."""
     errors_of = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
 
     class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
@@ -147,51 +129,22 @@ RTX_PORTABLE = "8.0+"
 RTX_TURING = "7.5"
 _RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
 
-_WORDS = {
+#: Everything that an engine depends on, and how a difference in it is said: recorded, here.
+_KEY = {
     "model_sha256": "another model (SHA-256 {0:.12}, here {1:.12})",
     "precision": "precision {0}, the manifest says {1}",
-    "batch": "batches of {0}, here {1}",
+    "batch": "batches of {0}, here {1}",  # smallest, best and largest batch of its profile
     "flavour": "{0}, here is {1}",
     "tensorrt": "TensorRT {0}, here is {1}",
     "gpu": "the GPU {0}, here is {1}",
     "compute_capability": "compute capability {0}, here is {1}",
+    # Boards of one name (AGX Orin, Orin NX, Orin Nano) differ in these two.
     "multiprocessors": "a GPU of {0} multiprocessors, here are {1}",
     "memory_gb": "a board of {0} GB, here are {1}",
     "format": "an earlier version of asymtrack-edge (format {0}, here {1})",
 }
 
-
-@dataclass(frozen=True)
-class EngineKey:
-    """Everything that an engine depends on.
-
-    Attributes:
-        model_sha256: of the ONNX file.
-        precision: ``"fp32"`` or ``"fp16"``.
-        batch: smallest, best and largest batch of its profile, as ``"1-8-8"``.
-        flavour: ``"tensorrt"`` or ``"tensorrt-rtx"``.
-        tensorrt: version of the library.
-        gpu: the GPU's name; ``"any"`` for TensorRT-RTX.
-        compute_capability: ``"7.2"``; for TensorRT-RTX ``RTX_PORTABLE`` or ``RTX_TURING``.
-        multiprocessors: of the GPU: boards of one name (AGX Orin, Orin NX, Orin Nano) differ in them.
-        memory_gb: of the GPU, as it is sold.
-        format: ``FORMAT``.
-    """
-
-    model_sha256: str
-    precision: str
-    batch: str
-    flavour: str
-    tensorrt: str
-    gpu: str
-    compute_capability: str
-    multiprocessors: str
-    memory_gb: str
-    format: str
-
-    def to_json(self) -> Dict[str, str]:
-        """As the manifest holds it."""
-        return asdict(self)
+Key = Dict[str, str]
 
 
 def batch_profile(manifest: Manifest, network: str) -> Tuple[int, int, int]:
@@ -200,64 +153,38 @@ def batch_profile(manifest: Manifest, network: str) -> Tuple[int, int, int]:
     return 1, most, most
 
 
-def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Optional[Gpu]) -> EngineKey:
-    """The key of an engine for ``network`` built or run by ``tensorrt`` on ``gpu``.
+def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Optional[Gpu]) -> Key:
+    """The key of an engine for ``network`` built or run by ``tensorrt`` on ``gpu``, as the manifest holds it.
 
-    Args:
-        manifest: of the model directory.
-        network: ``"template"`` or ``"search"``.
-        tensorrt: the TensorRT at hand.
-        gpu: where it is to run; None, for TensorRT-RTX only, means any GPU from Ampere on.
+    ``gpu`` None, for TensorRT-RTX only, means any GPU from Ampere on.
     """
     if tensorrt.flavour == RTX:
         turing = gpu is not None and gpu.compute_capability == (7, 5)
-        name = cores = memory = "any"
-        capability = RTX_TURING if turing else RTX_PORTABLE
+        board = ("any", RTX_TURING if turing else RTX_PORTABLE, "any", "any")
     else:
         assert gpu is not None
-        name, capability = gpu.name, "{}.{}".format(*gpu.compute_capability)
-        cores, memory = str(gpu.multiprocessors), gpu.memory_class
-    return EngineKey(
-        model_sha256=manifest.files[f"{network}.onnx"].sha256,
-        precision=manifest.precision,
-        batch="{}-{}-{}".format(*batch_profile(manifest, network)),
-        flavour=tensorrt.flavour,
-        tensorrt=tensorrt.version,
-        gpu=name,
-        compute_capability=capability,
-        multiprocessors=cores,
-        memory_gb=memory,
-        format=FORMAT,
-    )
+        capability = "{}.{}".format(*gpu.compute_capability)
+        board = (gpu.name, capability, str(gpu.multiprocessors), gpu.memory_class)
+    sha256, batch = manifest.files[f"{network}.onnx"].sha256, "{}-{}-{}".format(*batch_profile(manifest, network))
+    return dict(zip(_KEY, (sha256, manifest.precision, batch, tensorrt.flavour, tensorrt.version, *board, FORMAT)))
 
 
-def engine_file(network: str, key: EngineKey) -> str:
+def engine_file(network: str, key: Key) -> str:
     """Name of an engine's file: one export may hold engines for Turing beside the portable ones."""
-    turing = key.flavour == RTX and key.compute_capability == RTX_TURING
+    turing = key["flavour"] == RTX and key["compute_capability"] == RTX_TURING
     return f"{network}-sm75.engine" if turing else f"{network}.engine"
 
 
-def difference(recorded: Mapping[str, Any], wanted: EngineKey) -> Optional[str]:
+def difference(recorded: Mapping[str, Any], wanted: Key) -> Optional[str]:
     """Why an engine with the recorded key cannot be used for ``wanted``, or None if it can."""
-    for field, value in wanted.to_json().items():
+    for field, value in wanted.items():
         if recorded.get(field) != value:
-            was = recorded.get(field, "unknown")
-            return "it was built for " + _WORDS[field].format(str(was), value)
+            return "it was built for " + _KEY[field].format(str(recorded.get(field, "unknown")), value)
     return None
 
 
 def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> str:
-    """Name of the engine to load.
-
-    Args:
-        manifest: of the export.
-        network: ``"template"`` or ``"search"``.
-        tensorrt: the library here.
-        gpu: the GPU to run on.
-
-    Raises:
-        BackendError: there is none, or not one for this TensorRT and GPU, or they do not fit each other.
-    """
+    """Name of a network's engine; ``BackendError`` if there is none for this TensorRT and GPU, or they do not fit."""
     if tensorrt.flavour == RTX and gpu.compute_capability < (12, 0) and gpu.compute_capability not in _RTX_BEFORE_12:
         raise BackendError(
             "TensorRT-RTX does not run on {2} (compute capability {0}.{1}): it supports 7.5, 8.0, 8.6, 8.9 and "

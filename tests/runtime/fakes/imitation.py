@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import json
 import shutil
 import subprocess
 from dataclasses import replace
@@ -152,18 +151,6 @@ class _Logger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
-class _Runtime:
-    trt: Any = None
-
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
-
-    def deserialize_cuda_engine(self, content: bytes) -> Any:
-        for warning in self.trt.warnings:
-            self.logger.log(_Logger.WARNING, warning)
-        return _Engine(content, self.trt)
-
-
 def make_tensorrt(driver: ctypes.CDLL, version: str = VERSION) -> Any:
     """A module that looks like TensorRT to the runtime; ``dead`` counts what died after the GPU's context."""
     trt = SimpleNamespace(
@@ -186,7 +173,17 @@ def make_tensorrt(driver: ctypes.CDLL, version: str = VERSION) -> Any:
         trt.dead[driver.fake_calls(b"cuDevicePrimaryCtxRelease") > 0] += 1
 
     trt.view, trt.died, trt.dead = view, died, {False: 0, True: 0}
-    trt.Runtime = type("Runtime", (_Runtime,), {"trt": trt})
+
+    class Runtime:
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, content: bytes) -> Any:
+            for warning in trt.warnings:
+                self.logger.log(_Logger.WARNING, warning)
+            return _Engine(content, trt)
+
+    trt.Runtime = Runtime
     return trt
 
 
@@ -198,17 +195,9 @@ def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
     manifest = load_manifest(target, verify=False)
     files = {name: file_entry(target / name) for name in (f"{n}.{e}" for n in NETWORKS for e in ("onnx", "engine"))}
     manifest = replace(manifest, files=files, target="orin")
-    engines = {f"{n}.engine": engine_key(manifest, n, tensorrt, GPU).to_json() for n in NETWORKS}
+    engines = {f"{n}.engine": engine_key(manifest, n, tensorrt, GPU) for n in NETWORKS}
     replace(manifest, engines=engines).save(target)
     return target
-
-
-def edit_key(folder: Path, **changes: str) -> None:
-    """Alters the recorded key of the search engine."""
-    path = folder / "manifest.json"
-    content = json.loads(path.read_text())
-    content["engines"]["search.engine"].update(changes)
-    path.write_text(json.dumps(content))
 
 
 def imitated(driver: ctypes.CDLL, version: str = VERSION) -> TensorRT:
@@ -220,24 +209,20 @@ class OnnxRuntimeGpu:
     """A module that looks like onnxruntime-gpu to the runtime; everything asked for ``cuda`` gets host memory.
 
     Attributes:
-        captures: graph ids in the order in which they were captured.
         refuses_graphs: whether sessions with a CUDA graph cannot be opened.
-        opened: options of the first provider of each session.
+        fails: whether no session can run.
+        opened: providers of each session, with their options.
     """
 
     __version__ = ort.__version__
     SessionOptions = ort.SessionOptions
-
-    @staticmethod
-    def set_default_logger_severity(level: int) -> None:
-        """Nothing is logged."""
+    set_default_logger_severity = staticmethod(lambda level: None)
 
     class RunOptions(dict):
         add_run_config_entry = dict.__setitem__
 
     def __init__(self, driver: ctypes.CDLL) -> None:
         self.driver = driver
-        self.captures: List[str] = []
         self.opened: List[Any] = []
         self.refuses_graphs = self.fails = False
 
@@ -249,10 +234,10 @@ class OnnxRuntimeGpu:
         if self.refuses_graphs and any(p[1].get("enable_cuda_graph") == "1" for p in providers):
             raise RuntimeError("This session cannot use the graph capture feature")
         self.opened.append(providers)
-        return _Session(self, path, options, providers)
+        return Session(self, path, options, providers)
 
 
-class _Session:
+class Session:
     def __init__(self, module: OnnxRuntimeGpu, path: str, options: Any, providers: Any) -> None:
         self.module, self.providers = module, providers
         self.real = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -272,11 +257,8 @@ class _Session:
         if self.module.fails:
             raise RuntimeError("CUDA failure 700")
         key = options.get("gpu_graph_id")
-        if self.graph and key not in self.runs:
-            # A graph runs with the addresses that it was captured with.
-            self.runs[key] = binding
-            self.module.captures.append(key)
-        used = self.runs[key] if self.graph else binding
+        # A graph runs with the addresses that it was captured with.
+        used = self.runs.setdefault(key, binding) if self.graph else binding
         real = self.real
         callback = _CALLBACK(lambda _: real.run_with_iobinding(used.real))
         binding.kept.append(callback)
@@ -289,71 +271,56 @@ class _Binding:
     def __init__(self, real: ort.InferenceSession) -> None:
         self.real = real.io_binding()
         self.kept: List[Any] = []
+        self.bind_input, self.bind_output = self._on_host(self.real.bind_input), self._on_host(self.real.bind_output)
 
-    def bind_input(self, name: str, kind: str, index: int, dtype: Any, shape: Any, address: int) -> None:
-        assert (kind, index) == ("cuda", 0)
-        self.real.bind_input(name, "cpu", 0, dtype, shape, address)
+    def _on_host(self, real: Any) -> Any:
+        def bind(name: str, kind: str, index: int, *rest: Any) -> None:
+            assert (kind, index) == ("cuda", 0)
+            real(name, "cpu", 0, *rest)
 
-    def bind_output(self, name: str, kind: str, index: int, dtype: Any, shape: Any, address: int) -> None:
-        assert (kind, index) == ("cuda", 0)
-        self.real.bind_output(name, "cpu", 0, dtype, shape, address)
+        return bind
 
 
 class Pycuda:
     """A module that looks like PyCUDA; notes in ``events`` what is done and undone."""
 
     def __init__(self) -> None:
-        events = self.events = []  # type: List[str]
+        events: List[str] = []
+        self.events = events
 
         class Error(Exception):
             pass
 
-        class Noted:
-            event = ""
-
-            def __del__(self) -> None:
-                events.append(self.event)
-
         class Context:
-            def push(self) -> None:
-                events.append("push")
+            push, detach = (lambda self: events.append("push")), (lambda self: events.append("detach"))
+            pop = staticmethod(lambda: events.append("pop"))
 
-            @staticmethod
-            def pop() -> None:
-                events.append("pop")
-
-            def detach(self) -> None:
-                events.append("detach")
-
-        class Stream(Noted):
-            event, handle = "stream gone", 5
+        class Stream:
+            handle = 5
 
             def __init__(self, flags: int) -> None:
                 assert flags == 1
 
-        class Function:
-            def prepare(self, types: str) -> None:
-                pass
+            def __del__(self) -> None:
+                events.append("stream gone")
 
-            def prepared_async_call(self, *arguments: Any) -> None:
-                events.append("launch")
-
-        class Module(Noted):
-            event = "unloaded"
-
+        class Module:
             def get_function(self, name: str) -> Any:
-                return Function()
+                launch = lambda *_: events.append("launch")  # noqa: E731
+                return SimpleNamespace(prepare=lambda types: None, prepared_async_call=launch)
+
+            def __del__(self) -> None:
+                events.append("unloaded")
 
         class Host(np.ndarray):
-            pass
+            def free(self) -> None:
+                events.append("host freed")
 
         def mem_alloc(size: int) -> Any:
             raise Error("out of memory")
 
         def pagelocked_empty(size: int, dtype: Any, mem_flags: int) -> Any:
-            base = np.zeros(size, dtype).view(Host)
-            base.free = lambda: events.append("host freed")  # type: ignore[attr-defined]
-            return base[:].view(Host)
+            return np.zeros(size, dtype).view(Host)[:].view(Host)
 
         self.driver = SimpleNamespace(
             Error=Error,

@@ -90,11 +90,6 @@ class Gpu:
     multiprocessors: int = 0  # boards that share a name differ in them
     memory: int = 0  # bytes
 
-    @property
-    def memory_class(self) -> str:
-        """Memory as it is sold, in GB: the next power of two. Systems keep different amounts for themselves."""
-        return str(1 << max(0, (self.memory - 1) >> 30).bit_length())
-
 
 def load_driver() -> Any:
     """The CUDA driver's library, initialised; ``NoGpuError`` without one, or if it cannot start."""
@@ -124,8 +119,6 @@ class Driver:
                 raise BackendError(f"the CUDA driver is too old, it has no {name}: update it to CUDA 11.4")
             # A prototype of our own: the library object's would be shared with other users of ctypes.
             self._functions[name] = ctypes.CFUNCTYPE(c_int, *types)((name, library))
-
-        #: Whether this driver can capture and instantiate graphs.
         self.has_graphs = all(name in self._functions for name in _GRAPH_CALLS)
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -200,10 +193,8 @@ class _Held:
 
     def __init__(self) -> None:
         self.undo: Dict[Any, Callable[[], Any]] = {}
-        self.enter: Callable[[], Any] = lambda: None
-        self.leave: Callable[[], Any] = lambda: None
-        self.release: Callable[[], Any] = lambda: None
-        self.wait: Callable[[], Any] = lambda: None
+        nothing: Callable[[], Any] = lambda: None  # noqa: E731
+        self.enter = self.leave = self.release = self.wait = nothing
 
     def give_back(self) -> None:
         with suppress(BackendError):  # a driver that has shut down already has taken everything back

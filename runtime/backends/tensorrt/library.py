@@ -164,7 +164,9 @@ def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Option
     else:
         assert gpu is not None
         capability = "{}.{}".format(*gpu.compute_capability)
-        board = (gpu.name, capability, str(gpu.multiprocessors), gpu.memory_class)
+        # Memory as it is sold, the next power of two: systems keep different amounts for themselves.
+        memory = str(1 << max(0, (gpu.memory - 1) >> 30).bit_length())
+        board = (gpu.name, capability, str(gpu.multiprocessors), memory)
     sha256, batch = manifest.files[f"{network}.onnx"].sha256, "{}-{}-{}".format(*batch_profile(manifest, network))
     return dict(zip(_KEY, (sha256, manifest.precision, batch, tensorrt.flavour, tensorrt.version, *board, FORMAT)))
 

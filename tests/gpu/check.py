@@ -506,7 +506,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "ratios": ratios(rows),
     }
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    _print_table(rows, report["ratios"])
+    print(markdown(report))
+    for row in rows:
+        if "failed" in row:
+            print(f"failed  {row['what']}: {row['failed']}")
+    for aim in ratios(rows):
+        met = "met   " if aim["met"] else "MISSED"
+        print(f"{met}  {aim['measure']} ({aim['of']}): {aim['ratio']} (at most {aim['at_most']})")
     failed = [r["name"] for r in results if r["result"] == "failed"]
     print(f"{report['seconds']} s; {len(failed)} of {len(results)} failed; figures in {arguments.json}")
     return 1 if failed else 0
@@ -556,16 +562,6 @@ def markdown(report: Row) -> str:
     card = (report["gpu"] or {"name": "no GPU"})["name"]
     libraries = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return "\n".join([*lines, "", f"{card}, {report['date']}; {libraries}. T; (x): times as fast as the reference."])
-
-
-def _print_table(rows: Sequence[Row], aims: Sequence[Row]) -> None:
-    for row in rows:
-        figure = f"{row['ms']:8.3f} ms" if "ms" in row else f"failed: {row['failed']}"
-        times = f"  {row['times_reference']:6.2f} x reference" if "times_reference" in row else ""
-        print(f"batch {row.get('batch', '?'):>2}  {row['what']:52} {figure}{times}")
-    for aim in aims:
-        met = "met" if aim["met"] else "MISSED"
-        print(f"{met:6}  {aim['measure']} ({aim['of']}): {aim['ratio']} (at most {aim['at_most']})")
 
 
 if __name__ == "__main__":

@@ -131,9 +131,8 @@ def test_tracks_equal_those_of_the_local_backend(start: Start, shared: bool, mon
 
 def test_several_targets_come_and_go(start: Start) -> None:
     server = start()
-    with MultiTracker.load("T", backend=address(server)) as ours, MultiTracker.load(
-        "T", backend="onnxruntime"
-    ) as local:
+    at = address(server)
+    with MultiTracker.load("T", backend=at) as ours, MultiTracker.load("T", backend="onnxruntime") as local:
         for tracker in (ours, local):
             for box in BOXES:
                 tracker.add(FRAMES[0], box)

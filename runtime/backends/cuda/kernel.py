@@ -109,7 +109,10 @@ def crop_module(compute_capability: Tuple[int, int]) -> bytes:
             if content.startswith(b"\x7fELF"):
                 return content
     module = compile_kernel(SOURCE, compute_capability)
-    write_cache(kept, module)
+    if kept is not None:
+        with suppress(OSError, UsageError):  # that it cannot be kept only costs time
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, module)
     return module
 
 
@@ -120,15 +123,6 @@ def cache_file(name: str) -> Optional[Path]:
         return (Path(base) if base else Path.home() / ".cache") / "asymtrack-edge" / name
     except RuntimeError:
         return None
-
-
-def write_cache(path: Optional[Path], content: bytes) -> None:
-    """Keeps something for the next run, whole or not at all; that it cannot be kept only costs time."""
-    if path is None:
-        return
-    with suppress(OSError, UsageError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, content)
 
 
 def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:

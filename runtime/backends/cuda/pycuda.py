@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ctypes import c_void_p
-from functools import wraps
-from typing import Any, Callable, List, Sequence, TypeVar, cast
+from typing import Any, Callable, List, Sequence
 
 import numpy as np
 import pycuda.driver as cuda
@@ -12,20 +11,17 @@ import pycuda.driver as cuda
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, HostBuffer
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
-
-def _translated(function: _Function) -> _Function:
+def _translated(function: Any) -> Any:
     """PyCUDA's errors as ours: they share no class with anything."""
 
-    @wraps(function)
     def translated(*arguments: Any, **options: Any) -> Any:
         try:
             return function(*arguments, **options)
         except cuda.Error as error:
             raise BackendError(f"CUDA failed: {error}") from None
 
-    return cast(_Function, translated)
+    return translated
 
 
 class PycudaDevice(CudaDevice):

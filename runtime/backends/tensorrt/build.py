@@ -99,6 +99,7 @@ def build_engines(
         )
     options = options or EngineOptions()
     tensorrt = load_tensorrt(flavour_of(manifest.target))
+    rtx = tensorrt.flavour == RTX
     theirs: Optional[Manifest] = None
     if previous is not None:
         with suppress(ManifestError):
@@ -114,7 +115,15 @@ def build_engines(
         else:
             if reason and name in manifest.engines:
                 report(f"{name}: rebuilding, {reason}")
-            engine = _build(folder, manifest, network, key, tensorrt, device, options, report)
+            model, half = folder / f"{network}.onnx", manifest.precision != "fp32"
+            batch = batch_profile(manifest, network)
+            capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
+            with ExitStack() as stack:
+                if not rtx:  # which builds and measures without a GPU
+                    cuda = open_cuda(device)
+                    stack.callback(cuda.close)
+                    stack.enter_context(cuda.current())
+                engine = build_engine(tensorrt, model, half, batch, options, capability, report)
             how = (
                 f"{len(engine) / 1e6:.1f} MB, {key['precision']}, batch {key['batch']}, {tensorrt.name}, "
                 f"{key['gpu']} GPU, compute capability {key['compute_capability']}, "
@@ -195,28 +204,6 @@ def _save(folder: Path, manifest: Manifest) -> Manifest:
         manifest.save(Path(beside))
         os.replace(Path(beside) / "manifest.json", folder / "manifest.json")
     return manifest
-
-
-def _build(
-    folder: Path,
-    manifest: Manifest,
-    network: str,
-    key: Key,
-    tensorrt: TensorRT,
-    device: int,
-    options: EngineOptions,
-    report: Report,
-) -> bytes:
-    """Builds one engine on the GPU that it is for."""
-    rtx = tensorrt.flavour == RTX
-    capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
-    model, half, batch = folder / f"{network}.onnx", manifest.precision != "fp32", batch_profile(manifest, network)
-    with ExitStack() as stack:
-        if not rtx:  # which builds and measures without a GPU
-            cuda = open_cuda(device)
-            stack.callback(cuda.close)
-            stack.enter_context(cuda.current())
-        return build_engine(tensorrt, model, half, batch, options, capability, report)
 
 
 def build_engine(

@@ -78,10 +78,6 @@ class Random:
         """int64 ``(count,)`` in ``0 .. below - 1``."""
         return torch.randint(below, (count,), generator=self.generator, device=self.device)
 
-    def choose(self, weight: Tensor, count: int) -> Tensor:
-        """int64 ``(count,)`` indices drawn in proportion to ``weight``, with repetition."""
-        return torch.multinomial(weight, count, replacement=True, generator=self.generator)
-
     def some(self, count: int, probability: float) -> Tensor:
         """Indices of those out of ``count`` that are chosen with ``probability`` each."""
         if probability <= 0:
@@ -260,15 +256,10 @@ def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
 
 
 def paste(scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Tensor, flip: Tensor) -> Tensor:
-    """Lays cut-outs over scenes.
+    """Lays cut-outs, uint8 RGBA ``(B, C, C, 4)``, over scenes, uint8 ``(B, 3, S, S)``; some of them mirrored.
 
-    Args:
-        scene: uint8 ``(B, 3, S, S)``; so is what is returned.
-        cutouts: uint8 RGBA ``(B, C, C, 4)``, each in its top-left corner.
-        sizes: ``(B, 2)`` width and height of the cut-outs, in pixels.
-        at: ``(B, 2)`` where their middles go, in scene units.
-        extent: ``(B, 2)`` how large they become, in scene units.
-        flip: bool ``(B,)``, mirrors the cut-out.
+    Each is in its top-left corner and of ``sizes`` ``(B, 2)`` in pixels. ``at`` and ``extent`` ``(B, 2)`` say where
+    their middles go and how large they become, in scene units.
     """
     size, side = scene.shape[-1], cutouts.shape[1]
     axis = (torch.arange(size, device=scene.device) + 0.5) / size

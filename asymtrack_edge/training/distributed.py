@@ -99,26 +99,25 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return (wide * scale[:, None, None] + shift[:, None, None]).to(x.dtype)
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``"auto"`` is the first GPU, or else the CPU. UsageError where there is no such."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"PyTorch sees no device {name!r}: use --device cpu, or install a PyTorch with CUDA")
-    return device
-
-
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Joins the processes ``torchrun`` has started, each on a GPU of its own or all on the CPU; see ``pick_device``."""
+    """Joins the processes ``torchrun`` has started, each on a GPU of its own or all on the CPU.
+
+    ``device`` is ``"auto"`` (a GPU, or the CPU where there is none), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; UsageError
+    where PyTorch has no such device.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    chosen = pick_device(device)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if size > 1 and device != "cpu":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"PyTorch sees no device {device!r}: use --device cpu, or install a PyTorch with CUDA")
     if size == 1:
         yield World(0, 1, chosen)
         return
     if chosen.type == "cuda":
-        chosen = pick_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(chosen)
     # The others wait while the main process labels videos.
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=12))

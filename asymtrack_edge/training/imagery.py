@@ -182,14 +182,8 @@ def load_pool(
 ) -> Pool:
     """Loads folders, searched with all folders below them, into memory.
 
-    Args:
-        folders: see the module.
-        side: canvas side in pixels; larger images are shrunk to it.
-        progress: wraps what is read to show how far loading is.
-        share: number of this process and how many there are: each reads every n-th still and clip.
-
-    Raises:
-        DatasetError: a file is missing, unreadable, or there is nothing to train on.
+    Images larger than ``side`` pixels are shrunk. ``share`` is the number of this process and how many there are: each
+    reads every n-th still and clip. DatasetError where a file is missing or unreadable, or nothing is to train on.
     """
     items = [item for folder in folders for item in _find(folder)]
     rank, size = share

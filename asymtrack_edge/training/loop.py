@@ -72,16 +72,10 @@ def corner_targets(corners: Tensor, side: int) -> Tensor:
 def tracking_loss(
     prediction: Prediction, pairs: Pairs, corner: float, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """The weighted sum of all terms, over the pairs that are known.
+    """The weighted sum of all terms over the pairs that are known, and what to log: giou, l1, corner, iou (detached).
 
-    Args:
-        prediction: what the network says of the pairs.
-        pairs: what it was shown.
-        corner: see ``Recipe``.
-        average: the mean of a number over all processes, so that pairs count alike in each.
-
-    Returns:
-        The loss, and what to log (detached): ``giou``, ``l1``, ``corner``, ``iou``.
+    ``corner`` is ``Recipe.corner_loss``; ``average`` gives the mean of a number over all processes, so that pairs count
+    alike in each.
     """
     target = pairs.corners.clamp(0, 1)
     present = (pairs.present & pairs.known).float()

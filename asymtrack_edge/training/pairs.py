@@ -56,12 +56,8 @@ class Pairs(NamedTuple):
 DrawPairs = Callable[[int, int], Pairs]
 
 
-class Plan(NamedTuple):
-    """Where a batch of pairs is cut."""
-
-    template: Windows
-    search: Windows
-    corners: Tensor  #: as in ``Pairs``
+#: Where a batch of pairs is cut: windows of template and search region, corners as in ``Pairs``.
+Plan = Tuple[Windows, Windows, Tensor]
 
 
 def plan_windows(
@@ -86,7 +82,7 @@ def plan_windows(
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
     half = search_box[:, 2:] / search.side[:, None] / 2
     template = windows_around(_centre(template_box), template_side, flip)
-    return Plan(template, search, torch.cat([middle - half, middle + half], 1))
+    return template, search, torch.cat([middle - half, middle + half], 1)
 
 
 def finish_pairs(
@@ -100,14 +96,8 @@ def finish_pairs(
 ) -> Pairs:
     """Deformation, occlusion, colour, blur and negatives, for crops from any source.
 
-    Args:
-        template: uint8 RGB ``(B, 3, Z, Z)``.
-        search: uint8 RGB ``(B, 3, X, X)``.
-        corners: as in ``Pairs``.
-        identity: int64 ``(B,)``, the same for pairs whose pictures may show the same target.
-        known: as in ``Pairs``.
-        augmentation: strengths.
-        random: source of randomness.
+    The crops are uint8 RGB, ``corners`` and ``known`` as in ``Pairs``. ``identity``, int64 ``(B,)``, is the same for
+    pairs whose pictures may show the same target.
     """
     batch = len(template)
     search, corners = deform(search, corners, augmentation.deformation, random)
@@ -157,10 +147,10 @@ class PairSampler:
         pool, variant, random = self.pool, self.variant, self.random
         random.start(self.seed, self.rank, step)
         image, box, known = self._targets(batch)
-        plan = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
-        template = self._cut(image[:, 0], plan.template, variant.template_size)
-        search = self._fill(self._cut(image[:, 1], plan.search, variant.search_size), image[:, 1], plan.search)
-        corners, identity = plan.corners, pool.still[image[:, 1]]
+        around, region, corners = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
+        template = self._cut(image[:, 0], around, variant.template_size)
+        search = self._fill(self._cut(image[:, 1], region, variant.search_size), image[:, 1], region)
+        identity = pool.still[image[:, 1]]
         count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
         if count:
             template[:count], search[:count], corners[:count], chosen = self._cutouts(count)
@@ -177,7 +167,7 @@ class PairSampler:
         image, box, known = self._regions(batch)
         if not len(pool):
             return image, box, known
-        target = random.choose(self.target_weight, batch)
+        target = torch.multinomial(self.target_weight, batch, replacement=True, generator=random.generator)
         length = pool.length[target]
         first = (random.uniform(batch) * length).long().clamp(max=length - 1)
         second = self._near(first, torch.zeros_like(first), length - 1)
@@ -293,12 +283,12 @@ class DiskPairs:
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
-        plan, which, crops = self.jobs.pop((batch, step))
+        (_, region, corners), identity, crops = self.jobs.pop((batch, step))
         templates, searches, sizes = zip(*(future.result() for future in crops))
         template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(self.seed, self.share[0], step, 1)
-        search = self._fill(search, plan.search, torch.tensor(sizes, dtype=torch.float32))
-        corners, identity = plan.corners.to(self.device), which.to(self.device)
+        search = self._fill(search, region, torch.tensor(sizes, dtype=torch.float32))
+        corners, identity = corners.to(self.device), identity.to(self.device)
         known = torch.ones_like(identity, dtype=torch.bool)
         return finish_pairs(template, search, corners, identity, known, self.augmentation, self.finishing)
 
@@ -335,8 +325,8 @@ class DiskPairs:
         second = first if files[1] == files[0] else read_frame(files[1])
         template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
         search = np.empty((self.variant.search_size,) * 2 + (3,), np.uint8)
-        cut_one(first, plan.template, i, template, cropper)
-        cut_one(second, plan.search, i, search, cropper)
+        cut_one(first, plan[0], i, template, cropper)
+        cut_one(second, plan[1], i, search, cropper)
         return template, search, (second.shape[1], second.shape[0])
 
     def _upload(self, crops: Sequence[np.ndarray]) -> Tensor:

@@ -54,12 +54,6 @@ class RunConfig:
     canvas: int = 320  #: images in memory are shrunk to this many pixels on their long side
     workers: Optional[int] = None  #: threads that read frames from disk; None for one per processor
 
-    def training_variant(self) -> Variant:
-        """The variant with the search size of this run; targets keep their scale. UsageError where there is none."""
-        variant = get_variant(self.variant)
-        size = self.search_size or variant.search_size
-        return variant.with_(search_size=size, search_factor=variant.search_factor * size / variant.search_size)
-
     @staticmethod
     def load(folder: Path) -> RunConfig:
         """Reads ``run.json``; UsageError where there is none, or it is damaged or of another version."""
@@ -81,10 +75,18 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: Optional[fl
     Returns whether the recipe's pairs are used up. Raises AsymTrackError where data, weights or extras are missing, or
     the loss diverged.
     """
-    recipe, variant = config.recipe, config.training_variant()
+    recipe, variant = config.recipe, get_variant(config.variant)
+    if config.search_size is not None:
+        # Targets keep their scale.
+        factor = variant.search_factor * config.search_size / variant.search_size
+        variant = variant.with_(search_size=config.search_size, search_factor=factor)
     with join_world(device) as world:
         # What takes no time comes first: a mistake there is told at once.
-        model = _initial_model(config, variant).to(world.device)
+        torch.manual_seed(config.seed)
+        model, init = AsymTrack(variant), config.init
+        if init is not None:
+            load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
+        model.to(world.device)
         teacher = Teacher(Path(config.teacher), variant, world.device) if config.teacher else None
         draw, held_out, what = _open_data(config, folder, variant, world)
         student = Student(model).to(world.device) if teacher else None
@@ -121,25 +123,12 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: Optional[fl
         return finished
 
 
-def _initial_model(config: RunConfig, variant: Variant) -> AsymTrack:
-    """The network with its initial weights: random, or those of ``config.init``."""
-    torch.manual_seed(config.seed)
-    model, init = AsymTrack(variant), config.init
-    if init is not None:
-        load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
-    return model
-
-
 def load_initial(model: AsymTrack, path: Path) -> None:
-    """Loads a file of weights into ``model``.
+    """Loads a file of weights into ``model``; CheckpointError where it is none, or has blocks that the model has not.
 
-    Weights of another variant are taken where the model has all their blocks: T grows into S or B, and S and B,
-    whose tensors are the same, into each other. An encoder block that the file does not have keeps its random
-    weights and starts with ``gamma_1 = 0``: it passes its input on, so that the grown network answers at first
-    exactly as the smaller one.
-
-    Raises:
-        CheckpointError: the file is no checkpoint, or has blocks for which the model has no place.
+    Weights of another variant are taken, too: T grows into S or B, and S and B, whose tensors are the same, into each
+    other. An encoder block that the file does not have keeps its random weights and starts with ``gamma_1 = 0``: it
+    passes its input on, so that the grown network answers at first exactly as the smaller one.
     """
     variants = open_checkpoint(path).variants
     if not variants or model.variant.name in variants:

@@ -62,9 +62,7 @@ OPERATORS: Dict[str, Callable[..., Tensor]] = {
 class OnnxGraph(nn.Module):
     """An ONNX graph of convolutions and simple arithmetic as a torch module, for any batch.
 
-    Raises:
-        MissingDependencyError: onnx is not installed.
-        DatasetError: the file is missing, damaged, or has an operator that is not known here.
+    DatasetError where the file is missing, damaged, or has an operator that is not known here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +93,7 @@ class OnnxGraph(nn.Module):
                 self.shapes[constant.name] = value.tolist()
         value_of = onnx.helper.get_attribute_value
         self.nodes = [
-            (OPERATORS[node.op_type], node.input, node.output[0], {a.name: value_of(a) for a in node.attribute})
+            (OPERATORS[node.op_type], list(node.input), node.output[0], {a.name: value_of(a) for a in node.attribute})
             for node in graph.node
         ]
 
@@ -118,12 +116,9 @@ class Opinion(NamedTuple):
 
 
 class Teacher:
-    """The graphs in ``folder`` on the training device, for a network of ``variant``.
+    """The graphs in ``folder`` (see ``OnnxGraph``) on the training device, for a network of ``variant``.
 
-    Raises:
-        MissingDependencyError: onnx is not installed.
-        DatasetError: a graph is missing or unusable.
-        UsageError: the network's crops show another part of the frame than the teacher's.
+    UsageError where the network's crops show another part of the frame than the teacher's.
     """
 
     def __init__(self, folder: Path, variant: Variant, device: torch.device) -> None:

@@ -27,12 +27,12 @@ def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tiny: Variant, tm
     (root / "list.txt").write_text("a\n")
     data = open_dataset("got10k-train", tmp_path)
     disk = DiskPairs([data], tiny, aug, CPU, workers=1)
-    plan = disk._submit(6, 4)[0]
+    region = disk._submit(6, 4)[0][1]
     pairs = disk.draw(6, 4)
     (root / "a" / "groundtruth.txt").unlink()
     sampler = PairSampler(load_pool([root], 128), tiny, aug)
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGE_MEAN, IMAGE_STD))
-    from_each = [sampler._cut(torch.full((6,), i), plan.search, tiny.search_size).float() for i in range(6)]
+    from_each = [sampler._cut(torch.full((6,), i), region, tiny.search_size).float() for i in range(6)]
     chosen = []
     for i in range(6):
         errors = [(crops[i] - (pairs.search[i] * std + mean)).abs().max().item() for crops in from_each]

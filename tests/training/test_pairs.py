@@ -85,29 +85,29 @@ def test_windows_are_rounded_like_the_trackers() -> None:
 
 def test_targets_follow_the_published_formula_and_mirror() -> None:
     box = torch.tensor([[40.0, 30.0, 20.0, 10.0]]).expand(64, 4)
-    plan = plan_windows(box, box, VARIANTS["T"], Augmentation(), rng(4))
-    flipped = plan.search.flip
+    _, search, corners = plan_windows(box, box, VARIANTS["T"], Augmentation(), rng(4))
+    flipped = search.flip
     assert flipped.any() and not flipped.all()
     # The published window is rounded, its target is not: up to half a pixel of the frame between them.
-    low = (box[:, :2] - plan.search.corner - 0.5 * plan.search.side[:, None] / 256) / plan.search.side[:, None]
-    extent = box[:, 2:] / plan.search.side[:, None]
+    low = (box[:, :2] - search.corner - 0.5 * search.side[:, None] / 256) / search.side[:, None]
+    extent = box[:, 2:] / search.side[:, None]
     left = torch.where(flipped, 255 / 256 - low[:, 0] - extent[:, 0], low[:, 0])
-    slack = 0.51 / plan.search.side + 1e-4
-    assert ((plan.corners[:, 0] - left).abs() <= slack).all()
-    assert ((plan.corners[:, 1] - low[:, 1]).abs() <= slack).all()
-    torch.testing.assert_close(plan.corners[:, 2:] - plan.corners[:, :2], extent)
+    slack = 0.51 / search.side + 1e-4
+    assert ((corners[:, 0] - left).abs() <= slack).all()
+    assert ((corners[:, 1] - low[:, 1]).abs() <= slack).all()
+    torch.testing.assert_close(corners[:, 2:] - corners[:, :2], extent)
 
 
 def test_jitter_stays_within_the_published_range() -> None:
     box = torch.tensor([[400.0, 300.0, 40.0, 40.0]]).expand(2000, 4)
-    plan = plan_windows(box, box, VARIANTS["T"], Augmentation(), rng(1))
-    scale = plan.search.side / 4 / 40
+    template, search, _ = plan_windows(box, box, VARIANTS["T"], Augmentation(), rng(1))
+    scale = search.side / 4 / 40
     assert scale.log().std() == pytest.approx(0.5 / 2**0.5, rel=0.1)
-    centre = plan.search.corner + plan.search.side[:, None] / 2
-    offset = (centre - torch.tensor([420.0, 320.0])) / (plan.search.side[:, None] / 4)
+    centre = search.corner + search.side[:, None] / 2
+    offset = (centre - torch.tensor([420.0, 320.0])) / (search.side[:, None] / 4)
     assert offset.abs().max() <= 1.75 + 0.05
     assert offset.abs().max() > 1.6
-    assert (plan.template.side == 80).all()
+    assert (template.side == 80).all()
 
 
 def test_pairs_show_the_object_where_the_target_says(collection: Path, tiny: Variant) -> None:

@@ -31,31 +31,19 @@ def nbytes(spec: TensorSpec) -> int:
 
 
 class Backend(ABC):
-    """Runs the template and search networks for the targets in its slots.
+    """Runs the template and search networks for the targets in its slots."""
 
-    Attributes:
-        manifest: describes the networks.
-        name: of ``asymtrack_edge.runtime.BACKENDS``.
-        description: the backend and what it runs on, for people.
-        on_cpu: whether the networks run on the CPU.
-        integrated: whether they run on a GPU that shares the CPU's memory, as on a Jetson.
-        threads: CPU threads that they use; 0 on a GPU.
-        precision: the export's, or that of the arithmetic where it is another one (bf16).
-        capacity: slots that exist.
-        seconds: time spent so far by stage: ``"crop"`` and ``"infer"``.
-    """
-
-    name = ""
-    on_cpu = False
-    integrated = False
-    threads = 0
+    name = ""  # of asymtrack_edge.runtime.BACKENDS
+    on_cpu = False  # whether the networks run on the CPU
+    integrated = False  # whether they run on a GPU that shares the CPU's memory, as on a Jetson
+    threads = 0  # CPU threads that they use; 0 on a GPU
+    capacity = 0  # slots that exist
 
     def __init__(self, manifest: Manifest, description: str) -> None:
         self.manifest = manifest
-        self.description = description
-        self.precision = manifest.precision
-        self.capacity: int = 0
-        self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}
+        self.description = description  # the backend and what it runs on, for people
+        self.precision = manifest.precision  # or that of the arithmetic where it is another one (bf16)
+        self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}  # time spent so far
 
     def check_frame(self, frame: Any) -> Sequence[int]:
         """Returns the shape of a frame, BGR uint8 ``(H, W, 3)``; ``FrameError`` if it is none that can be used here."""

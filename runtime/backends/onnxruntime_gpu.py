@@ -77,18 +77,14 @@ def _quiet() -> Iterator[None]:
 
 
 class OnnxRuntimeNetwork(Network):
-    """The ``"template"`` or the ``"search"`` network of a model directory, in a session per batch size.
-
-    Attributes:
-        graph: whether it runs as a CUDA graph: False as well where it cannot.
-    """
+    """The ``"template"`` or the ``"search"`` network of a model directory, in a session per batch size."""
 
     capturable = False
 
     def __init__(
         self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice, graph: bool
     ) -> None:
-        self.graph = graph
+        self.graph = graph  # whether it runs as a CUDA graph: False as well where it cannot
         self._path = folder / f"{network}.onnx"
         self._provider = provider
         self._cuda = cuda

@@ -18,8 +18,8 @@ from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.tensorrt import build as engine
+from asymtrack_edge.runtime.backends.tensorrt.backend import TENSORRT, TensorRT, difference, engine_key
 from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
-from asymtrack_edge.runtime.backends.tensorrt.library import TENSORRT, TensorRT, difference, engine_key
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, filled_model
 

@@ -14,7 +14,6 @@ import pytest
 
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.runtime.backends.tensorrt import build as builder
-from asymtrack_edge.runtime.backends.tensorrt import library
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
@@ -29,7 +28,6 @@ HOLDS: Dict[Any, Dict[str, str]] = {
         "profile": "IOptimizationProfile",
     },
     tensorrt: {"engine": "ICudaEngine", "context": "IExecutionContext", "_runtime": "Runtime"},
-    library: {},
 }
 
 #: Used only where they exist, or only with the flavour or version named.

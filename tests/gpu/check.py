@@ -34,8 +34,7 @@ from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.backends.loading import model_folder
-from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
-from asymtrack_edge.runtime.backends.tensorrt.library import RTX, TENSORRT, load_tensorrt
+from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, TENSORRT, TensorRTBackend, load_tensorrt
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 #: Seconds after which nothing new is begun.

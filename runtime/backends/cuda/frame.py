@@ -113,15 +113,11 @@ def _from_dlpack(frame: Any, stream: int) -> DeviceFrame:
 
 
 class FrameBuffer:
-    """Brings the part of a frame that windows show to where the GPU can read it; its context has to be current.
-
-    Attributes:
-        mapped: whether the GPU reads the staged pixels in place.
-    """
+    """Brings the part of a frame that windows show to where the GPU can read it; its context has to be current."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self._cuda = cuda
-        self.mapped = False
+        self.mapped = False  # whether the GPU reads the staged pixels in place
         self._host: Optional[HostBuffer] = None
         self._device = 0
         self._described: Optional[Tuple[Any, DeviceFrame]] = None

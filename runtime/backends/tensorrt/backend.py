@@ -1,29 +1,196 @@
 """The TensorRT backend: engines of an export in the device pipeline, TensorRT 8.5 to 11 and TensorRT-RTX.
 
-A deserialised engine is checked against the manifest tensor by tensor, because the manifest is what the
-buffers bound to it are sized by.
+One set of calls serves all of them: named tensors, no bindings by index. What some versions lack is asked for
+with ``getattr``; version numbers tell only what has no name.
+
+An engine is machine code: it runs only with the TensorRT and on the kind of GPU that it was built with. Its key is
+written into the manifest beside its hash and compared before anything of it is read. A deserialised engine is then
+checked against the manifest tensor by tensor, because the manifest is what the buffers bound to it are sized by.
 """
 
 from __future__ import annotations
 
+import importlib
+import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
-from asymtrack_edge.runtime.backends.cuda.driver import find_gpu
+from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
-from asymtrack_edge.runtime.backends.tensorrt.library import (
-    NETWORKS,
-    TensorRT,
-    collecting_logger,
-    dtype_name,
-    fitting_engine,
-    flavour_of,
-    last_words,
-    load_tensorrt,
-    pass_warnings_on,
-)
+
+logger = logging.getLogger("asymtrack_edge")
+
+NETWORKS = ("template", "search")
+
+#: Counted up whenever the way engines are built changes what they compute.
+FORMAT = "2"
+
+TENSORRT = "tensorrt"
+RTX = "tensorrt-rtx"
+
+#: Modules that bring a flavour, and what to do where none is installed.
+_FLAVOURS = {
+    TENSORRT: (
+        ("tensorrt",),
+        "there is no TensorRT for Python here; on a Jetson it comes with JetPack (sudo apt install "
+        "python3-libnvinfer; make virtual environments with --system-site-packages)",
+    ),
+    RTX: (
+        ("tensorrt_rtx_bindings", "tensorrt_rtx"),
+        "there is no TensorRT-RTX here; pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
+    ),
+}
+
+#: Our names of data types by TensorRT's. ``trt.nptype`` is not used: 8.5's breaks with numpy 1.24.
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "BOOL": "bool"}
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """An imported TensorRT."""
+
+    module: Any
+    flavour: str  # TENSORRT or RTX
+    version: str  # of the library
+
+    @property
+    def name(self) -> str:
+        """Flavour and version, for people."""
+        return f"{'TensorRT-RTX' if self.flavour == RTX else 'TensorRT'} {self.version}"
+
+
+def flavour_of(target: str) -> str:
+    """The flavour that an export for ``target`` is meant for."""
+    return RTX if target == "rtx" else TENSORRT
+
+
+def load_tensorrt(flavour: str) -> TensorRT:
+    """Imports a flavour; ``BackendError`` if it is not installed, or its libraries cannot be loaded."""
+    names, advice = _FLAVOURS[flavour]
+    for name in names:
+        try:
+            module = importlib.import_module(name)
+            # A namesake without the library behind it imports, but has nothing in it.
+            if hasattr(module, "Builder"):
+                return TensorRT(module, flavour, str(module.__version__))
+        except (ImportError, OSError, RuntimeError):
+            continue
+    raise BackendError(advice)
+
+
+def dtype_name(module: Any, dtype: Any) -> str:
+    """The name that numpy has for a TensorRT data type; else the type's own."""
+    for theirs, ours in _DTYPES.items():
+        if dtype == getattr(module.DataType, theirs, None):
+            return ours
+    return str(dtype)
+
+
+def collecting_logger(module: Any) -> Any:
+    """An ``ILogger`` of TensorRT that collects messages in its lists ``errors`` and ``warnings`` and prints nothing."""
+    errors_of = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
+
+    class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: List[str] = []
+            self.warnings: List[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in errors_of:
+                self.errors.append(message)
+            elif severity == module.ILogger.WARNING:
+                self.warnings.append(message)
+
+    return CollectingLogger()
+
+
+def last_words(messages: List[str], most: int = 3) -> str:
+    """The last few messages as one line."""
+    kept = [" ".join(message.split()) for message in messages[-most:]]
+    return "; ".join(kept) if kept else "it gave no reason"
+
+
+#: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all GPUs from Ampere
+#: on; Turing (7.5) needs one of its own.
+RTX_PORTABLE = "8.0+"
+RTX_TURING = "7.5"
+_RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
+
+#: Everything that an engine depends on, and how a difference in it is said: recorded, here.
+_KEY = {
+    "model_sha256": "another model (SHA-256 {0:.12}, here {1:.12})",
+    "precision": "precision {0}, the manifest says {1}",
+    "batch": "batches of {0}, here {1}",  # smallest, best and largest batch of its profile
+    "flavour": "{0}, here is {1}",
+    "tensorrt": "TensorRT {0}, here is {1}",
+    "gpu": "the GPU {0}, here is {1}",
+    "compute_capability": "compute capability {0}, here is {1}",
+    # Boards of one name (AGX Orin, Orin NX, Orin Nano) differ in these two.
+    "multiprocessors": "a GPU of {0} multiprocessors, here are {1}",
+    "memory_gb": "a board of {0} GB, here are {1}",
+    "format": "an earlier version of asymtrack-edge (format {0}, here {1})",
+}
+
+Key = Dict[str, str]
+
+
+def batch_profile(manifest: Manifest, network: str) -> Tuple[int, int, int]:
+    """Smallest, best and largest batch of a network: templates always come one at a time."""
+    most = manifest.max_batch if network == "search" else 1
+    return 1, most, most
+
+
+def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Optional[Gpu]) -> Key:
+    """The key of an engine for ``network`` built or run by ``tensorrt`` on ``gpu``, as the manifest holds it.
+
+    ``gpu`` None, for TensorRT-RTX only, means any GPU from Ampere on.
+    """
+    if tensorrt.flavour == RTX:
+        turing = gpu is not None and gpu.compute_capability == (7, 5)
+        board = ("any", RTX_TURING if turing else RTX_PORTABLE, "any", "any")
+    else:
+        assert gpu is not None
+        capability = "{}.{}".format(*gpu.compute_capability)
+        # Memory as it is sold, the next power of two: systems keep different amounts for themselves.
+        memory = str(1 << max(0, (gpu.memory - 1) >> 30).bit_length())
+        board = (gpu.name, capability, str(gpu.multiprocessors), memory)
+    sha256, batch = manifest.files[f"{network}.onnx"].sha256, "{}-{}-{}".format(*batch_profile(manifest, network))
+    return dict(zip(_KEY, (sha256, manifest.precision, batch, tensorrt.flavour, tensorrt.version, *board, FORMAT)))
+
+
+def engine_file(network: str, key: Key) -> str:
+    """Name of an engine's file: one export may hold engines for Turing beside the portable ones."""
+    turing = key["flavour"] == RTX and key["compute_capability"] == RTX_TURING
+    return f"{network}-sm75.engine" if turing else f"{network}.engine"
+
+
+def difference(recorded: Mapping[str, Any], wanted: Key) -> Optional[str]:
+    """Why an engine with the recorded key cannot be used for ``wanted``, or None if it can."""
+    for field, value in wanted.items():
+        if recorded.get(field) != value:
+            return "it was built for " + _KEY[field].format(str(recorded.get(field, "unknown")), value)
+    return None
+
+
+def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> str:
+    """Name of a network's engine; ``BackendError`` if there is none for this TensorRT and GPU, or they do not fit."""
+    if tensorrt.flavour == RTX and gpu.compute_capability < (12, 0) and gpu.compute_capability not in _RTX_BEFORE_12:
+        raise BackendError(
+            "TensorRT-RTX does not run on {2} (compute capability {0}.{1}): it supports 7.5, 8.0, 8.6, 8.9 and "
+            "12.0 or newer; use --backend onnxruntime-cuda".format(*gpu.compute_capability, gpu.name)
+        )
+    key = engine_key(manifest, network, tensorrt, gpu)
+    name = engine_file(network, key)
+    if name not in manifest.engines or name not in manifest.files:
+        raise BackendError(f"the export has no {name}: build it here with asymtrack-build")
+    reason = difference(manifest.engines[name], key)
+    if reason is not None:
+        raise BackendError(f"{name} does not fit, {reason}: build it here with asymtrack-build")
+    return name
 
 
 class TensorRTBackend(DeviceBackend):
@@ -71,14 +238,17 @@ class TensorRTNetwork(Network):
         self._check(trt, manifest.state if network == "template" else [manifest.output], trt.TensorIOMode.OUTPUT)
         self._dynamic = self.engine.get_tensor_shape(image.name)[0] < 0
         # Before TensorRT 10 the contexts of an engine with a free batch cannot share its optimization profile.
-        self._one_context = self._dynamic and not tensorrt.shares_profiles
+        before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
+        self._one_context = self._dynamic and before_10
         self._free: Any = self.engine
         if not self._one_context:
             self._content = b""
 
     def _deserialise(self) -> Any:
         engine = self._runtime.deserialize_cuda_engine(self._content)
-        pass_warnings_on(self._logger)
+        for message in dict.fromkeys(self._logger.warnings):
+            logger.warning("TensorRT: %s", " ".join(message.split()))
+        self._logger.warnings.clear()
         if engine is None:
             raise BackendError(
                 f"{self._tensorrt.name} cannot load {self._name}: {last_words(self._logger.errors)}; build it here "

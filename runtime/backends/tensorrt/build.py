@@ -32,7 +32,7 @@ from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import write_bytes
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, check_file, file_entry, load_manifest
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
-from asymtrack_edge.runtime.backends.tensorrt.library import (
+from asymtrack_edge.runtime.backends.tensorrt.backend import (
     NETWORKS,
     RTX,
     RTX_TURING,
@@ -53,17 +53,11 @@ Report = Callable[[str], object]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to build engines.
+    """How to build engines."""
 
-    Attributes:
-        workspace_mb: most scratch memory of one layer, in MiB.
-        optimization_level: 0 (fast to build) to 5 (fast to run); None for TensorRT's default.
-        rebuild: build even where an engine with the same key exists.
-    """
-
-    workspace_mb: int = 512
-    optimization_level: Optional[int] = None
-    rebuild: bool = False
+    workspace_mb: int = 512  # most scratch memory of one layer, in MiB
+    optimization_level: Optional[int] = None  # 0 (fast to build) to 5 (fast to run); None for TensorRT's default
+    rebuild: bool = False  # even where an engine with the same key exists
 
 
 def build_engines(

@@ -23,7 +23,7 @@ import onnxruntime as ort
 from asymtrack_edge.manifest import BATCH_AXIS, file_entry, load_manifest
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
-from asymtrack_edge.runtime.backends.tensorrt.library import NETWORKS, TENSORRT, TensorRT, engine_key
+from asymtrack_edge.runtime.backends.tensorrt.backend import NETWORKS, TENSORRT, TensorRT, engine_key
 
 HERE = Path(__file__).parent
 GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)

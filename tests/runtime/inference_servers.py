@@ -99,9 +99,8 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:
         found = [(v, n) for (name, v), n in self.networks.items() if name == request.name]
-        stats = [
-            service_pb2.ModelStatistics(version=v, execution_count=n.runs, inference_count=n.requests) for v, n in found
-        ]
+        of = service_pb2.ModelStatistics
+        stats = [of(version=v, execution_count=n.runs, inference_count=n.requests) for v, n in found]
         return service_pb2.ModelStatisticsResponse(model_stats=stats)
 
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
@@ -122,12 +121,9 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         for tensor in request.inputs:
             where = tensor.parameters
             if "shared_memory_region" in where:
-                region = self.regions.get(where["shared_memory_region"].string_param)
-                if region is None:
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unknown shared memory region")
                 offset = where["shared_memory_offset"].int64_param if "shared_memory_offset" in where else 0
-                assert region is not None
-                content: Any = region[offset : offset + where["shared_memory_byte_size"].int64_param]
+                end = offset + where["shared_memory_byte_size"].int64_param
+                content: Any = self.regions[where["shared_memory_region"].string_param][offset:end]
             else:
                 content = next(raw)
             inputs[tensor.name] = np.frombuffer(content, triton_to_np_dtype(tensor.datatype)).reshape(tensor.shape)
@@ -142,10 +138,8 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 def triton_folder() -> Optional[Path]:
     """``pytriton/tritonserver`` of ``$ASYMTRACK_TRITON``, an environment with nvidia-pytriton and onnxruntime."""
-    found = sorted(
-        Path(os.environ.get("ASYMTRACK_TRITON", "/nowhere")).glob("lib/*/site-packages/pytriton/tritonserver")
-    )
-    return found[0] if found else None
+    root = Path(os.environ.get("ASYMTRACK_TRITON", "/nowhere"))
+    return next(root.glob("lib/*/site-packages/pytriton/tritonserver"), None)
 
 
 class TritonServer:

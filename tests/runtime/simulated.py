@@ -1,4 +1,4 @@
-"""Stand-ins for cameras, and frames with a moving target, made without torch."""
+"""Stand-ins for cameras and networks, and frames for them, made without torch."""
 
 from __future__ import annotations
 
@@ -15,28 +15,10 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import Backend
 
 
-def moving_square(frames: int, size: Tuple[int, int] = (160, 120), seed: int = 0) -> Iterator[Tuple[np.ndarray, Box]]:
-    """Yields BGR frames of noise and the box of a bright textured square that crosses them."""
-    random = np.random.RandomState(seed)
-    width, height = size
-    scene = cv2.resize(random.randint(0, 120, (12, 16, 3)).astype(np.uint8), size)
-    skin = cv2.resize(random.randint(120, 256, (6, 6, 3)).astype(np.uint8), (32, 32))
-    for i in range(frames):
-        frame = scene.copy()
-        x = int((width - 32) * (0.5 + 0.4 * np.sin(i / 9)))
-        y = int((height - 32) * (0.5 + 0.3 * np.cos(i / 7)))
-        frame[y : y + 32, x : x + 32] = skin
-        yield frame, Box(x, y, 32, 32)
-
-
 class FakeCapture:
-    """The part of ``cv2.VideoCapture`` that a live source uses, following a script.
+    """The part of ``cv2.VideoCapture`` that a live source uses, at ``rate`` frames per second; 0 for as fast as asked.
 
-    Args:
-        rate: frames per second; 0 for as fast as asked.
-        dies_after: frames after which ``grab`` fails; None for never.
-        hangs_after: frames after which ``grab`` blocks (for ``hang`` seconds).
-        clock: counts frames across reconnects.
+    After ``dies_after`` frames ``grab`` fails, after ``hangs_after`` it blocks for ``hang`` seconds.
     """
 
     def __init__(
@@ -96,40 +78,20 @@ class Script:
 def fake_manifest() -> Manifest:
     """A manifest for engines that need none."""
     image = TensorSpec("image", "uint8", (128, 128, 3))
-    return Manifest(
-        variant="T",
-        precision="fp32",
-        target="onnx",
-        opset=17,
-        max_batch=4,
-        input_format=UINT8_BGR,
-        template=image,
-        search=image,
-        state=(TensorSpec("colour", "float32", (3,)),),
-        output=TensorSpec("prediction", "float32", (5,)),
-        template_factor=2.0,
-        search_factor=4.0,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        files={},
-    )
+    state, output = (TensorSpec("colour", "float32", (3,)),), TensorSpec("prediction", "float32", (5,))
+    zeros, ones = (0.0,) * 3, (1.0,) * 3
+    return Manifest("T", "fp32", "onnx", 17, 4, UINT8_BGR, image, image, state, output, 2.0, 4.0, zeros, ones, {})
 
 
 class ColourBackend(Backend):
-    """Follows patches of one colour: a stand-in for the networks that really finds its targets.
-
-    Attributes:
-        calls: number of windows of each call of ``search``.
-        seen: the windows of the last call.
-        pause: seconds that every search takes longer.
-    """
+    """Follows patches of one colour: a stand-in for the networks that really finds its targets."""
 
     def __init__(self) -> None:
         super().__init__(fake_manifest(), "colours")
         self.colours: List[Optional[np.ndarray]] = []
-        self.calls: List[int] = []
-        self.seen: List[CropWindow] = []
-        self.pause = 0.0
+        self.calls: List[int] = []  # number of windows of each call of ``search``
+        self.seen: List[CropWindow] = []  # the windows of the last call
+        self.pause = 0.0  # seconds that every search takes longer
 
     def reserve(self, slots: int) -> None:
         while len(self.colours) < slots:

@@ -16,7 +16,7 @@ from asymtrack_edge.errors import BoxError, FrameError, ManifestError
 from asymtrack_edge.geometry import check_box, clip_box, crop_window
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import Tracker
-from tests.runtime.simulated import moving_square
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
 anything = scalars | st.lists(st.integers(), max_size=3)
@@ -39,17 +39,10 @@ def test_any_box_is_refused_or_can_be_followed(box: Any) -> None:
     assert np.isfinite(kept).all() and kept.w >= 10 and kept.h >= 10
 
 
-FRAMES = [frame for frame, _ in moving_square(6, (200, 160))]
-BAD_FRAMES: List[Any] = [
-    None,
-    "frame",
-    np.zeros((0, 0, 3), np.uint8),
-    np.zeros((1, 500, 3), np.uint8),
-    np.zeros((50, 50), np.uint8),
-    np.zeros((50, 50, 4), np.uint8),
-    np.zeros((50, 50, 3), np.float32),
-    np.zeros((50, 50, 3), np.uint16),
-]
+FRAMES = [frame for frame, _ in synthetic_clip(6, (200, 160))]
+SHAPES = ((0, 0, 3), (1, 500, 3), (50, 50), (50, 50, 4))
+BAD_FRAMES: List[Any] = [None, "frame", *(np.zeros(shape, np.uint8) for shape in SHAPES)]
+BAD_FRAMES += [np.zeros((50, 50, 3), dtype) for dtype in (np.float32, np.uint16)]
 
 
 def test_unusable_frames_between_good_ones_change_nothing(model: Path) -> None:
@@ -103,16 +96,14 @@ def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Pat
         content.pop(key)
     node: Any = content
     while True:
-        keys = sorted(node) if isinstance(node, dict) else list(range(len(node)))
-        key = data.draw(st.sampled_from(keys))
-        if isinstance(node[key], (dict, list)) and node[key] and data.draw(st.booleans()):
-            node = node[key]
-            continue
-        if data.draw(st.booleans()):
-            node[key] = data.draw(anything)
-        else:
-            del node[key]
-        break
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else list(range(len(node)))))
+        if not isinstance(node[key], (dict, list)) or not node[key] or not data.draw(st.booleans()):
+            break
+        node = node[key]
+    if data.draw(st.booleans()):
+        node[key] = data.draw(anything)
+    else:
+        del node[key]
     text = json.dumps(content)
     if data.draw(st.booleans()):
         text = text[: data.draw(st.integers(0, len(text)))]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, State, Tracker
-from tests.runtime.simulated import ColourBackend, coloured_patches, moving_square
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from tests.runtime.simulated import ColourBackend, coloured_patches
 
 FRAMES = list(coloured_patches(40, 5))
 
@@ -86,7 +87,7 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
 
 
 def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
-    frames = list(moving_square(12))
+    frames = list(synthetic_clip(12))
     one, many = Tracker.load(model, threads=1), MultiTracker.load(model, threads=1)
     one.init(*frames[0])
     number = many.add(*frames[0])
@@ -100,7 +101,7 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
     """Each track as from a tracker of its own, also after removals, however they share the threads."""
     if backend == "openvino":
         pytest.importorskip("openvino")
-    frames = [frame for frame, _ in moving_square(14, (240, 200))]
+    frames = [frame for frame, _ in synthetic_clip(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
     alone = []
     with Tracker.load(batch_model, threads=1) as tracker:

@@ -17,12 +17,12 @@ from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
 from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.commands.track import main as track
-from tests.runtime.simulated import moving_square
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 pytest.importorskip("openvino")
 from asymtrack_edge.runtime.backends import openvino as backend
 
-FRAMES = list(moving_square(12, (240, 200)))
+FRAMES = list(synthetic_clip(12, (240, 200)))
 needs_bf16 = pytest.mark.skipif(not backend._bf16(backend._import().Core()), reason="this CPU has no bf16")
 
 

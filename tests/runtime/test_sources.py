@@ -21,8 +21,8 @@ import pytest
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
 from asymtrack_edge.runtime.sources import cameras, open_source
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.sources.reader import open_reader
-from tests.runtime.simulated import moving_square
 
 HERE = Path(__file__).parent
 needs_gstreamer = pytest.mark.skipif(
@@ -37,7 +37,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in moving_square(8, (320, 240))]
+PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in synthetic_clip(8, (320, 240))]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

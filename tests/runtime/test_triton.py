@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Iterator, List
 
 import cv2
 import numpy as np
@@ -33,8 +33,6 @@ CLIP = list(synthetic_clip(12))
 FRAMES = [frame for frame, _ in CLIP]
 BOXES = [CLIP[0][1], (40, 60, 50, 40), (200, 150, 40, 60)]
 
-Start = Callable[..., Any]
-
 
 @pytest.fixture()
 def repository(tmp_path: Path) -> Path:
@@ -45,7 +43,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=kinds(), ids=lambda kind: kind.__name__)
-def start(request: pytest.FixtureRequest, repository: Path) -> Iterator[Start]:
+def start(request: pytest.FixtureRequest, repository: Path) -> Iterator[Any]:
     """Starts a server of the repository, on a port of one's choice."""
     servers: List[Any] = []
 
@@ -64,10 +62,6 @@ def address(server: Any) -> str:
 
 def parsed(path: Path) -> Any:
     return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-
-
-def numbers(tracks: Any) -> List[Tuple[float, ...]]:
-    return [(*t.box, t.score) for t in (tracks.values() if isinstance(tracks, dict) else [tracks])]
 
 
 def test_a_repository_says_what_the_networks_take_and_which_they_are(repository: Path) -> None:
@@ -117,37 +111,29 @@ def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_ow
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "plain"])
-def test_tracks_equal_those_of_the_local_backend(start: Start, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not shared:
         monkeypatch.setattr(backend_module, "_SHARED_MEMORY", Path("/nowhere"))
-    server = start()
-    with Tracker.load("T", backend=address(server)) as ours, Tracker.load("T", backend="onnxruntime") as local:
-        for tracker in (ours, local):
-            tracker.init(FRAMES[0], BOXES[0])
-        assert bool(ours.backend._region) is shared  # type: ignore[attr-defined]
-        for frame in FRAMES[1:]:
-            np.testing.assert_allclose(numbers(ours.update(frame)), numbers(local.update(frame)), rtol=1e-5, atol=1e-5)
-
-
-def test_several_targets_come_and_go(start: Start) -> None:
-    server = start()
-    at = address(server)
+    at = address(start())
     with MultiTracker.load("T", backend=at) as ours, MultiTracker.load("T", backend="onnxruntime") as local:
         for tracker in (ours, local):
             for box in BOXES:
                 tracker.add(FRAMES[0], box)
+        assert bool(ours.backend._region) is shared  # type: ignore[attr-defined]
         for i, frame in enumerate(FRAMES[1:]):
             if i == 4:
                 for tracker in (ours, local):
                     tracker.remove(0)
             got, expected = ours.update(frame), local.update(frame)
             assert list(got) == list(expected)
-            np.testing.assert_allclose(numbers(got), numbers(expected), rtol=1e-5, atol=1e-3)
+            for target, track_ in got.items():
+                wanted = (*expected[target].box, expected[target].score)
+                np.testing.assert_allclose((*track_.box, track_.score), wanted, rtol=1e-5, atol=1e-3)
     assert not list(Path("/dev/shm").glob("asymtrack-*"))
 
 
 def test_a_run_reports_a_server_that_goes_away_and_goes_on(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i, frame in enumerate(FRAMES):
         cv2.imwrite(str(tmp_path / f"{i:03}.png"), frame)
@@ -179,7 +165,7 @@ def test_a_run_reports_a_server_that_goes_away_and_goes_on(
             np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
 
 
-def test_another_model_is_refused_in_one_line(start: Start, repository: Path, capsys: Any) -> None:
+def test_another_model_is_refused_in_one_line(start: Any, repository: Path, capsys: Any) -> None:
     for path in repository.glob("*/config.pbtxt"):
         wanted = backend_module.networks_hash(load_manifest(model_folder("T")))
         path.write_text(path.read_text().replace(wanted, "0" * 64))
@@ -189,7 +175,7 @@ def test_another_model_is_refused_in_one_line(start: Start, repository: Path, ca
     assert told.count("\n") == 1
 
 
-def test_a_server_that_comes_back_with_another_model_is_refused(start: Start, repository: Path) -> None:
+def test_a_server_that_comes_back_with_another_model_is_refused(start: Any, repository: Path) -> None:
     server = start()
     with Tracker.load("T", backend=address(server)) as tracker:
         tracker.init(FRAMES[0], BOXES[0])
@@ -203,7 +189,7 @@ def test_a_server_that_comes_back_with_another_model_is_refused(start: Start, re
             tracker.update(FRAMES[2])
 
 
-def test_requests_of_several_clients_share_runs(start: Start) -> None:
+def test_requests_of_several_clients_share_runs(start: Any) -> None:
     server = start()
 
     def follow(_: int) -> None:

@@ -1,4 +1,4 @@
-"""Items of a batch do not see each other, calls do not see earlier calls, gradients reach everything."""
+"""Items of a batch do not see each other, gradients reach everything."""
 
 from __future__ import annotations
 
@@ -23,19 +23,6 @@ def test_an_item_alone_gives_the_same(variant: Variant) -> None:
             assert (together.corners[i] - alone.corners[0]).abs().max() < 1e-6
             assert torch.allclose(together.score_tl[i], alone.score_tl[0], rtol=1e-9, atol=1e-9)
             assert torch.allclose(together.score_br[i], alone.score_br[0], rtol=1e-9, atol=1e-9)
-
-
-def test_no_state_is_kept_between_calls() -> None:
-    model = filled_model(SMALL)
-    first, second = random_inputs(SMALL, 1, 1), random_inputs(SMALL, 1, 2)
-    with torch.no_grad():
-        before = model(*first).corners
-        model(*second)
-        state = model.template(first[0])
-        copies = {name: tensor.clone() for name, tensor in state.items()}
-        assert torch.equal(model.search(first[1], state).corners, before)
-        assert torch.equal(model(*first).corners, before)
-    assert all(torch.equal(state[name], copies[name]) for name in state)
 
 
 @pytest.mark.parametrize("variant", [DEEP, MHCA], ids=["S", "mhca"])

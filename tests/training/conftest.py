@@ -76,26 +76,15 @@ def boxes_of(frames: int) -> List[List[float]]:
     return [[20.0 + 3 * i, 30.0 + i, 24.0, 24.0] for i in range(frames)]
 
 
-def write_frames(folder: Path, seed: int, frames: int, pattern: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, frame in enumerate(moving(seed, frames)):
-        assert cv2.imwrite(str(folder / pattern.format(i)), frame)
-
-
-def write_boxes(path: Path, frames: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(",".join(f"{v:.2f}" for v in box) + "\n" for box in boxes_of(frames)))
-
-
 @pytest.fixture(scope="session")
 def got10k(tmp_path_factory: Any) -> Path:
     root = tmp_path_factory.mktemp("data") / "GOT-10k"
     for n in (1, 2):
         folder = root / "train" / f"GOT-10k_Train_{n:06d}"
-        write_frames(folder, n, 6, "{:08d}.jpg")
-        for i in range(6, 0, -1):
-            (folder / f"{i - 1:08d}.jpg").rename(folder / f"{i:08d}.jpg")
-        write_boxes(folder / "groundtruth.txt", 6)
+        folder.mkdir(parents=True)
+        for i, frame in enumerate(moving(n, 6), start=1):
+            assert cv2.imwrite(str(folder / f"{i:08d}.jpg"), frame)
+        (folder / "groundtruth.txt").write_text("".join("{},{},{},{}\n".format(*box) for box in boxes_of(6)))
         (folder / "absence.label").write_text("0\n0\n1\n0\n0\n0\n")
         (folder / "cover.label").write_text("8\n8\n8\n0\n7\n8\n")
         (folder / "cut_by_image.label").write_text("0\n" * 6)
@@ -108,16 +97,14 @@ def coco(tmp_path_factory: Any) -> Path:
     root = tmp_path_factory.mktemp("data") / "COCO"
     (root / "train2017").mkdir(parents=True)
     (root / "annotations").mkdir()
-    images: List[Dict[str, Any]] = []
-    objects: List[Dict[str, Any]] = []
+    images, objects = [], []
     for i in range(3):
         name = f"{i + 9:012d}.jpg"
         cv2.imwrite(str(root / "train2017" / name), moving(i, 1)[0])
         images.append({"id": i + 9, "file_name": name, "height": 90, "width": 120})
-        objects.append({"id": 2 * i, "image_id": i + 9, "bbox": [20, 30, 24, 24], "iscrowd": 0, "category_id": 1})
-        objects.append({"id": 2 * i + 1, "image_id": i + 9, "bbox": [0, 0, 60, 60], "iscrowd": i % 2, "category_id": 2})
-    objects.append({"id": 99, "image_id": 9, "bbox": [5, 5, 3, 3], "iscrowd": 0, "category_id": 1})
-    index = {"images": images, "annotations": objects, "categories": []}
+        for box in ([20, 30, 24, 24], [0, 0, 60, 60]):
+            objects.append({"id": len(objects), "image_id": i + 9, "bbox": box, "iscrowd": 0, "category_id": 1})
+    index = {"images": images, "annotations": objects[:-1], "categories": []}
     (root / "annotations" / "instances_train2017.json").write_text(json.dumps(index))
     return root
 

@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_its_own_recipe(collection: Path, tmp_path: Path, cap
     stored = json.loads((tmp_path / "t" / "run.json").read_text())
     assert stored["recipe"]["lr"] == 2e-4 and stored["search_size"] == 64 and stored["canvas"] == 128
     assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
-    assert (tmp_path / "t" / "plot.png").is_file()
+    assert (tmp_path / "t" / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert main(["plot", folder]) == 0 and "plot.png" in capsys.readouterr().out
     # The same folder is not trained over by accident.
     assert main([*first, *QUICK]) == 2
@@ -114,9 +114,6 @@ def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> Non
         (["--data", ".", "--device", "cuda:99"], "cuda:99"),
         (["--data", ".", "--init", "nowhere.pth"], "nowhere.pth"),
         (["--lr", "-1"], "--lr"),
-        (["--batch", "0"], "--batch"),
-        (["--time-budget", "soon"], "--time-budget"),
-        (["--device", "tpu9"], "--device"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(

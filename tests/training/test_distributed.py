@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -49,11 +48,8 @@ with join_world("cpu") as world:
 """
 
 
-def environment() -> Any:
-    gone = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in gone}
-    root = str(Path(__file__).parents[2])
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+PATHS = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
 def on_two_nodes(script: Path, *arguments: str) -> None:
@@ -64,7 +60,7 @@ def on_two_nodes(script: Path, *arguments: str) -> None:
     agents = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *options, "--node_rank", rank, str(script), *arguments],
-            env=environment(),
+            env=ENVIRONMENT,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -81,7 +77,7 @@ def test_two_nodes_learn_what_one_process_does_with_twice_the_batch(tmp_path: Pa
     two, one = tmp_path / "two", tmp_path / "one"
     two.mkdir()
     one.mkdir()
-    subprocess.run([sys.executable, str(script), str(one), str(steps)], env=environment(), check=True, timeout=300)
+    subprocess.run([sys.executable, str(script), str(one), str(steps)], env=ENVIRONMENT, check=True, timeout=300)
     on_two_nodes(script, str(two), str(steps))
     alone = load_file(str(one / "rank_0.safetensors"))
     first, second = (load_file(str(two / f"rank_{rank}.safetensors")) for rank in (0, 1))

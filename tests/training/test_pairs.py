@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from asymtrack_edge.errors import DatasetError
+from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.training.crops import (
     Augmentation,
     Random,
@@ -23,7 +24,6 @@ from asymtrack_edge.training.crops import (
     inside,
     motion_blur,
     occlude,
-    paste,
     windows_around,
 )
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
@@ -73,8 +73,6 @@ def test_batched_sampling_agrees_with_the_trackers_crop(corner: tuple, side: flo
 
 
 def test_windows_are_rounded_like_the_trackers() -> None:
-    from asymtrack_edge.geometry import Box, crop_window
-
     box = Box(10.3, 20.7, 31.0, 17.0)
     side = torch.tensor([(31.0 * 17.0) ** 0.5 * 4])
     own = windows_around(torch.tensor([box.centre]), side, torch.tensor([False]))
@@ -230,19 +228,6 @@ def test_motion_blur_keeps_the_mean_and_flattens() -> None:
     out = motion_blur(image.clone(), 1.0, rng(2))
     assert out.std() < 0.8 * image.std()
     assert out.mean().item() == pytest.approx(image.mean().item(), abs=0.02)
-
-
-def test_paste_puts_the_cutout_where_asked() -> None:
-    cutout = torch.zeros(1, 10, 10, 4, dtype=torch.uint8)
-    cutout[0, :, :, 0] = cutout[0, :, :, 3] = 255
-    scene = torch.zeros(1, 3, 100, 100, dtype=torch.uint8)
-    sizes = torch.tensor([[10.0, 10.0]])
-    where, extent = torch.tensor([[0.3, 0.6]]), torch.tensor([[0.2, 0.4]])
-    out = paste(scene, cutout, sizes, where, extent, torch.tensor([False]))[0]
-    ys, xs = torch.nonzero(out[0] > 127, as_tuple=True)
-    rim = [v.item() for v in (xs.min(), xs.max(), ys.min(), ys.max())]
-    assert rim == pytest.approx([20, 39, 40, 79], abs=1)
-    assert out[1:].sum() == 0
 
 
 def test_a_deformed_target_lies_where_its_corners_say() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import sys
 from pathlib import Path
 from typing import Any, List
 
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.command import main
-from asymtrack_edge.training.teacher import OnnxGraph, Opinion, Student, Teacher, relabel, teacher_loss
+from asymtrack_edge.training.teacher import OnnxGraph, Opinion, Teacher, relabel, teacher_loss
 from asymtrack_edge.variants import VARIANTS
 from tests.training.conftest import random_pairs
 
@@ -127,17 +127,6 @@ def test_read_outs_fall_to_nothing_where_they_agree() -> None:
     assert worse.item() == pytest.approx(4 * np.log(2) + 2, rel=1e-3)
 
 
-def test_the_students_prediction_is_the_networks() -> None:
-    torch.manual_seed(0)
-    model = AsymTrack(VARIANTS["T"]).eval()
-    pairs = random_pairs(VARIANTS["T"], 1)
-    with torch.no_grad():
-        prediction, response, features = Student(model)(pairs.template, pairs.search)
-        assert torch.equal(prediction.score_tl, model(pairs.template, pairs.search).score_tl)
-    assert response.shape == (1, 16, 16) and features.shape == (1, 256, 8, 8)
-    assert not [name for name in model.state_dict() if "readout" in name]
-
-
 def test_learning_from_a_teacher_and_going_on(graphs: Path, collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     quick = ["--device", "cpu", "--threads", "1", "--time-budget", "0.1", "--fp32"]
@@ -167,13 +156,6 @@ def test_what_a_teacher_lacks_is_named(graphs: Path, tmp_path: Path, monkeypatch
         OnnxGraph(tmp_path / "odd.onnx")
     with pytest.raises(UsageError, match="--search-size"):
         Teacher(graphs, VARIANTS["T"].with_(search_factor=3.0), CPU)
-    imported = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "onnx":
-            raise ImportError(name)
-        return imported(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[train\]"):
         OnnxGraph(graphs / "fear_xs_init.onnx")

@@ -281,8 +281,9 @@ class Trainer:
             return tracking_loss(output, pairs, self.recipe.corner_loss, self.world.average)
         prediction, response, features = output
         loss, terms = tracking_loss(prediction, pairs, self.recipe.corner_loss, self.world.average)
-        taught, more = teacher_loss(response, features, opinion)
-        return loss + taught, {**terms, **more}
+        more = teacher_loss(response, features, opinion)
+        taught = self.recipe.teacher_response * more["response"] + self.recipe.teacher_features * more["features"]
+        return loss + taught, {**terms, **{name: value.detach() for name, value in more.items()}}
 
     def _step(self, rate: float) -> Dict[str, float]:
         """One batch: returns the learning rate and the terms of the loss. A NaN changes nothing."""

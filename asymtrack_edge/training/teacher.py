@@ -31,11 +31,6 @@ TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
 SURE, ABSENT = 0.98, 0.05
 
 
-#: Weights in the loss: of the binary cross-entropy of the response map, and of the cosine distance of the template
-#: features to the teacher's.
-RESPONSE, FEATURES = 4.0, 1.0
-
-
 def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     if (top, left) != (bottom, right):
@@ -187,16 +182,12 @@ class Student(nn.Module):
         return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
 
 
-def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """The weighted sum of the teacher's terms, and what to log (detached): ``response``, ``features``."""
+def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[str, Tensor]:
+    """How far the read-outs are from what the teacher says: ``response`` and ``features``; see ``Recipe``."""
     wanted = _resized(opinion.response[:, None], response.shape[-1])[:, 0]
     similar = F.cosine_similarity(features.float(), _resized(opinion.features, features.shape[-1]), dim=1)
-    terms = {
-        "response": F.binary_cross_entropy_with_logits(response.float(), wanted),
-        "features": 1 - similar.mean(),
-    }
-    loss = RESPONSE * terms["response"] + FEATURES * terms["features"]
-    return loss, {name: value.detach() for name, value in terms.items()}
+    entropy = F.binary_cross_entropy_with_logits(response.float(), wanted)
+    return {"response": entropy, "features": 1 - similar.mean()}
 
 
 def _resized(maps: Tensor, side: int) -> Tensor:

@@ -99,41 +99,25 @@ CGROUP = "sys/fs/cgroup"
 
 
 @pytest.mark.parametrize(
-    ("files", "quota"),
+    ("cgroup", "files", "quota"),
     [
-        ({}, math.inf),
-        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "150000 100000\n"}, 1.5),
-        ({"proc/self/cgroup": "0::/\n", f"{CGROUP}/cpu.max": "max 100000\n"}, math.inf),
+        ("", {}, math.inf),
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
         # The tightest of a group and those around it.
-        (
-            {
-                "proc/self/cgroup": "0::/user/job\n",
-                f"{CGROUP}/user/job/cpu.max": "max 100000",
-                f"{CGROUP}/user/cpu.max": "200000 100000",
-            },
-            2,
-        ),
+        ("0::/user/job\n", {"user/job/cpu.max": "max 100000", "user/cpu.max": "200000 100000"}, 2),
         # A container of version 1 sees the host's path and its own group at the mount.
         (
-            {
-                "proc/self/cgroup": "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
-                f"{CGROUP}/cpu,cpuacct/cpu.cfs_quota_us": "50000",
-                f"{CGROUP}/cpu,cpuacct/cpu.cfs_period_us": "100000",
-            },
+            "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
+            {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
             0.5,
         ),
-        (
-            {
-                "proc/self/cgroup": "1:cpu:/",
-                f"{CGROUP}/cpu/cpu.cfs_quota_us": "-1",
-                f"{CGROUP}/cpu/cpu.cfs_period_us": "100000",
-            },
-            math.inf,
-        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
     ],
 )
-def test_a_containers_quota_is_found(files: Dict[str, str], quota: float, tmp_path: Path) -> None:
-    assert cpu_quota(made(tmp_path, files)) == quota
+def test_a_containers_quota_is_found(cgroup: str, files: Dict[str, str], quota: float, tmp_path: Path) -> None:
+    there = {f"{CGROUP}/{name}": text for name, text in files.items()}
+    assert cpu_quota(made(tmp_path, {"proc/self/cgroup": cgroup, **there} if cgroup else {})) == quota
 
 
 def test_threads_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ class _Engine:
         self.content = content
         self.sessions: Dict[int, ort.InferenceSession] = {}
         self.names = list(self.values)
-        self.num_io_tensors = len(self.names)
+        self.get_tensor_name, self.num_io_tensors = self.names.__getitem__, len(self.names)
         self.contexts = 0
 
     def session(self, batch: int) -> ort.InferenceSession:
@@ -80,9 +80,6 @@ class _Engine:
             options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
             self.sessions[batch] = ort.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
         return self.sessions[batch]
-
-    def get_tensor_name(self, i: int) -> str:
-        return self.names[i]
 
     def get_tensor_mode(self, name: str) -> Any:
         return self.trt.TensorIOMode.INPUT if name in self.inputs else self.trt.TensorIOMode.OUTPUT

@@ -253,7 +253,7 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            raise BackendError(f"a tracking process could not be started: {lines[-1]}")
+            raise BackendError(f"a tracking process could not be started: {lines[-1].split('Error: ', 1)[-1]}")
         answers.append(json.loads(done.stdout.splitlines()[-1]))
         bench.tick("startup")
     found = {key: [answer[key] for answer in answers if key in answer] for key in answers[0]}

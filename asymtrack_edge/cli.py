@@ -60,7 +60,7 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
     """Adds ``args.model``, a bundled variant or a directory; with ``several`` a list, None where it is not given."""
-    text = "T for the bundled weights, or a directory written by asymtrack-export" + " (default: T)" * (not positional)
+    text = "T or S for the bundled weights, or a directory written by asymtrack-export" + " (default: T)" * (not positional)
     options: Any = {} if positional else {"default": None if several else "T"}
     if several:
         options.update(nargs="+", action="extend")

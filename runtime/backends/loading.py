@@ -18,7 +18,7 @@ _ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_folder(model: Union[str, Path]) -> Path:
-    """Directory of bundled weights (``"T"``), or the given one; ``ManifestError`` if there is none."""
+    """Directory of bundled weights (``"T"``, ``"S"``), or the given one; ``ManifestError`` if there is none."""
     if isinstance(model, str) and model.upper() in VARIANTS:
         name = model.upper()
         import asymtrack_edge.weights as weights

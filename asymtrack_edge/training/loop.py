@@ -299,6 +299,7 @@ class Trainer:
         norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         values = self.world.average(torch.stack([loss.detach(), *terms.values(), norm.detach()]))
         if self._ahead is not None:
+            # This step's pairs are kept until its values are read: memory of theirs must not be drawn into before.
             with torch.cuda.stream(self._ahead):
                 self._ready = state.step + 1, self._prepare(state.step + 1)
         # One transfer for all values: each would wait for the device.

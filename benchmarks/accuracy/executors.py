@@ -100,8 +100,9 @@ class _Workers(Dict[Any, Any]):
         # Not fork: this process may already run threads of OpenCV or of an inference runtime.
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
-        self[here] = context.Process(target=_worker, args=(spec, there), daemon=True)
-        self[here].start()
+        process = context.Process(target=_worker, args=(spec, there), daemon=True)
+        process.start()
+        self[here] = process
         there.close()
         try:
             error = here.recv()

@@ -68,7 +68,10 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps from stderr what ONNX Runtime tells of plans that it tried and dropped; what fails raises."""
+    """Keeps from stderr what ONNX Runtime tells of plans that it tried and dropped; what fails raises.
+
+    The level cannot be asked for: afterwards it is ONNX Runtime's default, warnings.
+    """
     ort.set_default_logger_severity(4)
     try:
         yield

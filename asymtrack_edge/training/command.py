@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
@@ -162,20 +161,15 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
 
 
-def _label(arguments: argparse.Namespace) -> None:
-    from asymtrack_edge import Tracker
-    from asymtrack_edge.training.labels import LabelOptions, label_here, label_on, label_videos
-    from asymtrack_edge.training.log import show_progress
+def _label(arguments: argparse.Namespace) -> int:
+    from asymtrack_edge.training.labels import label_videos
 
     output = arguments.output or arguments.folder.with_name(arguments.folder.name + "-labelled")
     load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
-    options = LabelOptions(seed=arguments.seed)
-    if arguments.ray:
-        label = partial(label_on, join_cluster(arguments.ray, len(os.sched_getaffinity(0))), load, options)
-    else:
-        label = partial(label_here, Tracker.load(**load), options)
-    count = label_videos(arguments.folder, label, output, show_progress)
+    ray = join_cluster(arguments.ray, len(os.sched_getaffinity(0))) if arguments.ray else None
+    count, left_out = label_videos(arguments.folder, output, load, arguments.seed, ray)
     print(f"{output}: {count} tracks on which both directions agree")
+    return 1 if left_out else 0
 
 
 def _plot(arguments: argparse.Namespace) -> None:

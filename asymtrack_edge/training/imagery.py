@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections import Counter
+from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -23,12 +24,11 @@ from torch import Tensor
 from asymtrack_edge.datasets.sequences import Frames, read_boxes
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import printable
-from asymtrack_edge.training.log import Progress, silent
+from asymtrack_edge.training.log import show_progress
 
 INDEXES = ("stills.json", "clips.json", "cutouts.json")
 TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
@@ -83,29 +83,31 @@ class Pool:
         return Pool(**{**vars(self), **parts, "scenery": self.scenery[scenery]})
 
 
-#: Name and reader of an image file.
-_File = Tuple[str, Callable[[], bytes]]
-
-
 class _Item(NamedTuple):
     """A still, a clip or a cut-out that is yet to be read."""
 
     kind: Optional[int]  #: ``CLIP``, ``STILL`` or None for a cut-out
     source: str  #: where it comes from; targets of one source share its weight
-    images: List[_File]
-    tracks: List[List[Optional[Box]]]  #: per target a box for each image, or None where unknown
+    images: Sequence[str]  #: names of its image files
+    read: Callable[[str], bytes]  #: gives the content of one
+    tracks: Sequence[Sequence[Optional[Box]]] = ()  #: per target a box for each image, or None where unknown
+
+    def decode(self) -> List[np.ndarray]:
+        """Its images, see ``decode_image``."""
+        return [decode_image(self.read(name), name) for name in self.images]
 
 
-@dataclass
 class _Builder:
     """Collects images and targets straight into canvases."""
 
-    side: int
-    canvases: np.ndarray
-    sizes: List[Tuple[int, int]] = field(default_factory=list)
-    stills: List[int] = field(default_factory=list)
-    targets: List[Tuple[int, str, List[int], List[Box]]] = field(default_factory=list)
-    cutouts: List[np.ndarray] = field(default_factory=list)
+    def __init__(self, count: int, side: int) -> None:
+        self.side = side
+        # Untouched pages of zeros cost nothing, so memory follows what the images cover.
+        self.canvases = np.zeros((count, side, side, 3), np.uint8)
+        self.sizes: List[Tuple[int, int]] = []
+        self.stills: List[int] = []
+        self.targets: List[Tuple[int, str, List[int], List[Box]]] = []
+        self.cutouts: List[np.ndarray] = []
 
     def add(self, item: _Item, images: Sequence[np.ndarray]) -> None:
         """Stores a still, a clip or a cut-out whose decoded images are RGB or RGBA."""
@@ -113,44 +115,32 @@ class _Builder:
         if item.kind is None or (transparent and not item.tracks and item.kind == STILL):
             self._add_cutout(item, images[0])
             return
-        first, number = len(self.sizes), self.stills[-1] + 1 if self.stills else 0
-        scales = [self._add_image(image, number) for image in images]
+        first, number, scales = len(self.sizes), self.stills[-1] + 1 if self.stills else 0, []
+        for i, whole in enumerate(images, start=first):
+            image, scale = shrink(np.ascontiguousarray(whole[..., :3]), self.side)
+            height, width = image.shape[:2]
+            self.canvases[i, :height, :width] = image
+            self.sizes.append((width, height))
+            self.stills.append(number)
+            scales.append(scale)
+        smallest = SMALLEST_STILL if item.kind == STILL else 0.0
         for boxes in item.tracks:
             known = [
-                (first + i, [v * scale for v in box])
-                for i, (box, scale) in enumerate(zip(boxes, scales))
-                if box is not None
-                and min(box[2:]) * scale >= SMALLEST_BOX
-                and (item.kind == CLIP or min(box[2:]) >= SMALLEST_STILL)
+                (i, [v * scale for v in box])
+                for i, (box, scale) in enumerate(zip(boxes, scales), start=first)
+                if box is not None and min(box[2:]) >= smallest and min(box[2:]) * scale >= SMALLEST_BOX
             ]
             if known:
                 self.targets.append((item.kind, item.source, [k[0] for k in known], [k[1] for k in known]))
 
-    def _add_image(self, image: np.ndarray, still: int) -> float:
-        """Stores an image, shrunk where it exceeds the canvas; returns its scale."""
-        image = np.ascontiguousarray(image[..., :3])
-        scale = min(1.0, self.side / max(image.shape[:2]))
-        if scale < 1:
-            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)[: self.side, : self.side]
-        height, width = image.shape[:2]
-        self.canvases[len(self.sizes), :height, :width] = image
-        self.sizes.append((width, height))
-        self.stills.append(still)
-        return scale
-
     def _add_cutout(self, item: _Item, image: np.ndarray) -> None:
         """Stores what is not transparent, no larger than half a canvas."""
         if image.shape[2] != 4:
-            raise DatasetError(f"{item.images[0][0]} has no alpha channel")
+            raise DatasetError(f"{item.images[0]} has no alpha channel")
         ys, xs = np.nonzero(image[..., 3] > 127)
-        if not len(xs):
-            return
-        tight = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-        scale = min(1.0, 0.5 * self.side / max(tight.shape[:2]))
-        if scale < 1:
-            width, height = (max(1, round(v * scale)) for v in tight.shape[1::-1])
-            tight = cv2.resize(tight, (width, height), interpolation=cv2.INTER_AREA)
-        self.cutouts.append(np.ascontiguousarray(tight))
+        if len(xs):
+            tight = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
+            self.cutouts.append(shrink(np.ascontiguousarray(tight), self.side // 2)[0])
 
     def build(self) -> Pool:
         """Lays everything out as tensors."""
@@ -177,9 +167,7 @@ class _Builder:
         )
 
 
-def load_pool(
-    folders: Sequence[Path], side: int = 320, progress: Progress = silent, share: Tuple[int, int] = (0, 1)
-) -> Pool:
+def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1)) -> Pool:
     """Loads folders, searched with all folders below them, into memory.
 
     Images larger than ``side`` pixels are shrunk. ``share`` is the number of this process and how many there are: each
@@ -194,88 +182,76 @@ def load_pool(
     if not count:
         names = ", ".join(map(str, folders))
         raise DatasetError(f"{names}: no collection, no annotated clip and no image is here; nothing to train on")
-    # Untouched pages of zeros cost nothing, so memory follows what the images cover.
-    builder = _Builder(side, np.zeros((count, side, side, 3), np.uint8))
+    builder = _Builder(count, side)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for first in progress(range(0, len(items), CHUNK), "imagery"):
+        for first in show_progress(range(0, len(items), CHUNK), "imagery"):
             chunk = items[first : first + CHUNK]
-            for item, images in zip(chunk, threads.map(_decode, chunk)):
+            for item, images in zip(chunk, threads.map(_Item.decode, chunk)):
                 builder.add(item, images)
     if not builder.sizes:
         raise DatasetError("there are cut-outs only: add images to lay them on")
     return builder.build()
 
 
-def _decode(item: _Item) -> List[np.ndarray]:
-    return [decode_image(read(), name) for name, read in item.images]
-
-
-def _find(folder: Path) -> List[_Item]:
-    """What a folder holds, unread."""
-    if is_collection(folder):
-        return _collection_items(folder)
-    truths = files_under(folder, TRUTHS)
-    inside = {path.parent for path in truths}
-    files = [f for f in files_under(folder, IMAGE_SUFFIXES) if not inside & set(f.parents)]
-    return [_annotated_clip(path) for path in truths] + [_Item(STILL, "", [_file(path)], []) for path in files]
-
-
-def _file(path: Path) -> _File:
-    return printable(path), path.read_bytes
-
-
-def _annotated_clip(truth: Path) -> _Item:
-    frames = Frames(truth.parent) if len(Frames(truth.parent)) else Frames(truth.parent / "img")
-    table = read_boxes(truth)
-    if len(table) != len(frames):
-        raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
-    table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
-    boxes = [row.tolist() if np.isfinite(row).all() else None for row in table]
-    return _Item(CLIP, "", [_file(path) for path in frames], [boxes])
-
-
-def is_collection(folder: Path) -> bool:
-    """Whether ``folder`` has an index of the collection format."""
-    return any((folder / name).is_file() for name in INDEXES)
-
-
-def files_under(folder: Path, endings: Sequence[str]) -> List[Path]:
-    """All visible files below ``folder`` whose names end so, sorted; DatasetError if there is no such folder."""
+def files_under(folder: Path) -> List[Path]:
+    """All visible files below ``folder``, sorted; DatasetError if there is no such folder."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {folder}: check --data")
-    found = (p for p in folder.rglob("*") if p.name.lower().endswith(tuple(endings)) and p.is_file())
-    return sorted(p for p in found if not p.name.startswith("."))
+    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 
-def _collection_items(folder: Path) -> List[_Item]:
-    stills, clips, cutouts = (_records(folder / name) for name in INDEXES)
-    tars: Dict[str, Dict[str, bytes]] = {}
+def _find(folder: Path) -> Iterator[_Item]:
+    """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
+    files = files_under(folder)
+    collections = {path.parent for path in files if path.name in INDEXES}
+    truths = [path for path in files if path.name in TRUTHS and collections.isdisjoint(path.parents)]
+    taken = collections.union(path.parent for path in truths)
+    for place in sorted(collections):
+        yield from _collection(place)
+    for truth in truths:
+        frames = Frames(truth.parent) if len(Frames(truth.parent)) else Frames(truth.parent / "img")
+        table = read_boxes(truth)
+        if len(table) != len(frames):
+            raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
+        table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
+        boxes = [row.tolist() if np.isfinite(row).all() else None for row in table]
+        yield _Item(CLIP, "", [str(path) for path in frames], _read_file, [boxes])
+    for path in files:
+        if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):
+            yield _Item(STILL, "", [str(path)], _read_file)
 
-    def images(record: Dict[str, Any], names: Sequence[str]) -> List[_File]:
+
+def _read_file(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _collection(folder: Path) -> Iterator[_Item]:
+    stills, clips, cutouts = (read_records(folder / name) for name in INDEXES)
+    # Only the name of a shard counts: an index cannot reach outside its own folder.
+    shard = lru_cache(maxsize=None)(lambda name: _read_tar(folder / Path(str(name)).name))
+
+    def item(kind: Optional[int], record: Dict[str, Any], names: List[str], tracks: Sequence[Any] = ()) -> _Item:
         shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
-        for shard in shards:
-            if shard not in tars:
-                # Only the name counts: an index cannot reach outside its own folder.
-                tars[shard] = _read_tar(folder / Path(str(shard)).name)
-        found = [next((tars[shard][name] for shard in shards if name in tars[shard]), None) for name in names]
-        if None in found:
-            raise DatasetError(f"{shards} in {folder} holds no {names[found.index(None)]}")
-        return [(name, partial(bytes, data)) for name, data in zip(names, found)]
+        files = ChainMap(*map(shard, shards))
+        missing = [name for name in names if name not in files]
+        if missing:
+            raise KeyError(missing[0])
+        # What follows a colon tells files of one origin apart; they share its weight.
+        return _Item(kind, record.get("source", "").split(":")[0], names, files.__getitem__, tracks)
 
     try:
-        items = [
-            _Item(STILL, r.get("source", ""), images(r, [r["file"]]), [[box] for box in r["boxes"]]) for r in stills
-        ]
-        for r in clips:
-            # What follows a colon tells files of one origin apart; they share its weight.
-            source = r.get("source", "").split(":")[0]
-            items.append(_Item(CLIP, source, images(r, r["frames"]), [track["boxes"] for track in r["tracks"]]))
-        return items + [_Item(None, "", images(r, [r["file"]]), []) for r in cutouts]
+        for record in stills:
+            yield item(STILL, record, [record["file"]], [[box] for box in record["boxes"]])
+        for record in clips:
+            yield item(CLIP, record, record["frames"], [track["boxes"] for track in record["tracks"]])
+        for record in cutouts:
+            yield item(None, record, [record["file"]])
     except KeyError as error:
-        raise DatasetError(f"a record of the collection in {folder} has no {error}") from None
+        raise DatasetError(f"the collection in {folder} names no {error} or does not hold it") from None
 
 
-def _records(path: Path) -> List[Dict[str, Any]]:
+def read_records(path: Path) -> List[Dict[str, Any]]:
+    """One list of a collection, empty where there is no such file; DatasetError where it is none."""
     try:
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     except ValueError as error:
@@ -294,13 +270,24 @@ def _read_tar(path: Path) -> Dict[str, bytes]:
         raise DatasetError(f"cannot read the shard {path}: {error}") from None
 
 
+def shrink(image: np.ndarray, side: int) -> Tuple[np.ndarray, float]:
+    """An image, its long side at most ``side`` pixels, and the factor by which it was shrunk for that."""
+    scale = min(1.0, side / max(image.shape[:2]))
+    if scale == 1:
+        return image, scale
+    width, height = (max(1, round(v * scale)) for v in image.shape[1::-1])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), scale
+
+
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, or RGBA with alpha; DatasetError if it is no image."""
     # A photograph is turned upright as it says; only other formats have an alpha channel.
     flags = cv2.IMREAD_COLOR if data[:2] == b"\xff\xd8" else cv2.IMREAD_UNCHANGED
-    image: Optional[np.ndarray] = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    image: Optional[np.ndarray] = None
+    with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise DatasetError(f"cannot decode the training image {name}: remove or replace the file")
+        raise DatasetError(f"cannot decode the training image {printable(name)}: remove or replace the file")
     if image.dtype != np.uint8:
         image = cv2.convertScaleAbs(image, alpha=255 / np.iinfo(image.dtype).max if image.dtype.kind == "u" else 255)
     if image.ndim == 2:

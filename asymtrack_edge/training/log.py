@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
+
+from tqdm import tqdm
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import OutputFile
@@ -15,28 +18,17 @@ from asymtrack_edge.files import OutputFile
 LOG = "log.jsonl"
 PLOT = "plot.png"
 
-#: Wraps an iterable to show progress; called with it and a title.
-Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
-
-def silent(items: Iterable[Any], title: str) -> Iterable[Any]:
-    """Shows nothing."""
-    return items
-
-
-def show_progress(items: Iterable[Any], title: str) -> Iterable[Any]:
-    """A progress bar over ``items``, on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=title, leave=False, file=sys.stderr, disable=None)
+def show_progress(items: Iterable[Any], title: str, total: Optional[int] = None) -> Iterable[Any]:
+    """A progress bar over ``items``, on a terminal; of several processes the main one shows it."""
+    hidden = None if os.environ.get("RANK", "0") == "0" else True
+    return tqdm(items, title, total, leave=False, file=sys.stderr, disable=hidden)
 
 
 class Log:
     """Averages what each step gives and, every so many seconds, writes and shows it; without a folder it does not."""
 
     def __init__(self, folder: Optional[Path], every: float) -> None:
-        from tqdm import tqdm
-
         self.folder = folder
         self.every = every
         self.written = self.began = time.monotonic()

@@ -6,7 +6,6 @@ import json
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -14,16 +13,15 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-import asymtrack_edge
 from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_checkpoint
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
-from asymtrack_edge.training.imagery import VIDEO_SUFFIXES, files_under, is_collection, load_pool
-from asymtrack_edge.training.labels import LabelOptions, label_here, label_videos
-from asymtrack_edge.training.log import LOG, append, plot_run, show_progress, silent
+from asymtrack_edge.training.imagery import load_pool
+from asymtrack_edge.training.labels import find_videos, label_videos
+from asymtrack_edge.training.log import LOG, append, plot_run
 from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
 from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
@@ -170,17 +168,15 @@ def _open_data(
         readers = [open_dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
         disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers)
         return disk.draw, None, "pairs read from disk"
-    progress = show_progress if world.is_main else silent
     folders: List[Path] = []
     for number, data in enumerate(map(Path, config.data)):
-        if not is_collection(data) and files_under(data, VIDEO_SUFFIXES):
+        if find_videos(data):
             folders.append(folder / "labels" / str(number))
             if world.is_main:
-                label = partial(label_here, asymtrack_edge.Tracker.load("T"), LabelOptions())
-                label_videos(data, label, folders[-1], show_progress)
+                label_videos(data, folders[-1], {"model": "T"})
             world.wait()
         folders.append(data)
-    pool = load_pool(folders, config.canvas, progress, share).to(world.device)
+    pool = load_pool(folders, config.canvas, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets, {len(pool.cutouts):,} cut-outs"
     held_out = None
     if len(pool.groups().unique()) > FEWEST_TO_SPLIT:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, List, Sequence
@@ -15,10 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
-from asymtrack_edge.training.labels import LabelOptions, forward_backward, label_here, label_videos
 from asymtrack_edge.training.recipes import PAPER
 from asymtrack_edge.training.run import RunConfig
 from tests.training.conftest import moving, picture
@@ -128,34 +125,35 @@ def test_a_users_mistake_is_one_line_and_code_2(
     assert code == 2 and says in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
 
 
-def test_both_directions_must_agree() -> None:
-    frames = moving(0, 6)
-    box = [20.0, 30.0, 24.0, 24.0]
-    boxes, agreement = forward_backward(Follower(), frames, box)
-    assert boxes[-1][:2] == [35, 35] and min(agreement) == 1.0
-    _, agreement = forward_backward(Drifter(), frames, box)
-    assert agreement[-1] == 1.0 and agreement[0] == 0.0
-
-
-def test_any_folder_of_videos_becomes_a_collection(tmp_path: Path, capsys: Any) -> None:
+def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    videos, out = tmp_path / "videos", tmp_path / "out"
     for n in range(2):
-        frames = [cv2.resize(f, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST) for f in moving(n, 12)]
-        write_video(tmp_path / "videos" / "deep" / f"{n}.avi", frames)
-    options = LabelOptions(frames=4, stride=2, tracks=2, side=240)
-    (tmp_path / "videos" / "broken.avi").write_bytes(b"no video")
-    count = label_videos(tmp_path / "videos", partial(label_here, Follower(), options), tmp_path / "out")
-    assert "left out: cannot open the video" in capsys.readouterr().err
-    assert count > 0
-    pool = load_pool([tmp_path / "out"], 256)
-    assert set(pool.kind.tolist()) == {CLIP} and len(pool) == count
-    assert pool.length.max() == 4 and pool.sizes.max() == 240
+        frames = [cv2.resize(f, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) for f in moving(n, 24)]
+        write_video(videos / "deep" / f"{n}.avi", frames)
+    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Drifter())
+    assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 0
+    assert "none: 0 tracks" in capsys.readouterr().out
+    (videos / "broken.avi").write_bytes(b"no video")
+    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower())
+    assert main(["label", str(videos), "--output", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("error: left out: cannot open the video") and len(said.err.splitlines()) == 1
+    pool = load_pool([out], 256)
+    assert set(pool.kind.tolist()) == {CLIP} and f": {len(pool)} tracks" in said.out and len(pool) > 0
+    assert pool.length.max() == 8 and pool.sizes.max() == 256
     # What is done already is not done again.
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()}
-    assert label_videos(tmp_path / "videos", partial(label_here, Drifter(), options), tmp_path / "out") == count
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").iterdir()} == stamps
-    assert label_videos(tmp_path / "videos", partial(label_here, Drifter(), options), tmp_path / "none") == 0
-    with pytest.raises(DatasetError, match="cannot open the video"):
-        label_videos(tmp_path / "videos", lambda jobs: iter([DatasetError("cannot open the video")]), tmp_path / "bad")
+    (videos / "broken.avi").unlink()
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
+    assert main(["label", str(videos), "--output", str(out)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*.*")} == before
+    # A run does the same before it trains.
+    cv2.imwrite(str(videos / "still.png"), picture(0))
+    assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "r"), *QUICK]) == 0
+    assert json.loads((tmp_path / "r" / "labels" / "0" / "deep" / "1.avi" / "clips.json").read_text())
+    for video in (videos / "deep").iterdir():
+        video.write_bytes(b"no video")
+    assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 2
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.slow
@@ -167,20 +165,10 @@ def test_labels_made_on_a_cluster_are_those_made_here(tmp_path: Path, capsys: An
     (tmp_path / "videos" / "b.avi").write_bytes(b"no video")
     try:
         for name, options in (("here", []), ("there", ["--ray", "local"])):
-            assert main(["label", str(tmp_path / "videos"), "--output", str(tmp_path / name), *options]) == 0
+            assert main(["label", str(tmp_path / "videos"), "--output", str(tmp_path / name), *options]) == 1
             assert "left out: cannot open the video" in capsys.readouterr().err
-        here, there = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("here", "there"))
-        assert here == there and "clips_2.tar" in here
+        made = sorted(path.relative_to(tmp_path / "here") for path in (tmp_path / "here").rglob("clips.*"))
+        assert made == [Path(name, f"clips.{kind}") for name in ("a.avi", "c.avi") for kind in ("json", "tar")]
+        assert all((tmp_path / "here" / p).read_bytes() == (tmp_path / "there" / p).read_bytes() for p in made)
     finally:
         ray.shutdown()
-
-
-def test_videos_are_trained_on_through_labels(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    frames = [cv2.resize(f, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST) for f in moving(1, 24)]
-    write_video(tmp_path / "videos" / "a.avi", frames + frames[::-1])
-    cv2.imwrite(str(tmp_path / "videos" / "still.png"), picture(0))
-    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda model: Follower())
-    run = ["--preset", "small", "--data", str(tmp_path / "videos"), "--output", str(tmp_path / "r"), *QUICK]
-    assert main(run) == 0, capsys.readouterr().err
-    assert json.loads((tmp_path / "r" / "labels" / "0" / "clips.json").read_text())
-    assert json.loads((tmp_path / "r" / "state.json").read_text())["step"] > 0

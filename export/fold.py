@@ -3,6 +3,7 @@
 * OPE: the parallel branches and their gradient twins become one 3x3 convolution (paper,
   "Re-parameterization Inference").
 * Head: batch normalisation goes into the convolutions.
+* ETM: the three taps of the dynamic convolution become one product.
 * Encoder blocks: ``gamma_1`` goes into ``fc2``; the affine part of the LayerNorm stays (it feeds two
   layers and costs nothing in a fused kernel).
 * Attention: ``1 / sqrt(head_dim)`` goes into the queries; queries, keys and values of the search
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.network.layers import (
     AttentionBlock,
+    DynamicConv,
     EncoderBlock,
+    LayerNorm,
     PerceptionEnhancement,
     TemplateModulation,
     conv_channels_last,
@@ -53,11 +57,35 @@ class FoldedEnhancement(nn.Module):
         self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False)
         self.conv.weight = nn.Parameter(kernel.clone())
         self.ln = block.ln
-        self.ibe_scale = block.ibe_scale
+        self.ibe_scale: Optional[nn.Parameter] = block.ibe_scale
+        if (block.ibe_scale >= 0).all():  # then it commutes with the ReLU
+            with torch.no_grad():
+                self.ln.weight.mul_(block.ibe_scale)
+                self.ln.bias.mul_(block.ibe_scale)
+            self.ibe_scale = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
-        return x + self.ibe_scale * F.relu(self.ln(conv_channels_last(self.conv, x)))
+        y = F.relu(self.ln(conv_channels_last(self.conv, x)))
+        return x + (y if self.ibe_scale is None else self.ibe_scale * y)
+
+
+class FoldedDynamicConv(DynamicConv):
+    """The dynamic convolution as one product: all three neighbours of a channel are gathered at once."""
+
+    neighbours: Tensor
+
+    def __init__(self, layer: DynamicConv) -> None:
+        nn.Module.__init__(self)
+        self.weight_linear, self.norm = layer.weight_linear, layer.norm
+        width = layer.weight_linear.in_features
+        self.register_buffer("neighbours", torch.arange(width) + torch.arange(3)[:, None])
+
+    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+        """As ``DynamicConv``."""
+        gathered = F.pad(prototypes, (1, 1))[..., self.neighbours]  # (B, N, 3, C)
+        mixed = (gathered * kernels["taps"].unsqueeze(-1)).sum(-2)
+        return self.norm(kernels["pointwise"] @ F.relu(mixed))
 
 
 class FoldedAttentionBlock(AttentionBlock):
@@ -91,6 +119,8 @@ def fold(model: AsymTrack) -> AsymTrack:
                 blocks[i] = FoldedEnhancement(block)
             elif isinstance(block, AttentionBlock):
                 blocks[i] = FoldedAttentionBlock(block)
+            elif isinstance(block, TemplateModulation) and isinstance(block.conv_att, DynamicConv):
+                block.conv_att = FoldedDynamicConv(block.conv_att)
     for name, layer in list(folded.box_head.named_children()):
         if isinstance(layer, nn.Sequential):
             conv, norm = layer[0], layer[1]
@@ -99,7 +129,7 @@ def fold(model: AsymTrack) -> AsymTrack:
     return folded.requires_grad_(False)
 
 
-class _Float32LayerNorm(nn.LayerNorm):
+class _Float32LayerNorm(LayerNorm):
     """LayerNorm computed in fp32 between fp16 layers: its variance overflows fp16."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +150,7 @@ def to_half(folded: AsymTrack) -> AsymTrack:
                 module.proj_Cto1.float()
     for module in list(half.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.LayerNorm:
+            if isinstance(child, LayerNorm):
                 norm = _Float32LayerNorm(child.normalized_shape, child.eps)
                 norm.load_state_dict(child.float().state_dict())
                 setattr(module, name, norm.requires_grad_(False))

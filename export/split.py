@@ -57,25 +57,40 @@ class TemplateNetwork(_Network):
 class SearchNetwork(_Network):
     """Search crop and template state to ``(B, 5)``: cx, cy, w, h in crop units, and the score."""
 
+    grid: Tensor
+
+    def __init__(self, model: AsymTrack, input_format: str) -> None:
+        super().__init__(model, input_format)
+        self.register_buffer("grid", _box_of_cells(model.variant.search_size // 32))  # the stride of the maps
+
     def forward(self, image: Tensor, *state: Tensor) -> Tensor:
         """See ``image`` for the shape; the state as the template network gave it."""
         named: Dict[str, Tensor] = dict(zip(self.model.variant.state_shapes, state))
-        prediction = self.model.search(self.image(image), named)
-        score = localisation_score(prediction.score_tl, prediction.score_br)
-        return torch.cat([prediction.box.float(), score], 1)
+        maps = torch.stack(self.model.score_maps(self.image(image), named), 1).float()
+        probability = maps.flatten(2).softmax(-1)
+        box = (probability.flatten(1).unsqueeze(1) * self.grid).sum(-1)
+        return torch.cat([box, localisation_score(probability.view_as(maps))], 1)
 
 
-def localisation_score(score_tl: Tensor, score_br: Tensor) -> Tensor:
-    """Score ``(B, 1)`` in 0..1 from the corner maps ``(B, H, W)`` before softmax.
+def _box_of_cells(side: int) -> Tensor:
+    """The box ``(4, 2 * side * side)`` that each cell of both corner maps stands for.
+
+    ``soft_argmax`` of both maps and the box of its corners are one weighted sum of these.
+    """
+    y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
+    cells = torch.stack([x.flatten(), y.flatten()])  # of a corner: its position
+    return torch.cat([torch.cat([cells / 2, cells / 2], 1), torch.cat([-cells, cells], 1)])
+
+
+def localisation_score(probability: Tensor) -> Tensor:
+    """Score ``(B, 1)`` in 0..1 from both corners' probabilities ``(B, 2, H, W)``.
 
     Each map's probability is summed over the 2x2 window that holds most of it: close to 1 when a
     corner is located (a corner between cells fills four of them), ``4 / (H * W)`` when the map is
     flat. The score is the geometric mean of both corners'.
     """
-    maps = torch.stack([score_tl, score_br], 1).float()
-    probability = maps.flatten(2).softmax(-1).view_as(maps)
-    peak = F.avg_pool2d(probability, 2, 1).amax((2, 3)) * 4
-    return (peak[:, :1] * peak[:, 1:]).sqrt()
+    peak = F.avg_pool2d(probability, 2, 1).amax((2, 3))
+    return peak.prod(1, keepdim=True).sqrt() * 4
 
 
 def describe(

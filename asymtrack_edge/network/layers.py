@@ -20,13 +20,26 @@ def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Normalises channels in the input's own type, under autocast too; the statistics are fp32 in any case.
+
+    Autocast would compute it in fp32, and all that is added to its output with it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(..., C)`` to the same shape and type."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class PatchEmbed(nn.Module):
     """Strided convolution and LayerNorm: the stem (7x7, stride 4) and the downsampling (3x3, stride 2)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
-        self.norm = nn.LayerNorm(outputs)
+        self.norm = LayerNorm(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, inputs)`` to ``(B, H / stride, W / stride, outputs)``."""
@@ -76,12 +89,12 @@ class EncoderBlock(nn.Module):
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
         self.gamma_1 = nn.Parameter(torch.full((width,), 0.5))
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
         self.mlp = ContextMlp(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
-        return x + self.gamma_1 * self.mlp(self.norm(x))
+        return x + self.gamma_1.to(x.dtype) * self.mlp(self.norm(x))
 
 
 class DynamicConv(nn.Module):
@@ -90,7 +103,7 @@ class DynamicConv(nn.Module):
     def __init__(self, width: int, prototypes: int) -> None:
         super().__init__()
         self.weight_linear = nn.Linear(width, 3 + prototypes)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def kernels(self, prototypes: Tensor) -> Dict[str, Tensor]:
         """From template prototypes ``(B, N, C)``: ``taps (B, N, 3)`` and ``pointwise (B, N, N)``."""
@@ -114,7 +127,7 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, prototypes: int) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(width, width // 16, batch_first=True)
-        self.norm = nn.LayerNorm(width)
+        self.norm = LayerNorm(width)
 
     def kernels(self, prototypes: Tensor) -> Dict[str, Tensor]:
         """The template prototypes ``(B, N, C)`` themselves."""
@@ -143,7 +156,7 @@ class TemplateModulation(nn.Module):
         self.pre_kernels = nn.Linear(width, prototypes)
         self.pre_kernels_x = nn.Linear(width, prototypes)
         self.proj_Cto1 = nn.Linear(width, 1) if prototype_attention else None
-        self.ln = nn.LayerNorm(width)
+        self.ln = LayerNorm(width)
         self.conv_att = (DynamicConv if interaction == "dtm" else CrossAttention)(width, prototypes)
 
     def template(self, z: Tensor) -> Dict[str, Tensor]:
@@ -186,7 +199,7 @@ class PerceptionEnhancement(nn.Module):
         self.theta = nn.Parameter(torch.zeros(1))
         self.ibe_scale = nn.Parameter(torch.full((width,), 0.5))
         self.rbr_conv = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(3)])
-        self.ln = nn.LayerNorm(width)
+        self.ln = LayerNorm(width)
 
     def folded_kernel(self) -> Tensor:
         """The one kernel ``(C, C, 3, 3)`` equivalent to all branches (eq. 8, summed)."""
@@ -197,7 +210,7 @@ class PerceptionEnhancement(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
         y = F.conv2d(x.permute(0, 3, 1, 2), self.folded_kernel(), padding=1).permute(0, 2, 3, 1)
-        return x + self.ibe_scale * F.relu(self.ln(y))
+        return x + self.ibe_scale.to(x.dtype) * F.relu(self.ln(y))
 
 
 class Attention(nn.Module):
@@ -224,9 +237,9 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn = Attention(width, heads, head_dim)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         layers = {"fc1": nn.Linear(width, 4 * width), "gelu": nn.GELU(), "fc2": nn.Linear(4 * width, width)}
         self.mlp = nn.Sequential(OrderedDict(layers))
 
@@ -272,7 +285,7 @@ class CornerHead(nn.Module):
     def _tower(self, x: Tensor, corner: str) -> Tensor:
         for i in range(1, 6):
             x = getattr(self, f"conv{i}_{corner}")(x)
-        return x[:, 0]
+        return x.squeeze(1)
 
 
 def soft_argmax(scores: Tensor) -> Tensor:

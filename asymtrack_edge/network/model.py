@@ -115,6 +115,10 @@ class AsymTrack(nn.Module):
         """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
         return self._search(image, state)[0]
 
+    def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tensor, Tensor]:
+        """What ``search`` reads the corners out of: the maps ``(B, H, W)`` of both, before softmax."""
+        return self._maps(image, state)[0]
+
     def forward(self, template: Tensor, search: Tensor) -> Prediction:
         """Both branches, for training: see ``template`` and ``search`` for the shapes."""
         return self.search(search, self.template(template))
@@ -137,10 +141,12 @@ class AsymTrack(nn.Module):
         return {name: state[name] for name in self.variant.state_shapes}, z
 
     def _search(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
+        maps, features = self._maps(image, state)
+        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+
+    def _maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
             features: Tensor = layer(x, state)
             x = layer.downsample(features)  # type: ignore[operator]
-        score_tl, score_br = self.box_head(self.bottleneck(x))
-        corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
-        return Prediction(corners, score_tl, score_br), features
+        return self.box_head(self.bottleneck(x)), features

@@ -32,7 +32,7 @@ from asymtrack_edge.benchmarks.speed.cases import (
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
 from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.race import Case
-from asymtrack_edge.benchmarks.speed.report import Report, Row, markdown_table
+from asymtrack_edge.benchmarks.speed.report import Report, Row
 from asymtrack_edge.benchmarks.speed.torch_process import reference_case
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import BATCH_AXIS
@@ -43,8 +43,7 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 def main(a: argparse.Namespace) -> int:
     """Measures, writes and prints; ``a.line`` is the command line."""
     if a.command == "paper" and a.published:
-        for title, header, rows in tables.tables():
-            print(markdown_table(title, [dict(zip(header, row)) for row in rows]) + "\n")
+        print(tables.tables(), end="")
         return 0
     report = Report(a.line)
     if a.command == "report":
@@ -286,11 +285,11 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
         bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
         return
     models = [
-        bench.keep(reference_case(model.variant, device, a.threads, f"Table 4, {model.label}"))
-        for model in tables.TABLE_4
+        bench.keep(reference_case(variant, device, a.threads, f"Table 4, {label}"))
+        for label, (variant, _) in tables.TABLE_4.items()
     ]
     first = len(bench.report.rows)
-    protocols.networks(bench, models, a.seconds, base=models[3].name)
+    protocols.networks(bench, models, a.seconds, base=models[-1].name)
     bench.report.paper += tables.beside_table_4(bench.report.rows[first:], bench.report.ratios)
 
 

@@ -17,7 +17,7 @@ from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executo
 from asymtrack_edge.benchmarks.accuracy.features import features
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
-from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
+from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
 from asymtrack_edge.datasets.readers import Kind
 from asymtrack_edge.errors import DatasetError, UsageError
@@ -176,8 +176,7 @@ def _say(args: argparse.Namespace, text: str) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
-    options = (args.backend, args.device, args.threads, args.precision, args.recover)
-    specs = [TrackerSpec(name, *options) for name in names]
+    specs = [TrackerSpec.of(name, args, args.recover) for name in names]
     _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
     data = _read(args)
     evaluations = []

@@ -22,7 +22,7 @@ from typing import Sequence as Items
 
 import numpy as np
 
-from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec, box_of
+from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.cluster import join_cluster, needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.errors import AsymTrackError

@@ -1,4 +1,7 @@
-"""Two looks at a model that no data set's protocol gives, on a folder of sequences."""
+"""Two looks at a model that no data set's protocol gives, on a folder of sequences.
+
+It is the weights that are looked at, not what is done about lost targets: those are not looked for.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import is_box, overlaps, success_curve
+from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import Sequence, open_dataset
 from asymtrack_edge.errors import DatasetError, UsageError
 
@@ -54,7 +58,7 @@ def starts(args: argparse.Namespace) -> int:
     mirrored left to right. Lost targets are not looked for. The figure is no published protocol's.
     """
     sequences, left_out = open_dataset("folder", args.root).read()
-    tracker = _load(args)
+    tracker = TrackerSpec.of(args.model, args, recover=False).build()
     means, tracks = {}, 0
     for sequence in sequences:
         try:
@@ -82,7 +86,7 @@ def presence(args: argparse.Namespace) -> int:
     if len(sequences) <= max(OTHERS):
         need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
         raise UsageError(f"{args.root} has {len(sequences)} that can be used: this needs {need}")
-    tracker = _load(args)
+    tracker = TrackerSpec.of(args.model, args, recover=False).build()
     found: Dict[str, List[float]] = {"present": [], "absent": []}
     for i, sequence in enumerate(sequences):
         first, later = sequence.read(0), sequence.read(PRESENT)
@@ -105,13 +109,6 @@ def _exit_code(left_out: Dict[str, str]) -> int:
     for error in left_out.values():
         print(f"error: left out: {error}", file=sys.stderr)
     return 1 if left_out else 0
-
-
-def _load(args: argparse.Namespace) -> Any:
-    """The tracker as published: it is the weights that are looked at, not what is done about lost targets."""
-    from asymtrack_edge.runtime import Tracker
-
-    return Tracker.load(args.model, args.backend, args.device, args.threads, args.precision, recover=False)
 
 
 #: Name -> what ``--help`` says, and the body.

@@ -8,20 +8,19 @@ entry in the toolkit's ``trackers.ini``.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import suppress
 from typing import Any, List, Optional, Tuple
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec, box_of
+from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.errors import MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.files import printable, read_image
 
 
-def serve(spec: TrackerSpec) -> int:
-    """Answers the client's requests until it quits; returns how many frames were tracked."""
+def serve(spec: TrackerSpec) -> None:
+    """Answers the client's requests until it quits."""
     try:
         import trax
     except ImportError:
@@ -29,7 +28,6 @@ def serve(spec: TrackerSpec) -> int:
     # Made before the server: a model that does not load must be told in words, not as a dead connection.
     spare: List[Any] = [spec.build()]
     following: List[Any] = []
-    frames = 0
     server = trax.Server(
         [trax.Region.RECTANGLE],
         [trax.Image.PATH],
@@ -46,7 +44,7 @@ def serve(spec: TrackerSpec) -> int:
             except trax.TraxException as error:
                 raise SourceError(f"the connection to the TraX client broke: {error}") from None
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
-                return frames
+                return
             path = request.image["color"].path()
             frame = read_image(path)
             if frame is None:
@@ -66,7 +64,6 @@ def serve(spec: TrackerSpec) -> int:
                 following.append(tracker)
                 answers.append((trax.Rectangle.create(*box), {"confidence": "1"}))
             server.status(answers)
-            frames += 1
     except Exception as error:
         reason = str(error)
         raise
@@ -96,11 +93,7 @@ def main(argv: Optional[Items[str]] = None) -> int:
     cli.add_model(parser)
     parser.add_argument("--tracker", metavar="NAME", help="another tracker, as for asymtrack-eval")
     cli.add_backend(parser)
-    return cli.run(_serve, parser.parse_args(argv))
-
-
-def _serve(args: argparse.Namespace) -> None:
-    serve(TrackerSpec(args.tracker or args.model, args.backend, args.device, args.threads, args.precision))
+    return cli.run(lambda args: serve(TrackerSpec.of(args.tracker or args.model, args)), parser.parse_args(argv))
 
 
 if __name__ == "__main__":

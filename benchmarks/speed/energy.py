@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from time import monotonic, sleep
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
@@ -34,11 +35,8 @@ def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
     ended = threading.Event()
 
     def poll() -> None:
-        while True:
-            now = monotonic()
-            samples.append((now, {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}))
-            if ended.wait(INTERVAL):
-                return
+        while not ended.wait(INTERVAL):
+            samples.append((monotonic(), {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -101,22 +99,14 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
     return milliwatts if files else None
 
 
-def joules(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
-    """Energy by rail between two moments, by the trapezium rule; the ends take their nearest sample.
-
-    Raises BackendError where fewer than two samples lie between them.
-    """
-    inside = [s for s in samples if start <= s[0] <= end and s[1]]
+def _watts(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
+    """Mean power by rail between two moments; raises BackendError where fewer than two samples lie there."""
+    inside = [reading for now, reading in samples if start <= now <= end and reading]
     if len(inside) < 2:
         raise BackendError("the power sensor gave fewer than two readings: measure for longer")
-    found = {}
     # Sensors that count energy have nothing to say in their first reading.
-    for rail in dict.fromkeys(rail for _, reading in inside for rail in reading):
-        points = [(t, p[rail]) for t, p in inside if rail in p]
-        points = [(start, points[0][1]), *points, (end, points[-1][1])]
-        area = sum((t1 - t0) * (p0 + p1) / 2 for (t0, p0), (t1, p1) in zip(points, points[1:]))
-        found[rail] = area / 1000
-    return found
+    rails = dict.fromkeys(rail for reading in inside for rail in reading)
+    return {rail: mean(reading[rail] for reading in inside if rail in reading) / 1000 for rail in rails}
 
 
 def measure(
@@ -149,14 +139,13 @@ def measure(
                 late += rest <= 0
                 sleep(max(0.0, rest))
         end = monotonic()
-    idle, used = joules(samples, idle_start, start), joules(samples, start, end)
-    found = {"fps": frames / (end - start)}
-    for rail, energy in used.items():
-        idle_watts = idle.get(rail, 0.0) / (start - idle_start)
-        found[f"{rail} (J/frame)"] = energy / frames
-        found[f"{rail} above idle (J/frame)"] = (energy - idle_watts * (end - start)) / frames
-        found[f"{rail} (W)"] = energy / (end - start)
-        found[f"{rail} idle (W)"] = idle_watts
+    idle, fps = _watts(samples, idle_start, start), frames / (end - start)
+    found = {"fps": fps}
+    for rail, watts in _watts(samples, start, end).items():
+        found[f"{rail} (J/frame)"] = watts / fps
+        found[f"{rail} above idle (J/frame)"] = (watts - idle.get(rail, 0.0)) / fps
+        found[f"{rail} (W)"] = watts
+        found[f"{rail} idle (W)"] = idle.get(rail, 0.0)
     if paced is not None:
         found["late frames (%)"] = 100.0 * late / frames
     return found

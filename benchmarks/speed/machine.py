@@ -48,19 +48,6 @@ def read(path: Path) -> str:
     return ""
 
 
-def l4t_release(text: str) -> Optional[str]:
-    """Jetson Linux release, such as ``"35.4.1"``, from ``/etc/nv_tegra_release``; None if it is no such text."""
-    match = re.search(r"R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", text)
-    return f"{match.group(1)}.{match.group(2)}" if match else None
-
-
-def nvpmodel(text: str) -> Optional[str]:
-    """Power mode of a Jetson from what ``nvpmodel -q`` prints, such as ``"nvpmodel MAXN (0)"``."""
-    name = re.search(r"NV Power Mode:\s*(\S+)", text)
-    number = re.search(r"^\s*(\d+)\s*$", text, re.MULTILINE)
-    return f"nvpmodel {name.group(1)}" + (f" ({number.group(1)})" if number else "") if name else None
-
-
 def clocks_locked(root: Path = Path("/sys")) -> Optional[bool]:
     """Whether all clocks of CPU and GPU are fixed, lowest equal to highest, as jetson_clocks does; None: not told."""
     lowest = [
@@ -80,7 +67,8 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     psutil, cpuinfo, nvml = package("psutil"), package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
     pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', read(Path("/etc/os-release")), re.MULTILINE)
-    l4t = l4t_release(read(Path("/etc/nv_tegra_release")))
+    l4t = read(Path("/etc/nv_tegra_release")).partition(", GCID")[0].lstrip("# ") or None
+    mode = " ".join(output_of("nvpmodel", "-q").partition("NV Power Mode:")[2].split())
     governor = read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
     found: Dict[str, Any] = {
         "cpu": cpu.get("brand_raw") or platform.machine() or None,
@@ -95,7 +83,7 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
         "os": pretty.group(1) if pretty else platform.system(),
         "kernel": platform.release(),
         "l4t": l4t,
-        "power_mode": nvpmodel(output_of("nvpmodel", "-q")) or (f"governor {governor}" if governor else None),
+        "power_mode": mode or (f"governor {governor}" if governor else None),
         "clocks_locked": clocks_locked(),
         "asymtrack_edge": asymtrack_edge.__version__,
         "python": platform.python_version(),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -20,13 +20,10 @@ from asymtrack_edge.benchmarks.speed import energy as power
 from asymtrack_edge.benchmarks.speed import protocols
 from asymtrack_edge.benchmarks.speed.cases import (
     Clip,
-    Setting,
+    combinations,
     make_clip,
     network_case,
-    peak_case,
-    peer_case,
     random_feeds,
-    settings,
     tracker_case,
 )
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
@@ -34,6 +31,7 @@ from asymtrack_edge.benchmarks.speed.protocols import Bench
 from asymtrack_edge.benchmarks.speed.race import Case
 from asymtrack_edge.benchmarks.speed.report import Report, Row
 from asymtrack_edge.benchmarks.speed.torch_process import reference_case
+from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import BATCH_AXIS
 from asymtrack_edge.runtime.backends.loading import model_folder
@@ -63,24 +61,19 @@ def main(a: argparse.Namespace) -> int:
     return 0
 
 
-def _setting(a: argparse.Namespace) -> Setting:
-    """The one model and backend of the arguments."""
-    return Setting(a.model, a.backend, a.precision, a.device, a.threads)
-
-
-def _settings(a: argparse.Namespace) -> Dict[str, Setting]:
+def _specs(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
     """All combinations of the arguments."""
-    return settings(a.model, a.backend, a.precision, a.threads, a.device)
+    return combinations(a.model, a.backend, a.precision, a.threads, a.device)
 
 
-def _open(bench: Bench, wanted: Dict[str, Setting], make: Callable[[str, Setting], Case]) -> List[Case]:
-    """Makes a case of every setting; of several, those that cannot be here are left out and named."""
+def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, TrackerSpec], Case]) -> List[Case]:
+    """Makes a case of every spec; of several, those that cannot be here are left out and named."""
     made = []
-    for name, setting in wanted.items():
+    for name, spec in specs.items():
         try:
-            made.append(bench.keep(make(name, setting)))
+            made.append(bench.keep(make(name, spec)))
         except (BackendError, MissingDependencyError, UsageError) as error:
-            if len(wanted) == 1:
+            if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
     if not made:
@@ -89,20 +82,12 @@ def _open(bench: Bench, wanted: Dict[str, Setting], make: Callable[[str, Setting
 
 
 def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> None:
-    """P1 and P2 of all settings, after the published form of the first where it is asked for."""
-    cases = _open(bench, _settings(a), network_case)
+    """P1 and P2 of all combinations, after the published form of the first where it is asked for."""
+    cases = _open(bench, _specs(a), network_case)
     if a.reference:
-        variant, first = get_variant(cases[0].tracker.replace("AsymTrack-", "")), cases[0]
-        reference = reference_case(variant, first.device, first.threads, multiply_adds=first.multiply_adds)
-        cases.insert(0, bench.keep(reference))
-    peak = None
-    threads = {case.threads for case in cases if not case.on_gpu}
-    if len(threads) == 1:
-        try:
-            peak = peak_case(threads.pop())
-        except MissingDependencyError as error:
-            bench.report.say(str(error))
-    protocols.networks(bench, cases, seconds, peak)
+        variant = get_variant(cases[0].tracker.replace("AsymTrack-", ""))
+        cases.insert(0, bench.keep(reference_case(variant, cases[0].device, cases[0].threads)))
+    protocols.networks(bench, cases, seconds)
 
 
 def _clip(bench: Bench, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
@@ -111,29 +96,30 @@ def _clip(bench: Bench, source: Optional[str] = None, box: Optional[str] = None)
 
 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
-    """P1 to P6 of all settings."""
-    seconds, wanted = None if a.full else a.seconds, set(a.protocol)
-    groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(_settings(a))
+    """P1 to P6 of all combinations."""
+    seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), _specs(a)
+    groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
     clip = _clip(bench, a.clip, a.box) if wanted & {"P5", "P6"} else None
     if wanted & {"P1", "P2"}:
         _networks(a, bench, seconds)
         bench.report.paper += tables.beside_table_1(bench.report.rows)
     if clip is not None:
-        ours = _open(bench, _settings(a), lambda name, setting: tracker_case(name, setting, clip))
+        ours = _open(bench, specs, lambda name, spec: tracker_case(name, spec, clip))
         if "P5" in wanted:
             # Which of the two ways is faster depends on the board.
             mapped = [c.name for c in ours if c.subject.backend.integrated]
-            both = [bench.keep(tracker_case(f"{n}, mapped", _settings(a)[n], clip, True)) for n in mapped]
-            peers = [bench.keep(peer_case(peer, ours[0].threads, clip)) for peer in a.peer]
-            protocols.update(bench, [*ours, *both, *peers], seconds)
+            both = [bench.keep(tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
+            peers = [TrackerSpec(name, threads=ours[0].threads) for name in a.peer]
+            others = [bench.keep(tracker_case(spec.name, spec, clip)) for spec in peers]
+            protocols.update(bench, [*ours, *both, *others], seconds)
         for case in ours if "P6" in wanted else ():
             protocols.end_to_end(bench, case, clip, seconds and 0.5 * seconds)
 
 
 def ab(a: argparse.Namespace, bench: Bench) -> None:
     """P2 of several networks."""
-    if len(_settings(a)) + a.reference < 2:
+    if len(_specs(a)) + a.reference < 2:
         raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
     bench.expect(a.seconds)
     _networks(a, bench, a.seconds)
@@ -145,7 +131,7 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
     for count in a.counts:
         text = f"({count} target{'s' * (count > 1)})"
         ways = {f"one by one {text}": False, f"together {text}": True}
-        cases = [bench.keep(network_case(name, _setting(a), count, way)) for name, way in ways.items()]
+        cases = [bench.keep(network_case(name, TrackerSpec.of(a.model, a), count, way)) for name, way in ways.items()]
         protocols.networks(bench, cases, a.seconds / len(a.counts), calls=300)
         for row in bench.report.rows[-2:]:
             row["values"]["ms per target"] = row["latency"]["median"] / count
@@ -154,7 +140,7 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
 def profile(a: argparse.Namespace, report: Report) -> None:
     """Layers of the search network."""
     if a.trtexec is not None:
-        name, found = f"{a.model}, TensorRT", trtexec_layers(a.trtexec)
+        name, found = f"{a.model}, TensorRT", _trtexec_layers(a.trtexec)
     else:
         name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
         found = _onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads)
@@ -187,31 +173,22 @@ def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
     ]
 
 
-def trtexec_layers(path: Path) -> List[Row]:
-    """Layers from the file that ``trtexec --exportProfile=FILE`` writes (median times); UsageError if it is none."""
+def _trtexec_layers(path: Path) -> List[Row]:
+    """Layers from the file that ``trtexec --exportProfile=FILE`` writes, median times."""
     try:
         return [
             {
-                "operator": _kind(entry["name"]),
-                "name": str(entry["name"]),
+                # Of /stem/Conv_2 + /stem/Relu the operator is Conv, of {ForeignNode[/stem ... /head]} ForeignNode.
+                "operator": re.split(r"[\[ ]", entry["name"].lstrip("/{"))[0].rpartition("/")[2].split("_")[0],
+                "name": entry["name"],
                 "milliseconds": float(entry.get("medianMs", entry["averageMs"])),
             }
-            for entry in json.loads(path.read_text(encoding="utf-8"))
-            if "name" in entry
+            for entry in json.loads(path.read_text(encoding="utf-8"))[1:]
         ]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise UsageError(f"{path} is no file written by trtexec --exportProfile") from None
-
-
-def _kind(name: str) -> str:
-    """What TensorRT did in a layer, as far as its name tells."""
-    if name.startswith("{ForeignNode"):
-        return "fused (Myelin)"
-    if name.startswith("Reformatting"):
-        return "reformat"
-    return name.strip("/").split("/")[-1].split("_")[0].split(" ")[0] or name
 
 
 #: Imports what a user's program imports, loads a model, tracks for a while and reports.
@@ -220,9 +197,9 @@ import json, sys, time
 began = time.perf_counter()
 from asymtrack_edge.runtime import Tracker
 imported = time.perf_counter()
-gpu, setting = json.loads(sys.argv[1])
+gpu, opening = json.loads(sys.argv[1])
 cpu = time.process_time()
-tracker = Tracker.load(**setting)
+tracker = Tracker.load(**opening)
 loaded, cpu = time.perf_counter(), time.process_time() - cpu
 import numpy as np
 frame = np.random.RandomState(0).randint(0, 256, (720, 1280, 3)).astype(np.uint8)
@@ -248,7 +225,7 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
     before = conditions(bench.gpu)
     answers: List[Dict[str, float]] = []
     for _ in range(a.runs):
-        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, asdict(_setting(a))])]
+        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, TrackerSpec.of(a.model, a).opening])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
@@ -257,7 +234,7 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
         bench.tick("startup")
     found = {key: [answer[key] for answer in answers if key in answer] for key in answers[0]}
     values = {key: float(np.median(v) if key.endswith("(s)") else max(v)) for key, v in found.items()}
-    case = bench.keep(network_case(a.model, _setting(a)))
+    case = bench.keep(network_case(a.model, TrackerSpec.of(a.model, a)))
     bench.add("startup", case, before, f"medians of {a.runs} processes, memory their greatest", values=values)
 
 
@@ -271,8 +248,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
     cases = []
     for name in VARIANTS:
         try:
-            setting = Setting(name, a.backend, a.precision, a.device, a.threads)
-            cases.append(bench.keep(network_case(name, setting)))
+            cases.append(bench.keep(network_case(name, TrackerSpec.of(name, a))))
         except ManifestError as error:
             bench.report.say(str(error))
     device = cases[0].device
@@ -300,12 +276,12 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
     clip = _clip(bench)
     for paced in (a.fps, None):
         way = "flat out" if paced is None else f"{paced:g} fps"
-        case = bench.keep(tracker_case(f"{a.model}, {way}", _setting(a), clip))
+        case = bench.keep(tracker_case(f"{a.model}, {way}", TrackerSpec.of(a.model, a), clip))
         before = conditions(bench.gpu)
 
         def step(case: Case = case) -> None:
             bench.tick(case.name)
-            case.sample()
+            case.run(1)
 
         values = power.measure(step, sensors, a.seconds, paced)
         notes = (f"power from {', '.join(sensors)}", "update() on frames in memory; no camera, no decoding")

@@ -6,11 +6,9 @@ from contextlib import ExitStack
 from time import monotonic, perf_counter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
-import numpy as np
-
 from asymtrack_edge.benchmarks.speed.cases import Clip, gpu_index
 from asymtrack_edge.benchmarks.speed.machine import conditions, facts, package
-from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, medians, race, summarise
+from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race, summarise
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Report
 from asymtrack_edge.errors import SourceError
 from asymtrack_edge.runtime.sources import open_source
@@ -73,12 +71,7 @@ class Bench:
 
 
 def networks(
-    bench: Bench,
-    cases: Sequence[Case],
-    seconds: Optional[float],
-    peak: Optional[Case] = None,
-    base: Optional[str] = None,
-    calls: int = CALLS,
+    bench: Bench, cases: Sequence[Case], seconds: Optional[float], base: Optional[str] = None, calls: int = CALLS
 ) -> None:
     """P1 and P2: search networks take turns. P1 is the throughput, P2 the latency of the same calls.
 
@@ -89,29 +82,22 @@ def networks(
         bench: of the run.
         cases: with distinct names.
         seconds: for all; None for the full number of calls.
-        peak: takes part, so that the share of peak holds for the same moments.
         base: name of the case that the others are compared with; None for the first.
         calls: timed, per case.
     """
     before = conditions(bench.gpu)
-    seen = race([*cases, peak] if peak else cases, seconds, calls, WARMUP, bench.tick)
+    seen = race(cases, seconds, calls, WARMUP, bench.tick)
     for case in cases:
-        samples, notes, values = flat(seen[case.name]), [], {}
+        samples, notes = flat(seen[case.name]), []
         count, total = len(samples), sum(samples)
         if count < calls:
             notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls (--full makes them all)")
-        work = (case.multiply_adds or 0) * case.batch
-        if work:
-            values["G multiply-adds/s"] = work / float(np.median(samples)) / 1e9
-        if work and peak and peak.multiply_adds and not case.on_gpu and case.precision == "fp32":
-            shares = work / medians(seen[case.name]) * medians(seen[peak.name]) / peak.multiply_adds
-            values["of peak %"] = 100 * float(np.median(shares))
-        if case.elsewhere and case.on_gpu:
-            case.elsewhere(1, min(10, count))
-            (total,) = case.elsewhere(1, count)
+        if case.burst is not None:
+            case.burst(min(10, count))
+            total = case.burst(count)
             notes.append(f"fps: one burst of {count} calls after the turns")
-        bench.add(NETWORK, case, before, *notes, samples=samples, fps=case.batch * count / total, values=values)
-    bench.report.ratios += compare("P2", {case.name: seen[case.name] for case in cases}, base or cases[0].name)
+        bench.add(NETWORK, case, before, *notes, samples=samples, fps=case.batch * count / total)
+    bench.report.ratios += compare("P2", seen, base or cases[0].name)
 
 
 def update(bench: Bench, cases: Sequence[Case], seconds: Optional[float], calls: int = 300) -> None:

@@ -34,60 +34,49 @@ class Case:
     """One thing that is measured: how to run it, and what is printed with its figures."""
 
     name: str  # short and unique in a run
-    sample: Callable[[], float]  # makes one call; seconds until its result was there
+    run: Callable[[int], List[float]]  # makes so many calls; seconds until the result of each was there
     close: Callable[[], object] = lambda: None
-    #: The tracker whose ``update`` is called, where it is one.
-    subject: Any = None
-    #: Where another process runs it: makes ``calls`` calls back to back, ``times`` times, and waits for the device
-    #: after the last of each; seconds of each time.
-    elsewhere: Optional[Callable[[int, int], List[float]]] = None
+    subject: Any = None  # the tracker whose ``update`` is called, where it is one
+    #: Where a device works on its own: makes so many calls and waits once, after the last; seconds of all.
+    burst: Optional[Callable[[int], float]] = None
     tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
     backend: str = ""  # of cli.BACKENDS, or "torch", "opencv", ...
     device: str = "cpu"  # or "cuda:0": where the network ran
     precision: str = "fp32"  # empty where nobody says
     threads: Optional[int] = None  # None: the runtime's own choice
     batch: int = 1  # targets in one call
-    template: str = "cached"  # computed once, at init; or "its own": a library's business
     model_sha256: str = ""  # of the search network's file, or of the weights in memory
-    multiply_adds: Optional[int] = None  # of one call at batch 1, where known
     notes: Tuple[str, ...] = ()  # what a reader must know of these figures
     calls = 0  # so far
 
     def turn(self, calls: int) -> List[float]:
         """Seconds of each of some calls, one after the other."""
         self.calls += calls
-        return self.elsewhere(calls, 1) if self.elsewhere else [self.sample() for _ in range(calls)]
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the network ran on a GPU."""
-        return self.device.startswith("cuda")
+        return self.run(calls)
 
     def facts(self) -> Dict[str, Any]:
         """What it is, as plain data."""
-        ways = ("sample", "close", "subject", "elsewhere", "notes")
+        ways = ("run", "close", "subject", "burst", "notes")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ways}
 
 
-def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[], float]:
-    """A ``Case.sample`` of a call that returns when its work is done."""
+def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[int], List[float]]:
+    """A ``Case.run`` of a call that returns when its work is done."""
 
-    def sample() -> float:
-        began = clock()
-        call()
-        return clock() - began
+    def run(calls: int) -> List[float]:
+        seconds = []
+        for _ in range(calls):
+            began = clock()
+            call()
+            seconds.append(clock() - began)
+        return seconds
 
-    return sample
+    return run
 
 
 def flat(turns: Sequence[Sequence[float]]) -> List[float]:
     """Seconds of every recorded call of a case, in order."""
     return [seconds for turn in turns for seconds in turn]
-
-
-def medians(turns: Sequence[Sequence[float]]) -> np.ndarray:
-    """Median seconds of each round of a case."""
-    return np.array([np.median(turn) for turn in turns])
 
 
 def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
@@ -98,12 +87,12 @@ def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
         ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
         ``"inconclusive"``) and ``warning``, empty if nothing keeps the figure from being trusted.
     """
-    found = []
-    for name in seen:
-        if name != base:
-            ratios = medians(seen[base]) / medians(seen[name])
-            found.append({"protocol": protocol, "name": name, "base": base, **judge(ratios)})
-    return found
+    medians = {name: np.array([np.median(turn) for turn in turns]) for name, turns in seen.items()}
+    return [
+        {"protocol": protocol, "name": name, "base": base, **judge(medians[base] / medians[name])}
+        for name in seen
+        if name != base
+    ]
 
 
 def judge(ratios: Sequence[float]) -> Dict[str, Any]:
@@ -116,11 +105,8 @@ def judge(ratios: Sequence[float]) -> Dict[str, Any]:
     if few:
         warning = f"only {len(ratios)} rounds: at least {LEAST_ROUNDS} are needed; give more --seconds"
     elif wide:
-        doubt = (
-            "cannot tell which is faster" if verdict == "inconclusive" else f"{verdict}, but by how much is uncertain"
-        )
         advice = "close other programs, fix the clocks or give more --seconds"
-        warning = f"the spread {low:.2f}-{high:.2f} is too wide: {doubt}; {advice}"
+        warning = f"the spread {low:.2f}-{high:.2f} is too wide to size the difference: {advice}"
     figures = {"speedup": ratio, "low": low, "high": high, "rounds": len(ratios)}
     return {**figures, "verdict": verdict, "warning": warning}
 

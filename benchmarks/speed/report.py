@@ -153,7 +153,8 @@ def _conditions(row: Row) -> Row:
     return {
         "name": case["name"],
         "protocol": row["protocol"],
-        **{key: case[key] for key in ("backend", "device", "template")},
+        "backend": case["backend"],
+        "device": case["device"],
         "model sha256": case["model_sha256"][:12],
         "MHz": " to ".join(_cell(state[clock]) for state in states),
         "warmest °C": " to ".join(_cell(max(state["temperatures"].values(), default=None)) for state in states),

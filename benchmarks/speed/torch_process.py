@@ -10,7 +10,6 @@ this network. A process of its own, that has loaded its weights and nothing else
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import importlib.util
 import multiprocessing
 import os
@@ -33,7 +32,6 @@ def reference_case(
     device: str = "cpu",
     threads: Optional[int] = None,
     name: str = "reference form, PyTorch",
-    multiply_adds: Optional[int] = None,
 ) -> Case:
     """The search network in the form in which its authors publish and time it (``reference_form``).
 
@@ -42,7 +40,6 @@ def reference_case(
         device: ``"cpu"`` or ``"cuda:N"``.
         threads: None for PyTorch's choice.
         name: of the case.
-        multiply_adds: of the exported network, which the folded form has in common with it.
 
     Raises:
         AsymTrackError: PyTorch or the device is not there.
@@ -53,47 +50,34 @@ def reference_case(
 
     def ask(function: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return process.submit(_answer, function, *arguments).result()
+            return process.submit(function, *arguments).result()
         except BrokenProcessPool:
             raise BackendError("the process that times PyTorch has died") from None
+        except Exception as error:
+            process.shutdown()
+            kind = "" if isinstance(error, AsymTrackError) else f"{type(error).__name__}: "
+            raise BackendError(f"{kind}{error}") from None
 
-    elsewhere: Callable[[int, int], List[float]] = partial(ask, _time)
-    try:
-        sha256 = ask(_build, variant, device, threads)
-    except BackendError:
-        process.shutdown()
-        raise
+    trained = ask(_build, variant, device, threads)
     return Case(
         name,
-        lambda: elsewhere(1, 1)[0],
+        partial(ask, _run),
         process.shutdown,
-        elsewhere=elsewhere,
+        burst=None if device == "cpu" else partial(ask, _burst),
         tracker=f"AsymTrack-{variant.name}",
         backend="torch",
         device=device,
         threads=threads,
-        model_sha256=sha256,
-        multiply_adds=multiply_adds,
-        notes=() if VARIANTS.get(variant.name) == variant else (UNTRAINED,),
+        notes=() if trained else (UNTRAINED,),
     )
 
 
-def _answer(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs in the other process; not every error can travel as it is."""
-    try:
-        return function(*arguments)
-    except AsymTrackError as error:
-        raise BackendError(str(error)) from None
-    except Exception as error:
-        raise BackendError(f"{type(error).__name__}: {error}") from None
-
-
 #: In the other process: makes calls back to back; seconds until the last result was there.
-_timed: Callable[[int], float]
+_burst_here: Callable[[int], float]
 
 
-def _build(variant: Variant, device: str, threads: Optional[int]) -> str:
-    """Prepares the other process; returns the hash of the weights."""
+def _build(variant: Variant, device: str, threads: Optional[int]) -> bool:
+    """Prepares the other process; returns whether the weights are trained."""
     os.dup2(2, 1)  # stdout belongs to the results
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what an interrupt ends is for the command to decide
     with suppress(OSError, AttributeError):  # Linux: ends with the command, even where that is killed
@@ -104,25 +88,22 @@ def _build(variant: Variant, device: str, threads: Optional[int]) -> str:
     from asymtrack_edge.checkpoints import load_model
     from asymtrack_edge.network import AsymTrack
 
-    global _timed
+    global _burst_here
     if threads is not None:
         torch.set_num_threads(threads)
     if device != "cpu" and not torch.cuda.is_available():
         raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
     torch.manual_seed(0)
-    model = AsymTrack(variant).eval()
+    model, trained = AsymTrack(variant), False
     if VARIANTS.get(variant.name) == variant:
-        with suppress(CheckpointError):  # none are bundled: speed does not depend on the weights
-            model = load_model(None, variant)
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.contiguous().numpy().tobytes())
+        with suppress(CheckpointError):  # none are bundled
+            model, trained = load_model(None, variant), True
     reference = ReferenceForm(model.to(device)).eval()
     z, x = (torch.randn(1, 3, side, side).to(device) for side in (variant.template_size, variant.search_size))
     with torch.inference_mode():
         template = reference.template(z)
 
-    def timed(calls: int) -> float:
+    def burst(calls: int) -> float:
         with torch.inference_mode():
             began = perf_counter()
             for _ in range(calls):
@@ -131,14 +112,18 @@ def _build(variant: Variant, device: str, threads: Optional[int]) -> str:
                 torch.cuda.synchronize(device)
             return perf_counter() - began
 
-    _timed = timed
-    return digest.hexdigest()
+    _burst_here = burst
+    return trained
 
 
-def _time(times: int, calls: int) -> List[float]:
-    """Seconds of ``calls`` calls, ``times`` times."""
-    if times > 1:
-        _timed(1)  # wakes the threads, fills the caches: the first call of a turn does not count
-    seconds = [_timed(calls) for _ in range(times)]
+def _burst(calls: int) -> float:
+    return _burst_here(calls)
+
+
+def _run(calls: int) -> List[float]:
+    """Seconds of each call."""
+    if calls > 1:
+        _burst_here(1)  # wakes the threads, fills the caches: the first call of a turn does not count
+    seconds = [_burst_here(1) for _ in range(calls)]
     settle()  # the next case's turn comes when the threads here have come to rest
     return seconds

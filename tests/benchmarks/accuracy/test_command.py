@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy import trackers
+from asymtrack_edge.benchmarks import trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
+from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import drift, rows, save, write_frames
 
 STILL = "python:fake_trackers:Still"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy import vot
-from asymtrack_edge.benchmarks.accuracy.trackers import TrackerSpec
+from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import write_frames
 
 STILL = TrackerSpec("python:fake_trackers:Still")
@@ -86,7 +86,7 @@ def test_objects_are_followed_from_the_frame_they_appear_in(trax, tmp_path):
         request("initialize", frame, Region("rectangle", (1, 1, 5, 5))),
         request("quit"),
     ]
-    assert vot.serve(STILL) == 5
+    vot.serve(STILL)
     boxes = [[box for box, _ in answer] for answer in trax.answers]
     assert boxes == [
         [(4, 5, 10, 8)],

@@ -44,7 +44,7 @@ def report():
     odd = Case("peer|x", None, tracker="peer", backend="opencv", precision="")
     latency = summarise([0.010, 0.011, 0.012, 0.013])
     rows = [
-        row(NETWORK, net, latency=latency, fps=87.0, values={"of peak %": 61.5}),
+        row(NETWORK, net, latency=latency, fps=87.0),
         row("P5", odd, latency=latency, fps=80.0),
         row("P6", net, latency=latency, fps=60.0, stages={"infer": 11.0, "decode": 4.0, "crop": 0.3}),
         row("P8", net, fps=30.0, values={"VDD_IN (J/frame)": 0.25}),

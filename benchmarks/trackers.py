@@ -1,4 +1,4 @@
-"""What can be evaluated: this package's trackers, OpenCV's as baselines, and the user's own.
+"""What can be evaluated and timed: this package's trackers, OpenCV's as baselines, and the user's own.
 
 A tracker is named by a string:
 
@@ -10,6 +10,7 @@ A tracker is named by a string:
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import re
@@ -88,6 +89,16 @@ class TrackerSpec:
     precision: Optional[str] = None
     recover: bool = True
 
+    @classmethod
+    def of(cls, name: str, args: argparse.Namespace, recover: bool = True) -> TrackerSpec:
+        """A tracker with the options of ``cli.add_backend``."""
+        return cls(name, args.backend, args.device, args.threads, args.precision, recover)
+
+    @property
+    def opening(self) -> Dict[str, Any]:
+        """Arguments of ``open_backend`` and ``Tracker.load`` for this package's trackers."""
+        return {"model": self.name, **{n: getattr(self, n) for n in ("backend", "device", "threads", "precision")}}
+
     @property
     def kind(self) -> str:
         """``"opencv"``, ``"python"``, or ``"model"`` for this package's trackers."""
@@ -120,7 +131,7 @@ class TrackerSpec:
             return _import_callable(self.name[7:])()
         from asymtrack_edge.runtime import Tracker
 
-        return Tracker.load(self.name, self.backend, self.device, self.threads, self.precision, self.recover)
+        return Tracker.load(**self.opening, recover=self.recover)
 
     def identity(self) -> Dict[str, Any]:
         """What decides this tracker's results and times, for telling old results from new ones.

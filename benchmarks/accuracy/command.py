@@ -8,7 +8,7 @@ import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
@@ -16,7 +16,7 @@ from asymtrack_edge.benchmarks.accuracy import metrics, probes, report
 from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executor, ray_executor
 from asymtrack_edge.benchmarks.accuracy.features import features
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
-from asymtrack_edge.benchmarks.accuracy.results import ForeignResults, ResultStore, speed
+from asymtrack_edge.benchmarks.accuracy.results import Results, speed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
 from asymtrack_edge.datasets.readers import Kind
@@ -130,6 +130,7 @@ class _Data(NamedTuple):
     """What is evaluated; ``left_out``: sequences that cannot be read; ``notes``: what is not as published of others."""
 
     kind: Kind
+    title: str
     protocol: metrics.Protocol
     sequences: List[Sequence]
     left_out: Dict[str, str]
@@ -144,29 +145,24 @@ class _Data(NamedTuple):
 def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
     dataset = open_dataset(args.dataset, args.root, args.attributes)
-    kind = dataset.kind
-    data = _Data(kind, metrics.PROTOCOLS[kind.protocol], *dataset.read(_names(args.sequences)), {})
+    kind, wanted = dataset.kind, args.sequences
+    title = args.root.resolve().name if args.dataset == "folder" else kind.title
+    if wanted is not None:
+        # Not Path.is_file: a long list is no possible name of a file.
+        names = read_lines(wanted) if os.path.isfile(wanted) else wanted.split(",")
+        wanted = [name.strip() for name in names if name.strip()]
+        if not wanted:
+            raise UsageError("--sequences names no sequence")
+    data = _Data(kind, title, metrics.PROTOCOLS[kind.protocol], *dataset.read(wanted), {})
     for s in data.sequences:
         if s.note:
             data.notes[s.name] = f"sequence {s.name}: {s.note}"
         elif not s.withheld and not metrics.counted(data.protocol, s).any():
             data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
     _say(args, f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
-    if kind.size is not None and args.sequences is None and len(dataset) != kind.size:
+    if kind.size is not None and wanted is None and len(dataset) != kind.size:
         _say(args, f"note: the published set has {kind.size} sequences: do not compare with published figures")
     return data
-
-
-def _names(option: Optional[str]) -> Optional[List[str]]:
-    """Names given on the command line, or in a file of them; None for all."""
-    if option is None:
-        return None
-    # Not Path.is_file: a long list is no possible name of a file.
-    names = read_lines(option) if os.path.isfile(option) else [name.strip() for name in option.split(",")]
-    names = [name for name in names if name]
-    if not names:
-        raise UsageError("--sequences names no sequence")
-    return names
 
 
 def _say(args: argparse.Namespace, text: str) -> None:
@@ -183,37 +179,35 @@ def _run(args: argparse.Namespace) -> int:
     if specs:
         executor = partial(local_executor, args.jobs) if args.ray is None else ray_executor(args.ray, args.jobs)
         for spec in specs:
-            store = ResultStore(args.output / args.dataset / spec.label, data.kind.protocol)
             identity = spec.identity()
-            store.claim(identity, args.fresh)
-            failures = _track(args, data, spec, store, executor)
-            evaluations.append(_score(data, spec.label, store, identity, failures))
-    evaluations += [_score_foreign(data, path) for path in args.results]
+            results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences)
+            results.claim(identity, args.fresh)
+            failures = _track(args, data, spec, results, executor)
+            evaluation = _score(data, spec.label, results, failures, identity)
+            if data.withheld and not (evaluation.failures or data.left_out):
+                evaluation.submission = str(results.submission())
+            evaluations.append(evaluation)
+    evaluations += [_score_found(data, path) for path in args.results]
     _say(args, f"{data.protocol.definition}\n\n{report.text_report(evaluations, args.per_sequence)}")
     if args.jobs > 1 or args.ray:
         _say(args, "note: speeds were measured with several processes side by side")
     summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
-    drawn = report.draw_curves(_title(args, data), summaries, args.plots) if args.plots and summaries else []
+    drawn = report.draw_curves(data.title, summaries, args.plots) if args.plots and summaries else []
     return _finish(args, data, evaluations, drawn)
 
 
 def _attributes(args: argparse.Namespace) -> int:
     _refuse_namesakes([path.resolve().name for path in args.results])
     data = _read(args)
-    evaluations = [_score_foreign(data, path) for path in args.results]
+    evaluations = [_score_found(data, path) for path in args.results]
     scores = {e.tracker: e.attributes for e in evaluations if e.attributes}
     if not scores:
         raise UsageError(f"no sequence of {data.kind.title} has attributes here: give --attributes DIR, the toolkit's")
     _say(args, report.text_report(evaluations))
-    tags, found = report.gaps(scores)
-    for name, gap in found.items():
-        texts = (f"{tag} {value:+.2f}" for tag, value in zip(tags, gap))
-        _say(args, f"{name} - {next(iter(scores))}: {', '.join(texts)}")
-    return _finish(args, data, evaluations, report.draw_attributes(_title(args, data), scores, args.output))
-
-
-def _title(args: argparse.Namespace, data: _Data) -> str:
-    return args.root.resolve().name if args.dataset == "folder" else data.kind.title
+    (first, _), *others = report.gaps(scores).items()
+    for name, gap in others:
+        _say(args, f"{name} - {first}: {', '.join(f'{tag} {value:+.2f}' for tag, value in gap.items())}")
+    return _finish(args, data, evaluations, report.draw_attributes(data.title, scores, args.output))
 
 
 def _refuse_namesakes(labels: List[str]) -> None:
@@ -223,12 +217,10 @@ def _refuse_namesakes(labels: List[str]) -> None:
 
 
 def _track(
-    args: argparse.Namespace, data: _Data, spec: TrackerSpec, store: ResultStore, executor: Executor
+    args: argparse.Namespace, data: _Data, spec: TrackerSpec, results: Results, executor: Executor
 ) -> Dict[str, str]:
     """Runs a tracker where results are missing, and writes them; returns sequence -> error."""
-    if args.fresh:
-        store.forget(data.sequences)
-    missing = [sequence for sequence in data.sequences if not store.complete(sequence)]
+    missing = [sequence for sequence in data.sequences if not results.complete(sequence)]
     done = len(data.sequences) - len(missing)
     if done:
         _say(args, f"{spec.label}: {done} sequences already have results (--fresh redoes them)")
@@ -236,24 +228,24 @@ def _track(
     with _progress(spec.label, sum(map(len, missing))) as advanced:
         for sequence, boxes, times, error, detail in executor(spec, missing, advanced):
             if boxes is not None and times is not None:
-                store.write(sequence.name, boxes, times)
+                results.write(sequence.name, boxes, times)
                 continue
             failures[sequence.name] = str(error)
             if detail:
-                failures[sequence.name] += f" (traceback: {printable(store.log(sequence.name, detail))})"
+                failures[sequence.name] += f" (traceback: {printable(results.log(sequence.name, detail))})"
     return failures
 
 
-def _score_foreign(data: _Data, folder: Path) -> Evaluation:
-    return _score(data, folder.resolve().name, ForeignResults(folder, data.sequences), None, {})
+def _score_found(data: _Data, folder: Path) -> Evaluation:
+    return _score(data, folder.resolve().name, Results.found(folder, data.sequences), {})
 
 
 def _score(
     data: _Data,
     label: str,
-    store: Union[ResultStore, ForeignResults],
-    identity: Optional[Dict[str, object]],
+    results: Results,
     failures: Dict[str, str],
+    identity: Optional[Dict[str, object]] = None,
 ) -> Evaluation:
     """Scores the result files, so that what is reported is what is written."""
     scores, times, notes = [], [], {}
@@ -261,7 +253,7 @@ def _score(
         if sequence.name in failures:
             continue
         try:
-            boxes, seconds, note = store.read(sequence)
+            boxes, seconds, note = results.read(sequence)
             score = metrics.score_sequence(data.protocol, sequence, boxes)
         except DatasetError as error:
             failures[sequence.name] = str(error)
@@ -272,12 +264,8 @@ def _score(
         if score is not None:
             scores.append(score)
     summary = metrics.summarise(data.protocol, scores) if scores else None
-    made = Evaluation(
-        label, identity, summary, metrics.by_attribute(data.protocol, scores), speed(times), failures, notes
-    )
-    if isinstance(store, ResultStore) and data.withheld and not (failures or data.left_out):
-        made.submission = str(store.submission(data.sequences))
-    return made
+    tags = metrics.by_attribute(data.protocol, scores)
+    return Evaluation(label, identity, summary, tags, speed(times), failures, notes)
 
 
 def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], drawn: List[Path]) -> int:

@@ -11,6 +11,7 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
+from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.errors import MissingDependencyError
 
 #: How metrics are headed in tables, in the order they are shown.
@@ -57,39 +58,32 @@ def main_metric(summary: Summary) -> float:
     return next(summary.metrics[name] for name in MAIN if name in summary.metrics)
 
 
-def table(rows: Items[Tuple[str, Summary]], first: str, counted: bool = True) -> str:
-    """Aligned text table of metrics in percent; ``counted`` adds how many sequences a row is over."""
-    names = [m for m in HEADINGS if any(m in scores.metrics for _, scores in rows)]
-    width = max(len(name) for name in (first, *(name for name, _ in rows)))
-    lines = [f"{first:<{width}}" + ("      n" if counted else "") + "".join(f"{HEADINGS[m]:>9}" for m in names)]
-    for name, scores in rows:
-        values = (scores.metrics.get(m, math.nan) for m in names)
-        cells = "".join("        -" if math.isnan(v) else f"{100 * v:9.2f}" for v in values)
-        lines.append(f"{name:<{width}}" + (f"{len(scores.sequences):>7}" if counted else "") + cells)
-    return "\n".join(lines)
+def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[str, float]]]) -> str:
+    """Metrics in percent, one row for each name, with how many sequences it is over."""
+    lines = [
+        {first: name, "n": count, **{text: 100 * metrics.get(metric, math.nan) for metric, text in HEADINGS.items()}}
+        for name, count, metrics in rows
+    ]
+    return markdown_table(heading, lines, form=".2f")
 
 
 def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> str:
     """The tables of a run: per tracker its attributes and, if asked for, its sequences; then all trackers."""
+
+    def over(scores: Dict[str, Summary]) -> List[Tuple[str, Optional[int], Dict[str, float]]]:
+        return [(name, len(summary.sequences), summary.metrics) for name, summary in scores.items()]
+
     parts: List[str] = []
     for e in evaluations:
         if e.summary is not None and per_sequence:
-            rows = [(s.name, e.summary._replace(metrics=s.metrics)) for s in e.summary.sequences]
-            parts.append(table(rows, f"{e.tracker}, by sequence", counted=False))
-        if e.attributes:
-            parts.append(table(list(e.attributes.items()), f"{e.tracker}, by attribute"))
-    scored = [(e.tracker, e.summary) for e in evaluations if e.summary is not None]
-    if scored:
-        parts.append(table(scored, "tracker"))
-    timed = [e for e in evaluations if e.speed["frames"]]
-    if timed:
-        width = max(len("speed (P7)"), *(len(e.tracker) for e in timed))
-        lines = [f"{'speed (P7)':<{width}}   frames  frames/total time  mean(1/t)  [frames/s]"]
-        for e in timed:
-            _, frames, total, mean = e.speed.values()
-            lines.append(f"{e.tracker:<{width}}{frames:>9}{total:>19.1f}{mean:>11.1f}")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+            rows = [(s.name, None, s.metrics) for s in e.summary.sequences]
+            parts.append(_table(f"{e.tracker} by sequence", "sequence", rows))
+        parts.append(_table(f"{e.tracker} by attribute", "attribute", over(e.attributes)))
+    scored = {e.tracker: e.summary for e in evaluations if e.summary is not None}
+    parts.append(_table("Scores in percent", "tracker", over(scored)))
+    speeds = [{"tracker": e.tracker, **e.speed} for e in evaluations if e.speed["frames"]]
+    parts.append(markdown_table("Speed in frames per second", speeds, form=".1f"))
+    return "\n\n".join(part for part in parts if part)
 
 
 def _plain(value: Any) -> Any:
@@ -164,22 +158,18 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
     return written
 
 
-def gaps(scores: ByAttribute) -> Tuple[List[str], Dict[str, List[float]]]:
-    """How far each tracker is from the first, attribute by attribute.
-
-    Returns attributes that all have, the largest mean gap first; tracker -> its score minus the first's in percent.
-    """
-    first, *others = scores
-    shared = [tag for tag in scores[first] if all(tag in scores[name] for name in others)]
-    own = {tag: main_metric(scores[first][tag]) for tag in shared}
-    found = {name: {tag: 100 * (main_metric(scores[name][tag]) - own[tag]) for tag in shared} for name in others}
-    shared.sort(key=lambda tag: -float(np.mean([gap[tag] for gap in found.values()] or [0])))
-    return shared, {name: [gap[tag] for tag in shared] for name, gap in found.items()}
+def gaps(scores: ByAttribute) -> Dict[str, Dict[str, float]]:
+    """How far each tracker is from the first, in percent, by the attributes that all have, the largest mean first."""
+    first = next(iter(scores))
+    shared = [tag for tag in scores[first] if all(tag in by_tag for by_tag in scores.values())]
+    values = {name: {tag: 100 * main_metric(by_tag[tag]) for tag in shared} for name, by_tag in scores.items()}
+    shared.sort(key=lambda tag: len(values) * values[first][tag] - sum(of[tag] for of in values.values()))
+    return {name: {tag: of[tag] - values[first][tag] for tag in shared} for name, of in values.items()}
 
 
 def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]:
     """Draws ``attributes.png`` and ``.svg``: a radar of scores, bars of the gaps to the first (the paper's Fig. 6)."""
-    tags, found = gaps(scores)
+    (first, tags), *others = gaps(scores).items()
     drawn = figure(12, 5.5)
     radar, bars = drawn.add_subplot(1, 2, 1, projection="polar"), drawn.add_subplot(1, 2, 2)
     order = sorted(tags)
@@ -191,15 +181,15 @@ def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]
     radar.set_ylim(bottom=0)
     radar.set_title(f"{title}: score by attribute [%]")
     radar.legend(loc="upper left", bbox_to_anchor=(-0.25, 1.1))
-    height = 0.8 / max(len(found), 1)
-    for i, (name, values) in enumerate(found.items()):
-        label = f"{name} (mean {np.mean(values or [0]):+.1f})"
-        bars.barh(np.arange(len(tags)) + i * height, values, height, label=label, color=f"C{i + 1}")
-    bars.set_yticks(np.arange(len(tags)) + 0.4 - height / 2, tags)
+    height = 0.8 / max(len(others), 1)
+    for i, (name, gap) in enumerate(others):
+        label = f"{name} (mean {np.mean([*gap.values()] or [0]):+.1f})"
+        bars.barh(np.arange(len(tags)) + i * height, [*gap.values()], height, label=label, color=f"C{i + 1}")
+    bars.set_yticks(np.arange(len(tags)) + 0.4 - height / 2, [*tags])
     bars.invert_yaxis()
     bars.axvline(0, color="black", linewidth=0.8)
-    bars.set(xlabel="points", title=f"gap to {next(iter(scores))}")
+    bars.set(xlabel="points", title=f"gap to {first}")
     bars.grid(True, axis="x", alpha=0.3)
-    if found:
+    if others:
         bars.legend(loc="upper left", bbox_to_anchor=(0, -0.1), ncol=2)
     return _save(drawn, folder, "attributes")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 from asymtrack_edge.benchmarks.speed.machine import title
+from asymtrack_edge.benchmarks.tables import cell, markdown_table
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import write_text
 
@@ -156,8 +157,8 @@ def _conditions(row: Row) -> Row:
         "backend": case["backend"],
         "device": case["device"],
         "model sha256": case["model_sha256"][:12],
-        "MHz": " to ".join(_cell(state[clock]) for state in states),
-        "warmest °C": " to ".join(_cell(max(state["temperatures"].values(), default=None)) for state in states),
+        "MHz": " to ".join(cell(state[clock]) for state in states),
+        "warmest °C": " to ".join(cell(max(state["temperatures"].values(), default=None)) for state in states),
         "load": row["before"]["load"],
     }
 
@@ -172,37 +173,3 @@ def _kinds(layers: Sequence[Row]) -> List[Row]:
         {"operator": kind, "layers": len(times), "ms": sum(times), "share %": 100 * sum(times) / total}
         for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1]))
     ]
-
-
-def _cell(value: Any) -> str:
-    """Figures to three digits, a dash for what is not known."""
-    if value is None or value == "":
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
-
-
-def markdown_table(heading: str, rows: Sequence[Row], note: str = "") -> str:
-    """A heading and a table whose columns are aligned as plain text too; empty without rows.
-
-    Cells are by column; columns without any value are left out. The note stands below.
-    """
-    names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    lines: List[List[str]] = [[] for _ in range(len(rows) + 2)]
-    for name, values in columns.items():
-        cells = [name.replace("_", " ") if name.islower() else name, *map(_cell, values)]
-        if set(cells[1:]) <= {"-"}:
-            continue
-        width = max(3, *map(len, cells))
-        figures = any(type(value) in (int, float) for value in values)
-        cells.insert(1, "-" * (width - 1) + ("-", ":")[figures])
-        for line, cell in zip(lines, cells):
-            line.append(cell.rjust(width) if figures else cell.ljust(width))
-    if not lines[0]:
-        return ""
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([f"## {heading}", "", *table, *(["", note] if note else [])])

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks import trackers
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import drift, rows, save, write_frames
@@ -25,6 +24,12 @@ LABEL = "fake_trackers-Still"
 
 def evaluate(*arguments) -> int:
     return main([str(a) for a in arguments])
+
+
+def row(text, name):
+    """Cells of the last printed row that begins with ``name``."""
+    lines = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+    return [cell.strip() for cell in lines[-1].strip("|").split("|")]
 
 
 @pytest.fixture
@@ -61,15 +66,13 @@ def test_results_report_and_speed(folder_set, output, tmp_path, capsys):
     assert 0 < tracker["speed"]["frames_over_total_time"] <= tracker["speed"]["mean_of_rates"]
     assert len(tracker["curves"]["success"]["values"]) == 21
     text = capsys.readouterr().out
-    assert "by sequence" in text and "frames/total time" in text and "frame 0 left out" in text
+    assert "by sequence" in text and "frames over total time" in text and "frame 0 left out" in text
     curves = ("norm_precision", "precision", "success")
     assert sorted(path.name for path in shown.iterdir()) == [f"{c}.{s}" for c in curves for s in ("png", "svg")]
     assert cv2.imread(str(shown / "success.png")).std() > 0
-
-
-def test_json_on_standard_output_stands_alone(folder_set, results, capsys):
-    assert evaluate("folder", folder_set, "--results", results, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["trackers"][0]["tracker"] == "other"
+    # JSON on standard output stands there alone.
+    assert evaluate("folder", folder_set, *options[:2], "--tracker", STILL, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["trackers"] == [tracker]
 
 
 def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, capsys):
@@ -142,9 +145,9 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, capsys):
             save(tmp_path / style / f"{name}.txt", text)
         folder = tmp_path / style.split("/")[0]
         assert evaluate(dataset, tmp_path / dataset, "--results", folder) == 0
-        line = next(t for t in capsys.readouterr().out.splitlines() if t.startswith(folder.name))
+        scores = row(capsys.readouterr().out.split("## Speed")[0], folder.name)
         # All are perfect: Tiger1's first five frames, which others keep, do not shift its boxes.
-        assert line.split()[1:4] == ["3" if dataset == "otb" else "1", "95.24", "100.00"]
+        assert scores[1:4] == ["3" if dataset == "otb" else "1", "95.24", "100.00"]
 
 
 def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
@@ -171,12 +174,6 @@ def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
     assert "no sequence can be read: sequence bird-3: " in capsys.readouterr().err
 
 
-def test_a_frame_that_is_no_image_costs_its_sequence_alone(folder_set, results, capsys):
-    (folder_set / "a" / "00000001.jpg").write_bytes(b"not an image")
-    assert evaluate("folder", folder_set, "--results", results) == 1
-    assert "other failed on a: the frame" in capsys.readouterr().err
-
-
 def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, tmp_path, capsys):
     save(results / "a.txt", drift(9, x=12))
     (results / "b.txt").unlink()
@@ -188,10 +185,13 @@ def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, 
     assert found["notes"] == {"a": "9 boxes in the results for 6 frames: cut to the annotation"}
     assert "holds no result of it" in found["failures"]["b"] and "2 boxes for 4 frames" in found["failures"]["c"]
     assert "3 of 3 sequences are not whole: b, c, a" in capsys.readouterr().err
+    (folder_set / "a" / "00000001.jpg").write_bytes(b"not an image")
+    assert evaluate("folder", folder_set, "--results", results) == 1
+    assert "other failed on a: the frame" in capsys.readouterr().err
     (results / "a.txt").unlink()
     (results / "c.txt").unlink()
     assert evaluate("folder", folder_set, "--results", results) == 2
-    assert "holds no result of any sequence: looked for a.txt" in capsys.readouterr().err
+    assert "holds no result of any sequence" in capsys.readouterr().err
 
 
 def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, capsys):
@@ -199,7 +199,7 @@ def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, capsy
     assert evaluate("folder", folder_set, "--results", results) == 1
     captured = capsys.readouterr()
     assert "sequence b: no frame can be scored" in captured.err
-    assert captured.out.splitlines()[-1].split()[:2] == ["other", "2"]
+    assert row(captured.out, "other")[:2] == ["other", "2"]
     assert evaluate("folder", folder_set, "--results", results, "--sequences", "b") == 1
     captured = capsys.readouterr()
     assert "sequence b: no frame can be scored" in captured.err and "withheld" not in captured.out
@@ -219,28 +219,26 @@ def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, capsys
     assert r"s\udce9q" in capsys.readouterr().out and (output / "folder" / LABEL / f"{odd}.txt").is_file()
 
 
-def test_got10k_submission(tmp_path, output, capsys):
+def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, capsys):
     write_frames(tmp_path / "test" / "seq-1", 4)
     save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(1))
-    arguments = ("got10k-test", tmp_path, "--tracker", STILL, "--output", output)
-    assert evaluate(*arguments) == 0
-    text = capsys.readouterr().out
-    assert "withheld" in text and "the published set has 180 sequences" in text
-    with zipfile.ZipFile(output / "got10k-test" / f"{LABEL}.zip") as archive:
-        assert sorted(archive.namelist()) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
-        assert archive.read("seq-1/seq-1_001.txt").decode().splitlines()[1] == "5.000,5.000,10.000,8.000"
-    (output / "got10k-test" / f"{LABEL}.zip").unlink()
-    save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
-    assert evaluate(*arguments) == 1 and not list(output.glob("*/*.zip"))
-
-
-def test_trackingnet_submission(tmp_path, output):
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)
         save(tmp_path / "TEST" / "anno" / f"{name}.txt", drift(1))
-    assert evaluate("trackingnet", tmp_path, "--tracker", STILL, "--output", output) == 0
-    with zipfile.ZipFile(output / "trackingnet" / f"{LABEL}.zip") as archive:
-        assert sorted(archive.namelist()) == ["v1.txt", "v2.txt"]
+    packed = {}
+    for dataset in ("got10k-test", "trackingnet"):
+        assert evaluate(dataset, tmp_path, "--tracker", STILL, "--output", output) == 0
+        with zipfile.ZipFile(output / dataset / f"{LABEL}.zip") as archive:
+            packed[dataset] = {name: archive.read(name).decode() for name in archive.namelist()}
+    text = capsys.readouterr().out
+    assert "withheld" in text and "the published set has 180 sequences" in text
+    assert sorted(packed["trackingnet"]) == ["v1.txt", "v2.txt"]
+    assert sorted(packed["got10k-test"]) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
+    assert packed["got10k-test"]["seq-1/seq-1_001.txt"].splitlines()[1] == "5.000,5.000,10.000,8.000"
+    (output / "got10k-test" / f"{LABEL}.zip").unlink()
+    save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
+    assert evaluate("got10k-test", tmp_path, "--tracker", STILL, "--output", output) == 1
+    assert not list(output.glob("got10k-test/*.zip"))
 
 
 def test_the_gap_by_attribute(tmp_path, capsys):
@@ -256,7 +254,7 @@ def test_the_gap_by_attribute(tmp_path, capsys):
     text = capsys.readouterr().out
     # Of four frames weak has the first on Car: a quarter of 95.24.
     assert "strong - weak: LR +71.43, OCC +71.43, IV +0.00" in text
-    assert text.split("weak, by attribute")[1].splitlines()[1].split()[:3] == ["IV", "1", "95.24"]
+    assert row(text.split("weak by attribute")[1], "IV")[:3] == ["IV", "1", "95.24"]
     assert cv2.imread(str(tmp_path / "plots" / "attributes.png")).std() > 0
     assert "gap to weak" in (tmp_path / "plots" / "attributes.svg").read_text()
     assert evaluate(*arguments) == 2 and "--attributes DIR" in capsys.readouterr().err
@@ -284,16 +282,13 @@ def test_mistakes_are_one_line_and_exit_2(folder_set, output, capsys, arguments,
     assert error.startswith("error: ") and said in error
 
 
-def test_unwritable_output_is_one_line(folder_set, tmp_path, capsys):
+def test_what_this_machine_lacks_is_one_line(folder_set, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     assert evaluate("folder", folder_set, "--tracker", STILL, "--output", tmp_path / "file") == 2
     assert "file" in capsys.readouterr().err
-
-
-def test_opencv_trackers_missing_from_this_build_are_explained(folder_set, output, capsys, monkeypatch):
     for name in ("TrackerKCF_create", "legacy"):
         monkeypatch.delattr(cv2, name, raising=False)
-    assert evaluate("folder", folder_set, "--tracker", "opencv:KCF", "--output", output) == 2
+    assert evaluate("folder", folder_set, "--tracker", "opencv:KCF", "--output", tmp_path / "out") == 2
     assert "opencv-contrib-python" in capsys.readouterr().err
 
 
@@ -322,7 +317,6 @@ def test_opencv_baseline_goes_through_the_same_harness(tmp_path, output, capsys)
 def test_results_with_and_without_recovery_are_told_apart():
     with_recovery, without = (TrackerSpec("T", recover=recover).identity() for recover in (True, False))
     assert with_recovery["recovers"] and not without["recovers"]
-    assert with_recovery["sha256"] == without["sha256"]
 
 
 def test_a_tracker_of_the_folder_one_works_in_is_found(tmp_path, monkeypatch):
@@ -330,4 +324,4 @@ def test_a_tracker_of_the_folder_one_works_in_is_found(tmp_path, monkeypatch):
     (tmp_path / "my_tracker_here.py").write_text("def make():\n    return None\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
-    assert trackers._import_callable("my_tracker_here:make")() is None
+    assert TrackerSpec("python:my_tracker_here:make").build() is None

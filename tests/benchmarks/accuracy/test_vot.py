@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -15,58 +16,24 @@ from tests.datasets.miniature import write_frames
 STILL = TrackerSpec("python:fake_trackers:Still")
 
 
-class Region:
-    """Stands for trax.Rectangle and trax.Polygon."""
-
-    RECTANGLE = "rectangle"
-
-    def __init__(self, kind, values):
-        self.type = kind
-        self.values = values
-
-    def bounds(self):
-        return self.values
-
-    def size(self):
-        return len(self.values)
-
-    def get(self, index):
-        return self.values[index]
-
-
 @pytest.fixture
 def trax(monkeypatch):
-    """A module ``trax`` whose server takes its requests from ``script`` and records the answers."""
-    module = SimpleNamespace(
-        TraxStatus=SimpleNamespace(INITIALIZE="initialize", FRAME="frame", QUIT="quit"),
-        Region=Region,
-        Image=SimpleNamespace(PATH="path"),
-        Rectangle=SimpleNamespace(create=lambda *box: box),
-        TraxException=type("TraxException", (Exception,), {}),
-        ended=[],
-        script=[],
-        answers=[],
-        setup={},
-    )
-
-    class Server:
-        def __init__(self, regions, images, **setup):
-            module.setup.update(setup, regions=regions, images=images)
-
-        def wait(self):
-            if not module.script:
-                raise module.TraxException("pipe closed")
-            return module.script.pop(0)
-
-        def quit(self, reason=None):
-            module.ended.append(reason)
-
-        def status(self, objects):
-            module.answers.append(objects)
-
-    module.Server = Server
+    """A module ``trax`` whose server is asked what is put into ``script``, and then hears nothing more."""
+    module = MagicMock()
+    module.TraxException = type("TraxException", (Exception,), {})
+    module.Rectangle.create = lambda *box: box
+    module.script = []
+    module.Server.return_value.wait = lambda: module.script.pop(0) if module.script else fail(module.TraxException)
     monkeypatch.setitem(sys.modules, "trax", module)
     return module
+
+
+def fail(kind):
+    raise kind("pipe closed")
+
+
+def rectangle(*box):
+    return SimpleNamespace(type="rectangle", bounds=lambda: box)
 
 
 def request(kind, path=None, *regions):
@@ -77,27 +44,28 @@ def request(kind, path=None, *regions):
 def test_objects_are_followed_from_the_frame_they_appear_in(trax, tmp_path):
     write_frames(tmp_path, 1)
     frame = tmp_path / "00000001.jpg"
-    polygon = Region("polygon", [(3, 2), (9, 4), (7, 8), (1, 6)])
+    corners = [(3, 2), (9, 4), (7, 8), (1, 6)]
+    polygon = SimpleNamespace(type="polygon", size=lambda: 4, get=corners.__getitem__)
+    initialize, following, quits = trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME, trax.TraxStatus.QUIT
     trax.script += [
-        request("initialize", frame, Region("rectangle", (4, 5, 10, 8))),
-        request("frame", frame),
-        request("frame", frame, polygon),
-        request("frame", frame),
-        request("initialize", frame, Region("rectangle", (1, 1, 5, 5))),
-        request("quit"),
+        request(initialize, frame, rectangle(4, 5, 10, 8)),
+        request(following, frame),
+        request(following, frame, polygon),
+        request(following, frame),
+        request(initialize, frame, rectangle(1, 1, 5, 5)),
+        request(quits),
     ]
     vot.serve(STILL)
-    boxes = [[box for box, _ in answer] for answer in trax.answers]
-    assert boxes == [
+    answers = [call.args[0] for call in trax.Server.return_value.status.call_args_list]
+    assert [[box for box, _ in answer] for answer in answers] == [
         [(4, 5, 10, 8)],
         [(5, 5, 10, 8)],
         [(6, 5, 10, 8), (1, 2, 8, 6)],
         [(7, 5, 10, 8), (2, 2, 8, 6)],
         [(1, 1, 5, 5)],
     ]
-    assert trax.answers[1][0][1] == {"confidence": "1.0000"}
-    assert trax.ended == [None]
-    assert trax.setup["regions"] == ["rectangle"] and trax.setup["multiobject"] is True
+    assert answers[1][0][1] == {"confidence": "1.0000"}
+    trax.Server.return_value.quit.assert_called_once_with(None)
 
 
 def test_mistakes_are_one_line_and_the_client_is_told(trax, tmp_path, monkeypatch, capsys):
@@ -106,11 +74,11 @@ def test_mistakes_are_one_line_and_the_client_is_told(trax, tmp_path, monkeypatc
         return capsys.readouterr().err
 
     write_frames(tmp_path, 1)
-    trax.script.append(request("initialize", tmp_path / "00000001.jpg", Region("mask", None)))
+    trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "00000001.jpg", SimpleNamespace(type="mask")))
     assert "a rectangle or polygon is needed" in serve("--tracker", STILL.name)
-    trax.script.append(request("initialize", tmp_path / "absent.jpg"))
+    assert "needed" in trax.Server.return_value.quit.call_args.args[0]
+    trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "absent.jpg"))
     assert "cannot read the frame" in serve("--tracker", STILL.name)
-    assert "needed" in trax.ended[0] and "absent.jpg" in trax.ended[1]
     assert serve("--tracker", STILL.name) == "error: the connection to the TraX client broke: pipe closed\n"
     assert "no/such/model" in serve("--model", "no/such/model")
     monkeypatch.setitem(sys.modules, "trax", None)

@@ -25,7 +25,8 @@ _WORTH_HALF = 1024
 _TENSORRT8_OPSET = 17
 _TENSORRT8_OPERATORS = (
     "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
-    "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose Unsqueeze"
+    "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
+    "Unsqueeze"
 )
 _TENSORRT8_TYPES = ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")
 

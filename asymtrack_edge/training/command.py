@@ -164,7 +164,7 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
 def _label(arguments: argparse.Namespace) -> int:
     from asymtrack_edge.training.labels import label_videos
 
-    output = arguments.output or arguments.folder.with_name(arguments.folder.name + "-labelled")
+    output = arguments.output or Path(os.path.abspath(arguments.folder) + "-labelled")
     load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
     ray = join_cluster(arguments.ray, len(os.sched_getaffinity(0))) if arguments.ray else None
     count, left_out = label_videos(arguments.folder, output, load, arguments.seed, ray)
@@ -195,7 +195,3 @@ _seed = _number(int, 0, (1 << 63) - 1, "a whole number of 0 or more")
 _seconds = _number(float, 0.0, 1e9, "seconds, 0 or more")
 _rate = _number(float, 1e-12, 1e3, "a positive number")
 _share = _number(float, 0.0, 1.0, "a number from 0 to 1")
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

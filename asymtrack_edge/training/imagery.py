@@ -247,7 +247,7 @@ def _collection(folder: Path) -> Iterator[_Item]:
         for record in cutouts:
             yield item(None, record, [record["file"]])
     except KeyError as error:
-        raise DatasetError(f"the collection in {folder} names no {error} or does not hold it") from None
+        raise DatasetError(f"the collection in {folder} lacks {error}") from None
 
 
 def read_records(path: Path) -> List[Dict[str, Any]]:

@@ -1,8 +1,12 @@
-"""``asymtrack-train`` as it is typed, and labelling of video."""
+"""``asymtrack-train`` as it is typed."""
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
@@ -28,72 +32,79 @@ class Follower:
 
     def init(self, frame: np.ndarray, box: Sequence[float]) -> None:
         x, y, w, h = (round(v) for v in box)
-        self.size = box[2:]
+        self.box = list(box)
         self.patch = frame[max(0, y) : y + h, max(0, x) : x + w].copy()
 
     def update(self, frame: np.ndarray) -> Any:
         found = cv2.minMaxLoc(cv2.matchTemplate(frame, self.patch, cv2.TM_SQDIFF))[2]
-        return SimpleNamespace(box=(*found, *self.size), score=1.0)
+        return SimpleNamespace(box=(*found, *self.box[2:]))
 
 
 class Drifter(Follower):
     """Moves on to the right, whatever it sees."""
 
-    def init(self, frame: np.ndarray, box: Sequence[float]) -> None:
-        self.box = list(box)
-
     def update(self, frame: np.ndarray) -> Any:
         self.box[0] += 40
-        return SimpleNamespace(box=tuple(self.box), score=1.0)
+        return SimpleNamespace(box=tuple(self.box))
 
 
-def write_video(path: Path, frames: List[np.ndarray]) -> None:
+def write_video(path: Path, seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (width, height))
-    assert video.isOpened()
-    for frame in frames:
-        video.write(frame)
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (480, 360))
+    for frame in moving(seed, 24):
+        video.write(cv2.resize(frame, (480, 360), interpolation=cv2.INTER_NEAREST))
     video.release()
 
 
-def test_paper_preset_starts_on_published_layouts(got10k: Path, coco: Path, tmp_path: Path) -> None:
-    roots, folder = {"got10k": str(got10k), "coco": str(coco)}, tmp_path / "r"
-    data = [word for name, root in roots.items() for word in (f"--{name}", root)]
-    assert main(["--preset", "paper", *data, "--output", str(folder), *QUICK]) == 0
-    state = json.loads((folder / "state.json").read_text())
-    assert state["step"] >= 1 and state["pairs"] == 2 * state["step"]
-    assert RunConfig.load(folder) == RunConfig(replace(PAPER, batch=2), datasets=roots, search_size=64)
-    weights = load_file(str(folder / "weights.safetensors"))
-    assert all(torch.isfinite(value).all() for value in weights.values())
+def weights_of(folder: Path) -> Any:
+    """A tensor of the weights that a run wrote, and after how many pairs."""
+    with safe_open(str(folder / "weights.safetensors"), "pt") as file:
+        return file.get_tensor("bottleneck.weight").float(), int(file.metadata()["pairs"])
 
 
-def test_a_run_goes_on_with_its_own_recipe(collection: Path, tmp_path: Path, capsys: Any) -> None:
-    folder = str(tmp_path / "t")
-    first = ["--preset", "small", "--data", str(collection), "--canvas", "128", "--lr", "2e-4", "--output", folder]
-    assert main([*first, *QUICK, "--json", str(tmp_path / "result.json")]) == 0
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["folder"] == folder and result["pairs"] >= 2 and not result["finished"]
-    before = json.loads((tmp_path / "t" / "state.json").read_text())["step"]
+def test_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) -> None:
+    assert main(["--preset", "paper", "--got10k", str(got10k), "--output", str(tmp_path), *QUICK]) == 0
+    expected = RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)}, search_size=64)
+    assert RunConfig.load(tmp_path) == expected
+    weights, pairs = weights_of(tmp_path)
+    assert torch.isfinite(weights).all() and pairs >= 2
+
+
+def test_a_run_goes_on_with_its_own_recipe_and_starts_another(collection: Path, tmp_path: Path, capsys: Any) -> None:
+    folder, result, other = tmp_path / "t", tmp_path / "result.json", tmp_path / "other"
+    first = ["--preset", "small", "--data", str(collection), "--canvas", "128", *QUICK]
+    assert main([*first, "--lr", "2e-4", "--output", str(folder), "--json", str(result)]) == 0
+    start, pairs = weights_of(folder)
+    said = json.loads(result.read_text())
+    assert said["folder"] == str(folder) and said["pairs"] >= 2 and not said["finished"]
     assert f"--resume {folder}" in capsys.readouterr().err
-    assert main(["--resume", folder, "--time-budget", "0.1", "--device", "cpu"]) == 0
-    stored = json.loads((tmp_path / "t" / "run.json").read_text())
-    assert stored["recipe"]["lr"] == 2e-4 and stored["search_size"] == 64 and stored["canvas"] == 128
-    assert json.loads((tmp_path / "t" / "state.json").read_text())["step"] > before
-    assert (tmp_path / "t" / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert main(["plot", folder]) == 0 and "plot.png" in capsys.readouterr().out
+    # Fine-tuning.
+    init = ["--init", str(folder / "weights.safetensors"), "--seed", "9", "--lr", "1e-9"]
+    assert main([*first, *init, "--output", str(other)]) == 0
+    torch.testing.assert_close(weights_of(other)[0], start, atol=1e-4, rtol=0)
+    assert main(["--resume", str(folder), "--time-budget", "0.1", "--device", "cpu"]) == 0
+    config = RunConfig.load(folder)
+    assert (config.recipe.lr, config.search_size, config.canvas) == (2e-4, 64, 128)
+    assert weights_of(folder)[1] > pairs
+    (folder / "plot.png").unlink()
+    assert main(["plot", str(folder)]) == 0 and "plot.png" in capsys.readouterr().out
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
     # The same folder is not trained over by accident.
-    assert main([*first, *QUICK]) == 2
+    assert main([*first, "--output", str(folder)]) == 2
     assert "--resume" in capsys.readouterr().err
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"ema"', '"momentum"'))
+    assert main(["--resume", str(folder)]) == 2
+    assert "does not fit this version" in capsys.readouterr().err
 
 
-def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> None:
-    data = ["--preset", "small", "--data", str(collection), *QUICK]
-    assert main([*data, "--output", str(tmp_path / "a")]) == 0
-    start = tmp_path / "a" / "weights.safetensors"
-    assert main([*data, "--init", str(start), "--seed", "9", "--lr", "1e-9", "--output", str(tmp_path / "b")]) == 0
-    a, b = load_file(str(start)), load_file(str(tmp_path / "b" / "weights.safetensors"))
-    torch.testing.assert_close(a["bottleneck.weight"], b["bottleneck.weight"], atol=1e-4, rtol=0)
+def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
+    words = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "r"), *QUICK[:-2]]
+    run = subprocess.Popen([sys.executable, "-m", "asymtrack_edge.training", *words], stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not (tmp_path / "r" / "log.jsonl").exists():
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert "continue with: asymtrack-train --resume" in run.communicate(timeout=60)[1]
+    assert run.returncode == 0 and weights_of(tmp_path / "r")[1] > 0
 
 
 @pytest.mark.parametrize(
@@ -106,11 +117,11 @@ def test_fine_tuning_starts_from_a_file(collection: Path, tmp_path: Path) -> Non
         (["--search-size", "100", "--data", "."], "multiples of 32"),
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", ".", "--output", "other"], "leave out --output"),
-        (["--resume", "."], "holds no run"),
         (["plot", "nowhere"], "nowhere"),
         (["--data", ".", "--device", "cuda:99"], "cuda:99"),
         (["--data", ".", "--init", "nowhere.pth"], "nowhere.pth"),
         (["--lr", "-1"], "--lr"),
+        (["label", "."], "no videos"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(
@@ -128,8 +139,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
 def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     for n in range(2):
-        frames = [cv2.resize(f, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST) for f in moving(n, 24)]
-        write_video(videos / "deep" / f"{n}.avi", frames)
+        write_video(videos / "deep" / f"{n}.avi", n)
     monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Drifter())
     assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 0
     assert "none: 0 tracks" in capsys.readouterr().out
@@ -159,9 +169,8 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 def test_labels_made_on_a_cluster_are_those_made_here(tmp_path: Path, capsys: Any) -> None:
     ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")
-    frames = [cv2.resize(f, None, fx=3, fy=3, interpolation=cv2.INTER_NEAREST) for f in moving(0, 24)]
-    for name in "abc":
-        write_video(tmp_path / "videos" / f"{name}.avi", frames + frames[::-1])
+    for name in "ac":
+        write_video(tmp_path / "videos" / f"{name}.avi", 0)
     (tmp_path / "videos" / "b.avi").write_bytes(b"no video")
     try:
         for name, options in (("here", []), ("there", ["--ray", "local"])):

@@ -1,29 +1,40 @@
-"""The web view's routes (Starlette); ``view`` has what they show."""
+"""The web view's routes (Starlette): who may ask, what a browser may say. ``view`` has what they show and do."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import operator
 from collections import deque
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Awaitable, Callable, Deque, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, NamedTuple, Optional, Tuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from asymtrack_edge.errors import AsymTrackError
-from asymtrack_edge.runtime.outputs import Result
+from asymtrack_edge.errors import AsymTrackError, UsageError
+from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.outputs.rows import csv_header
-from asymtrack_edge.runtime.web.protocol import PERIOD, cookie_name, parse_wish, refusal
 
 if TYPE_CHECKING:
     from asymtrack_edge.runtime.web.view import WebView
+
+#: Seconds between two pictures for a viewer, at least; the tracker is not held to it.
+PERIOD = 1 / 15
+
+#: Seconds without a frame after which a live source's run counts as unhealthy.
+SILENCE = 30.0
 
 _PAGE = Path(__file__).parent / "page"
 
@@ -34,8 +45,72 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
-#: Frames that wait for a program that reads ``/tracks`` slowly; older ones are dropped.
-_BACKLOG = 64
+
+class Wish(NamedTuple):
+    """A message of a browser.
+
+    ``ack``: the last picture has been shown. ``hold``: the user began to draw on a picture. ``mark``: a
+    box was drawn. ``remove``, ``pause``, ``resume``, ``step``, ``end``.
+    """
+
+    action: str
+    frame: Optional[int] = None  #: number of the picture concerned, for hold and mark
+    box: Optional[Box] = None  #: in frame pixels, for mark; not yet checked
+    target: Optional[int] = None  #: its id, for remove, and for mark where an old target is moved
+
+
+def parse_wish(text: str) -> Wish:
+    """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``."""
+    try:
+        content = json.loads(text)
+        action, target = content["action"], content.get("target")
+        if action not in ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end"):
+            raise ValueError
+        return Wish(
+            action,
+            operator.index(content["frame"]) if action in ("hold", "mark") else None,
+            Box(*map(float, content["box"])) if action == "mark" else None,
+            None if target is None and action != "remove" else operator.index(target),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise UsageError('a message is JSON such as {"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}') from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def cookie_name(token: str) -> str:
+    """Each view's own: browsers do not keep cookies of two ports of one host apart."""
+    return f"asymtrack_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
+
+
+def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
+    """Why a request must not be answered; None if it may.
+
+    Without a token only requests that name this machine itself are answered, so that no web page
+    elsewhere can reach us by giving its own name our address. A WebSocket is opened only from the
+    page that we served. Anybody may ask for ``/health``.
+    """
+    host, origin = asking.headers.get("host", ""), asking.headers.get("origin")
+    try:
+        asked, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
+    except ValueError:
+        return "the request's headers are malformed"
+    if token is None and not is_loopback(asked or ""):
+        return "this view answers to this machine only"
+    if asking.scope["type"] == "websocket" and origin is not None and page != host:
+        return "a page from elsewhere cannot connect"
+    if token is None or asking.scope["path"] == "/health":
+        return None
+    offers = asking.query_params.get("token", ""), asking.cookies.get(cookie_name(token), "")
+    if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in offers):
+        return None
+    return "the token is missing or wrong: use the address that was printed when the view started"
 
 
 def make_app(view: WebView) -> ASGIApp:
@@ -52,33 +127,13 @@ def make_app(view: WebView) -> ASGIApp:
         return Response("".join([csv_header(several=True), *view.rows]), media_type="text/csv", headers=headers)
 
     async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "frames": view.run.count})
+        latest = view.run.latest
+        silent = view.run.reader.source.live and latest is not None and latest.frame.age > SILENCE
+        answer = {"status": "no frames" if silent else "ok", "frames": view.run.count}
+        return JSONResponse(answer, 503 if silent else 200)
 
     async def pictures(socket: WebSocket) -> None:
-        await _until_gone(socket, _Viewer(view, socket).run)
-
-    async def tracks(socket: WebSocket) -> None:
-        """Every frame's JSON, for programs."""
-        waiting: asyncio.Queue[str] = asyncio.Queue(_BACKLOG)
-
-        def tell(text: str) -> None:
-            if waiting.full():
-                waiting.get_nowait()
-            waiting.put_nowait(text)
-
-        async def feed() -> None:
-            while True:
-                await socket.send_text(await waiting.get())
-
-        async def drain() -> None:
-            while True:  # notices that the other side has gone
-                await socket.receive_text()
-
-        view.listeners.add(tell)
-        try:
-            await _until_gone(socket, lambda: _first_to_end(feed(), drain()))
-        finally:
-            view.listeners.discard(tell)
+        await _Viewer(view, socket).serve()
 
     routes = [
         Route("/", partial(page, "index.html", "text/html")),
@@ -87,12 +142,11 @@ def make_app(view: WebView) -> ASGIApp:
         Route("/boxes.csv", boxes),
         Route("/health", health),
         WebSocketRoute("/view", pictures),
-        WebSocketRoute("/tracks", tracks),
     ]
     app = Starlette(routes=routes)
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        problem = refusal(dict(scope), view.token) if scope["type"] in ("http", "websocket") else None
+        problem = refusal(HTTPConnection(scope), view.token) if scope["type"] in ("http", "websocket") else None
         if problem is None:
             await app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -101,30 +155,6 @@ def make_app(view: WebView) -> ASGIApp:
             await PlainTextResponse(problem + "\n", 403)(scope, receive, send)
 
     return guarded
-
-
-async def _until_gone(socket: WebSocket, work: Callable[[], Awaitable[None]]) -> None:
-    try:
-        await socket.accept()
-        await work()
-    except (WebSocketDisconnect, RuntimeError, KeyError):
-        pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
-    finally:
-        with suppress(RuntimeError, WebSocketDisconnect):  # closed already
-            await socket.close()
-
-
-async def _first_to_end(*jobs: Any) -> None:
-    """Runs all until one ends or fails, then ends the others."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class _Viewer:
@@ -136,21 +166,31 @@ class _Viewer:
         self._sending = asyncio.Lock()
         self._shown = asyncio.Event()
         #: The page shows one of the last two pictures that it was sent, or one that it holds.
-        self._sent: Deque[Tuple[int, Optional[np.ndarray]]] = deque(maxlen=2)
+        self._sent: Deque[Tuple[int, np.ndarray]] = deque(maxlen=2)
         self._held: Tuple[Optional[int], Optional[np.ndarray]] = (None, None)
 
-    async def run(self) -> None:
+    async def serve(self) -> None:
         """Until the page is closed."""
+        await self._socket.accept()
         self._shown.set()
-        await _first_to_end(self._feed(), self._listen())
+        feeding = asyncio.ensure_future(self._feed())
+        try:
+            await self._listen()
+        except (WebSocketDisconnect, RuntimeError, KeyError):
+            pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+            with suppress(RuntimeError, WebSocketDisconnect):  # closed already
+                await self._socket.close()
 
     async def _feed(self) -> None:
-        sent: Optional[Result] = None
+        sent = None
         while True:
             await self._shown.wait()
             if self._view.run.latest is not sent:
                 newest = await self._elsewhere(self._view.newest)
-                if newest.result is not sent:
+                if newest is not None and newest.result is not sent:
                     sent = newest.result
                     self._sent.append((sent.frame.number, newest.image))
                     self._shown.clear()

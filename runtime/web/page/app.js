@@ -17,6 +17,8 @@ let keyboard = false; // whether it is drawn with the keyboard
 let moving = null;    // id of the target that the next box is for
 let ended = false;    // whether the run was ended from here: nobody will answer any more
 let states = "";      // what the list showed last, to rebuild it only when targets come or go
+let since = null;     // {time, news}: where the speeds that are shown next begin
+let speeds = [];      // rows of the list of speeds
 
 // The token is in a cookie now: it need not stay in the address bar.
 if (location.search.includes("token=")) history.replaceState(null, "", location.pathname);
@@ -24,7 +26,7 @@ if (location.search.includes("token=")) history.replaceState(null, "", location.
 function connect() {
   socket = new WebSocket((location.protocol === "https:" ? "wss://" : "ws://") + location.host + "/view");
   socket.binaryType = "arraybuffer";
-  socket.onopen = () => connection("open", "connected");
+  socket.onopen = () => { since = null; connection("open", "connected"); };
   socket.onclose = async () => {
     if (ended) { connection("ended", "the run has ended; reload this page to look for another"); return; }
     connection("lost", "connection lost; trying again");
@@ -223,17 +225,29 @@ function lists(news) {
     line.dataset.state = target.state;
     if (before && before !== target.state) $("changes").textContent = `target ${target.id} ${target.state}`;
   }
-  const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ["frames per second", news.fps]];
-  for (const [name, value] of Object.entries(news.stages)) rows.push([`${name}, ms`, value.toFixed(1)]);
+  measure(news);
+  const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ...speeds];
   rows.push(["frame to decision, ms", news.age_ms.toFixed(1)]);
-  rows.push(["encode for this page, ms", news.encode_ms.toFixed(1)]);
   if (news.live) rows.push(["frames dropped", news.dropped]);
-  speed(rows);
+  show(rows);
   for (const id of ["pause", "step"]) $(id).hidden = news.live;
   showPaused(news.paused);
 }
 
-function speed(rows) {
+// Speeds over the last second or more in which frames came.
+function measure(news) {
+  const time = performance.now() / 1000;
+  if (since && time - since.time < 1) return;
+  const frames = since ? news.count - since.news.count : 0;
+  if (frames > 0 && time - since.time < 5) {
+    const stages = Object.entries(news.seconds).map(([name, spent]) =>
+      [`${name}, ms`, (1000 * (spent - since.news.seconds[name]) / frames).toFixed(1)]);
+    speeds = [["frames per second", (frames / (time - since.time)).toFixed(1)], ...stages];
+  }
+  since = { time, news };
+}
+
+function show(rows) {
   const list = $("speed");
   while (list.children.length > 2 * rows.length) list.lastChild.remove();
   rows.forEach(([name, value], i) => {

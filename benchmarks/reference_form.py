@@ -9,7 +9,7 @@ kept from the first frame, and OPE is one convolution, because the authors fold 
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import Callable, List, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,24 +26,10 @@ from asymtrack_edge.network.layers import (
 
 
 class TemplateFeatures(NamedTuple):
-    """What is kept of the template: ``P_z`` of each ETM, ``(B, N, C)`` (paper, eq. 4), and its tokens ``(B, L, C)``."""
+    """What is kept of the template: ``P_z`` of each ETM (paper, eq. 4), and the tokens that attention reads."""
 
-    prototypes: List[Tensor]
-    tokens: Tensor
-
-
-class ReferenceEnhancement(nn.Module):
-    """OPE with its six convolutions (paper, eq. 8) folded into one."""
-
-    def __init__(self, block: PerceptionEnhancement) -> None:
-        super().__init__()
-        self.block = block
-        self.kernel = block.folded_kernel().detach()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
-        y = F.conv2d(x.permute(0, 3, 1, 2), self.kernel, padding=1).permute(0, 2, 3, 1)
-        return x + self.block.ibe_scale * F.relu(self.block.ln(y))
+    prototypes: List[Tensor]  # (B, N, C)
+    tokens: List[Tensor]  # one (B, L, C)
 
 
 class ReferenceForm(nn.Module):
@@ -52,48 +38,49 @@ class ReferenceForm(nn.Module):
     def __init__(self, model: AsymTrack) -> None:
         super().__init__()
         self.model = model
-        self.enhancements = nn.ModuleDict()
-        for stage in model.variant.ope_stages:
-            for block in model.backbone.layers[stage - 1].blocks:  # type: ignore[union-attr]
-                if isinstance(block, PerceptionEnhancement):
-                    self.enhancements[str(stage)] = ReferenceEnhancement(block)
+        # OPE with its six convolutions (paper, eq. 8) folded into one.
+        enhancements = (block for block in model.modules() if isinstance(block, PerceptionEnhancement))
+        self.kernels = {block: block.folded_kernel().detach() for block in enhancements}
 
     def template(self, image: Tensor) -> TemplateFeatures:
         """Template branch of normalised RGB crops ``(B, 3, template_size, template_size)``."""
-        z = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
-        prototypes: List[Tensor] = []
-        for stage, layer in enumerate(self.model.backbone.layers, 1):
-            for block in layer.blocks:  # type: ignore[union-attr]
-                if isinstance(block, TemplateModulation):
-                    tokens = z.flatten(1, 2)
-                    prototypes.append(block.pre_kernels(tokens).transpose(1, 2) @ tokens)
-                elif isinstance(block, PerceptionEnhancement):
-                    z = self.enhancements[str(stage)](z)
-                elif isinstance(block, AttentionBlock):
-                    return TemplateFeatures(prototypes, z.flatten(1, 2))
-                else:
-                    z = block(z)
-            z = layer.downsample(z)  # type: ignore[operator,union-attr]
-        raise AssertionError("an AsymTrack ends in an attention block")
+        found = TemplateFeatures([], [])
+
+        def keep_prototypes(block: TemplateModulation, z: Tensor) -> Tensor:
+            tokens = z.flatten(1, 2)
+            found.prototypes.append(block.pre_kernels(tokens).transpose(1, 2) @ tokens)
+            return z
+
+        def keep_tokens(block: AttentionBlock, z: Tensor) -> Tensor:
+            found.tokens.append(z.flatten(1, 2))
+            return z
+
+        self._walk(image, keep_prototypes, keep_tokens)
+        return found
 
     def forward(self, image: Tensor, template: TemplateFeatures) -> Prediction:
         """Search step of normalised RGB crops ``(B, 3, search_size, search_size)``."""
-        x = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
-        prototypes = iter(template.prototypes)
-        for stage, layer in enumerate(self.model.backbone.layers, 1):
-            for block in layer.blocks:  # type: ignore[union-attr]
-                if isinstance(block, TemplateModulation):
-                    x = _modulate(block, x, next(prototypes))
-                elif isinstance(block, PerceptionEnhancement):
-                    x = self.enhancements[str(stage)](x)
-                elif isinstance(block, AttentionBlock):
-                    x = _attend(block, x, template.tokens)
-                else:
-                    x = block(x)
-            x = layer.downsample(x)  # type: ignore[operator,union-attr]
+        prototypes, tokens = iter(template.prototypes), iter(template.tokens)
+        x = self._walk(image, lambda b, x: _modulate(b, x, next(prototypes)), lambda b, x: _attend(b, x, next(tokens)))
         score_tl, score_br = self.model.box_head(self.model.bottleneck(x))
         corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
         return Prediction(corners, score_tl, score_br)
+
+    def _walk(self, image: Tensor, modulate: Callable[..., Tensor], attend: Callable[..., Tensor]) -> Tensor:
+        x = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
+        for layer in self.model.backbone.layers:
+            for block in layer.blocks:  # type: ignore[union-attr]
+                if isinstance(block, TemplateModulation):
+                    x = modulate(block, x)
+                elif isinstance(block, AttentionBlock):
+                    x = attend(block, x)
+                elif isinstance(block, PerceptionEnhancement):
+                    y = F.conv2d(x.permute(0, 3, 1, 2), self.kernels[block], padding=1).permute(0, 2, 3, 1)
+                    x = x + block.ibe_scale * F.relu(block.ln(y))
+                else:
+                    x = block(x)
+            x = layer.downsample(x)  # type: ignore[operator,union-attr]
+        return x
 
 
 def _modulate(block: TemplateModulation, x: Tensor, template: Tensor) -> Tensor:

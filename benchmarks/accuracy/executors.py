@@ -7,25 +7,22 @@ files are the same wherever the tracker ran.
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
-import signal
 import sys
 import traceback
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, cast
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 from typing import Sequence as Items
 
 import numpy as np
 
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
+from asymtrack_edge.benchmarks.worker import Worker
 from asymtrack_edge.cluster import join_cluster, needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
-from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.errors import AsymTrackError, BackendError
 from asymtrack_edge.files import printable
 
 #: Frames between two reports of progress.
@@ -72,52 +69,9 @@ def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
     return Outcome(sequence, boxes, times)
 
 
-def _worker(spec: TrackerSpec, link: Connection) -> None:
-    """Answers each sequence with numbers of frames done and, at its end, the outcome.
-
-    The first message, None or an error, says whether the tracker could be made.
-    """
-    # An interrupt from the keyboard reaches every process: the parent's is the one that decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError, AttributeError):  # Linux: ends with its parent, even from within a tracker's endless loop
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    try:
-        tracker = spec.build()
-    except AsymTrackError as error:
-        link.send(str(error))
-        return
-    link.send(None)
-    with suppress(EOFError, OSError):
-        while True:
-            link.send(track(tracker, link.recv(), link.send))
-
-
-class _Workers(Dict[Any, Any]):
-    """Processes with a tracker each, by the pipe to them."""
-
-    def start(self, spec: TrackerSpec) -> Any:
-        """Starts one and waits until its tracker is ready; raises AsymTrackError where it cannot be made."""
-        # Not fork: this process may already run threads of OpenCV or of an inference runtime.
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=_worker, args=(spec, there), daemon=True)
-        process.start()
-        self[here] = process
-        there.close()
-        try:
-            error = here.recv()
-        except EOFError:
-            error = f"a worker process ended while making the tracker ({self.drop(here)})"
-        if error is not None:
-            raise AsymTrackError(error)
-        return here
-
-    def drop(self, link: Any) -> str:
-        """Forgets a dead one; returns how it ended."""
-        process = self.pop(link)
-        process.join()
-        link.close()
-        return f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+def _make(spec: TrackerSpec) -> Callable[[Advanced, Sequence], Outcome]:
+    tracker = spec.build()
+    return lambda advanced, sequence: track(tracker, sequence, advanced)
 
 
 def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
@@ -126,40 +80,34 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
     An interrupt ends the workers and names the sequences they were in.
     """
     waiting = sorted(sequences, key=len)
-    workers = _Workers()
-    busy: Dict[Any, Sequence] = {}
+    idle: List[Worker] = []
+    busy: Dict[Any, Sequence] = {}  # by its worker
     try:
-        idle = [workers.start(spec) for _ in range(min(jobs, len(waiting)))]
         while waiting or busy:
-            while waiting and idle:
-                link = idle.pop()
+            while waiting and len(busy) < jobs:
+                worker: Any = idle.pop() if idle else Worker(_make, spec)
+                if worker.send(waiting[-1]):  # else it died between two sequences: none is to blame
+                    busy[worker] = waiting.pop()
+            for worker in wait(list(busy)):
                 try:
-                    link.send(waiting[-1])
-                    busy[link] = waiting.pop()
-                except OSError:  # it died between two sequences (killed for memory, say): none is to blame
-                    workers.drop(link)
-                    idle.append(workers.start(spec))
-            for link in cast(List[Connection], wait(list(busy))):
-                try:
-                    outcome = link.recv()
+                    outcome = worker.receive()
+                except BackendError as error:
+                    worker.close()
+                    outcome = Outcome(busy[worker], error=str(error))
+                else:
                     if isinstance(outcome, int):
                         advanced(outcome)
                         continue
-                    idle.append(link)
-                except (EOFError, ConnectionResetError):
-                    outcome = Outcome(busy[link], error=f"the worker process died ({workers.drop(link)})")
-                    if waiting:
-                        idle.append(workers.start(spec))
-                del busy[link]
+                    idle.append(worker)
+                del busy[worker]
                 yield outcome
     except KeyboardInterrupt:
         names = ", ".join(printable(sequence.name) for sequence in busy.values())
         print(f"\n{spec.label} is ended in {names or 'no sequence'}", file=sys.stderr)
         raise
     finally:
-        for link, process in workers.items():
-            process.kill()  # a tracker in an endless loop of its own hears nothing milder
-            link.close()
+        for worker in [*idle, *busy]:
+            worker.close()
 
 
 def ray_executor(address: str, jobs: int) -> Executor:

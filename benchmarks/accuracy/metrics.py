@@ -113,12 +113,6 @@ def success_curve(overlap: np.ndarray, thresholds: np.ndarray = OPE_CURVES["succ
     return share
 
 
-def precision_curve(error: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    """Share of frames whose centre error is at most each threshold."""
-    share: np.ndarray = (error[:, None] <= thresholds).mean(0)
-    return share
-
-
 class SequenceScore(NamedTuple):
     """One tracker on one sequence."""
 
@@ -153,10 +147,6 @@ def _repaired(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _valid(boxes: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
-
-
 def _clip(boxes: np.ndarray, size: Items[int]) -> np.ndarray:
     """Cuts boxes to the frame as GOT-10k does: corner first, then what is left of the size."""
     limit = np.array(size, np.float64)
@@ -189,6 +179,9 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         raise UsageError(f"{len(boxes)} boxes in the results for {len(sequence)} frames")
     if not use.any():
         return None
+    if not (protocol.got10k or protocol.trackingnet):
+        boxes = _repaired(boxes, truth)
+    boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
     metrics: Dict[str, float] = {}
     curves: Dict[str, np.ndarray] = {}
     clipped = np.zeros(0)
@@ -197,38 +190,31 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         if protocol.absent_fails and sequence.absent is not None:
             absent = sequence.absent
         boxless = ~is_box(truth, protocol.robust)
-        repairs = not (protocol.got10k or protocol.trackingnet)
-        known, found = np.nan_to_num(truth, nan=0.0), _valid(_repaired(boxes, truth) if repairs else boxes)
+        known, found = np.nan_to_num(truth, nan=0.0), boxes.copy()
         if protocol.trackingnet:
             known, found = np.round(known), np.round(found)
         if not protocol.got10k:
             found[0] = known[0]
-        overlap = overlaps(found, known)
-        errors = [centre_errors(found, known, normalised) for normalised in (False, True)]
+        overlap, axes = overlaps(found, known), _axes(protocol)
         overlap[absent | boxless] = -1
-        for values in errors:
-            values[boxless & ~absent] = -1
-            values[absent] = np.inf
-        success, precision, normalised_precision = _axes(protocol).values()
-        curves = {
-            "success": success_curve(overlap[use], success),
-            "precision": precision_curve(errors[0][use], precision),
-            "norm_precision": precision_curve(errors[1][use], normalised_precision),
-        }
+        curves["success"] = success_curve(overlap[use], axes["success"])
+        for name, normalised in (("precision", False), ("norm_precision", True)):
+            error = centre_errors(found, known, normalised)
+            error[boxless] = -1
+            error[absent] = np.inf
+            curves[name] = (error[use, None] <= axes[name]).mean(0)
         if protocol.trackingnet:
             # The trapezoidal rule over an axis scaled to 0..1, as the devkit applies it to all three.
             metrics = {name: float(((curve[1:] + curve[:-1]) / 2).mean()) for name, curve in curves.items()}
         else:
-            metrics["auc"] = float(curves["success"].mean())
-            metrics["precision"] = float(curves["precision"][20])
-            metrics["norm_precision"] = float(curves["norm_precision"][20])
-            metrics["sr50"] = float(curves["success"][10])
+            metrics = {"auc": float(curves["success"].mean()), "sr50": float(curves["success"][10])}
+            metrics.update({name: float(curves[name][20]) for name in ("precision", "norm_precision")})
         if protocol.absent_fails:
             seen = overlap[use & ~absent]
             metrics["auc_visible"] = float(success_curve(seen).mean()) if len(seen) else float("nan")
     if protocol.got10k:
         size = sequence.read(0).shape[1::-1]
-        clipped = overlaps(_clip(_valid(boxes[use]), size), _clip(truth[use], size))
+        clipped = overlaps(_clip(boxes[use], size), _clip(truth[use], size))
         metrics.update(_got10k_metrics(clipped))
     return SequenceScore(sequence.name, sequence.attributes, metrics, curves, clipped, int(use.sum()))
 

@@ -9,21 +9,16 @@ this network. A process of its own, that has loaded its weights and nothing else
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import multiprocessing
-import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from functools import partial
 from time import perf_counter
 from typing import Any, Callable, List, Optional
 
 from asymtrack_edge.benchmarks.speed.cases import UNTRAINED
 from asymtrack_edge.benchmarks.speed.race import Case, settle
-from asymtrack_edge.errors import AsymTrackError, BackendError, CheckpointError, MissingDependencyError
+from asymtrack_edge.benchmarks.worker import Worker
+from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError
+from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.variants import VARIANTS, Variant
 
 
@@ -46,24 +41,20 @@ def reference_case(
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
-    process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+    trained = False
+    with suppress(ManifestError):
+        trained = VARIANTS.get(variant.name) == variant and model_folder(variant.name).is_dir()
+    worker = Worker(_make, variant, trained, device, threads)
 
-    def ask(function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return process.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise BackendError("the process that times PyTorch has died") from None
-        except Exception as error:
-            process.shutdown()
-            kind = "" if isinstance(error, AsymTrackError) else f"{type(error).__name__}: "
-            raise BackendError(f"{kind}{error}") from None
+    def timed(times: int, calls: int) -> List[float]:
+        worker.send(times, calls)
+        return list(worker.receive())
 
-    trained = ask(_build, variant, device, threads)
     return Case(
         name,
-        partial(ask, _run),
-        process.shutdown,
-        burst=None if device == "cpu" else partial(ask, _burst),
+        lambda calls: timed(calls, 1),
+        worker.close,
+        burst=None if device == "cpu" else lambda calls: timed(1, calls)[0],
         tracker=f"AsymTrack-{variant.name}",
         backend="torch",
         device=device,
@@ -72,38 +63,26 @@ def reference_case(
     )
 
 
-#: In the other process: makes calls back to back; seconds until the last result was there.
-_burst_here: Callable[[int], float]
-
-
-def _build(variant: Variant, device: str, threads: Optional[int]) -> bool:
-    """Prepares the other process; returns whether the weights are trained."""
-    os.dup2(2, 1)  # stdout belongs to the results
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what an interrupt ends is for the command to decide
-    with suppress(OSError, AttributeError):  # Linux: ends with the command, even where that is killed
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _make(variant: Variant, trained: bool, device: str, threads: Optional[int]) -> Callable[..., List[float]]:
+    """In the other process: returns what times ``calls`` calls back to back, ``times`` times, in seconds."""
     import torch
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
     from asymtrack_edge.checkpoints import load_model
     from asymtrack_edge.network import AsymTrack
 
-    global _burst_here
     if threads is not None:
         torch.set_num_threads(threads)
     if device != "cpu" and not torch.cuda.is_available():
         raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
     torch.manual_seed(0)
-    model, trained = AsymTrack(variant), False
-    if VARIANTS.get(variant.name) == variant:
-        with suppress(CheckpointError):  # none are bundled
-            model, trained = load_model(None, variant), True
+    model = load_model(None, variant) if trained else AsymTrack(variant)
     reference = ReferenceForm(model.to(device)).eval()
     z, x = (torch.randn(1, 3, side, side).to(device) for side in (variant.template_size, variant.search_size))
     with torch.inference_mode():
         template = reference.template(z)
 
-    def burst(calls: int) -> float:
+    def timed(calls: int) -> float:
         with torch.inference_mode():
             began = perf_counter()
             for _ in range(calls):
@@ -112,18 +91,11 @@ def _build(variant: Variant, device: str, threads: Optional[int]) -> bool:
                 torch.cuda.synchronize(device)
             return perf_counter() - began
 
-    _burst_here = burst
-    return trained
+    def answer(say: Any, times: int, calls: int) -> List[float]:
+        if times > 1:
+            timed(1)  # wakes the threads, fills the caches: the first call of a turn does not count
+        seconds = [timed(calls) for _ in range(times)]
+        settle()  # the next case's turn comes when the threads here have come to rest
+        return seconds
 
-
-def _burst(calls: int) -> float:
-    return _burst_here(calls)
-
-
-def _run(calls: int) -> List[float]:
-    """Seconds of each call."""
-    if calls > 1:
-        _burst_here(1)  # wakes the threads, fills the caches: the first call of a turn does not count
-    seconds = [_burst_here(1) for _ in range(calls)]
-    settle()  # the next case's turn comes when the threads here have come to rest
-    return seconds
+    return answer

@@ -14,7 +14,6 @@ from typing import Sequence as Items
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy import metrics, probes, report
 from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executor, ray_executor
-from asymtrack_edge.benchmarks.accuracy.features import features
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import Results, speed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
@@ -93,11 +92,11 @@ def make_parser() -> argparse.ArgumentParser:
     attributes.set_defaults(body=_attributes, output=Path("plots"))
 
     text = "draw feature maps with and without OPE"
-    maps = commands.add_parser("features", help=text, description=features.__doc__, allow_abbrev=False)
+    maps = commands.add_parser("features", help=text, description=probes.features.__doc__, allow_abbrev=False)
     maps.add_argument("model", metavar="MODEL", help="T for the bundled weights, or a checkpoint")
     cli.add_clip(maps)
     cli.add_output(maps, "the picture (default: features.png)", "FILE")
-    maps.set_defaults(body=features, output=Path("features.png"))
+    maps.set_defaults(body=probes.features, output=Path("features.png"))
 
     for name, (text, body) in probes.COMMANDS.items():
         probe = commands.add_parser(name, help=text, description=body.__doc__, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""What the subcommands of ``asymtrack-bench`` do: functions of the arguments that fill a report."""
+"""What ``asymtrack-bench`` does: the protocols, and the subcommands, which fill a report."""
 
 from __future__ import annotations
 
@@ -10,55 +10,150 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from time import perf_counter
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks import paper as tables
 from asymtrack_edge.benchmarks.speed import energy as power
-from asymtrack_edge.benchmarks.speed import protocols
 from asymtrack_edge.benchmarks.speed.cases import (
     Clip,
     combinations,
+    gpu_index,
     make_clip,
     network_case,
     random_feeds,
+    reference_case,
     tracker_case,
 )
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
-from asymtrack_edge.benchmarks.speed.protocols import Bench
-from asymtrack_edge.benchmarks.speed.race import Case
-from asymtrack_edge.benchmarks.speed.report import Report, Row
-from asymtrack_edge.benchmarks.speed.torch_process import reference_case
+from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race, summarise
+from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report, Row
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
-from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
+from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.manifest import BATCH_AXIS
 from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
 
+#: Of P1 and P2 (the authors' script).
+WARMUP, CALLS = 100, 1000
+#: Frame rates at which P6 says how many frames a camera would lose.
+CAMERA_FPS = (30.0, 60.0)
 
-def main(a: argparse.Namespace) -> int:
-    """Measures, writes and prints; ``a.line`` is the command line."""
-    if a.command == "paper" and a.published:
-        print(tables.tables(), end="")
-        return 0
-    report = Report(a.line)
-    if a.command == "report":
-        report = Report.merge([Report.load(path) for path in a.files])
-    elif a.command == "profile":
-        profile(a, report)
-    else:
-        bench = Bench(report, a.device)
-        with bench.stack:
-            _COMMANDS[a.command](a, bench)
-    # Files first: a reader of our output may go away before its end.
-    if a.output is not None:
-        report.write(a.output)
-    if a.json != "-":
-        print(report.markdown())
-    cli.write_json(a.json, report.document())
-    return 0
+
+def networks(
+    bench: Bench, cases: Sequence[Case], seconds: Optional[float], base: Optional[str] = None, calls: int = CALLS
+) -> None:
+    """P1 and P2: search networks take turns. P1 is the throughput, P2 the latency of the same calls.
+
+    Only where a device works on its own (PyTorch on CUDA), P1 is one burst after the turns, as many
+    calls back to back, waited for once.
+
+    Args:
+        bench: of the run.
+        cases: with distinct names.
+        seconds: for all; None for the full number of calls.
+        base: name of the case that the others are compared with; None for the first.
+        calls: timed, per case.
+    """
+    before = conditions(bench.gpu)
+    seen = race(cases, seconds, calls, WARMUP, bench.tick)
+    for case in cases:
+        samples, notes = flat(seen[case.name]), []
+        count, total = len(samples), sum(samples)
+        if count < calls:
+            notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls (--full makes them all)")
+        if case.burst is not None:
+            case.burst(min(10, count))
+            total = case.burst(count)
+            notes.append(f"fps: one burst of {count} calls after the turns")
+        bench.add(NETWORK, case, before, *notes, samples=samples, fps=case.batch * count / total)
+    bench.report.ratios += compare("P2", seen, base or cases[0].name)
+
+
+def updates(bench: Bench, cases: Sequence[Case], seconds: Optional[float], calls: int = 300) -> None:
+    """P5: whole ``update(frame)`` calls; trackers take turns."""
+    before = conditions(bench.gpu)
+    # Other trackers than this package's do not say where their time goes.
+    began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in cases]
+    seen = race(cases, seconds, calls, warmup=10, tick=bench.tick)
+    for case, (made, stages) in zip(cases, began):
+        samples = flat(seen[case.name])
+        latency = summarise(samples)
+        bench.add(
+            "P5",
+            case,
+            before,
+            samples=samples,
+            fps=1000 / latency["median"],
+            stages=_stages(stages, case.subject, case.calls - made),
+            values={"fps of the trimmed mean": 1000 / latency["trimmed_mean"]},
+        )
+    bench.report.ratios += compare("P5", seen, cases[0].name)
+
+
+def _stages(before: Mapping[str, float], tracker: Any, calls: int) -> Dict[str, float]:
+    """Milliseconds per call by stage since ``before``, an earlier reading of ``Tracker.seconds``."""
+    # ``decode`` of a tracker decodes the box, not the frame.
+    names = {name: "decode box" if name == "decode" else name for name in before}
+    return {new: 1000 * (tracker.seconds[name] - before[name]) / calls for name, new in names.items()}
+
+
+def dropped_frames(seconds: Sequence[float], fps: float) -> int:
+    """Frames that a camera of ``fps`` would lose to a tracker with these times per frame.
+
+    The camera delivers frame k at k / fps and keeps only its newest frame; the tracker takes the newest
+    when it is done, or waits. Frames between two that were taken are lost.
+    """
+    now, frame, lost = 0.0, 0, 0
+    for duration in seconds:
+        now = max(now, frame / fps) + duration
+        # A frame that arrives in this very moment counts; rounding must not lose it.
+        following = max(frame + 1, int(now * fps + 1e-9))
+        lost += following - frame - 1
+        frame = following
+    return lost
+
+
+def end_to_end(bench: Bench, case: Case, clip: Clip, seconds: Optional[float], limit: int = 300) -> None:
+    """P6: from the encoded frame to the box, with the time of each stage.
+
+    ``seconds`` end the run early, after ten frames at least; else ``limit`` frames do. Raises SourceError where the
+    clip has fewer than two.
+    """
+    before, tracker = conditions(bench.gpu), case.subject
+    decode: List[float] = []
+    total: List[float] = []
+    with open_source(clip.source) as source:
+        frames = (frame for frame in source if frame is not None)
+        first = next(frames, None)
+        if first is not None:
+            tracker.init(first, tuple(clip.box))
+            tracker.update(first)  # the first call pays for allocations
+        stages = dict(tracker.seconds)
+        while len(total) < limit and (seconds is None or sum(total) < seconds or len(total) < 10):
+            started = perf_counter()
+            frame = next(frames, None)
+            if frame is None:
+                break
+            decode.append(perf_counter() - started)
+            tracker.update(frame)
+            total.append(perf_counter() - started)
+            bench.tick(case.name)
+    if not total:
+        raise SourceError("the clip has fewer than two readable frames: give a longer one")
+    by_stage = {"decode": 1000 * sum(decode) / len(decode), **_stages(stages, tracker, len(total))}
+    by_stage["other"] = max(0.0, 1000 * sum(total) / len(total) - sum(by_stage.values()))
+    values = {"frames": float(len(total))}
+    for fps in CAMERA_FPS:
+        lost = dropped_frames(total, fps)
+        values[f"dropped at {fps:g} fps (%)"] = 100.0 * lost / (lost + len(total))
+    note = "dropped frames follow from the measured times and a camera that keeps its newest frame"
+    speed = len(total) / sum(total)
+    bench.add("P6", case, before, note, samples=total, fps=speed, stages=by_stage, values=values)
 
 
 def _specs(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
@@ -87,7 +182,7 @@ def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> 
     if a.reference:
         variant = get_variant(cases[0].tracker.replace("AsymTrack-", ""))
         cases.insert(0, bench.keep(reference_case(variant, cases[0].device, cases[0].threads)))
-    protocols.networks(bench, cases, seconds)
+    networks(bench, cases, seconds)
 
 
 def _clip(bench: Bench, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
@@ -112,9 +207,9 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
             both = [bench.keep(tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
             peers = [TrackerSpec(name, threads=ours[0].threads) for name in a.peer]
             others = [bench.keep(tracker_case(spec.name, spec, clip)) for spec in peers]
-            protocols.update(bench, [*ours, *both, *others], seconds)
+            updates(bench, [*ours, *both, *others], seconds)
         for case in ours if "P6" in wanted else ():
-            protocols.end_to_end(bench, case, clip, seconds and 0.5 * seconds)
+            end_to_end(bench, case, clip, seconds and 0.5 * seconds)
 
 
 def ab(a: argparse.Namespace, bench: Bench) -> None:
@@ -132,7 +227,7 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
         text = f"({count} target{'s' * (count > 1)})"
         ways = {f"one by one {text}": False, f"together {text}": True}
         cases = [bench.keep(network_case(name, TrackerSpec.of(a.model, a), count, way)) for name, way in ways.items()]
-        protocols.networks(bench, cases, a.seconds / len(a.counts), calls=300)
+        networks(bench, cases, a.seconds / len(a.counts), calls=300)
         for row in bench.report.rows[-2:]:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 
@@ -255,7 +350,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
     for variant in VARIANTS.values() if torch else ():
         name = f"{variant.name}, reference form, PyTorch"
         cases.append(bench.keep(reference_case(variant, device, a.threads, name)))
-    protocols.networks(bench, cases, a.seconds)
+    networks(bench, cases, a.seconds)
     bench.report.paper += tables.beside_table_1(bench.report.rows)
     if not torch:
         bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
@@ -265,7 +360,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
         for label, (variant, _) in tables.TABLE_4.items()
     ]
     first = len(bench.report.rows)
-    protocols.networks(bench, models, a.seconds, base=models[-1].name)
+    networks(bench, models, a.seconds, base=models[-1].name)
     bench.report.paper += tables.beside_table_4(bench.report.rows[first:], bench.report.ratios)
 
 
@@ -291,3 +386,26 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
 _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
     body.__name__: body for body in (speed, ab, targets, startup, paper, energy)
 }
+
+
+def main(a: argparse.Namespace) -> int:
+    """Measures, writes and prints; ``a.line`` is the command line."""
+    if a.command == "paper" and a.published:
+        print(tables.tables(), end="")
+        return 0
+    report = Report(a.line)
+    if a.command == "report":
+        report = Report.merge([Report.load(path) for path in a.files])
+    elif a.command == "profile":
+        profile(a, report)
+    else:
+        bench = Bench(report, gpu_index(a.device))
+        with bench.stack:
+            _COMMANDS[a.command](a, bench)
+    # Files first: a reader of our output may go away before its end.
+    if a.output is not None:
+        report.write(a.output)
+    if a.json != "-":
+        print(report.markdown())
+    cli.write_json(a.json, report.document())
+    return 0

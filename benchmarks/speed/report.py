@@ -1,4 +1,4 @@
-"""What a command measured: one JSON document, and one page of Markdown made from it.
+"""What a command measures and has measured: one JSON document, and one page of Markdown made from it.
 
 Markdown, because it is read as it is in a terminal, and rendered by every forge and editor: what a
 command prints and what ``--output`` writes is the same page.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from time import monotonic
+from typing import Any, Callable, Dict, List, Sequence
 
-from asymtrack_edge.benchmarks.speed.machine import title
+from asymtrack_edge.benchmarks.speed.machine import conditions, facts, package, title
+from asymtrack_edge.benchmarks.speed.race import Case, summarise
 from asymtrack_edge.benchmarks.tables import cell, markdown_table
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import write_text
@@ -173,3 +176,47 @@ def _kinds(layers: Sequence[Row]) -> List[Row]:
         {"operator": kind, "layers": len(times), "ms": sum(times), "share %": 100 * sum(times) / total}
         for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1]))
     ]
+
+
+class Bench:
+    """What all protocols share in a run."""
+
+    def __init__(self, report: Report, gpu: int = 0) -> None:
+        self.report = report  # gets the rows
+        self.gpu = gpu  # index of the CUDA device that is used, if any
+        self.stack = ExitStack()  # closes what the run opened
+        self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
+
+    def expect(self, total: float) -> None:
+        """Shows a progress bar over ``total`` seconds, where tqdm is installed."""
+        tqdm = package("tqdm")
+        if tqdm is None:
+            return
+        shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
+        bar = self.stack.enter_context(tqdm.tqdm(total=total, bar_format=shape, leave=False, disable=None))
+        began = monotonic()
+
+        def tick(name: str) -> None:
+            bar.set_description_str(name[:40], refresh=False)
+            bar.update(min(monotonic() - began, total) - bar.n)
+
+        self.tick = tick
+
+    def keep(self, case: Case) -> Case:
+        """A case that is closed at the end."""
+        self.stack.callback(case.close)
+        return case
+
+    def add(self, protocol: str, case: Case, before: Dict[str, Any], *notes: str, **figures: Any) -> None:
+        """Adds a row that ends now; see ``Report`` for what it holds, ``samples`` here in seconds."""
+        samples = figures.pop("samples", ())
+        row = {
+            "protocol": protocol,
+            "case": case.facts(),
+            "machine": facts(self.gpu),
+            "before": before,
+            "after": conditions(self.gpu),
+            "latency": summarise(samples) if samples else None,
+            "notes": [*case.notes, *notes],
+        }
+        self.report.rows.append({**row, "fps": None, "stages": {}, "values": {}, **figures})

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 
 def test_maps_with_ope_are_those_without_and_what_ope_adds():
-    from asymtrack_edge.benchmarks.accuracy.features import feature_maps
+    from asymtrack_edge.benchmarks.accuracy.probes import feature_maps
     from asymtrack_edge.checkpoints import load_model
     from asymtrack_edge.network.layers import PerceptionEnhancement
     from asymtrack_edge.variants import VARIANTS

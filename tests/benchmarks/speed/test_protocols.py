@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from asymtrack_edge.benchmarks.speed import cases, protocols
-from asymtrack_edge.benchmarks.speed.protocols import CALLS, Bench, dropped_frames
+from asymtrack_edge.benchmarks.speed import cases, measure
+from asymtrack_edge.benchmarks.speed.cases import reference_case
+from asymtrack_edge.benchmarks.speed.measure import CALLS, dropped_frames
 from asymtrack_edge.benchmarks.speed.race import Case
-from asymtrack_edge.benchmarks.speed.report import Report
-from asymtrack_edge.benchmarks.speed.torch_process import reference_case
+from asymtrack_edge.benchmarks.speed.report import Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.variants import VARIANTS
@@ -26,7 +26,7 @@ def test_throughput_and_latency_of_the_same_calls():
 
     bench = Bench(Report("test"))
     queued = fixed("queued", 0.01, burst=lambda calls: 0.005 * calls, device="cuda:0")
-    protocols.networks(bench, [fixed("slow", 0.02), fixed("fast", 0.005, batch=2), queued], None)
+    measure.networks(bench, [fixed("slow", 0.02), fixed("fast", 0.005, batch=2), queued], None)
     rows = bench.report.rows
     assert [(r["protocol"], r["case"]["name"]) for r in rows] == [("P1, P2", n) for n in ("slow", "fast", "queued")]
     assert [r["fps"] for r in rows] == pytest.approx([50, 400, 200])

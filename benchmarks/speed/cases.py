@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 from contextlib import suppress
 from itertools import cycle, product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -35,23 +36,17 @@ HD = (1280, 720)
 UNTRAINED = "untrained weights (speed does not depend on them)"
 
 
-def combinations(
-    models: Sequence[str],
-    backends: Sequence[str] = ("auto",),
-    precisions: Optional[Sequence[str]] = None,
-    threads: Optional[Sequence[int]] = None,
-    device: str = "auto",
-) -> Dict[str, TrackerSpec]:
-    """Every combination, by a name of the parts that differ."""
+def combinations(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
+    """Every combination of models and of the options of ``cli.add_backend``, by a name of the parts that differ."""
     named: Dict[str, TrackerSpec] = {}
-    parts = (models, backends, precisions or (None,), threads or (None,))
+    parts = (a.model, a.backend, a.precision or (None,), a.threads or (None,))
     for model, backend, precision, count in product(*parts):
         texts = (model, backend, precision, f"{count} thread{'s' * (count != 1)}")
         several = [text for text, values in zip(texts, parts) if len(values) > 1 and text]
         name = ", ".join(several) or (f"{model}, {backend}" if backend != "auto" else model)
         while name in named:  # a model against itself
             name += " again"
-        named[name] = TrackerSpec(model, backend, device, count, precision)
+        named[name] = TrackerSpec(model, backend, a.device, count, precision)
     return named
 
 
@@ -153,14 +148,8 @@ def reference_case(
     larger block. In this process, which has loaded other models, the same step can be a third faster than in the
     script of somebody who runs just this network.
 
-    Args:
-        variant: published or changed; without bundled weights it is untrained.
-        device: ``"cpu"`` or ``"cuda:N"``.
-        threads: None for PyTorch's choice.
-        name: of the case.
-
-    Raises:
-        AsymTrackError: PyTorch or the device is not there.
+    A changed variant, and one without bundled weights, is untrained. ``device`` is ``"cpu"`` or ``"cuda:N"``. Raises
+    AsymTrackError where PyTorch or the device is not there.
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
@@ -232,7 +221,7 @@ class Clip(NamedTuple):
     source: str
 
 
-def make_clip(source: Optional[str], box: Optional[str], folder: Path) -> Clip:
+def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
     """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 one encoded into ``folder``.
 
     Raises AsymTrackError: it cannot be read, the box is none, or this OpenCV can encode no video.

@@ -48,15 +48,6 @@ def read(path: Path) -> str:
     return ""
 
 
-def clocks_locked(root: Path = Path("/sys")) -> Optional[bool]:
-    """Whether all clocks of CPU and GPU are fixed, lowest equal to highest, as jetson_clocks does; None: not told."""
-    lowest = [
-        *root.glob("devices/system/cpu/cpu*/cpufreq/scaling_min_freq"),
-        *root.glob("class/devfreq/*gpu*/min_freq"),
-    ]
-    return all(read(low) == read(low.with_name(low.name.replace("min", "max"))) for low in lowest) if lowest else None
-
-
 @lru_cache(maxsize=None)
 def facts(gpu: int = 0) -> Dict[str, Any]:
     """What does not change during a run; None for what is not known, or not there.
@@ -64,7 +55,7 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     ``board`` is an embedded device's, ``cores`` are those that this process may use, ``power_mode`` is nvpmodel's,
     on a PC the frequency governor, ``versions`` those of the packages that take part.
     """
-    psutil, cpuinfo, nvml = package("psutil"), package("cpuinfo"), _nvml(gpu)
+    cpuinfo, nvml = package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
     pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', read(Path("/etc/os-release")), re.MULTILINE)
     l4t = read(Path("/etc/nv_tegra_release")).partition(", GCID")[0].lstrip("# ") or None
@@ -73,7 +64,6 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     found: Dict[str, Any] = {
         "cpu": cpu.get("brand_raw") or platform.machine() or None,
         "cores": processors(),
-        "ram_mb": psutil.virtual_memory().total // 2**20 if psutil else None,
         # Docker hides the device tree.
         "board": read(Path("/proc/device-tree/model")) or ("Jetson" if l4t else None),
         "virtual_machine": "hypervisor" in cpu["flags"] if "flags" in cpu else None,
@@ -81,10 +71,8 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
         "compute_capability": None,
         "driver": str(nvml[0].nvmlSystemGetDriverVersion()) if nvml else None,
         "os": pretty.group(1) if pretty else platform.system(),
-        "kernel": platform.release(),
         "l4t": l4t,
         "power_mode": mode or (f"governor {governor}" if governor else None),
-        "clocks_locked": clocks_locked(),
         "asymtrack_edge": asymtrack_edge.__version__,
         "python": platform.python_version(),
         "versions": {},

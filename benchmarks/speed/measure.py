@@ -17,19 +17,10 @@ import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks import paper as tables
+from asymtrack_edge.benchmarks.speed import cases
 from asymtrack_edge.benchmarks.speed import energy as power
-from asymtrack_edge.benchmarks.speed.cases import (
-    Clip,
-    combinations,
-    gpu_index,
-    make_clip,
-    network_case,
-    random_feeds,
-    reference_case,
-    tracker_case,
-)
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
-from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race, summarise
+from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report, Row
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
@@ -45,23 +36,17 @@ CAMERA_FPS = (30.0, 60.0)
 
 
 def networks(
-    bench: Bench, cases: Sequence[Case], seconds: Optional[float], base: Optional[str] = None, calls: int = CALLS
+    bench: Bench, raced: Sequence[Case], seconds: Optional[float], base: Optional[str] = None, calls: int = CALLS
 ) -> None:
     """P1 and P2: search networks take turns. P1 is the throughput, P2 the latency of the same calls.
 
     Only where a device works on its own (PyTorch on CUDA), P1 is one burst after the turns, as many
-    calls back to back, waited for once.
-
-    Args:
-        bench: of the run.
-        cases: with distinct names.
-        seconds: for all; None for the full number of calls.
-        base: name of the case that the others are compared with; None for the first.
-        calls: timed, per case.
+    calls back to back, waited for once. ``seconds`` are for all, None for the full number of ``calls`` of each.
+    ``base`` is the name of the case that the others are compared with; None for the first.
     """
     before = conditions(bench.gpu)
-    seen = race(cases, seconds, calls, WARMUP, bench.tick)
-    for case in cases:
+    seen = race(raced, seconds, calls, WARMUP, bench.tick)
+    for case in raced:
         samples, notes = flat(seen[case.name]), []
         count, total = len(samples), sum(samples)
         if count < calls:
@@ -71,28 +56,20 @@ def networks(
             total = case.burst(count)
             notes.append(f"fps: one burst of {count} calls after the turns")
         bench.add(NETWORK, case, before, *notes, samples=samples, fps=case.batch * count / total)
-    bench.report.ratios += compare("P2", seen, base or cases[0].name)
+    bench.report.ratios += compare("P2", seen, base or raced[0].name)
 
 
-def updates(bench: Bench, cases: Sequence[Case], seconds: Optional[float], calls: int = 300) -> None:
+def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float], calls: int = 300) -> None:
     """P5: whole ``update(frame)`` calls; trackers take turns."""
     before = conditions(bench.gpu)
     # Other trackers than this package's do not say where their time goes.
-    began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in cases]
-    seen = race(cases, seconds, calls, warmup=10, tick=bench.tick)
-    for case, (made, stages) in zip(cases, began):
+    began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in raced]
+    seen = race(raced, seconds, calls, warmup=10, tick=bench.tick)
+    for case, (made, stages) in zip(raced, began):
         samples = flat(seen[case.name])
-        latency = summarise(samples)
-        bench.add(
-            "P5",
-            case,
-            before,
-            samples=samples,
-            fps=1000 / latency["median"],
-            stages=_stages(stages, case.subject, case.calls - made),
-            values={"fps of the trimmed mean": 1000 / latency["trimmed_mean"]},
-        )
-    bench.report.ratios += compare("P5", seen, cases[0].name)
+        by_stage = _stages(stages, case.subject, case.calls - made)
+        bench.add("P5", case, before, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
+    bench.report.ratios += compare("P5", seen, raced[0].name)
 
 
 def _stages(before: Mapping[str, float], tracker: Any, calls: int) -> Dict[str, float]:
@@ -118,7 +95,7 @@ def dropped_frames(seconds: Sequence[float], fps: float) -> int:
     return lost
 
 
-def end_to_end(bench: Bench, case: Case, clip: Clip, seconds: Optional[float], limit: int = 300) -> None:
+def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[float], limit: int = 300) -> None:
     """P6: from the encoded frame to the box, with the time of each stage.
 
     ``seconds`` end the run early, after ten frames at least; else ``limit`` frames do. Raises SourceError where the
@@ -156,57 +133,47 @@ def end_to_end(bench: Bench, case: Case, clip: Clip, seconds: Optional[float], l
     bench.add("P6", case, before, note, samples=total, fps=speed, stages=by_stage, values=values)
 
 
-def _specs(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
-    """All combinations of the arguments."""
-    return combinations(a.model, a.backend, a.precision, a.threads, a.device)
-
-
 def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, TrackerSpec], Case]) -> List[Case]:
     """Makes a case of every spec; of several, those that cannot be here are left out and named."""
-    made = []
+    opened = []
     for name, spec in specs.items():
         try:
-            made.append(bench.keep(make(name, spec)))
+            opened.append(bench.keep(make(name, spec)))
         except (BackendError, MissingDependencyError, UsageError) as error:
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
-    if not made:
+    if not opened:
         raise UsageError("; ".join(bench.report.messages))
-    return made
+    return opened
 
 
 def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> None:
     """P1 and P2 of all combinations, after the published form of the first where it is asked for."""
-    cases = _open(bench, _specs(a), network_case)
+    raced = _open(bench, cases.combinations(a), cases.network_case)
     if a.reference:
-        variant = get_variant(cases[0].tracker.replace("AsymTrack-", ""))
-        cases.insert(0, bench.keep(reference_case(variant, cases[0].device, cases[0].threads)))
-    networks(bench, cases, seconds)
-
-
-def _clip(bench: Bench, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
-    """Frames to track on."""
-    return make_clip(source, box, Path(bench.stack.enter_context(tempfile.TemporaryDirectory())))
+        variant = get_variant(raced[0].tracker.replace("AsymTrack-", ""))
+        raced.insert(0, bench.keep(cases.reference_case(variant, raced[0].device, raced[0].threads)))
+    networks(bench, raced, seconds)
 
 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
     """P1 to P6 of all combinations."""
-    seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), _specs(a)
+    seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
-    clip = _clip(bench, a.clip, a.box) if wanted & {"P5", "P6"} else None
+    clip = cases.make_clip(bench.folder, a.clip, a.box) if wanted & {"P5", "P6"} else None
     if wanted & {"P1", "P2"}:
         _networks(a, bench, seconds)
         bench.report.paper += tables.beside_table_1(bench.report.rows)
     if clip is not None:
-        ours = _open(bench, specs, lambda name, spec: tracker_case(name, spec, clip))
+        ours = _open(bench, specs, lambda name, spec: cases.tracker_case(name, spec, clip))
         if "P5" in wanted:
             # Which of the two ways is faster depends on the board.
             mapped = [c.name for c in ours if c.subject.backend.integrated]
-            both = [bench.keep(tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
+            both = [bench.keep(cases.tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
             peers = [TrackerSpec(name, threads=ours[0].threads) for name in a.peer]
-            others = [bench.keep(tracker_case(spec.name, spec, clip)) for spec in peers]
+            others = [bench.keep(cases.tracker_case(spec.name, spec, clip)) for spec in peers]
             updates(bench, [*ours, *both, *others], seconds)
         for case in ours if "P6" in wanted else ():
             end_to_end(bench, case, clip, seconds and 0.5 * seconds)
@@ -214,7 +181,7 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
 
 def ab(a: argparse.Namespace, bench: Bench) -> None:
     """P2 of several networks."""
-    if len(_specs(a)) + a.reference < 2:
+    if len(cases.combinations(a)) + a.reference < 2:
         raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
     bench.expect(a.seconds)
     _networks(a, bench, a.seconds)
@@ -223,11 +190,12 @@ def ab(a: argparse.Namespace, bench: Bench) -> None:
 def targets(a: argparse.Namespace, bench: Bench) -> None:
     """P2 for several numbers of targets; the two ways take turns at each."""
     bench.expect(a.seconds)
+    spec = TrackerSpec.of(a.model, a)
     for count in a.counts:
         text = f"({count} target{'s' * (count > 1)})"
         ways = {f"one by one {text}": False, f"together {text}": True}
-        cases = [bench.keep(network_case(name, TrackerSpec.of(a.model, a), count, way)) for name, way in ways.items()]
-        networks(bench, cases, a.seconds / len(a.counts), calls=300)
+        raced = [bench.keep(cases.network_case(name, spec, count, way)) for name, way in ways.items()]
+        networks(bench, raced, a.seconds / len(a.counts), calls=300)
         for row in bench.report.rows[-2:]:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 
@@ -254,7 +222,7 @@ def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
         options.enable_profiling = True
         options.profile_file_prefix = f"{folder}/profile"
         session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        feeds = random_feeds(session)
+        feeds = cases.random_feeds(session)
         for _ in range(runs):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
@@ -280,10 +248,8 @@ def _trtexec_layers(path: Path) -> List[Row]:
             }
             for entry in json.loads(path.read_text(encoding="utf-8"))[1:]
         ]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise UsageError(f"{path} is no file written by trtexec --exportProfile") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UsageError(f"cannot read {path}, which trtexec --exportProfile writes: {error}") from None
 
 
 #: Imports what a user's program imports, loads a model, tracks for a while and reports.
@@ -311,11 +277,7 @@ print(json.dumps({"import (s)": imported - began, "load (s)": loaded - imported,
 
 
 def startup(a: argparse.Namespace, bench: Bench) -> None:
-    """Start-up time and memory of fresh processes: this one has long imported everything.
-
-    The first one, which may have to read the packages from the disk, counts like the others; the
-    medians are those of a program that was started before.
-    """
+    """Start-up time and memory of fresh processes: this one has long imported everything."""
     bench.expect(3.0 * a.runs)
     before = conditions(bench.gpu)
     answers: List[Dict[str, float]] = []
@@ -329,7 +291,7 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
         bench.tick("startup")
     found = {key: [answer[key] for answer in answers if key in answer] for key in answers[0]}
     values = {key: float(np.median(v) if key.endswith("(s)") else max(v)) for key, v in found.items()}
-    case = bench.keep(network_case(a.model, TrackerSpec.of(a.model, a)))
+    case = bench.keep(cases.network_case(a.model, TrackerSpec.of(a.model, a)))
     bench.add("startup", case, before, f"medians of {a.runs} processes, memory their greatest", values=values)
 
 
@@ -340,23 +302,23 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
     """
     torch = package("torch") is not None
     bench.expect(a.seconds * (1 + torch))
-    cases = []
+    raced = []
     for name in VARIANTS:
         try:
-            cases.append(bench.keep(network_case(name, TrackerSpec.of(name, a))))
+            raced.append(bench.keep(cases.network_case(name, TrackerSpec.of(name, a))))
         except ManifestError as error:
             bench.report.say(str(error))
-    device = cases[0].device
+    device = raced[0].device
     for variant in VARIANTS.values() if torch else ():
         name = f"{variant.name}, reference form, PyTorch"
-        cases.append(bench.keep(reference_case(variant, device, a.threads, name)))
-    networks(bench, cases, a.seconds)
+        raced.append(bench.keep(cases.reference_case(variant, device, a.threads, name)))
+    networks(bench, raced, a.seconds)
     bench.report.paper += tables.beside_table_1(bench.report.rows)
     if not torch:
         bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
         return
     models = [
-        bench.keep(reference_case(variant, device, a.threads, f"Table 4, {label}"))
+        bench.keep(cases.reference_case(variant, device, a.threads, f"Table 4, {label}"))
         for label, (variant, _) in tables.TABLE_4.items()
     ]
     first = len(bench.report.rows)
@@ -368,10 +330,10 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
     """P8 at the pace of a camera and flat out."""
     bench.expect(2 * (a.seconds + power.IDLE_SECONDS))
     sensors = power.find_sensors(bench.gpu)
-    clip = _clip(bench)
+    clip = cases.make_clip(bench.folder)
     for paced in (a.fps, None):
         way = "flat out" if paced is None else f"{paced:g} fps"
-        case = bench.keep(tracker_case(f"{a.model}, {way}", TrackerSpec.of(a.model, a), clip))
+        case = bench.keep(cases.tracker_case(f"{a.model}, {way}", TrackerSpec.of(a.model, a), clip))
         before = conditions(bench.gpu)
 
         def step(case: Case = case) -> None:
@@ -399,7 +361,7 @@ def main(a: argparse.Namespace) -> int:
     elif a.command == "profile":
         profile(a, report)
     else:
-        bench = Bench(report, gpu_index(a.device))
+        bench = Bench(report, cases.gpu_index(a.device))
         with bench.stack:
             _COMMANDS[a.command](a, bench)
     # Files first: a reader of our output may go away before its end.

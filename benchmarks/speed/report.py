@@ -6,11 +6,12 @@ command prints and what ``--output`` writes is the same page.
 
 from __future__ import annotations
 
-import datetime
 import json
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -40,10 +41,6 @@ _LATENCY = {"count": "calls", "median": "median ms", "p90": "p90 ms", "p99": "p9
 Row = Dict[str, Any]
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
 @dataclass
 class Report:
     """Everything a run found, as plain data.
@@ -59,7 +56,7 @@ class Report:
     layers: List[Row] = field(default_factory=list)  # model, operator, name and milliseconds of each
     paper: List[Row] = field(default_factory=list)  # measured beside published, see benchmarks.paper
     messages: List[str] = field(default_factory=list)  # what could not be measured and why, and other remarks
-    created: str = field(default_factory=_now)
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def say(self, *messages: str) -> None:
         """Adds messages, each once."""
@@ -143,11 +140,10 @@ class Report:
 def _machine(m: Dict[str, Any]) -> str:
     """What a reader must know of a machine, by its ``facts``."""
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
-    clocks = {None: "not known whether fixed", True: "fixed", False: "free"}[m["clocks_locked"]]
     gpu = f", compute capability {m['compute_capability']}, driver {m['driver']}" if m["gpu"] else ""
     system = f"Jetson Linux {m['l4t']}, {m['os']}" if m["l4t"] else m["os"]
     power = m["power_mode"] or "power mode not known"
-    return f"{title(m)}{gpu}; {system}; {power}; clocks {clocks}; Python {m['python']}, {versions}"
+    return f"{title(m)}{gpu}; {system}; {power}; Python {m['python']}, {versions}"
 
 
 def _conditions(row: Row) -> Row:
@@ -185,6 +181,7 @@ class Bench:
         self.report = report  # gets the rows
         self.gpu = gpu  # index of the CUDA device that is used, if any
         self.stack = ExitStack()  # closes what the run opened
+        self.folder = Path(self.stack.enter_context(TemporaryDirectory()))
         self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
 
     def expect(self, total: float) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from asymtrack_edge.benchmarks.speed import cases, energy, measure
+from asymtrack_edge.benchmarks.speed import cases, energy
 from asymtrack_edge.benchmarks.speed.command import main
 from asymtrack_edge.benchmarks.speed.report import FORMAT, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
@@ -134,7 +134,7 @@ def test_the_paper_measured_and_published(exported, capsys, monkeypatch):
         case = cases.network_case(name, TrackerSpec(str(exported), "onnxruntime", device, threads))
         return replace(case, tracker=f"AsymTrack-{variant.name}")
 
-    monkeypatch.setattr(measure, "reference_case", reference_case)
+    monkeypatch.setattr(cases, "reference_case", reference_case)
     document = run(capsys, "paper", "--seconds", "0.2", "--threads", "1")
     assert [(line["table"], line["name"]) for line in document["paper"]] == [
         *(("1, 2", name) for name in "TS"),

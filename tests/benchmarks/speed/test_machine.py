@@ -38,16 +38,6 @@ def test_what_a_jetson_says_of_itself(monkeypatch):
     assert (seen["l4t"], seen["power_mode"], seen["board"]) == ("R35 (release), REVISION: 4.1", "MODE_30W 2", "Jetson")
 
 
-def test_clocks_are_locked_where_the_lowest_is_the_highest(tmp_path):
-    assert machine.clocks_locked(tmp_path) is None
-    cpu, gpu = "devices/system/cpu/cpu0/cpufreq/scaling_", "class/devfreq/17000000.gpu/"
-    write(tmp_path, {cpu + "min_freq": "2265600\n", cpu + "max_freq": "2265600\n"})
-    write(tmp_path, {gpu + "min_freq": "1377000000", gpu + "max_freq": "1377000000"})
-    assert machine.clocks_locked(tmp_path) is True
-    write(tmp_path, {gpu + "min_freq": "114750000"})
-    assert machine.clocks_locked(tmp_path) is False
-
-
 def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
     seen, now = machine.facts(), machine.conditions()
     assert seen["cores"] >= 1 and seen["versions"]["numpy"] and seen["python"] == sys.version.split()[0]

@@ -9,6 +9,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.speed import cases, measure
 from asymtrack_edge.benchmarks.speed.cases import reference_case
+from asymtrack_edge.benchmarks.speed.command import make_parser
 from asymtrack_edge.benchmarks.speed.measure import CALLS, dropped_frames
 from asymtrack_edge.benchmarks.speed.race import Case
 from asymtrack_edge.benchmarks.speed.report import Bench, Report
@@ -50,9 +51,12 @@ def test_dropped_frames(seconds, fps, lost):
 
 
 def test_combinations_are_named_by_what_differs():
-    assert list(cases.combinations(["T"])) == ["T"]
-    assert list(cases.combinations(["T", "T"])) == ["T", "T again"]
-    both = cases.combinations(["T", "B"], ("openvino",), ("fp32", "bf16"), (1,), "cpu")
+    def combinations(*arguments):
+        return cases.combinations(make_parser().parse_args(["speed", *arguments]))
+
+    assert list(combinations("T")) == ["T"] and list(combinations("T", "T")) == ["T", "T again"]
+    options = ("--backend", "openvino", "--precision", "fp32,bf16", "--threads", "1", "--device", "cpu")
+    both = combinations("T", "B", *options)
     assert list(both) == ["T, fp32", "T, bf16", "B, fp32", "B, bf16"]
     assert both["B, bf16"] == TrackerSpec("B", "openvino", "cpu", 1, "bf16")
 

@@ -75,106 +75,92 @@ class TrackerSettings:
 
 
 class Target:
-    """Box and state of one target, as in the reference; ``factor`` is the search window's side over ``sqrt(w * h)``."""
+    """Box and state of one target, followed as in the reference and, with ``recover``, looked for while it is lost.
 
-    def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
-        self.box = box
-        self.settings = settings
-        self.factor = factor
-        self.smoothed = 1.0
+    ``id`` is its owner's name for it, ``factor`` the search window's side over ``sqrt(w * h)``.
+    While the target is looked for, ``box`` stays that of the published track.
+    """
+
+    def __init__(self, id: int, box: Box, settings: TrackerSettings, factor: float, recover: bool = True) -> None:
+        self.id = id
+        self.box = self._trusted = box
         self.state = State.TRACKING
-
-    def window(self, frame_shape: Sequence[int]) -> CropWindow:
-        """Where to search in a frame of ``frame_shape`` (H, W, ...)."""
-        return crop_window(self.box, self.factor)
-
-    def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """Takes the search network's prediction for ``window()``: cx, cy, w, h over its side, and score."""
-        score, settings = 0.0, self.settings
-        # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
-        if all(map(math.isfinite, prediction)):
-            self.box = clip_box(box_from_crop(prediction, window), frame_shape)
-            score = float(prediction[4])
-        self.smoothed += settings.smoothing * (score - self.smoothed)
-        if self.state is State.TRACKING and self.smoothed < settings.lost_below:
-            self.state = State.LOST
-        elif self.state is State.LOST and self.smoothed > settings.found_above:
-            self.state = State.TRACKING
-        return Track(self.box, score, self.state)
-
-
-class RecoveringTarget(Target):
-    """A target that is looked for while it is lost; its ``box`` then stays that of the published track."""
-
-    def __init__(self, box: Box, settings: TrackerSettings, factor: float) -> None:
-        super().__init__(box, settings, factor)
-        self._trusted = box
-        self._score = 1.0
+        self._settings = settings
+        self._factor = factor
+        self._patience = settings.patience if recover else math.inf
+        self._smoothed = self._score = 1.0
         self._candidate: Optional[Box] = None
-        self._hits = 0
-        self._lost_for = 0
-        self._turn = 0
+        self._hits = self._lost_for = self._turn = self._looks = 0
         self._elsewhere = False
-        self._looks = 0
         self._grid: List[CropWindow] = []
         self._grid_for: Sequence[int] = ()
 
     def window(self, frame_shape: Sequence[int]) -> CropWindow:
-        """The published crop, or another one in every second frame while the target is lost for long."""
-        waits = self.state is State.TRACKING or self._lost_for < self.settings.patience
+        """Where to search in a frame of ``frame_shape`` (H, W, ...).
+
+        It is the published crop, or another one in every second frame while the target is lost for long.
+        """
         # A place whose own score recovers is not left. Else every second frame looks elsewhere, or two of three
         # while there is a candidate.
         due = self._looks < (2 if self._candidate is not None else 1)
-        self._elsewhere = due and not (waits or self._score >= self.settings.found_above)
+        missed = self.state is State.LOST and self._lost_for >= self._patience
+        self._elsewhere = due and missed and self._score < self._settings.found_above
         if not self._elsewhere:
             self._looks = 0
-            return super().window(frame_shape)
+            return crop_window(self.box, self._factor)
         self._looks += 1
         if self._candidate is not None:
-            return crop_window(self._candidate, self.factor)
+            return crop_window(self._candidate, self._factor)
         turn, self._turn = self._turn, self._turn + 1
-        if turn % 4 == 0:
-            return crop_window(self._trusted, self.factor)
-        if turn % 4 == 2:
-            return crop_window(self._trusted, self.factor * WIDEN)
+        if turn % 2 == 0:
+            return crop_window(self._trusted, self._factor * (1 if turn % 4 == 0 else WIDEN))
         if self._grid_for != tuple(frame_shape[:2]):
             self._grid_for = tuple(frame_shape[:2])
-            self._grid = search_grid(self._trusted, frame_shape, self.factor * WIDEN)
+            self._grid = search_grid(self._trusted, frame_shape, self._factor * WIDEN)
         return self._grid[turn // 2 % len(self._grid)]
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """Takes the prediction for the published crop, or for another one that ``window`` gave."""
+        """Takes the search network's prediction for ``window()``: cx, cy, w, h over its side, and score."""
+        box, score = None, 0.0
+        # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
+        if all(map(math.isfinite, prediction)):
+            box, score = clip_box(box_from_crop(prediction, window), frame_shape), float(prediction[4])
+        self._lost_for += 1
         if self._elsewhere:
-            self._look(prediction, window, frame_shape)
-            self._lost_for += 1
-            return Track(self.box, self._score, self.state)
-        track = super().advance(prediction, window, frame_shape)
-        self._score = track.score
-        if track.score >= self.settings.found_above:
-            if self.state is State.TRACKING:
-                self._trusted = track.box
-            self._candidate, self._hits = None, 0
+            self._weigh(box, score)
+        else:
+            self._follow(box, score)
         if self.state is State.TRACKING:
             self._lost_for = self._turn = 0
             self._grid_for = ()
-        else:
-            self._lost_for += 1
-        return track
+        return Track(self.box, self._score, self.state)
 
-    def _look(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> None:
+    def _follow(self, box: Optional[Box], score: float) -> None:
+        """Takes what was found in the published crop."""
+        settings = self._settings
+        self.box, self._score = box or self.box, score
+        self._smoothed += settings.smoothing * (score - self._smoothed)
+        if self.state is State.TRACKING and self._smoothed < settings.lost_below:
+            self.state = State.LOST
+        elif self.state is State.LOST and self._smoothed > settings.found_above:
+            self.state = State.TRACKING
+        if score >= settings.found_above:
+            self._candidate, self._hits = None, 0
+            if self.state is State.TRACKING:
+                self._trusted = self.box
+
+    def _weigh(self, box: Optional[Box], score: float) -> None:
         """Weighs what was found elsewhere."""
-        found = None
-        if all(map(math.isfinite, prediction)) and prediction[4] >= self.settings.found_above:
-            box = clip_box(box_from_crop(prediction, window), frame_shape)
+        if box is not None:
             change = box.w * box.h / (self._trusted.w * self._trusted.h)
-            found = box if 1 / SIZE_CHANGE <= change <= SIZE_CHANGE else None
-        self._candidate, self._hits = found, 0 if found is None else self._hits + 1
-        if found is not None and self._hits >= self.settings.confirm:
-            self.box = self._trusted = found
-            self.smoothed = self._score = float(prediction[4])
+            likely = score >= self._settings.found_above and 1 / SIZE_CHANGE <= change <= SIZE_CHANGE
+            box = box if likely else None
+        self._candidate, self._hits = box, 0 if box is None else self._hits + 1
+        if box is not None and self._hits >= self._settings.confirm:
+            self.box = self._trusted = box
+            self._smoothed = self._score = score
             self.state = State.TRACKING
             self._candidate, self._hits = None, 0
-            self._lost_for = self._turn = 0
 
 
 def search_grid(box: Box, frame_shape: Sequence[int], factor: float) -> List[CropWindow]:

@@ -11,7 +11,7 @@ from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import check_box, crop_window
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
-from asymtrack_edge.runtime.target import RecoveringTarget, State, Target, Track, TrackerSettings
+from asymtrack_edge.runtime.target import State, Target, Track, TrackerSettings
 
 __all__ = ["MultiTracker", "State", "Track", "Tracker", "TrackerSettings"]
 
@@ -29,6 +29,7 @@ class _BackendTracker:
         self.settings = settings or TrackerSettings()
         #: Slot i of the backend holds the target i: slots have no gaps, as a batch needs.
         self._targets: List[Target] = []
+        self._next_id = 0
         self._decode_seconds = 0.0
         self._closed = False
 
@@ -90,13 +91,12 @@ class _BackendTracker:
         """Time spent in ``update`` so far, by stage: crop, infer, decode."""
         return {**self.backend.seconds, "decode": self._decode_seconds}
 
-    def _choose(self, frame: Any, box: Sequence[float], slot: int) -> Target:
-        """Runs the template network for a new target in ``slot``."""
+    def _choose(self, frame: Any, box: Sequence[float], slot: int, id: int) -> Target:
+        """Runs the template network for a target in ``slot``."""
         manifest = self.backend.manifest
         checked = check_box(box, self._check_frame(frame))
         self.backend.template(frame, crop_window(checked, manifest.template_factor), slot)
-        kind = RecoveringTarget if self.recover else Target
-        return kind(checked, self.settings, manifest.search_factor)
+        return Target(id, checked, self.settings, manifest.search_factor, self.recover)
 
     def _follow(self, frame: Any) -> List[Track]:
         """Finds all targets in the next frame, in one call of the backend; tracks slot by slot."""
@@ -141,7 +141,7 @@ class Tracker(_BackendTracker):
             BoxError: the box cannot be a target in it.
             UsageError: the tracker is closed.
         """
-        self._targets[:] = [self._choose(frame, box, 0)]
+        self._targets[:] = [self._choose(frame, box, 0, 0)]
 
     def update(self, frame: Any) -> Track:
         """Finds the target in the next frame, BGR uint8 ``(H, W, 3)``.
@@ -170,60 +170,50 @@ class MultiTracker(_BackendTracker):
             many.remove(first)
     """
 
-    def __init__(self, backend: Backend, recover: bool = True, settings: Optional[TrackerSettings] = None) -> None:
-        super().__init__(backend, recover, settings)
-        self._ids: List[int] = []
-        self._next_id = 0
-
     def __len__(self) -> int:
         """How many targets are followed."""
-        return len(self._ids)
+        return len(self._targets)
 
     def __contains__(self, target: object) -> bool:
         """Whether a target of this id is followed."""
-        return target in self._ids
+        return target in self.ids
 
     @property
     def ids(self) -> List[int]:
         """The targets' ids, in the order in which they came."""
-        return sorted(self._ids)
+        return sorted(target.id for target in self._targets)
 
     def add(self, frame: Any, box: Sequence[float]) -> int:
         """Starts to follow a target and returns its id, which is never used again; otherwise as ``Tracker.init``."""
-        slot = len(self._ids)
+        slot = len(self._targets)
         if slot >= self.backend.capacity:
             # Growing copies what the slots hold: by doubling it happens seldom.
             self.backend.reserve(max(1, 2 * slot))
-        self._targets.append(self._choose(frame, box, slot))
-        self._ids.append(self._next_id)
+        self._targets.append(self._choose(frame, box, slot, self._next_id))
         self._next_id += 1
-        return self._ids[-1]
+        return self._targets[slot].id
 
     def reset(self, target: int, frame: Any, box: Sequence[float]) -> None:
         """Gives a target a new look and place under its old id; errors as in ``add`` and ``remove``."""
         slot = self._slot(target)
-        self._targets[slot] = self._choose(frame, box, slot)
+        self._targets[slot] = self._choose(frame, box, slot, target)
 
     def remove(self, target: int) -> None:
         """Stops to follow a target; costs at most one copy of a template state (131 KB for T)."""
-        slot, last = self._slot(target), len(self._ids) - 1
+        slot, last = self._slot(target), len(self._targets) - 1
         if slot != last:
             self.backend.move(last, slot)
-            self._ids[slot], self._targets[slot] = self._ids[last], self._targets[last]
-        self._ids.pop()
+            self._targets[slot] = self._targets[last]
         self._targets.pop()
 
     def update(self, frame: Any) -> Dict[int, Track]:
         """Finds all targets in the next frame; each one's track by its id. Otherwise as ``Tracker.update``."""
-        return dict(sorted(zip(self._ids, self._follow(frame))))
-
-    def close(self) -> None:  # noqa: D102 - as inherited
-        super().close()
-        self._ids.clear()
+        tracks = self._follow(frame)
+        return dict(sorted(zip([target.id for target in self._targets], tracks)))
 
     def _slot(self, target: int) -> int:
-        try:
-            return self._ids.index(target)
-        except ValueError:
-            followed = ", ".join(map(str, self.ids)) or "none"
-            raise UsageError(f"there is no target {target!r}: those followed are {followed}") from None
+        for slot, followed in enumerate(self._targets):
+            if followed.id == target:
+                return slot
+        known = ", ".join(map(str, self.ids)) or "none"
+        raise UsageError(f"there is no target {target!r}: those followed are {known}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Callable, List
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.geometry import Box, crop_window, iou
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.target import MOST_WINDOWS, RecoveringTarget, Target, search_grid
+from asymtrack_edge.runtime.target import MOST_WINDOWS, Target, search_grid
 from tests.runtime.simulated import ColourBackend, coloured_patches
 
 WAY_OUT = 12
@@ -30,10 +29,10 @@ def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[
     return made
 
 
-def follow(frames: List[np.ndarray], recover: bool = True) -> List[Track]:
+def follow(frames: List[np.ndarray], **options: bool) -> List[Track]:
     backend = ColourBackend()
     backend.reserve(1)
-    tracker = Tracker(backend, recover)
+    tracker = Tracker(backend, **options)
     tracker.init(frames[0], (40, 100, 24, 24))
     tracks = [tracker.update(frame) for frame in frames[1:]]
     assert backend.calls == [1] * len(tracks)
@@ -42,7 +41,7 @@ def follow(frames: List[np.ndarray], recover: bool = True) -> List[Track]:
 
 def test_target_that_comes_back_far_away_is_found_with_one_crop_a_frame() -> None:
     frames = disappearing(90, 40, 250)
-    without, found = follow(frames, False), follow(frames)
+    without, found = follow(frames, recover=False), follow(frames)
     assert without[-1].state is State.LOST and iou(without[-1].box, (250, 100, 24, 24)) == 0
     assert found[-1].state is State.TRACKING and iou(found[-1].box, (250, 100, 24, 24)) > 0.99
     # While it was lost the box was the published one, which has not moved here.
@@ -72,21 +71,11 @@ def test_nothing_changes_while_the_target_is_not_lost() -> None:
     assert answers[0] == answers[1]
 
 
-def test_recovery_is_the_default_of_a_tracker_whatever_its_model(batch_model: Path) -> None:
-    frame, box = np.zeros((50, 50, 3), np.uint8), (5, 5, 10, 10)
-    for model in ("T", "t", batch_model):
-        with MultiTracker.load(model, threads=1) as many, Tracker.load(model, threads=1, recover=False) as published:
-            many.add(frame, box)
-            published.init(frame, box)
-            assert type(many._targets[0]) is RecoveringTarget
-            assert type(published._targets[0]) is Target
-
-
 class Scripted:
     """A target whose published crop scores as ``here`` says, frame by frame, and drifts; other places score 0.95."""
 
     def __init__(self, here: Callable[[int], float], **settings: int) -> None:
-        self.target = RecoveringTarget(Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0)
+        self.target = Target(0, Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0)
         self.here = here
         self.elsewhere: List[int] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from asymtrack_edge.runtime.sources.cameras import csi_pipeline, open_camera, open_pipeline, split_options
+from asymtrack_edge.runtime.sources.cameras import Pipeline, csi_pipeline, open_camera, split_options
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.sources.videos import STREAM_SCHEMES, open_path, open_stream
 
@@ -28,13 +28,12 @@ def open_source(source: str) -> Source:
         from asymtrack_edge.runtime.jetson import open_jetson
 
         return open_jetson(source)
-    if source.startswith("csi://"):
-        sensor, options = split_options(source[len("csi://") :])
-        pipeline = csi_pipeline(sensor, options)
-        return LiveSource(f"CSI camera {sensor}", lambda: open_pipeline(pipeline))
-    if " ! " in source and not os.path.exists(source):
-        return LiveSource("GStreamer pipeline", lambda: open_pipeline(source))
     device, options = split_options(source)
+    if device.startswith("csi://"):
+        pipeline = csi_pipeline(device[len("csi://") :], options)
+        return LiveSource(device, lambda: Pipeline(pipeline))
+    if " ! " in source and not os.path.exists(source):
+        return LiveSource("GStreamer pipeline", lambda: Pipeline(source))
     if re.fullmatch(r"\d+|/dev/video\w+", device):
         return LiveSource(f"camera {device}", lambda: open_camera(device, options))
     if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):

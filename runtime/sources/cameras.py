@@ -1,7 +1,7 @@
 """Cameras of this machine, and GStreamer pipelines.
 
-The OpenCV of JetPack has GStreamer; the one from PyPI never has. For the latter a pipeline runs in a
-``gst-launch-1.0`` process and writes I420 pictures, half the bytes of BGR, into a pipe.
+Few builds of OpenCV have GStreamer, and PyPI's never: a pipeline runs in a ``gst-launch-1.0`` process and writes
+I420 pictures, half the bytes of BGR, into a pipe.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import os
 import re
 import select
 import shlex
-import shutil
 import subprocess
 import tempfile
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import Callable, Collection, Dict, Optional, Tuple
+from typing import Callable, Collection, Dict, Tuple
 from urllib.parse import parse_qsl
 
 import cv2
@@ -29,7 +28,8 @@ from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 START_TIMEOUT = 10.0
 READ_TIMEOUT = 5.0
 
-_MAX_PIXELS = 1 << 26
+#: Of Linux; in Python's fcntl from 3.10 on.
+F_SETPIPE_SZ = 1031
 
 
 def split_options(text: str) -> Tuple[str, Dict[str, str]]:
@@ -56,7 +56,7 @@ def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
     }
     check_options(options, settings, "a camera")
     node = device if device.startswith("/dev/") else f"/dev/video{device}"
-    capture = cv2.VideoCapture(device if device == node else int(device), getattr(cv2, "CAP_V4L2", cv2.CAP_ANY))
+    capture = cv2.VideoCapture(node, cv2.CAP_V4L2)
     if not capture.isOpened():
         raise SourceError(f"cannot open camera {device}: is it connected, free, and is {node} readable?")
     for name, (prop, convert) in settings.items():
@@ -69,7 +69,7 @@ def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
 
 
 def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
-    """The pipeline of a Jetson's CSI camera, ending in BGRx in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
+    """The pipeline of a Jetson's CSI camera, ending in I420 in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
     values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
     check_options(options, values, "a CSI camera")
     values.update(options)
@@ -79,41 +79,20 @@ def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
     return (
         f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={values['width']},"
         f"height={values['height']},framerate={values['fps']}/1 ! nvvidconv flip-method={values['flip']} ! "
-        "video/x-raw,format=BGRx"
+        "video/x-raw,format=I420"
     )
 
 
-def opencv_has_gstreamer() -> bool:
-    """Whether this OpenCV was built with GStreamer."""
-    return re.search(r"GStreamer:\s+YES", cv2.getBuildInformation()) is not None
+class Pipeline:
+    """A GStreamer pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
 
-
-def open_pipeline(pipeline: str) -> object:
-    """Starts a pipeline; returns what has ``grab``, ``retrieve``, ``release`` and ``get``."""
-    body = re.sub(r"\s*!\s*appsink\b[^!]*$", "", pipeline.strip())
-    if opencv_has_gstreamer():
-        # The sink drops what nobody took: the newest picture is always the next.
-        tail = " ! videoconvert ! video/x-raw,format=BGR ! appsink drop=true max-buffers=1 sync=false"
-        capture = cv2.VideoCapture(body + tail, cv2.CAP_GSTREAMER)
-        if not capture.isOpened():
-            raise SourceError("GStreamer cannot run the pipeline: try it with gst-launch-1.0, and fakesink at its end")
-        return capture
-    if shutil.which("gst-launch-1.0") is None:
-        raise SourceError(
-            "a GStreamer pipeline needs an OpenCV with GStreamer (JetPack's) or the program gst-launch-1.0 "
-            "(package gstreamer1.0-tools); neither is here"
-        )
-    return _PipedPipeline(body)
-
-
-class _PipedPipeline:
-    """A pipeline in a ``gst-launch-1.0`` process, read as YUV4MPEG2 through a pipe.
-
-    No call blocks for longer than its timeout. All pictures are read into one buffer; ``retrieve``
-    allocates the BGR picture, which belongs to the caller.
+    It has the methods of ``cv2.VideoCapture`` that a live source calls. No call blocks for longer than its
+    timeout. All pictures are read into one buffer; ``retrieve`` allocates the BGR picture, which belongs to
+    the caller.
     """
 
-    def __init__(self, body: str) -> None:
+    def __init__(self, pipeline: str) -> None:
+        body = re.sub(r"\s*!\s*appsink\b[^!]*$", "", pipeline.strip())
         try:
             elements = shlex.split(body)
         except ValueError as error:
@@ -121,25 +100,27 @@ class _PipedPipeline:
         tail = ["!", "videoconvert", "!", "video/x-raw,format=I420", "!", "y4menc", "!", "fdsink", "fd=1"]
         # A file, because a pipe that nobody reads would block the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            ["gst-launch-1.0", "-q", *elements, *tail],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,  # Ctrl-C is for us: we end it in order
-        )
+        try:
+            self._process = subprocess.Popen(
+                ["gst-launch-1.0", "-q", *elements, *tail],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                start_new_session=True,  # Ctrl-C is for us: we end it in order
+            )
+        except FileNotFoundError:
+            raise SourceError("this source needs the program gst-launch-1.0 (package gstreamer1.0-tools)") from None
         # Should nobody release it, because the program ends while a read hangs: the camera must be free.
         self._kill = weakref.finalize(self, self._process.kill)
         assert self._process.stdout is not None
         self._pipe = self._process.stdout.fileno()
-        if hasattr(fcntl, "F_SETPIPE_SZ"):
-            with suppress(OSError):
-                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
+        with suppress(OSError):
+            fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
         try:
             found = {field[:1]: field[1:] for field in self._line(START_TIMEOUT).split()}
             width, height = int(found[b"W"]), int(found[b"H"])
             rate, per = map(int, found.get(b"F", b"0:1").split(b":"))
-            if width < 2 or height < 2 or width % 2 or height % 2 or width * height > _MAX_PIXELS:
+            if width % 2 or height % 2:
                 raise SourceError(f"the pipeline gives pictures of {width}x{height}: sides must be even")
         except (EOFError, KeyError, ValueError):
             reason = without_secrets(self._complaint())
@@ -154,6 +135,7 @@ class _PipedPipeline:
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
 
     def get(self, prop: int) -> float:
+        """The frame rate; 0 for every other property."""
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
@@ -166,10 +148,12 @@ class _PipedPipeline:
             return False
         return True
 
-    def retrieve(self) -> Tuple[bool, Optional[np.ndarray]]:
+    def retrieve(self) -> Tuple[bool, np.ndarray]:
+        """The picture that was read last, BGR uint8 ``(H, W, 3)``."""
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
+        """Ends the process."""
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
         self._kill.detach()

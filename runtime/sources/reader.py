@@ -183,8 +183,7 @@ class Reader:
                 self.stalls += 1
                 self._tell(f"no frame for {silence:.1f} s")
             if self._patience is not None and silence > self._patience:
-                why = f" ({self._failure})" if self._failure else ""
-                raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{why}: check it")
+                raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{self._failure}: check it")
 
     def close(self) -> None:
         """Ends the thread and releases the source; safe to call twice, and from any thread."""
@@ -245,24 +244,23 @@ class Reader:
                 if gone is not None:
                     self.reconnects += 1
                     self._tell(f"back after {read[1] - gone:.1f} s")
-                    gone = None
+                    gone, delay = None, RECONNECT_AFTER[0]
                 self._put(*read)
                 continue
             if source.ended:
-                return self._tell("gave the same frames twice: a recording, which ends here")
+                self._tell("gave the same frames twice: a recording, which ends here")
+                break
             if gone is None:
-                gone, delay = monotonic(), RECONNECT_AFTER[0]
+                gone = monotonic()
                 self._tell("went away; reconnecting")
             with self._changed:
                 if self._changed.wait_for(lambda: self._closing, delay):
-                    return None
-            delay = min(2 * delay, RECONNECT_AFTER[1])
+                    break
+            delay, self._failure = min(2 * delay, RECONNECT_AFTER[1]), ""
             try:
                 source.reconnect()
-                self._failure = ""
             except SourceError as error:
-                self._failure = str(error)
-        return None
+                self._failure = f" ({error})"
 
     def _tell(self, line: str) -> None:
         self._report(f"{self.source.name}: {line}")

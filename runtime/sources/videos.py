@@ -9,7 +9,7 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
-from typing import Any, Callable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterator, Optional, Tuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -33,8 +33,6 @@ _LONGEST_GAP = 1000
 
 #: Seconds without a frame after which a server gives no other; waiting for each would take as long.
 _PATIENCE = 1.0
-
-_VERSION = tuple(int(part) for part in re.findall(r"\d+", cv2.__version__)[:3])
 
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
@@ -100,8 +98,7 @@ class Video(Source):
         self._turn = _turn(capture)
 
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        given = failed = 0
-        latest = -1.0
+        given, failed, latest = 0, 0, -1.0
         while True:
             began = monotonic()
             try:
@@ -118,9 +115,9 @@ class Video(Source):
             for _ in range(failed):
                 yield None
             given, failed = given + failed + 1, 0
-            # Streams without a clock say 0 for all frames. Before 4.5.4 it is the number in disguise.
+            # Streams without a clock say 0 for all frames.
             time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            if time > latest and _VERSION >= (4, 5, 4):
+            if time > latest:
                 self.pts = latest = time
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         self.missing = max(0, (self.length or 0) - given)
@@ -133,33 +130,31 @@ class Video(Source):
 
 def _turn(capture: cv2.VideoCapture) -> Optional[int]:
     """What makes frames upright; OpenCV's own way, which differs between versions, is switched off."""
-    if not capture.set(getattr(cv2, "CAP_PROP_ORIENTATION_AUTO", 49), 0):
+    if not capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0):
         return None
-    clockwise = int(capture.get(getattr(cv2, "CAP_PROP_ORIENTATION_META", 48)))
-    return _TURNS.get(-clockwise % 360 if _VERSION[:2] == (4, 6) else clockwise)
+    clockwise = int(capture.get(cv2.CAP_PROP_ORIENTATION_META))
+    return _TURNS.get(-clockwise % 360 if cv2.__version__.startswith("4.6.") else clockwise)
 
 
 def _is_damaged(path: Path, missing: int) -> bool:
     """Whether a file is cut off or damaged. Else the number announced is an estimate, or counts hidden frames."""
     if not path.exists():
         return False
+    size = path.stat().st_size
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
+        head, end = file.read(8), 0
         if head[:4] == b"RIFF":
             return missing > 1 or 8 + int.from_bytes(head[4:], "little") > size
         if head[4:] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return False
-        end = 0
-        while end + 8 <= size:
+        while end + 8 <= size:  # from box to box of an mp4
             file.seek(end)
             head = file.read(16)
-            length = int.from_bytes(head[:4], "big")
-            length = int.from_bytes(head[8:], "big") if length == 1 else length
+            length = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
             if length < 8:
                 return length > 0  # 0: to the end of the file
             end += length
-        return end > size
+    return end > size
 
 
 class _Stream(LiveSource):
@@ -201,12 +196,8 @@ def _has_end(url: str) -> bool:
 
 
 def _connect(url: str, shown: str) -> cv2.VideoCapture:
-    parameters: List[int] = []
-    for name in ("CAP_PROP_OPEN_TIMEOUT_MSEC", "CAP_PROP_READ_TIMEOUT_MSEC"):
-        prop = getattr(cv2, name, None)  # OpenCV before 4.5.2 waits 30 seconds instead
-        if prop is not None:
-            parameters += [prop, STREAM_TIMEOUT]
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, *([parameters] if parameters else []))
+    timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT)
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         raise SourceError(f"cannot open {shown}: is the server up, the path right, the password too?")
     return capture

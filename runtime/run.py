@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
+from contextlib import ExitStack
 from time import monotonic, perf_counter
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
@@ -46,9 +47,9 @@ class Run:
         self._report = report
         self._began = perf_counter()
         self._read_seconds = 0.0
-        #: Frames that could not be used or that a server did not answer; those with tracks; decisions of state LOST.
-        self._unreadable = self._updates = self._lost = 0
-        self._step = self._away = self._begun = False
+        #: Frames that could not be used or that a server did not answer; decisions of state LOST.
+        self._unreadable = self._lost = 0
+        self._step = self._away = False
         #: Shortest and longest time between frames on the source's own clock.
         self._periods = (float("inf"), 0.0)
         self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -69,7 +70,6 @@ class Run:
         assert self.latest is not None and self.latest.frame.image is not None
         image, began = self.latest.frame.image, monotonic()
         tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
-        self._begun = True
         self._hand_over(self.latest.frame, tracks, began)
 
     def follow(self) -> None:
@@ -149,7 +149,6 @@ class Run:
         if self._away:
             self._away = False
             self._report(f"{self.tracker.backend.description} answers again")
-        self._updates += 1
         before = self.latest.frame if self.latest is not None else frame
         if frame.pts is not None and before.pts is not None and frame.number > before.number:
             period = (frame.pts - before.pts) / (frame.number - before.number)
@@ -189,15 +188,10 @@ class Run:
         """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""
         self.end()
         self.reader.close()
-        problems: List[Exception] = []
-        while self.sinks:
-            try:
-                sink = self.sinks.pop(0)
-                sink.close() if self._begun else sink.discard()
-            except (OSError, SourceError) as error:  # the others are to be completed all the same
-                problems.append(error)
-        if problems:
-            raise problems[0]
+        with ExitStack() as stack:  # if one cannot be completed, the others are all the same
+            while self.sinks:
+                sink = self.sinks.pop()
+                stack.callback(sink.close if self.count else sink.discard)
 
     @property
     def whole(self) -> bool:
@@ -208,7 +202,7 @@ class Run:
     def summary(self) -> Dict[str, Any]:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
         seconds = self.tracker.seconds
-        inside = sum(seconds.values())
+        inside, updates = sum(seconds.values()), max(0, self.count - 1 - self._unreadable)
         reader, source = self.reader, self.reader.source
         counts: Dict[str, Any] = {"frames": self.count, "unreadable": self._unreadable, "lost": self._lost}
         if source.missing:
@@ -221,7 +215,7 @@ class Run:
             **counts,
             "variable_rate": self._periods[1] > 1.5 * self._periods[0],
             "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
-            "update_fps": round(self._updates / inside, 1) if self._updates and inside else None,
-            "milliseconds": {name: round(1000 * spent / max(1, self._updates), 3) for name, spent in stages.items()},
+            "update_fps": round(updates / inside, 1) if updates and inside else None,
+            "milliseconds": {name: round(1000 * spent / max(1, updates), 3) for name, spent in stages.items()},
             "backend": self.tracker.backend.name,
         }

@@ -18,7 +18,7 @@ import numpy as np
 from asymtrack_edge import cli
 from asymtrack_edge.errors import MissingDependencyError, UsageError, without_secrets
 from asymtrack_edge.files import printable
-from asymtrack_edge.geometry import Box, check_box
+from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
 from asymtrack_edge.runtime.outputs.rows import Progress, box_writer, open_sender
@@ -83,7 +83,8 @@ def _main(arguments: argparse.Namespace) -> int:
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()
         if arguments.select:
-            boxes = [_select(np.asarray(first))]
+            boxes = [cv2.selectROI("Draw the target, then press Enter", np.asarray(first), showCrosshair=False)]
+            cv2.destroyAllWindows()
         for box in boxes:
             check_box(box, first.shape)  # before any file is made
         for sink in _sinks(arguments, run, len(boxes), first.shape):
@@ -137,37 +138,35 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
 def _completed(run: Run) -> Iterator[List[int]]:
     """Completes the outputs whatever happens; yields a list that gets the number of the signal that ends the run."""
     signals: List[int] = []
-    # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
-    before: Dict[int, Any] = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before: Dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # else the caller handles signals
+        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def set_all(handler: Any) -> None:
+        for number, earlier in before.items():
+            # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
+            if earlier not in (signal.SIG_IGN, None):
+                signal.signal(number, handler or earlier)
 
     def once(number: int, _: Any) -> NoReturn:
-        # Here and not later: the next signal may come before any other line of ours runs.
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
+        set_all(signal.SIG_IGN)  # here and not later: the next may come before any other line of ours runs
         signals.append(number)
         run.end()  # an exception alone can be lost, for example in a destructor
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():
-        before = {}  # the caller handles signals
-    for number in before:
-        signal.signal(number, once)
+    set_all(once)
     try:
         yield signals
     finally:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
+        set_all(signal.SIG_IGN)
         try:
             run.close()
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            set_all(None)
 
 
 def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int, ...]) -> Iterator[Sink]:
-    source = run.reader.source
-    length = source.length
+    length = run.reader.source.length
     if arguments.max_frames is not None:
         length = min(arguments.max_frames, length or arguments.max_frames)
     if arguments.boxes:
@@ -192,14 +191,9 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
 
             yield JetsonWriter(arguments.output)
         else:
-            yield VideoWriter(arguments.output, source.fps, shape)
-    yield Progress(length)
-
-
-def _select(frame: np.ndarray) -> Box:
-    box = cv2.selectROI("Draw the target, then press Enter", frame, showCrosshair=False)
-    cv2.destroyAllWindows()
-    return check_box(box, frame.shape)
+            yield VideoWriter(arguments.output, run.reader.source.fps, shape)
+    if sys.stderr.isatty():
+        yield Progress(length)
 
 
 def _print_summary(arguments: argparse.Namespace, run: Run) -> None:

@@ -135,7 +135,7 @@ def open_sender(where: str) -> Sink:
 
 
 class Progress(Sink):
-    """A line on stderr that says how far a run of ``total`` frames is, drawn only where somebody is looking."""
+    """A line on a terminal at stderr that says how far a run of ``total`` frames is."""
 
     name = "progress"
     essential = False
@@ -143,12 +143,11 @@ class Progress(Sink):
     def __init__(self, total: Optional[int]) -> None:
         self._total = total
         self._began = self._drawn = monotonic()
-        self._tty = sys.stderr is not None and sys.stderr.isatty()
 
     def write(self, result: Result) -> None:
         """Shows the frame's number and what became of its targets, ten times a second at most."""
         now, done = monotonic(), result.frame.number + 1
-        if not self._tty or now - self._drawn < 0.1:
+        if now - self._drawn < 0.1:
             return
         self._drawn = now
         rate = done / (now - self._began)
@@ -161,8 +160,7 @@ class Progress(Sink):
 
     def close(self) -> None:
         """Removes the line."""
-        if self._tty:
-            self._draw("")
+        self._draw("")
 
     @staticmethod
     def _draw(line: str) -> None:

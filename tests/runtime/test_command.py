@@ -22,7 +22,7 @@ from asymtrack_edge.files import OutputFile
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.outputs.pictures import VideoWriter
-from asymtrack_edge.runtime.outputs.rows import Progress
+from asymtrack_edge.runtime.outputs.rows import RowWriter
 from asymtrack_edge.runtime.sources.reader import Captured
 from tests.runtime import fake_command
 from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
@@ -250,7 +250,7 @@ def test_run_ends_when_nothing_can_be_written_any_more(
 def test_no_frame_is_kept(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run goes on for days: what holds on to frames, of 230 KB here, would fill the memory."""
     memory: List[int] = []
-    monkeypatch.setattr(Progress, "write", lambda *_: memory.append(tracemalloc.get_traced_memory()[0]))
+    monkeypatch.setattr(RowWriter, "write", lambda *_: memory.append(tracemalloc.get_traced_memory()[0]))
     tracemalloc.start()
     try:
         assert track(video, "--boxes", tmp_path / "b.csv", "--output", tmp_path / "out.avi") == 0

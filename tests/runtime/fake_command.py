@@ -1,14 +1,12 @@
 """``asymtrack-track`` with a stand-in for the networks: ``python -m tests.runtime.fake_command ...``.
 
-``FAKE_PAUSE`` is how many seconds a search takes; ``FAKE_FREE`` how many bytes the disk claims to have.
+``FAKE_PAUSE`` is how many seconds a search takes.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from types import SimpleNamespace
 from typing import Any, List, Optional
 from unittest import mock
 
@@ -25,10 +23,6 @@ def load(**options: Any) -> MultiTracker:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     with mock.patch.object(command.MultiTracker, "load", load):
-        if "FAKE_FREE" in os.environ:
-            free = SimpleNamespace(free=int(os.environ["FAKE_FREE"]))
-            with mock.patch.object(shutil, "disk_usage", lambda path: free):
-                return command.main(arguments)
         return command.main(arguments)
 
 

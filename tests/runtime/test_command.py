@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -50,62 +51,50 @@ def box_of(row: Dict[str, str]) -> List[float]:
     return [float(row[name]) for name in "xywh"]
 
 
-def test_one_target_to_all_outputs(video: Path, tmp_path: Path, capsys: Printed) -> None:
-    out, strip, boxes = tmp_path / "out.mp4", tmp_path / "strip.png", tmp_path / "b.csv"
-    assert track(video, "--output", out, "--strip", strip, "--boxes", boxes, "--json") == 0
+def test_one_target_to_all_files(video: Path, tmp_path: Path, capsys: Printed) -> None:
+    out, strip, boxes, lines = (tmp_path / name for name in ("out.mp4", "strip.png", "b.csv", "o.jsonl"))
+    outputs = ("--output", out, "--strip", strip, "--boxes", boxes, "--pts", "--send", lines, "--json")
+    assert track(video, *outputs) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["frames"] == 40 and summary["unreadable"] == 0 and summary["lost"] == 0
-    written = rows(boxes)
-    assert boxes.read_text().startswith("frame,x,y,w,h,score,state\n")
-    assert [int(row["frame"]) for row in written] == list(range(40))
+    written, messages = rows(boxes), [json.loads(line) for line in lines.read_text().splitlines()]
+    assert list(written[0]) == ["frame", "x", "y", "w", "h", "score", "state", "pts"]
+    assert [int(row["frame"]) for row in written] == [message["frame"] for message in messages] == list(range(40))
     assert all(iou(box_of(row), truth[0]) > 0.7 for row, truth in zip(written, TRUTH))
+    times = pytest.approx([i / 25 for i in range(40)])
+    assert [float(row["pts"]) for row in written] == times == [message["pts"] for message in messages]
     assert count_frames(out) == 40
     assert cv2.imread(str(strip)).shape == (240, 6 * 320, 3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["b.csv", "in.avi", "out.mp4", "strip.png"]
+    assert sorted(os.listdir(tmp_path)) == ["b.csv", "in.avi", "o.jsonl", "out.mp4", "strip.png"]
 
 
 def test_several_targets_have_a_last_column(video: Path, tmp_path: Path) -> None:
     others = [argument for box in TRUTH[0][1:] for argument in ("--box", as_argument(box))]
     assert track(video, *others, "--boxes", tmp_path / "b.csv") == 0
     written = rows(tmp_path / "b.csv")
-    assert list(written[0]) == ["frame", "x", "y", "w", "h", "score", "state", "target"]
-    assert len(written) == 120
+    assert list(written[0])[-2:] == ["state", "target"] and len(written) == 120
     assert all(iou(box_of(row), TRUTH[int(row["frame"])][int(row["target"])]) > 0.7 for row in written)
 
 
-def test_json_lines_on_stdout_are_only_that(video: Path, capfd: Printed) -> None:
-    assert track(video, "--send", "-") == 0
-    captured = capfd.readouterr()
-    lines = [json.loads(line) for line in captured.out.splitlines()]
-    assert [line["frame"] for line in lines] == list(range(40))
-    assert lines[5]["size"] == [320, 240] and lines[5]["age_ms"] >= 0
-    target = lines[5]["targets"][0]
-    assert target["id"] == 0 and target["state"] == "tracking" and iou(target["box"], TRUTH[5][0]) > 0.7
-    assert all(b["time"] >= a["time"] > 1e9 for a, b in zip(lines, lines[1:]))
-    assert "40 frames at" in captured.err
-
-
-def test_udp_messages_arrive_and_nobody_there_does_not_stop_the_run(video: Path, tmp_path: Path) -> None:
+def test_messages_on_stdout_are_alone_there_and_go_by_udp(video: Path, capfd: Printed) -> None:
+    """Nobody at another address does not stop the run."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(5)
         where = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
-        arguments = ("--send", where, "--send", "udp://127.0.0.1:9", "--boxes", tmp_path / "b.csv")
-        assert track(video, *arguments) == 0
-        assert [json.loads(receiver.recv(65536))["frame"] for _ in range(40)] == list(range(40))
-    assert len(rows(tmp_path / "b.csv")) == 40
+        assert track(video, "--send", "-", "--send", where, "--send", "udp://127.0.0.1:9") == 0
+        sent = [json.loads(receiver.recv(65536)) for _ in range(40)]
+    captured = capfd.readouterr()
+    assert [json.loads(line) for line in captured.out.splitlines()] == sent
+    assert "40 frames at" in captured.err
+    assert [message["frame"] for message in sent] == list(range(40))
+    assert sent[5]["size"] == [320, 240] and sent[5]["age_ms"] >= 0
+    target = sent[5]["targets"][0]
+    assert target["id"] == 0 and target["state"] == "tracking" and iou(target["box"], TRUTH[5][0]) > 0.7
+    assert all(b["time"] >= a["time"] > 1e9 for a, b in zip(sent, sent[1:]))
 
 
-def test_times_of_the_source_in_messages_and_csv(video: Path, tmp_path: Path) -> None:
-    assert track(video, "--boxes", tmp_path / "b.csv", "--pts", "--send", tmp_path / "o.jsonl") == 0
-    lines = (tmp_path / "o.jsonl").read_text().splitlines()
-    expected = pytest.approx([i / 25 for i in range(40)])
-    assert [json.loads(line)["pts"] for line in lines] == expected
-    assert list(rows(tmp_path / "b.csv")[0])[-2:] == ["state", "pts"]
-    assert [float(row["pts"]) for row in rows(tmp_path / "b.csv")] == expected
-
-
-@pytest.mark.parametrize("fps", [105.613, 66.667, 119.88, 29.97, 999.99, 0.5])
+@pytest.mark.parametrize("fps", [105.613, 66.667, 29.97, 999.99, 0.5])
 def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     """MPEG-4's time base has 16 bits."""
     writer = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
@@ -114,13 +103,6 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
     assert capture.read()[0]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30 if fps < 1 else fps, rel=5e-4)
-
-
-def test_a_run_of_one_frame_says_nothing_of_its_speed(tmp_path: Path, capsys: Printed) -> None:
-    cv2.imwrite(str(tmp_path / "1.png"), next(coloured_patches(1))[0])
-    assert track(tmp_path) == 0
-    out = capsys.readouterr().out
-    assert "1 frames at" in out and "update alone" not in out
 
 
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> None:
@@ -240,10 +222,9 @@ def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
 def test_run_ends_when_nothing_can_be_written_any_more(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    monkeypatch.setenv("FAKE_FREE", "1000")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     assert track(video, "--output", tmp_path / "out.mp4") == 2
-    captured = capsys.readouterr()
-    assert "the disk is almost full" in captured.err and "Traceback" not in captured.err
+    assert "the disk is almost full" in capsys.readouterr().err
     assert not (tmp_path / "out.mp4").exists()
 
 

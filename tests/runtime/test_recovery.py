@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Callable, List
+from typing import Callable, List, Tuple
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asymtrack_edge.geometry import Box, crop_window, iou
-from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
+from asymtrack_edge.runtime import State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.target import MOST_WINDOWS, Target, search_grid
-from tests.runtime.simulated import ColourBackend, coloured_patches
+from tests.runtime.simulated import ColourBackend
 
 WAY_OUT = 12
 
@@ -56,61 +56,35 @@ def test_target_that_comes_back_where_it_went_is_found_at_once() -> None:
 
 
 def test_something_of_another_size_is_not_believed() -> None:
-    found = follow(disappearing(120, 30, 200, size=100))
-    assert found[-1].state is State.LOST
+    assert follow(disappearing(120, 30, 200, size=100))[-1].state is State.LOST
 
 
-def test_nothing_changes_while_the_target_is_not_lost() -> None:
-    frames = list(coloured_patches(60, 3))
-    answers = []
-    for recover in (False, True):
-        many = MultiTracker(ColourBackend(), recover)
-        for box in frames[0][1]:
-            many.add(frames[0][0], box)
-        answers.append(([many.update(frame) for frame, _ in frames[1:]], list(many.backend.calls)))
-    assert answers[0] == answers[1]
-
-
-class Scripted:
-    """A target whose published crop scores as ``here`` says, frame by frame, and drifts; other places score 0.95."""
-
-    def __init__(self, here: Callable[[int], float], **settings: int) -> None:
-        self.target = Target(0, Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0)
-        self.here = here
-        self.elsewhere: List[int] = []
-
-    def frame(self, i: int) -> Track:
-        shape = (480, 640)
-        window, published = self.target.window(shape), crop_window(self.target.box, 4.0)
-        if window == published:
-            prediction = (0.51, 0.5, 0.25, 0.25, self.here(i))
-        else:
-            self.elsewhere.append(i)
+def scripted(here: Callable[[int], float], frames: int, **settings: int) -> Tuple[List[Track], List[int]]:
+    """Tracks where the published crop drifts and scores ``here(i)``, other places 0.95; frames that looked there."""
+    target, shape = Target(0, Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0), (480, 640)
+    tracks, elsewhere = [], []
+    for i in range(frames):
+        window, prediction = target.window(shape), (0.51, 0.5, 0.25, 0.25, here(i))
+        if window != crop_window(target.box, 4.0):
+            elsewhere.append(i)
             prediction = (0.9, 0.5, 0.25, 0.25, 0.95)
-        return self.target.advance(prediction, window, shape)
+        tracks.append(target.advance(prediction, window, shape))
+    return tracks, elsewhere
 
 
-def test_a_lost_target_is_first_waited_for_as_published() -> None:
-    lost = Scripted(lambda i: 0.1, patience=10)
-    tracks = [lost.frame(i) for i in range(40)]
-    begun = next(i for i, track in enumerate(tracks) if track.state is State.LOST)
-    assert lost.elsewhere[0] == begun + 10
+def test_a_lost_target_is_waited_for_as_published_and_one_good_look_elsewhere_is_not_enough() -> None:
+    tracks, elsewhere = scripted(lambda i: 0.1, 40, patience=10, confirm=5)
+    lost = next(i for i, track in enumerate(tracks) if track.state is State.LOST)
+    found = next(i for i, t in enumerate(tracks) if i > lost and t.state is State.TRACKING)
+    assert elsewhere[0] == lost + 10 and elsewhere.index(found) == 5 - 1
+    assert all(track.box.x < 160 for track in tracks[:found]) and tracks[found].box.x > 200
 
 
 def test_a_place_whose_own_score_recovers_is_not_left() -> None:
     """What scores well elsewhere is dropped as soon as the published crop does."""
-    lost = Scripted(lambda i: 0.1 if i < 20 else 0.9, patience=10, confirm=8)
-    tracks = [lost.frame(i) for i in range(30)]
-    assert lost.elsewhere and max(lost.elsewhere) <= 21
+    tracks, elsewhere = scripted(lambda i: 0.1 if i < 20 else 0.9, 30, patience=10, confirm=8)
+    assert elsewhere and max(elsewhere) <= 21
     assert tracks[-1].state is State.TRACKING and tracks[-1].box.x < 160
-
-
-def test_one_good_look_elsewhere_is_not_enough() -> None:
-    lost = Scripted(lambda i: 0.1, patience=10, confirm=5)
-    tracks = [lost.frame(i) for i in range(40)]
-    found = next(i for i, t in enumerate(tracks) if i > 15 and t.state is State.TRACKING)
-    assert lost.elsewhere.index(found) == 5 - 1
-    assert all(track.box.x < 160 for track in tracks[:found]) and tracks[found].box.x > 200
 
 
 @given(st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600))

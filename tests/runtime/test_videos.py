@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Callable, Iterator, Sequence, Tuple
+from typing import Any, Callable, Iterator, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -34,19 +34,18 @@ def read(path: Path) -> Tuple[str, Source]:
         return "".join(str(int(image is not None)) for image in source), source
 
 
-def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        ([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)),
+        (range(11, 30), ("1" * 11, 19, True)),
+    ],
+)
+def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path, damaged: Any, expected: Any) -> None:
     write_video(tmp_path / "v.avi", 30)
-    damage(tmp_path / "v.avi", 11, 20, 21)
+    damage(tmp_path / "v.avi", *damaged)
     readable, source = read(tmp_path / "v.avi")
-    assert readable == "1" * 11 + "0" + "1" * 8 + "00" + "1" * 8
-    assert (source.missing, source.damaged) == (0, False)
-
-
-def test_a_video_damaged_to_its_end_says_what_is_missing(tmp_path: Path) -> None:
-    write_video(tmp_path / "v.avi", 30)
-    damage(tmp_path / "v.avi", *range(11, 30))
-    readable, source = read(tmp_path / "v.avi")
-    assert (readable, source.missing, source.damaged) == ("1" * 11, 19, True)
+    assert (readable, source.missing, source.damaged) == expected
 
 
 def test_video_truncated_anywhere_ends_early_but_well(tmp_path: Path) -> None:
@@ -66,14 +65,13 @@ def test_video_truncated_anywhere_ends_early_but_well(tmp_path: Path) -> None:
 
 def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:
     write_video(tmp_path / "v.avi", 6)
-    before = (0, 0)
-    for i in range(40):
+    held = []
+    for _ in range(40):
         with open_reader(open_source(str(tmp_path / "v.avi"))) as reader:
             next(reader)
-        if i == 5:
-            before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     # Fewer if something of an earlier test was given back meanwhile.
-    assert len(os.listdir("/proc/self/fd")) <= before[0] and threading.active_count() <= before[1]
+    assert held[-1][0] <= held[5][0] and held[-1][1] <= held[5][1]
 
 
 @pytest.mark.parametrize("kind", ["avi", "mp4"])

@@ -22,12 +22,12 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
+#: Where a point of the frame is on the screen: the canvas may be shown with bars beside it.
 _PLACE = """([x, y]) => {
-  const shown = canvas.getBoundingClientRect();
-  const fit = Math.min(shown.width / canvas.width, shown.height / canvas.height);
-  const scale = canvas.width / header.size[0] * fit;
-  return [shown.left + (shown.width - canvas.width * fit) / 2 + x * scale,
-          shown.top + (shown.height - canvas.height * fit) / 2 + y * scale];
+  const shown = canvas.getBoundingClientRect(), [width, height] = header.size;
+  const fit = Math.min(shown.width / width, shown.height / height);
+  const left = shown.left + (shown.width - width * fit) / 2, top = shown.top + (shown.height - height * fit) / 2;
+  return [left + x * fit, top + y * fit];
 }"""
 
 
@@ -167,29 +167,24 @@ def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide"
 
 
-def test_end_button(open_page: Callable[..., Any], run: Running) -> None:
-    """The page knows that nobody answers any more: asking on would fill the console with errors."""
-    page = open_page()
-    page.click("#end")
-    run.thread.join(10)
-    assert not run.thread.is_alive() and run.run.ended
-    run.run.close()
-    until(page, "document.querySelector('#connection').dataset.state === 'ended'")
-    page.wait_for_timeout(1500)
-    assert "has ended" in page.inner_text("#connection")
-
-
-def test_a_page_finds_the_view_again(browser: Any, run: Running, tmp_path: Path) -> None:
+def test_a_page_finds_the_view_again_and_ends_the_run(browser: Any, run: Running, tmp_path: Path) -> None:
+    """After that it knows that nobody answers any more: asking on would fill the console with errors."""
     page = browser.new_page()
     page.goto(run.view.url)
     until(page, "header !== null")
     run.close()
     until(page, "document.querySelector('#connection').dataset.state === 'lost'")
     again = Running(tmp_path / "in.avi", port=int(run.address.rpartition(":")[2]))
-    try:
-        until(page, "document.querySelector('#connection').dataset.state === 'open'")
-        drag(page, TRUTH[0][0])
-        page.wait_for_selector("li[data-id='0']")
-    finally:
-        again.close()
-        page.close()
+    until(page, "document.querySelector('#connection').dataset.state === 'open'")
+    drag(page, TRUTH[0][0])
+    page.wait_for_selector("li[data-id='0']")
+    problems: List[str] = []
+    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    page.click("#end")
+    again.thread.join(10)
+    assert not again.thread.is_alive() and again.run.ended
+    again.run.close()
+    until(page, "document.querySelector('#connection').dataset.state === 'ended'")
+    page.wait_for_timeout(1500)
+    assert "has ended" in page.inner_text("#connection") and not problems
+    page.close()

@@ -9,16 +9,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from asymtrack_edge.geometry import Box
-    from asymtrack_edge.runtime.target import State, Track
-    from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
+    from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker
 
 #: The front door, and where each name lives. The modules are imported when they are first asked for, so that what
 #: needs no tracker imports none.
 _HOMES = {
     "Box": "asymtrack_edge.geometry",
     "MultiTracker": "asymtrack_edge.runtime.tracker",
-    "State": "asymtrack_edge.runtime.target",
-    "Track": "asymtrack_edge.runtime.target",
+    "State": "asymtrack_edge.runtime.tracker",
+    "Track": "asymtrack_edge.runtime.tracker",
     "Tracker": "asymtrack_edge.runtime.tracker",
 }
 __all__ = ["Box", "MultiTracker", "State", "Track", "Tracker"]

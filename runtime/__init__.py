@@ -4,8 +4,7 @@ from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import Captured, open_reader
-from asymtrack_edge.runtime.target import State, Track, TrackerSettings
-from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
+from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
 
 __all__ = [
     "BACKENDS",

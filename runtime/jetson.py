@@ -19,7 +19,7 @@ from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.pictures import colour_of
 from asymtrack_edge.runtime.sources.cameras import check_options, split_options
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
-from asymtrack_edge.runtime.target import State
+from asymtrack_edge.runtime.tracker import State
 
 #: Milliseconds that a frame is waited for before the source counts as gone.
 TIMEOUT = 5000
@@ -49,12 +49,13 @@ def open_jetson(source: str) -> Source:
     # What follows a ? in the address of a stream is the server's.
     name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
     check_options(options, _OPTIONS, "a jetson:// source")
-    if "://" not in name and not name.startswith("/dev/"):
-        if not os.path.isfile(name):
-            raise SourceError(f"there is no file {name}")
-        return _JetsonVideo(name, lambda: _JetsonCapture(name, options))
+    recording = "://" not in name and not name.startswith("/dev/")
+    if recording and not os.path.isfile(name):
+        raise SourceError(f"there is no file {name}")
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
-    return LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
+    opened = LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
+    opened.live = not recording  # a file is decoded by the Jetson's hardware too, but has an end, and waits for us
+    return opened
 
 
 class JetsonFrame:
@@ -116,12 +117,6 @@ class _JetsonCapture:
 
     def release(self) -> None:
         self._source.Close()
-
-
-class _JetsonVideo(LiveSource):
-    """A video file, decoded by the Jetson's hardware: it has an end, and waits for us."""
-
-    live = False
 
 
 class JetsonWriter(Sink):

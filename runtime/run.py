@@ -15,8 +15,7 @@ from asymtrack_edge.errors import FrameError, ServerError, SourceError, UsageErr
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.sources.reader import Captured, Reader
-from asymtrack_edge.runtime.target import State, Track
-from asymtrack_edge.runtime.tracker import MultiTracker
+from asymtrack_edge.runtime.tracker import MultiTracker, State, Track
 
 
 class Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Dict
 
 from asymtrack_edge.runtime.sources.reader import Captured
-from asymtrack_edge.runtime.target import Track
+from asymtrack_edge.runtime.tracker import Track
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.files import OutputFile, check_output, opencv_path, printable, write_image
 from asymtrack_edge.runtime.outputs import Result, Sink
-from asymtrack_edge.runtime.target import State, Track
+from asymtrack_edge.runtime.tracker import State, Track
 
 #: Encoders do not tell that the disk is full, and need room for their index at the end.
 LEAST_FREE = 32 << 20

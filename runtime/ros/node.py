@@ -24,8 +24,7 @@ import numpy as np
 
 from asymtrack_edge.cli import box_argument
 from asymtrack_edge.errors import AsymTrackError, FrameError
-from asymtrack_edge.runtime.target import Track
-from asymtrack_edge.runtime.tracker import MultiTracker
+from asymtrack_edge.runtime.tracker import MultiTracker, Track
 
 #: How to make BGR of an image's encoding: channels, and OpenCV's conversion (None: it is BGR).
 _ENCODINGS = {

@@ -18,7 +18,7 @@ from asymtrack_edge.runtime import Tracker, jetson, open_source
 from asymtrack_edge.runtime.jetson import JetsonFrame, JetsonWriter
 from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.sources.reader import Captured
-from asymtrack_edge.runtime.target import State, Track
+from asymtrack_edge.runtime.tracker import State, Track
 from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, driver, exports, gpu, imitated  # noqa: F401
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.geometry import Box, crop_window, iou
 from asymtrack_edge.runtime import State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.target import MOST_WINDOWS, Target, search_grid
+from asymtrack_edge.runtime.tracker import MOST_WINDOWS, Target, search_grid
 from tests.runtime.simulated import ColourBackend
 
 WAY_OUT = 12

@@ -28,8 +28,7 @@ websockets = pytest.importorskip("websockets")
 connect = pytest.importorskip("websockets.sync.client").connect
 HTTPConnection = pytest.importorskip("starlette.requests").HTTPConnection
 
-from asymtrack_edge.runtime.web import app  # noqa: E402
-from asymtrack_edge.runtime.web.view import WebView  # noqa: E402
+from asymtrack_edge.runtime.web import view  # noqa: E402
 
 TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
 ACTIONS = ("ack", "hold", "mark", "remove", "pause", "step", "end", "fly", 3)
@@ -46,7 +45,7 @@ messages = junk | st.fixed_dictionaries({}, optional=fields)
 @given(st.text(max_size=300) | st.sampled_from(["[" * 99999, '{"action":' * 5000]) | messages.map(json.dumps))
 def test_any_text_is_a_sound_wish_or_a_usage_error(text: str) -> None:
     try:
-        wish = app.parse_wish(text)
+        wish = view.parse_wish(text)
     except UsageError as error:
         assert "\n" not in str(error)
         return
@@ -63,7 +62,7 @@ def asked(kind: str = "http", path: str = "/", query: str = "", **headers: str) 
 
 
 THERE = "10.0.0.5:8080"
-COOKIE = app.cookie_name("secret")
+COOKIE = view.cookie_name("secret")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ COOKIE = app.cookie_name("secret")
         (asked(host=THERE, cookie=f"a=b; {COOKIE}=secret"), "secret", True),
         (asked(host=THERE, cookie=f"{COOKIE}=secre"), "secret", False),
         # Another view of the same host has its own cookie, which must not take this one's place.
-        (asked(host=THERE, cookie=app.cookie_name("other") + "=secret"), "secret", False),
+        (asked(host=THERE, cookie=view.cookie_name("other") + "=secret"), "secret", False),
         (asked(host="["), None, False),
         (asked("websocket", host="localhost:8080", origin="http://["), None, False),
         (asked("websocket", host=THERE, query="token=secret", origin="http://x"), "secret", False),
@@ -87,7 +86,7 @@ COOKIE = app.cookie_name("secret")
     ],
 )
 def test_who_may_ask(request_: Any, token: Optional[str], allowed: bool) -> None:
-    assert (app.refusal(request_, token) is None) == allowed
+    assert (view.refusal(request_, token) is None) == allowed
 
 
 @settings(max_examples=200, deadline=None)
@@ -96,7 +95,7 @@ def test_no_header_gets_in_without_the_token(values: List[bytes], query: bytes) 
     headers = list(zip((b"host", b"cookie", b"authorization", b"origin"), values))
     for kind in ("http", "websocket"):
         asking = HTTPConnection({"type": kind, "path": "/", "query_string": query, "headers": headers})
-        assert app.refusal(asking, "a token nobody guesses") is not None
+        assert view.refusal(asking, "a token nobody guesses") is not None
 
 
 class Running:
@@ -111,7 +110,7 @@ class Running:
             MultiTracker(engine), open_reader(open_source(str(source)) if isinstance(source, Path) else source)
         )
         self.run.first_frame()
-        self.view = WebView(self.run, port, host)
+        self.view = view.WebView(self.run, port, host)
         self.run.sinks.append(self.view)
         self.run.start(TRUTH[0][:marked])
         self.run.paused = not marked
@@ -236,7 +235,7 @@ def test_page_and_its_parts(run: Callable[..., Running]) -> None:
         assert running.get(path)[0] == expected
     assert running.get("/", Host="evil.example")[0] == 403
     with pytest.raises(SourceError, match="cannot serve the web view"):
-        WebView(running.run, int(running.address.split(":")[1]))
+        view.WebView(running.run, int(running.address.split(":")[1]))
 
 
 def test_a_token_guards_all_but_health_on_other_addresses(
@@ -247,7 +246,7 @@ def test_a_token_guards_all_but_health_on_other_addresses(
     assert running.view.url.endswith("?token=of-my-own-0123456789")
     monkeypatch.setenv("ASYMTRACK_TOKEN", "short")
     with pytest.raises(UsageError, match="at least 16"):
-        WebView(running.run, 0, "0.0.0.0")
+        view.WebView(running.run, 0, "0.0.0.0")
     monkeypatch.delenv("ASYMTRACK_TOKEN")
     running = run(host="0.0.0.0")
     token = running.view.token
@@ -323,7 +322,7 @@ def test_viewers_do_not_slow_the_tracker(run: Callable[..., Running]) -> None:
 
 
 def test_rows_of_a_run_without_end_are_the_newest(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asymtrack_edge.runtime.web.view.MOST_ROWS", 20)
+    monkeypatch.setattr(view, "MOST_ROWS", 20)
     running = run(marked=2, pause=0)
     while running.run.count < 30:
         sleep(0.01)
@@ -333,7 +332,7 @@ def test_rows_of_a_run_without_end_are_the_newest(run: Callable[..., Running], m
 
 
 def test_a_camera_that_is_silent_is_not_healthy(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Running]) -> None:
-    monkeypatch.setattr(app, "SILENCE", 0.2)
+    monkeypatch.setattr(view, "SILENCE", 0.2)
     running = run(source=LiveSource("camera", lambda: FakeCapture(100, None, 5, 1.0, (320, 240))), marked=1)
     assert running.get("/health")[0] == 200
     sleep(0.5)

@@ -21,13 +21,10 @@ from asymtrack_edge.runtime.sources.cameras import check_options, split_options
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.tracker import State
 
-#: Milliseconds that a frame is waited for before the source counts as gone.
-TIMEOUT = 5000
-
+TIMEOUT = 5000  #: milliseconds that a frame is waited for before the source counts as gone
 #: jetson-utils overwrites its frames after a few others. A frame of ours stays for so many captures: longer
 #: than any is read ahead.
 KEPT = 16
-
 _OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--input-rate", "flip": "--input-flip"}
 
 
@@ -136,17 +133,15 @@ class JetsonWriter(Sink):
 
     def write(self, result: Result) -> None:
         """Draws into the frame, which is nobody's after this: name this sink last."""
-        frame = result.frame.image
-        if not isinstance(frame, JetsonFrame):
-            return
+        frame: Any = result.frame.image
         for target, track in result.tracks.items():
-            blue, green, red = colour_of(track, target)
-            colour = (red, green, blue, 255) if frame.format == "rgb8" else (blue, green, red, 255)
-            x0, y0, x1, y1 = track.box.x, track.box.y, track.box.x + track.box.w, track.box.y + track.box.h
-            for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
+            bgr, (x, y, w, h) = colour_of(track, target), track.box
+            colour = (*(bgr[::-1] if frame.format == "rgb8" else bgr), 255)
+            corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
+            for start, end in zip(corners, corners[1:]):
                 self._utils.cudaDrawLine(frame.image, start, end, colour, 1 if track.state is State.LOST else 3)
         self._output.Render(frame.image)
 
-    def close(self) -> None:
+    def close(self, keep: bool = True) -> None:
         """Completes the file or ends the stream."""
         self._output.Close()

@@ -189,8 +189,7 @@ class Run:
         self.reader.close()
         with ExitStack() as stack:  # if one cannot be completed, the others are all the same
             while self.sinks:
-                sink = self.sinks.pop()
-                stack.callback(sink.close if self.count else sink.discard)
+                stack.callback(self.sinks.pop().close, self.count > 0)
 
     @property
     def whole(self) -> bool:

@@ -25,14 +25,10 @@ from asymtrack_edge.runtime.backends.loading import open_backend
 
 _Self = TypeVar("_Self", bound="_BackendTracker")
 
-#: Side of the wider windows over that of the ordinary one.
-WIDEN = 1.6
-#: Distance of the windows of the search over the whole frame, over their side.
-GRID_STEP = 0.6
-#: A frame that would need more of them gets larger ones.
-MOST_WINDOWS = 64
-#: A candidate's area is at most this many times the lost target's, or its inverse.
-SIZE_CHANGE = 4.0
+WIDEN = 1.6  #: side of the wider windows over that of the ordinary one
+GRID_STEP = 0.6  #: distance of the windows of the search over the whole frame, over their side
+MOST_WINDOWS = 64  #: a frame that would need more of them gets larger ones
+SIZE_CHANGE = 4.0  #: a candidate's area is at most this many times the lost target's, or its inverse
 
 
 class State(enum.Enum):

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
@@ -21,7 +22,7 @@ from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
-from asymtrack_edge.runtime.outputs.rows import Progress, box_writer, open_sender
+from asymtrack_edge.runtime.outputs.rows import Progress, RowWriter, csv_header, csv_rows, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import open_reader
@@ -77,8 +78,7 @@ def _main(arguments: argparse.Namespace) -> int:
         names = ("model", "backend", "device", "threads", "precision", "recover")
         chosen = {name: getattr(arguments, name) for name in names}
         tracker = stack.enter_context(MultiTracker.load(**chosen, capacity=max(1, len(boxes))))
-        source = open_source(arguments.source)
-        reader = stack.enter_context(open_reader(source, arguments.patience or None, cli.say))
+        reader = open_reader(open_source(arguments.source), arguments.patience or None, cli.say)
         run = Run(tracker, reader, arguments.max_frames, cli.say)
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()
@@ -90,7 +90,7 @@ def _main(arguments: argparse.Namespace) -> int:
         for sink in _sinks(arguments, run, len(boxes), first.shape):
             run.sinks.append(sink)  # one by one: those already open are closed if one cannot be opened
         run.start(boxes)
-        run.paused = not boxes and not source.live  # a file waits for the first box
+        run.paused = not boxes and not reader.source.live  # a file waits for the first box
         with suppress(KeyboardInterrupt):
             run.follow()
             if arguments.web is not None and not run.ended:
@@ -170,7 +170,8 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
     if arguments.max_frames is not None:
         length = min(arguments.max_frames, length or arguments.max_frames)
     if arguments.boxes:
-        yield box_writer(arguments.boxes, count > 1 or arguments.web is not None, arguments.pts)
+        columns = {"several": count > 1 or arguments.web is not None, "pts": arguments.pts}
+        yield RowWriter(arguments.boxes, partial(csv_rows, **columns), csv_header(**columns))
     if arguments.strip:
         yield StripWriter(arguments.strip, length)
     for where in arguments.send:

@@ -30,9 +30,5 @@ class Sink(ABC):
     def write(self, result: Result) -> None:
         """Takes one frame's result; does not change its image. After an ``OSError`` what was written before is safe."""
 
-    def close(self) -> None:  # noqa: B027
-        """Completes what was written."""
-
-    def discard(self) -> None:
-        """Closes without leaving anything behind: the run did not begin."""
-        self.close()
+    def close(self, keep: bool = True) -> None:  # noqa: B027
+        """Completes what was written, or without ``keep`` leaves nothing behind: the run did not begin."""

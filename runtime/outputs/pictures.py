@@ -8,7 +8,9 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from subprocess import DEVNULL
 from time import monotonic
 from typing import List, Optional, Tuple
 
@@ -20,9 +22,7 @@ from asymtrack_edge.files import OutputFile, check_output, opencv_path, printabl
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.tracker import State, Track
 
-#: Encoders do not tell that the disk is full, and need room for their index at the end.
-LEAST_FREE = 32 << 20
-
+LEAST_FREE = 32 << 20  #: bytes: encoders do not tell that the disk is full, and need room for their index at the end
 #: BGR colours told apart by people with colour-blindness too (Okabe and Ito), one per target.
 COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
 
@@ -92,15 +92,10 @@ class VideoWriter(Sink):
         picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
 
-    def close(self) -> None:
-        """Completes the file."""
+    def close(self, keep: bool = True) -> None:
+        """Completes the file, or leaves an earlier one as it was."""
         self._writer.release()
-        self._file.close()
-
-    def discard(self) -> None:
-        """Leaves an earlier file as it was."""
-        self._writer.release()
-        self._file.discard()
+        self._file.close() if keep else self._file.discard()
 
 
 class StripWriter(Sink):
@@ -113,16 +108,14 @@ class StripWriter(Sink):
         check_output(path)
         self._path = path
         self._every = max(1, (length or 120) // 6)
-        self._count = 0
         self._tiles: List[np.ndarray] = []
 
     def write(self, result: Result) -> None:
         """Keeps every so manieth frame."""
-        if self._count % self._every == 0 and len(self._tiles) < 6:
+        if len(self._tiles) < 6 and result.frame.number >= len(self._tiles) * self._every:
             self._tiles.append(annotated(result))
-        self._count += 1
 
-    def close(self) -> None:
+    def close(self, keep: bool = True) -> None:
         """Writes what was kept."""
         if self._tiles:
             height = min(tile.shape[0] for tile in self._tiles)
@@ -143,13 +136,9 @@ class Window(Sink):
 
 def check_display(option: str, instead: str) -> None:
     """Opens a window in another process: without a display many builds of OpenCV abort theirs."""
-    code = "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"
+    command = [sys.executable, "-c", "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"]
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        try:
-            command = [sys.executable, "-c", code]
-            quiet = subprocess.DEVNULL
-            if not subprocess.run(command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=30).returncode:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            if subprocess.call(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, timeout=30) == 0:
                 return
-        except (OSError, subprocess.TimeoutExpired):
-            pass
     raise UsageError(f"{option} needs a display, and an OpenCV with windows: {instead}")

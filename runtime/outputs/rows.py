@@ -12,7 +12,6 @@ import json
 import socket
 import sys
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Callable, Dict, Optional
@@ -83,18 +82,9 @@ class RowWriter(Sink):
         self._file.write((self._header + self._rows(result)).encode())
         self._header = ""
 
-    def close(self) -> None:
-        """Completes the file."""
-        self._file.close()
-
-    def discard(self) -> None:
-        """Leaves an earlier file as it was."""
-        self._file.discard()
-
-
-def box_writer(path: Path, several: bool = False, pts: bool = False) -> RowWriter:
-    """Writes boxes as csv; the columns are those of ``csv_rows``."""
-    return RowWriter(path, partial(csv_rows, several=several, pts=pts), csv_header(several, pts))
+    def close(self, keep: bool = True) -> None:
+        """Completes the file, or leaves an earlier one as it was."""
+        self._file.close() if keep else self._file.discard()
 
 
 class _UdpSender(Sink):
@@ -106,9 +96,8 @@ class _UdpSender(Sink):
             parts = urlsplit(url)
             if not parts.hostname or not parts.port:
                 raise ValueError
-            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
-            family, kind, protocol, _, address = found[0]
-            self._socket = socket.socket(family, kind, protocol)
+            family, *_, address = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)[0]
+            self._socket = socket.socket(family, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             self._socket.connect(address)
@@ -121,7 +110,7 @@ class _UdpSender(Sink):
         with suppress(OSError):  # a receiver that starts later must find us still sending
             self._socket.send(as_json(result).rstrip().encode())
 
-    def close(self) -> None:
+    def close(self, keep: bool = True) -> None:
         self._socket.close()
 
 
@@ -158,7 +147,7 @@ class Progress(Sink):
             line = f"[{bar:.<24}] {max(0, self._total - done) / rate:.0f} s left  {line}"
         self._draw(line)
 
-    def close(self) -> None:
+    def close(self, keep: bool = True) -> None:
         """Removes the line."""
         self._draw("")
 

@@ -24,12 +24,9 @@ import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 
-#: Seconds without a byte after which a pipeline counts as gone, while starting and while running.
-START_TIMEOUT = 10.0
-READ_TIMEOUT = 5.0
-
-#: Of Linux; in Python's fcntl from 3.10 on.
-F_SETPIPE_SZ = 1031
+START_TIMEOUT = 10.0  #: seconds without a byte after which a pipeline counts as gone, while it starts
+READ_TIMEOUT = 5.0  #: the same while it runs
+F_SETPIPE_SZ = 1031  #: of Linux; in Python's fcntl from 3.10 on
 
 
 def split_options(text: str) -> Tuple[str, Dict[str, str]]:
@@ -113,7 +110,8 @@ class Pipeline:
         # Should nobody release it, because the program ends while a read hangs: the camera must be free.
         self._kill = weakref.finalize(self, self._process.kill)
         assert self._process.stdout is not None
-        self._pipe = self._process.stdout.fileno()
+        self._output = self._process.stdout
+        self._pipe = self._output.fileno()
         with suppress(OSError):
             fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
         try:
@@ -157,15 +155,13 @@ class Pipeline:
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
         self._kill.detach()
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(2)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._process.terminate()
+        try:
+            self._process.wait(2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._output.close()
         self._errors.close()
 
     def _fill(self, target: memoryview, timeout: float) -> None:

@@ -13,11 +13,8 @@ from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.sources import open_source
 
-#: Most frames of a clip that are read.
-LONGEST = 48
-
-#: BGR uint8 frames and the target in the first of them.
-Clip = Tuple[List[np.ndarray], Box]
+LONGEST = 48  #: frames of a clip that are read, at most
+Clip = Tuple[List[np.ndarray], Box]  #: BGR uint8 frames, and the target in the first of them
 
 
 def _texture(random: np.random.RandomState, height: int, width: int, contrast: float) -> np.ndarray:

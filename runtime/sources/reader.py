@@ -18,14 +18,9 @@ import numpy as np
 
 from asymtrack_edge.errors import SourceError
 
-#: Frames of a file or folder that are decoded ahead.
-READ_AHEAD = 4
-
-#: Seconds of silence after which a camera or stream is reported as stalled.
-STALL_AFTER = 2.0
-
-#: Seconds between attempts to reconnect: at first, and at most, after doubling each time.
-RECONNECT_AFTER = (0.5, 10.0)
+READ_AHEAD = 4  #: frames of a file or folder that are decoded ahead
+STALL_AFTER = 2.0  #: seconds of silence after which a camera or stream is reported as stalled
+RECONNECT_AFTER = (0.5, 10.0)  #: seconds between attempts to reconnect: at first, and at most, after doubling each time
 
 
 class Source(ABC):

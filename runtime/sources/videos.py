@@ -9,7 +9,7 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
-from typing import Any, Callable, Iterator, Optional, Tuple
+from typing import Iterator, Optional, Tuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -21,19 +21,10 @@ from asymtrack_edge.files import list_files, open_video, printable, read_image
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source, frame_rate
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-#: Schemes read by OpenCV's FFmpeg as a stream.
-STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
-
-#: Milliseconds after which a silent stream counts as gone (opening it, and each frame of it).
-STREAM_TIMEOUT = 5000
-
-#: Unreadable frames in a row after which a video is given up, whatever it announces.
-_LONGEST_GAP = 1000
-
-#: Seconds without a frame after which a server gives no other; waiting for each would take as long.
-_PATIENCE = 1.0
-
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  #: that FFmpeg reads as a stream
+STREAM_TIMEOUT = 5000  #: milliseconds after which a silent stream counts as gone (opening it, and each frame of it)
+_LONGEST_GAP = 1000  #: unreadable frames in a row after which a video is given up, whatever it announces
+_PATIENCE = 1.0  #: seconds without a frame after which a server gives no other; waiting for each would take as long
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
@@ -160,10 +151,8 @@ def _is_damaged(path: Path, missing: int) -> bool:
 class _Stream(LiveSource):
     """A live stream. If two connections give the same frames it is a recording, and ends."""
 
-    def __init__(self, name: str, connect: Callable[[], Any]) -> None:
-        super().__init__(name, connect)
-        self._count = self._first = 0
-        self._before = (0, 0)
+    _count = _first = 0
+    _before = (0, 0)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
         read = super().read()

@@ -34,6 +34,7 @@ import numpy as np
 import uvicorn
 import websockets  # noqa: F401  (uvicorn serves no WebSocket without it, and does not say so)
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -47,40 +48,22 @@ from asymtrack_edge.runtime.outputs.rows import as_message, csv_header, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.tracker import State, Track
 
-#: Seconds between two pictures for a viewer, at least; the tracker is not held to it.
-PERIOD = 1 / 15
-
-#: Seconds without a frame after which a live source's run counts as unhealthy.
-SILENCE = 30.0
+PERIOD = 1 / 15  #: seconds between two pictures for a viewer, at least; the tracker is not held to it
+WIDTH = 960  #: of pictures for viewers, in pixels at most
+MOST_TARGETS = 32  #: that can be followed at once through the page
+MOST_ROWS = 300_000  #: that are kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory
+MOST_CONNECTIONS = 512  #: at once; more are answered 503
+LONGEST_MESSAGE = 1 << 16  #: of a browser, in bytes; the server closes the connection of who sends a longer one
+SHORTEST_TOKEN = 16  #: in characters
+SILENCE = 30.0  #: seconds without a frame after which a live source's run counts as unhealthy
 
 _PAGE = Path(__file__).parent / "page"
-
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-
-#: Of pictures for viewers, in pixels at most.
-WIDTH = 960
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 75]
-
-#: A browser's message cannot be larger, in bytes; the server closes the connection of who tries.
-MAX_MESSAGE = 1 << 16
-
-#: Connections at once; more are answered 503.
-MOST_CONNECTIONS = 512
-
-#: Targets that can be followed at once through the page.
-MOST_TARGETS = 32
-
-#: Rows that are kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory.
-MOST_ROWS = 300_000
-
-#: An environment variable for the token, so that a page and programs find the view again after a restart.
-TOKEN_VARIABLE = "ASYMTRACK_TOKEN"
-_SHORTEST_TOKEN = 16
 
 
 class Shown(NamedTuple):
@@ -152,7 +135,7 @@ class WebView(Sink):
             lifespan="off",
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
-            ws_max_size=MAX_MESSAGE,
+            ws_max_size=LONGEST_MESSAGE,
             ws_per_message_deflate=False,  # JPEGs do not get smaller
         )
         self._server = uvicorn.Server(config)
@@ -168,7 +151,7 @@ class WebView(Sink):
         """Keeps the result's rows; the server takes the result itself from the run."""
         self.rows.extend(csv_rows(result, several=True).splitlines(keepends=True))
 
-    def close(self) -> None:
+    def close(self, keep: bool = True) -> None:
         """Ends the server."""
         self._server.should_exit = True
         self._thread.join(3)
@@ -186,7 +169,7 @@ class WebView(Sink):
             height, width = image.shape[:2]
             small = (WIDTH, max(1, round(height * WIDTH / width)))
             picture = cv2.resize(image, small, interpolation=cv2.INTER_AREA) if width > WIDTH else image
-            jpeg = cv2.imencode(".jpg", picture, _JPEG)[1].tobytes()
+            jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 75])[1].tobytes()
             header = json.dumps(self._header(result)).encode()
             self._encoded = Shown(len(header).to_bytes(4, "big") + header + jpeg, result, image)
             return self._encoded
@@ -364,7 +347,7 @@ class _Viewer:
         while True:
             await self._shown.wait()
             if self._view.run.latest is not sent:
-                newest = await self._elsewhere(self._view.newest)
+                newest = await run_in_threadpool(self._view.newest)
                 if newest is not None and newest.result is not sent:
                     sent = newest.result
                     self._sent.append((sent.frame.number, newest.image))
@@ -388,28 +371,22 @@ class _Viewer:
                 if wish.action == "hold":
                     self._held = wish.frame, self._known(wish.frame)
                     continue
-                answer = await self._elsewhere(partial(self._view.obey, wish, self._known(wish.frame)))
+                answer = await run_in_threadpool(self._view.obey, wish, self._known(wish.frame))
             except AsymTrackError as error:
                 answer = {"error": str(error)}
             async with self._sending:
                 await self._socket.send_json(answer)
 
-    @staticmethod
-    async def _elsewhere(work: Callable[[], Any]) -> Any:
-        """Waits on a worker thread, so that the server goes on serving."""
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
 
 def _token() -> str:
-    given = os.environ.get(TOKEN_VARIABLE, "")
-    if not given:
-        return secrets.token_urlsafe(24)
-    if len(given) < _SHORTEST_TOKEN or not re.fullmatch(r"[A-Za-z0-9_-]+", given):
+    """A token of the user's, so that pages find the view again after a restart, or a new one."""
+    token = os.environ.get("ASYMTRACK_TOKEN") or secrets.token_urlsafe(24)
+    if not re.fullmatch(rf"[A-Za-z0-9_-]{{{SHORTEST_TOKEN},}}", token):
         raise UsageError(
-            f"{TOKEN_VARIABLE} takes at least {_SHORTEST_TOKEN} letters, digits, - or _: "
+            f"ASYMTRACK_TOKEN takes at least {SHORTEST_TOKEN} letters, digits, - or _: "
             "python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one"
         )
-    return given
+    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

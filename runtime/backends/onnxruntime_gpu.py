@@ -111,7 +111,8 @@ class OnnxRuntimeNetwork(Network):
                     if session is None:
                         session = self._sessions[batch] = self._open(batch)
                     run = self._bound(session, addresses, batch)
-                    for _ in range(_WARM_UP if self.graph else 0):
+                    # At least once: cuDNN tries its plans in the first run.
+                    for _ in range(_WARM_UP if self.graph else 1):
                         run()
                     return run
                 except BackendError as error:

@@ -229,7 +229,7 @@ def agrees(backend: str, precision: str) -> Callable[[Machine], str]:
 
 def nothing_leaks(machine: Machine) -> str:
     """200 trackers (or as many as a minute has) opened, used and dropped without ``close``."""
-    backend, precision = machine.backends()[-1]
+    backend, precision = machine.backends()[0]
     clip = list(synthetic_clip(2))
     watch = open_cuda(0)
     began, free, opened = time.monotonic(), [], 0

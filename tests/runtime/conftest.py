@@ -1,7 +1,9 @@
-"""A model to run: made once per session, small, untrained."""
+"""What is made once per session: a model to run, small, untrained; and the driver of a GPU that is not there."""
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,12 @@ def model(request: pytest.FixtureRequest) -> Path:
         return model_folder("T")
     except ManifestError:
         return request.getfixturevalue("batch_model")
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    if shutil.which("g++") is None:
+        pytest.skip("the imitated driver needs g++")
+    from tests.runtime.fakes.imitation import build_driver
+
+    return build_driver(tmp_path_factory.mktemp("driver"))

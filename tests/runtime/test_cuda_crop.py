@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
 from pathlib import Path
-from typing import Callable, Tuple
+from types import SimpleNamespace
+from typing import Any, Tuple
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -15,18 +16,10 @@ from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import Cropper, CropWindow
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
-from tests.runtime.fakes import imitation
 
 HEIGHT, WIDTH = 270, 360
 STD = 255 * np.float32(IMAGE_STD)
-SCALE, OFFSET = 1 / STD, 255 * np.float32(IMAGE_MEAN) / STD
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    return ctypes.CDLL(str(imitation.build_driver(tmp_path_factory.mktemp("driver"))))
+SCALE, OFFSET = 1 / STD, 255 * np.float32(IMAGE_MEAN) / STD  # red, green, blue
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +53,7 @@ def test_equals_opencv(driver: ctypes.CDLL, frame: np.ndarray, size: int, side: 
     ):
         window, crop = CropWindow(left, top, side, (0.0, 0.0)), np.zeros((size, size, 3), np.uint8)
         Cropper().crop(frame, window, crop)
-        planes = crop[..., ::-1].transpose(2, 0, 1).astype(np.float32) * SCALE.reshape(3, 1, 1) - OFFSET.reshape(
-            3, 1, 1
-        )
+        planes = np.moveaxis(crop[..., ::-1] * SCALE - OFFSET, 2, 0)
         np.testing.assert_array_equal(by_kernel(driver, frame, window, size), planes)
         np.testing.assert_array_equal(by_kernel(driver, frame, window, size, as_bytes=True), crop)
         np.testing.assert_array_equal(by_kernel(driver, swapped, window, size, as_bytes=True, rgb=True), crop)
@@ -90,50 +81,38 @@ def test_compiles_for_the_device() -> None:
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-
-    def compile_(source: str, capability: Tuple[int, int]) -> bytes:
-        compiled.append(capability)
-        return b"\x7fELF" + repr(capability).encode()
-
+    compile_ = MagicMock(side_effect=lambda source, capability: b"\x7fELF" + repr(capability).encode())
     monkeypatch.setattr(kernel, "compile_kernel", compile_)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = kernel.crop_module((8, 7))
-    assert kernel.crop_module((8, 7)) == first and compiled == [(8, 7)]
-    assert kernel.crop_module((7, 2)) != first, "another architecture"
+    assert kernel.crop_module((8, 7)) == kernel.crop_module((8, 7)) != kernel.crop_module((7, 2))
+    assert compile_.call_count == 2, "once for each architecture"
     (kept,) = tmp_path.rglob("*sm72.cubin")
     kept.write_bytes(b"cut short")
     kernel.crop_module((7, 2))
-    assert compiled == [(8, 7), (7, 2), (7, 2)], "what is no machine code is not loaded"
+    assert compile_.call_count == 3, "what is no machine code is not loaded"
     monkeypatch.setattr(kernel, "SOURCE", kernel.SOURCE + " ")
     kernel.crop_module((8, 7))
-    assert compiled[3:] == [(8, 7)], "another source"
+    assert compile_.call_count == 4, "another source"
     # Where nothing can be kept.
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
     assert kernel.crop_module((8, 9)).startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize("fails", ["nvrtcCreateProgram", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"])
-def test_what_nvrtc_answers_is_checked(fails: str) -> None:
-    class Library:
-        def __getattr__(self, name: str) -> Callable[..., int]:
-            return lambda *_: 7 if name == fails else 0
+def test_compilers_are_tried_in_turn_and_their_answers_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nvrtc(fails: str) -> Any:
+        calls = ("nvrtcCreateProgram", "nvrtcCompileProgram", "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
+        calls += ("nvrtcGetCUBINSize", "nvrtcGetCUBIN", "nvrtcDestroyProgram")
+        return SimpleNamespace(**{name: lambda *_, code=7 * (name == fails): code for name in calls})
 
-    with pytest.raises(BackendError, match="NVRTC failed with error 7"):
-        kernel._by_nvrtc(Library(), "", (8, 7))
-
-
-def test_a_compiler_older_than_the_gpu_is_not_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_(library: str, source: str, capability: Tuple[int, int]) -> bytes:
-        if library == "old":
-            raise BackendError("NVRTC refused the crop kernel: invalid value for --gpu-architecture")
-        return library.encode()
-
-    monkeypatch.setattr(kernel, "_by_nvrtc", compile_)
-    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(("old", "new")))
-    assert kernel.compile_kernel("", (12, 0)) == b"new"
-    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(("old",)))
-    with pytest.raises(BackendError, match="gpu-architecture"):
+    for fails in ("nvrtcCreateProgram", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"):
+        monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([nvrtc(fails)]))  # noqa: B023
+        with pytest.raises(BackendError, match="NVRTC failed with error 7"):
+            kernel.compile_kernel("", (8, 7))
+    older = nvrtc("nvrtcCompileProgram")  # than the GPU, which another one need not be
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older, nvrtc("")]))
+    assert kernel.compile_kernel("", (12, 0)) == b""
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older]))
+    with pytest.raises(BackendError, match="refused the crop kernel"):
         kernel.compile_kernel("", (12, 0))
     monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(()))
     with pytest.raises(BackendError, match="install libnvrtc"):

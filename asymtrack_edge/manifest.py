@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Tuple
 
 from asymtrack_edge.errors import ManifestError
+from asymtrack_edge.files import write_text
 
 FORMAT = "asymtrack-edge-export"
 VERSION = 1
@@ -126,9 +127,9 @@ class Manifest:
         return self.search.shape[1]
 
     def save(self, folder: Path) -> None:
-        """Writes ``manifest.json`` into ``folder``."""
+        """Writes ``manifest.json`` into ``folder``; a reader sees the earlier one or this, whole."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self), "how_to": _HOW_TO}
-        (folder / FILE_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / FILE_NAME, json.dumps(content, indent=2) + "\n")
 
 
 def file_entry(path: Path) -> FileEntry:

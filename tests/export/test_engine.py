@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, List, Tuple
+from typing import Any, Collection, List
+from unittest.mock import MagicMock, call
 
 import pytest
 
@@ -17,7 +17,7 @@ from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
-from asymtrack_edge.runtime.backends.tensorrt import build as engine
+from asymtrack_edge.runtime.backends.tensorrt import build
 from asymtrack_edge.runtime.backends.tensorrt.backend import TENSORRT, TensorRT, difference, engine_key
 from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
 from asymtrack_edge.variants import VARIANTS
@@ -33,18 +33,6 @@ def needs_rtx(test: Any) -> Any:
 XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 
-@pytest.fixture(autouse=True)
-def current(monkeypatch: pytest.MonkeyPatch) -> List[int]:
-    """GPUs that engines are built on, in a driver that does nothing."""
-    built_on: List[int] = []
-
-    def open_cuda(index: int) -> Any:
-        return SimpleNamespace(current=lambda: nullcontext(built_on.append(index)), close=lambda: None)
-
-    monkeypatch.setattr(engine, "open_cuda", open_cuda)
-    return built_on
-
-
 def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batch: int = 1) -> Path:
     folder.mkdir()
     options = ExportOptions(precision, target, max_batch=batch)
@@ -55,8 +43,9 @@ def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batc
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An export for a Xavier, on a Xavier with TensorRT 8.5."""
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2", False)[0])
-    monkeypatch.setattr(engine, "find_gpu", lambda index: replace(XAVIER, index=index))
+    monkeypatch.setattr(build, "open_cuda", MagicMock())
+    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2"))
+    monkeypatch.setattr(build, "find_gpu", lambda index: replace(XAVIER, index=index))
     return exported(tmp_path / "export")
 
 
@@ -68,7 +57,7 @@ def test_rtx_builds_every_model(variant: str, precision: str, batch: int, tmp_pa
     """TensorRT-RTX builds without a GPU."""
     model = filled_model(VARIANTS.get(variant, SMALL))
     manifest = Export(model, ExportOptions(precision, "rtx", max_batch=batch)).write(tmp_path)
-    engine.build_engines(tmp_path, manifest).save(tmp_path)
+    build.build_engines(tmp_path, manifest).save(tmp_path)
     expected = {"template.engine", "search.engine"}
     if precision == "fp16":
         expected |= {"template-sm75.engine", "search-sm75.engine"}
@@ -88,128 +77,94 @@ def test_what_rtx_cannot_parse_is_named(tmp_path: Path) -> None:
     model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
     onnx.save(model, str(tmp_path / "model.onnx"))
     with pytest.raises(ExportError, match="NotAnOperator"):
-        tensorrt = engine.load_tensorrt("tensorrt-rtx")
-        engine.build_engine(tensorrt, tmp_path / "model.onnx", False, (1, 1, 1), EngineOptions())
+        tensorrt = build.load_tensorrt("tensorrt-rtx")
+        build.build_engine(tensorrt, tmp_path / "model.onnx", False, (1, 1, 1), EngineOptions())
 
 
-def fake_tensorrt(version: str, strongly_typed: bool, refuses: Tuple[str, ...] = ()) -> Tuple[TensorRT, Any]:
-    """A TensorRT that notes what the builder is told; its network has an fp32, an fp16 and a shape layer.
+def fake_tensorrt(version: str, refuses: Collection[str] = ()) -> TensorRT:
+    """A TensorRT that builds nothing while a flag of ``refuses`` is set; its module notes ``flags`` and ``layers``."""
 
-    It builds nothing while a flag of ``refuses`` is set.
-    """
-    seen = SimpleNamespace(flags=set(), pinned={}, network=None, profile={}, workspace=0, parsed=b"")
+    def layer(kind: str, output: str, source: str = "") -> Any:
+        tensors = [SimpleNamespace(dtype=t.split(" ")[0], is_shape_tensor="shape" in t) for t in (output, source)]
+        made = MagicMock(type=kind, precision=None, num_outputs=1, num_inputs=int(bool(source)))
+        made.get_output.return_value, made.get_input.return_value = tensors
+        return made
 
-    def tensor(dtype: str, shape_tensor: bool = False) -> Any:
-        return SimpleNamespace(dtype=dtype, is_shape_tensor=shape_tensor)
-
-    class Layer:
-        def __init__(self, name: str, kind: str, output: Any, source: Any = None) -> None:
-            self.name, self.type, self.num_outputs, self.num_inputs = name, kind, 1, int(source is not None)
-            self.get_output, self.get_input = lambda _: output, lambda _: source
-            self.set_output_type = lambda _, dtype: None
-
-        precision = property(fset=lambda self, dtype: seen.pinned.__setitem__(self.name, dtype))
-
-    layers = [
-        Layer("norm", "NORMALIZATION", tensor("FLOAT"), tensor("HALF")),
-        Layer("conv", "CONVOLUTION", tensor("HALF")),
-        Layer("weights", "CONSTANT", tensor("FLOAT")),
-        Layer("size", "SHAPE", tensor("INT32", True)),
-        Layer("scale", "ELEMENTWISE", tensor("FLOAT"), tensor("FLOAT", True)),
-        Layer("floor", "UNARY", tensor("FLOAT", True)),
+    trt = MagicMock(float32="float", flags=set())
+    trt.layers = [
+        layer("NORMALIZATION", "float", "half"),
+        layer("CONVOLUTION", "half"),
+        layer("CONSTANT", "float"),
+        layer("SHAPE", "int shape"),
+        layer("ELEMENTWISE", "float", "float shape"),
+        layer("UNARY", "float shape"),
     ]
-    shapes = {"image": (-1, 3, 8, 8), "keys": (-1, 8, 4, 32)}
-    inputs = [SimpleNamespace(name=name, shape=shape) for name, shape in shapes.items()]
-    network = SimpleNamespace(
-        num_layers=len(layers), get_layer=layers.__getitem__, num_inputs=2, get_input=inputs.__getitem__
-    )
-    config = SimpleNamespace(
-        set_memory_pool_limit=lambda pool, size: setattr(seen, "workspace", size),
-        set_flag=seen.flags.add,
-        clear_flag=lambda flag: (seen.flags.discard(flag), seen.flags.add(f"not {flag}")),
-        add_optimization_profile=lambda profile: None,
-    )
-    builder = SimpleNamespace(
-        create_network=lambda flags: setattr(seen, "network", flags) or network,
-        create_builder_config=lambda: config,
-        create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda n, *s: seen.profile.update({n: s})),
-        build_serialized_network=lambda *_: None if seen.flags.intersection(refuses) else b"engine",
-    )
-    kinds = {"EXPLICIT_BATCH": 0, **({"STRONGLY_TYPED": 1} if strongly_typed else {})}
-    module = SimpleNamespace(
-        Builder=lambda logger: builder,
-        ILogger=type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2}),
-        NetworkDefinitionCreationFlag=SimpleNamespace(**kinds),
-        BuilderFlag=SimpleNamespace(
-            FP16="FP16", OBEY_PRECISION_CONSTRAINTS="OBEY", PREFER_PRECISION_CONSTRAINTS="PREFER", TF32="TF32"
-        ),
-        MemoryPoolType=SimpleNamespace(WORKSPACE="WORKSPACE"),
-        LayerType=SimpleNamespace(CONSTANT="CONSTANT", SHAPE="SHAPE"),
-        OnnxParser=lambda *_: SimpleNamespace(parse=lambda content: setattr(seen, "parsed", content) or True),
-        float32="FLOAT",
-    )
-    return TensorRT(module, TENSORRT, version), seen
+    names = ("FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS", "TF32")
+    trt.BuilderFlag = SimpleNamespace(**{name: name.split("_")[0] for name in names})
+    trt.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
+    trt.LayerType = SimpleNamespace(CONSTANT="CONSTANT", SHAPE="SHAPE")
+    trt.NetworkDefinitionCreationFlag = SimpleNamespace(EXPLICIT_BATCH=0)
+    if not version.startswith("8"):
+        trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED = 1
+    builder = trt.Builder.return_value
+    network = builder.create_network.return_value
+    network.num_layers, network.get_layer, network.num_inputs = 6, trt.layers.__getitem__, 1
+    network.get_input.return_value = SimpleNamespace(name="image", shape=(-1, 3, 8, 8))
+    config = builder.create_builder_config.return_value
+    config.set_flag, config.clear_flag = trt.flags.add, trt.flags.discard
+    builder.build_serialized_network = lambda *_: None if trt.flags.intersection(refuses) else b"engine"
+    return TensorRT(trt, TENSORRT, version)
 
 
-@pytest.mark.parametrize("typed", [False, True])
-def test_types_of_the_model_are_the_contract(typed: bool, tmp_path: Path) -> None:
-    tensorrt, seen = fake_tensorrt("10.3.0" if typed else "8.5.2.2", typed)
+@pytest.mark.parametrize(
+    ("version", "fp16", "kind", "flags"),
+    [("10.3.0", True, 2, set()), ("8.5.2.2", True, 1, {"FP16", "OBEY"}), ("8.5.2.2", False, 1, set())],
+)
+def test_types_of_the_model_are_the_contract(version: str, fp16: bool, kind: int, flags: Any, tmp_path: Path) -> None:
+    tensorrt = fake_tensorrt(version)
+    trt, builder = tensorrt.module, tensorrt.module.Builder.return_value
+    trt.flags.add("TF32")
     (tmp_path / "search.onnx").write_bytes(b"model")
-    options = EngineOptions(workspace_mb=256)
-    content = engine.build_engine(tensorrt, tmp_path / "search.onnx", True, (1, 8, 8), options)
-    assert (content, seen.parsed) == (b"engine", b"model")
-    assert seen.workspace == 256 << 20
-    assert seen.profile == {
-        "image": ((1, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8)),
-        "keys": ((1, 8, 4, 32), (8, 8, 4, 32), (8, 8, 4, 32)),
-    }
-    if typed:
-        assert seen.network == 2 and seen.flags == {"not TF32"} and not seen.pinned
-    else:
-        assert seen.network == 1 and seen.flags == {"not TF32", "FP16", "OBEY"}
-        assert seen.pinned == {"norm": "FLOAT"}
+    content = build.build_engine(tensorrt, tmp_path / "search.onnx", fp16, (1, 8, 8), EngineOptions(workspace_mb=256))
+    assert content == b"engine" and trt.OnnxParser.return_value.parse.call_args == call(b"model")
+    assert builder.create_builder_config().set_memory_pool_limit.call_args[0][1] == 256 << 20
+    profile = call("image", (1, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8))
+    assert builder.create_optimization_profile().set_shape.call_args == profile
+    assert (builder.create_network.call_args, trt.flags) == (call(kind), flags)
+    pinned = [layer.type for layer in trt.layers if layer.precision is not None]
+    assert pinned == (["NORMALIZATION"] if "OBEY" in flags else [])
 
 
 def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) -> None:
-    tensorrt, seen = fake_tensorrt("8.5.2.2", False, refuses=("OBEY",))
     (tmp_path / "m.onnx").write_bytes(b"model")
     lines: List[str] = []
-    options = EngineOptions()
-    content = engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options, report=lines.append)
-    assert content == b"engine" and {"PREFER", "not OBEY"} <= seen.flags
+    arguments = tmp_path / "m.onnx", True, (1, 1, 1), EngineOptions(), None, lines.append
+    tensorrt = fake_tensorrt("8.5.2.2", refuses=("OBEY",))
+    assert build.build_engine(tensorrt, *arguments) == b"engine" and tensorrt.module.flags == {"FP16", "PREFER"}
     assert len(lines) == 1 and "cannot keep every fp32 layer in fp32" in lines[0] and "asymtrack-check" in lines[0]
-    tensorrt, _ = fake_tensorrt("8.5.2.2", False, refuses=("OBEY", "PREFER"))
     with pytest.raises(ExportError, match="cannot build an engine from m"):
-        engine.build_engine(tensorrt, tmp_path / "m.onnx", True, (1, 1, 1), options)
+        build.build_engine(fake_tensorrt("8.5.2.2", refuses=("FP16",)), *arguments)
 
 
-def test_fp32_needs_no_flags(tmp_path: Path) -> None:
-    tensorrt, seen = fake_tensorrt("8.5.2.2", False)
-    (tmp_path / "m.onnx").write_bytes(b"model")
-    engine.build_engine(tensorrt, tmp_path / "m.onnx", False, (1, 1, 1), EngineOptions())
-    assert seen.flags == {"not TF32"} and not seen.pinned
-
-
-def test_on_a_device_engines_are_built_once(
-    jetson: Path, current: List[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines: List[str] = []
-    manifest = engine.build_in_place(jetson, device=2, report=lines.append)
-    assert current == [2, 2] and load_manifest(jetson) == manifest
+    manifest = build.build_in_place(jetson, device=2, report=lines.append)
+    assert build.open_cuda.mock_calls.count(call(2)) == 2 and load_manifest(jetson) == manifest  # type: ignore[attr-defined]
     assert manifest.engines["search.engine"]["gpu"] == "Xavier" and "compute capability 7.2" in lines[1]
-    engine.build_in_place(jetson, report=lines.append)
+    build.build_in_place(jetson, report=lines.append)
     assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
     # A new export takes engines over.
     new = tmp_path / "new"
     shutil.copytree(jetson, new, ignore=shutil.ignore_patterns("*.engine"))
-    engine.build_engines(new, replace(manifest, engines={}), previous=jetson, report=lines.append)
-    assert all("kept from the previous export" in line for line in lines[4:]) and len(lines) == 6
+    bare = replace(manifest, engines={}, files={n: f for n, f in manifest.files.items() if n.endswith("onnx")})
+    assert build.engines_or_note(new, bare, jetson, lines.append) == manifest
+    assert lines[4:] == lines[2:4]
     # A damaged engine is made anew; with another TensorRT both are.
     (jetson / "search.engine").write_bytes(b"damaged")
-    engine.build_in_place(jetson, report=lines.append)
+    build.build_in_place(jetson, report=lines.append)
     assert "rebuilding" in lines[7] and "altered" in lines[7]
-    monkeypatch.setattr(engine, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1", False)[0])
-    engine.build_in_place(jetson, report=lines.append)
+    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1"))
+    build.build_in_place(jetson, report=lines.append)
     assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[9]
     assert load_manifest(jetson)
 
@@ -218,57 +173,44 @@ def test_on_a_device_engines_are_built_once(
 def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
     jetson: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    engine.build_in_place(jetson)
-    content = iter([b"another template engine", b"another search engine"])
+    build.build_in_place(jetson)
 
-    def build(tensorrt: Any, model: Path, *_: Any) -> bytes:
+    def build_engine(tensorrt: Any, model: Path, *_: Any) -> bytes:
         load_manifest(jetson)  # somebody may start right now
         if model.stem == broken:
             raise KeyboardInterrupt
-        return next(content)
+        return b"another engine"
 
-    monkeypatch.setattr(engine, "build_engine", build)
+    monkeypatch.setattr(build, "build_engine", build_engine)
     with pytest.raises(KeyboardInterrupt):
-        engine.build_in_place(jetson, EngineOptions(rebuild=True))
+        build.build_in_place(jetson, EngineOptions(rebuild=True))
     assert set(load_manifest(jetson).engines) == {"template.engine", "search.engine"}
 
 
-@pytest.mark.parametrize("lacks", ["gpu", "jetson", "tensorrt", "memory"])
-def test_where_no_engine_can_be_built_the_models_stay(
-    lacks: str, jetson: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_tensorrt(flavour: str) -> Any:
-        raise BackendError("there is no TensorRT for Python here")
-
+def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(tensorrt: Any, model: Path, *_: Any) -> bytes:
         if model.stem == "search":
             raise ExportError("TensorRT cannot build an engine from search.onnx: out of memory")
         return b"engine"
 
-    words = {
-        "gpu": "no NVIDIA GPU",
-        "jetson": "xavier is a Jetson, and this GPU (NVIDIA GeForce RTX 4090) is not",
-        "tensorrt": "there is no TensorRT",
-        "memory": "out of memory",
-    }[lacks]
     pc = Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9))
-    if lacks == "gpu":
-        monkeypatch.setattr(engine, "find_gpu", driver.find_gpu)
-        monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
-    elif lacks == "jetson":
-        monkeypatch.setattr(engine, "find_gpu", lambda index: pc)
-    elif lacks == "tensorrt":
-        monkeypatch.setattr(engine, "load_tensorrt", no_tensorrt)
-    else:
-        monkeypatch.setattr(engine, "build_engine", no_memory)
-    manifest = load_manifest(jetson)
-    lines: List[str] = []
-    assert engine.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
-    assert words in lines[-1] and f"asymtrack-build {jetson}" in lines[-1]
-    assert not list(jetson.glob("*.engine")), "half a pair of engines is of no use"
-    if lacks in ("gpu", "tensorrt"):
-        with pytest.raises(BackendError, match=words):
-            engine.build_in_place(jetson)
+    no_tensorrt = MagicMock(side_effect=BackendError("there is no TensorRT for Python here"))
+    monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
+    manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
+    for name, broken, words in (
+        ("find_gpu", driver.find_gpu, "no NVIDIA GPU"),
+        ("load_tensorrt", no_tensorrt, "there is no TensorRT"),
+        ("find_gpu", lambda index: pc, "xavier is a Jetson, and this GPU (NVIDIA GeForce RTX 4090) is not"),
+        ("build_engine", no_memory, "out of memory"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(build, name, broken)
+            assert build.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
+            assert words in lines[-1] and f"asymtrack-build {jetson}" in lines[-1]
+            assert not list(jetson.glob("*.engine")), "half a pair of engines is of no use"
+            if words.startswith(("no", "there")):
+                with pytest.raises(BackendError, match=words):
+                    build.build_in_place(jetson)
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
@@ -287,4 +229,4 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--target xavier"):
-        engine.build_in_place(exported(tmp_path / "export", "onnx", "fp32"))
+        build.build_in_place(exported(tmp_path / "export", "onnx", "fp32"))

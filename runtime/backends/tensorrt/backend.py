@@ -11,7 +11,6 @@ checked against the manifest tensor by tensor, because the manifest is what the 
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -20,8 +19,6 @@ from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
-
-logger = logging.getLogger("asymtrack_edge")
 
 NETWORKS = ("template", "search")
 
@@ -43,9 +40,6 @@ _FLAVOURS = {
         "there is no TensorRT-RTX here; pip install --no-deps tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings",
     ),
 }
-
-#: Our names of data types by TensorRT's. ``trt.nptype`` is not used: 8.5's breaks with numpy 1.24.
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8", "INT32": "int32", "BOOL": "bool"}
 
 
 @dataclass(frozen=True)
@@ -81,37 +75,22 @@ def load_tensorrt(flavour: str) -> TensorRT:
     raise BackendError(advice)
 
 
-def dtype_name(module: Any, dtype: Any) -> str:
-    """The name that numpy has for a TensorRT data type; else the type's own."""
-    for theirs, ours in _DTYPES.items():
-        if dtype == getattr(module.DataType, theirs, None):
-            return ours
-    return str(dtype)
-
-
 def collecting_logger(module: Any) -> Any:
-    """An ``ILogger`` of TensorRT that collects messages in its lists ``errors`` and ``warnings`` and prints nothing."""
-    errors_of = (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR)
+    """An ``ILogger`` of TensorRT that collects errors, prints nothing, and has ``last_words`` of them as one line."""
 
     class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: List[str] = []
-            self.warnings: List[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in errors_of:
-                self.errors.append(message)
-            elif severity == module.ILogger.WARNING:
-                self.warnings.append(message)
+            if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
+                self.errors.append(" ".join(message.split()))
+
+        def last_words(self, most: int = 3) -> str:
+            return "; ".join(self.errors[-most:]) or "it gave no reason"
 
     return CollectingLogger()
-
-
-def last_words(messages: List[str], most: int = 3) -> str:
-    """The last few messages as one line."""
-    kept = [" ".join(message.split()) for message in messages[-most:]]
-    return "; ".join(kept) if kept else "it gave no reason"
 
 
 #: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all GPUs from Ampere
@@ -227,78 +206,65 @@ class TensorRTNetwork(Network):
         self, content: bytes, file: str, manifest: Manifest, network: str, tensorrt: TensorRT, stream: int
     ) -> None:
         self._tensorrt, self._trt, self._stream = tensorrt, tensorrt.module, stream
-        trt = tensorrt.module
         self._name, self._content = file, content
-        self._logger = collecting_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
+        self._logger = collecting_logger(self._trt)
+        self._runtime = self._trt.Runtime(self._logger)
         self.engine = self._deserialise()
         image = manifest.template if network == "template" else manifest.search
         self._inputs = [image] if network == "template" else [image, *manifest.state]
-        self._check(trt, self._inputs, trt.TensorIOMode.INPUT)
-        self._check(trt, manifest.state if network == "template" else [manifest.output], trt.TensorIOMode.OUTPUT)
+        self._check(self._inputs, self._trt.TensorIOMode.INPUT)
+        self._check(manifest.state if network == "template" else [manifest.output], self._trt.TensorIOMode.OUTPUT)
         self._dynamic = self.engine.get_tensor_shape(image.name)[0] < 0
         # Before TensorRT 10 the contexts of an engine with a free batch cannot share its optimization profile.
         before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
         self._one_context = self._dynamic and before_10
-        self._free: Any = self.engine
-        if not self._one_context:
-            self._content = b""
 
     def _deserialise(self) -> Any:
         engine = self._runtime.deserialize_cuda_engine(self._content)
-        for message in dict.fromkeys(self._logger.warnings):
-            logger.warning("TensorRT: %s", " ".join(message.split()))
-        self._logger.warnings.clear()
         if engine is None:
             raise BackendError(
-                f"{self._tensorrt.name} cannot load {self._name}: {last_words(self._logger.errors)}; build it here "
+                f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; build it here "
                 "with asymtrack-build --rebuild"
             )
         return engine
 
-    def _check(self, trt: Any, specs: Sequence[TensorSpec], mode: Any) -> None:
+    def _check(self, specs: Sequence[TensorSpec], mode: Any) -> None:
         """Compares the engine's tensors with the manifest's: buffers are sized by the latter."""
         engine = self.engine
+        dtypes = {self._trt.DataType.FLOAT: "float32", self._trt.DataType.HALF: "float16"}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        names = [name for name in names if engine.get_tensor_mode(name) == mode]
-        if sorted(names) != sorted(spec.name for spec in specs):
-            raise BackendError(f"{self._name} has the tensors {names}, the manifest others: build it again")
-        for spec in specs:
-            dtype = dtype_name(trt, engine.get_tensor_dtype(spec.name))
-            shape = tuple(engine.get_tensor_shape(spec.name))[1:]
-            if (dtype, shape) != (spec.dtype, spec.shape):
-                raise BackendError(
-                    f"{self._name}: {spec.name} is {dtype} {shape}, the manifest says {spec.dtype} "
-                    f"{spec.shape}: build it again"
-                )
+        found = {
+            TensorSpec(name, str(dtypes.get(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name))[1:])
+            for name in names
+            if engine.get_tensor_mode(name) == mode
+        }
+        for spec in found.symmetric_difference(specs):
+            place = "engine" if spec in found else "manifest"
+            raise BackendError(
+                f"{self._name}: only the {place} has {spec.name} as {spec.dtype} {spec.shape}: build it again"
+            )
 
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         """Makes an execution context of its own: a captured graph must not see its context change."""
+        name, stream, last_words = self._name, self._stream, self._logger.last_words
         context = self._new_context()
         if context is None:
-            raise BackendError(f"{self._name} got no memory to run in: {last_words(self._logger.errors)}")
-        if self._dynamic:
-            for spec in self._inputs:
-                shape = (batch, *spec.shape)
-                if not context.set_input_shape(spec.name, shape):
-                    raise BackendError(f"{self._name} does not take {spec.name} of shape {shape}")
-        for name, address in addresses.items():
-            if not context.set_tensor_address(name, address):
-                raise BackendError(
-                    f"{self._name} does not take an address for {name}: {last_words(self._logger.errors)}"
-                )
-        name, errors, stream = self._name, self._logger.errors, self._stream
+            raise BackendError(f"{name} got no memory to run in: {last_words()}")
+        for spec in self._inputs if self._dynamic else ():
+            if not context.set_input_shape(spec.name, (batch, *spec.shape)):
+                raise BackendError(f"{name} does not take {spec.name} for {batch} targets: {last_words()}")
+        for tensor, address in addresses.items():
+            if not context.set_tensor_address(tensor, address):
+                raise BackendError(f"{name} does not take an address for {tensor}: {last_words()}")
 
         def run() -> None:
             if not context.execute_async_v3(stream):
-                raise BackendError(f"{name} failed to run: {last_words(errors)}")
+                raise BackendError(f"{name} failed to run: {last_words()}")
 
         return run
 
     def _new_context(self) -> Any:
-        engine = self.engine
-        if self._one_context:
-            engine, self._free = self._free or self._deserialise(), None
+        engine = self._deserialise() if self._one_context else self.engine
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return engine.create_execution_context()
         # TensorRT-RTX would begin with makeshift kernels, and a captured graph would keep them for good.
@@ -308,4 +274,4 @@ class TensorRTNetwork(Network):
 
     def close(self) -> None:
         """Gives the engine back."""
-        del self.engine, self._free, self._runtime
+        del self.engine, self._runtime

@@ -21,10 +21,11 @@ TF32 is switched off: fp32 means fp32.
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
@@ -44,7 +45,6 @@ from asymtrack_edge.runtime.backends.tensorrt.backend import (
     engine_file,
     engine_key,
     flavour_of,
-    last_words,
     load_tensorrt,
 )
 
@@ -61,12 +61,7 @@ class EngineOptions:
 
 
 def build_engines(
-    folder: Path,
-    manifest: Manifest,
-    options: Optional[EngineOptions] = None,
-    device: int = 0,
-    previous: Optional[Path] = None,
-    report: Report = str,
+    folder: Path, manifest: Manifest, options: EngineOptions = EngineOptions(), device: int = 0, report: Report = str
 ) -> Manifest:
     """Builds the engines that a model directory needs and does not have, and writes its manifest with each.
 
@@ -79,7 +74,6 @@ def build_engines(
         manifest: describes them; it need not be written yet.
         options: how to build.
         device: index of the GPU to build for.
-        previous: another model directory whose engines are taken over where their keys fit.
         report: called with a line on each engine.
 
     Raises:
@@ -91,50 +85,47 @@ def build_engines(
             f"an export with {manifest.input_format} input is for ONNX Runtime: export with --target xavier, "
             "orin or rtx to build engines"
         )
-    options = options or EngineOptions()
     tensorrt = load_tensorrt(flavour_of(manifest.target))
     rtx = tensorrt.flavour == RTX
-    theirs: Optional[Manifest] = None
-    if previous is not None:
-        with suppress(ManifestError):
-            theirs = load_manifest(previous, verify=False)
-    for network, key in _wanted(manifest, tensorrt, device):
-        name, began = engine_file(network, key), time.perf_counter()
-        reason = None if options.rebuild else _stale(folder, manifest, name, key)
-        if not options.rebuild and reason is None:
+    gpus: List[Optional[Gpu]] = [None if rtx else find_gpu(device)]
+    if rtx and manifest.precision == "fp16":
+        # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
+        gpus.append(Gpu(0, "any", (7, 5)))
+    for gpu, network in product(gpus, NETWORKS):
+        key, began = engine_key(manifest, network, tensorrt, gpu), time.perf_counter()
+        name = engine_file(network, key)
+        reason = "it was asked for" if options.rebuild else _stale(folder, manifest, name, key)
+        if reason is None:
             report(f"{name}: kept")
             continue
-        if not options.rebuild and previous and theirs and _stale(previous, theirs, name, key) is None:
-            engine, how = (previous / name).read_bytes(), "kept from the previous export"
-        else:
-            if reason and name in manifest.engines:
-                report(f"{name}: rebuilding, {reason}")
+        if name in manifest.engines:
+            report(f"{name}: rebuilding, {reason}")
+        batch = batch_profile(manifest, network)
+        capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
+        with ExitStack() as stack:
+            if not rtx:  # which builds and measures without a GPU
+                cuda = open_cuda(device)
+                stack.callback(cuda.close)
+                stack.enter_context(cuda.current())
             model, half = folder / f"{network}.onnx", manifest.precision != "fp32"
-            batch = batch_profile(manifest, network)
-            capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
-            with ExitStack() as stack:
-                if not rtx:  # which builds and measures without a GPU
-                    cuda = open_cuda(device)
-                    stack.callback(cuda.close)
-                    stack.enter_context(cuda.current())
-                engine = build_engine(tensorrt, model, half, batch, options, capability, report)
-            how = (
-                f"{len(engine) / 1e6:.1f} MB, {key['precision']}, batch {key['batch']}, {tensorrt.name}, "
-                f"{key['gpu']} GPU, compute capability {key['compute_capability']}, "
-                f"built in {time.perf_counter() - began:.1f} s"
-            )
-        if name in manifest.files:
-            # The directory may be in use, and a build be interrupted: a manifest names only what is there.
-            manifest = _save(folder, _without(manifest, name))
+            engine = build_engine(tensorrt, model, half, batch, options, capability, report)
+        # The directory may be in use, and a build be interrupted: a manifest names only what is there.
+        files, engines = ({k: v for k, v in of.items() if k != name} for of in (manifest.files, manifest.engines))
+        replace(manifest, files=files, engines=engines).save(folder)
         write_bytes(folder / name, engine)
-        files = {**manifest.files, name: file_entry(folder / name)}
-        manifest = _save(folder, replace(manifest, files=files, engines={**manifest.engines, name: key}))
-        report(f"{name}: {how}")
+        files, engines = {**files, name: file_entry(folder / name)}, {**engines, name: key}
+        manifest = replace(manifest, files=files, engines=engines)
+        manifest.save(folder)
+        report(
+            f"{name}: {len(engine) / 1e6:.1f} MB, {key['precision']}, batch {key['batch']}, {tensorrt.name}, "
+            f"{key['gpu']} GPU, compute capability {key['compute_capability']}, "
+            f"built in {time.perf_counter() - began:.1f} s"
+        )
     return manifest
 
 
 def build_in_place(
-    folder: Path, options: Optional[EngineOptions] = None, device: int = 0, report: Report = str
+    folder: Path, options: EngineOptions = EngineOptions(), device: int = 0, report: Report = str
 ) -> Manifest:
     """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if it is none, or altered."""
     manifest = load_manifest(folder, verify=False)
@@ -142,7 +133,7 @@ def build_in_place(
         check_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place of your own")
-    return build_engines(folder, manifest, options, device, report=report)
+    return build_engines(folder, manifest, options, device, report)
 
 
 def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = str) -> Manifest:
@@ -156,48 +147,32 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
             gpu = find_gpu(0)
             if not gpu.integrated:
                 raise BackendError(f"{manifest.target} is a Jetson, and this GPU ({gpu.name}) is not one's")
-        return build_engines(folder, manifest, previous=output, report=report)
+        there = manifest
+        with suppress(ManifestError, KeyError, TypeError):  # without an earlier one, or one that is no good
+            earlier = load_manifest(output)
+            models = [entry.sha256 for entry in manifest.files.values()]
+            engines = {n: k for n, k in earlier.engines.items() if n in earlier.files and k["model_sha256"] in models}
+            for name in engines:
+                shutil.copyfile(output / name, folder / name)
+            files = {**manifest.files, **{name: earlier.files[name] for name in engines}}
+            there = replace(manifest, files=files, engines=engines)
+        return build_engines(folder, there, report=report)
     except (BackendError, ExportError, OSError, RuntimeError) as error:
         report(f"no engines built: {error}; on the device, build them with: asymtrack-build {output}")
-        names = [path.name for path in folder.glob("*.engine")]
-        for name in names:
-            (folder / name).unlink()
-        return _without(manifest, *names)
-
-
-def _wanted(manifest: Manifest, tensorrt: TensorRT, device: int) -> List[Tuple[str, Key]]:
-    """Networks and keys of the engines to have."""
-    gpus: List[Optional[Gpu]] = [None if tensorrt.flavour == RTX else find_gpu(device)]
-    if tensorrt.flavour == RTX and manifest.precision == "fp16":
-        # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
-        gpus.append(Gpu(0, "any", (7, 5)))
-    return [(network, engine_key(manifest, network, tensorrt, gpu)) for gpu in gpus for network in NETWORKS]
+        for path in folder.glob("*.engine"):
+            path.unlink()
+        return manifest
 
 
 def _stale(folder: Path, manifest: Manifest, name: str, key: Key) -> Optional[str]:
     """None if the directory's engine ``name`` can stay, else the reason why not."""
     if name not in manifest.engines or name not in manifest.files:
         return "there is none"
-    reason = difference(manifest.engines[name], key)
-    if reason is None:
-        try:
-            check_file(folder, name, manifest.files[name])
-        except ManifestError as error:
-            return str(error)
-    return reason
-
-
-def _without(manifest: Manifest, *names: str) -> Manifest:
-    files = {name: entry for name, entry in manifest.files.items() if name not in names}
-    return replace(manifest, files=files, engines={n: key for n, key in manifest.engines.items() if n not in names})
-
-
-def _save(folder: Path, manifest: Manifest) -> Manifest:
-    """Writes the manifest so that a reader sees the old one or the new one, whole."""
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        manifest.save(Path(beside))
-        os.replace(Path(beside) / "manifest.json", folder / "manifest.json")
-    return manifest
+    try:
+        check_file(folder, name, manifest.files[name])
+    except ManifestError as error:
+        return str(error)
+    return difference(manifest.engines[name], key)
 
 
 def build_engine(
@@ -225,7 +200,7 @@ def build_engine(
     try:
         builder = trt.Builder(logger)
     except TypeError:  # "factory function returned nullptr": what the binding says without a GPU
-        raise ExportError(f"{tensorrt.name} cannot start its builder: {last_words(logger.errors)}") from None
+        raise ExportError(f"{tensorrt.name} cannot start its builder: {logger.last_words()}") from None
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     # 8.x demands an explicit batch.
     network = builder.create_network(
@@ -233,8 +208,11 @@ def build_engine(
     )
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.read_bytes()):
-        reasons = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {last_words(reasons or logger.errors)}")
+        for error in map(parser.get_error, range(parser.num_errors)):
+            # 8.5 knows the node's number only, newer ones its name and type.
+            name = f"{error.node_name()} ({error.node_operator()})" if hasattr(error, "node_name") else error.node()
+            logger.errors.append(f"node {name}: {error.desc()}")
+        raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {logger.last_words()}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -259,23 +237,15 @@ def build_engine(
     serialized = builder.build_serialized_network(network, config)
     if serialized is None and pinned:
         report(
-            f"{model.name}: {tensorrt.name} cannot keep every fp32 layer in fp32 ({last_words(logger.errors, 1)}); "
+            f"{model.name}: {tensorrt.name} cannot keep every fp32 layer in fp32 ({logger.last_words(1)}); "
             "built as near to it as it can: hold it against the model with asymtrack-check"
         )
         config.clear_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
         serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ExportError(f"{tensorrt.name} cannot build an engine from {model.name}: {last_words(logger.errors)}")
+        raise ExportError(f"{tensorrt.name} cannot build an engine from {model.name}: {logger.last_words()}")
     return bytes(serialized)
-
-
-def _parser_error(error: Any) -> str:
-    """One parser error, by node: 8.5 knows the node's number only, newer ones its name and type."""
-    where = f"node {error.node()}"
-    if hasattr(error, "node_name"):
-        where = f"{error.node_name() or where} ({error.node_operator()})"
-    return f"{where}: {error.desc()}"
 
 
 def _pin_fp32(trt: Any, network: Any) -> None:

@@ -5,29 +5,31 @@
 
 from __future__ import annotations
 
-import ast
 import json
+import re
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Dict, Iterator, Set, Tuple
+from typing import Dict, Set
 
 import pytest
 
-from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
-from asymtrack_edge.runtime.backends.tensorrt import build as builder
+from asymtrack_edge.runtime.backends.tensorrt import backend, build
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
-#: Variables by the class of TensorRT that they hold, per module.
-HOLDS: Dict[Any, Dict[str, str]] = {
-    builder: {
-        "builder": "Builder",
-        "config": "IBuilderConfig",
-        "network": "INetworkDefinition",
-        "parser": "OnnxParser",
-        "layer": "ILayer",
-        "profile": "IOptimizationProfile",
-    },
-    tensorrt: {"engine": "ICudaEngine", "context": "IExecutionContext", "_runtime": "Runtime"},
+#: Variables by the class of TensorRT that they hold; by empty names those that hold the module itself.
+HOLDS: Dict[str, str] = {
+    "builder": "Builder.",
+    "config": "IBuilderConfig.",
+    "network": "INetworkDefinition.",
+    "parser": "OnnxParser.",
+    "layer": "ILayer.",
+    "profile": "IOptimizationProfile.",
+    "engine": "ICudaEngine.",
+    "context": "IExecutionContext.",
+    "_runtime": "Runtime.",
+    **{name: f"{name}." for name in ("BuilderFlag", "MemoryPoolType", "LayerType", "TensorIOMode")},
+    **dict.fromkeys(("trt", "_trt", "module"), ""),
 }
 
 #: Used only where they exist, or only with the flavour or version named.
@@ -35,6 +37,7 @@ ONLY_8 = {f"BuilderFlag.{name}" for name in ("FP16", "OBEY_PRECISION_CONSTRAINTS
 ONLY_8 |= {"ILayer.precision", "ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
 ONLY_RTX = {
     "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
     "BuilderFlag.REQUIRE_USER_ALLOCATION",
@@ -42,44 +45,25 @@ ONLY_RTX = {
 }
 
 
-def names_used() -> Iterator[str]:
+def names_used() -> Set[str]:
     """``Class.attribute`` for attributes, ``Name`` for names of the module itself."""
-    for module, holds in HOLDS.items():
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text())):
-            if not isinstance(node, ast.Attribute):
-                continue
-            owner = node.value
-            last = owner.id if isinstance(owner, ast.Name) else getattr(owner, "attr", "")
-            if last in ("trt", "module") and not (isinstance(owner, ast.Attribute) and last == "trt"):
-                yield node.attr
-            elif last in holds:
-                yield f"{holds[last]}.{node.attr}"
-            elif last in ("BuilderFlag", "MemoryPoolType", "LayerType", "TensorIOMode"):
-                yield f"{last}.{node.attr}"
-
-
-def surface(path: Path) -> Tuple[str, Set[str]]:
-    content = json.loads(path.read_text())
-    names = set(content["top"]) | {"float32", "__version__"}
-    for owner, attributes in content.items():
-        if isinstance(attributes, list) and owner != "top":
-            names |= {f"{owner}.{attribute}" for attribute in attributes}
-    return content["version"], names
+    text = "".join(Path(str(module.__file__)).read_text() for module in (backend, build))
+    pairs = re.findall(r"(?=\b(\w+)\.(\w+)(?![\w.]*`))", text.partition("import annotations")[2])
+    return {HOLDS[owner] + name for owner, name in pairs if owner in HOLDS}
 
 
 @pytest.mark.parametrize("path", SURFACES, ids=lambda path: path.stem)
 def test_every_name_exists(path: Path) -> None:
-    version, there = surface(path)
-    used = set(names_used())
+    content = json.loads(path.read_text())
+    there = {*content["top"], "float32", "__version__"}
+    there |= {f"{owner}.{name}" for owner, names in content.items() if isinstance(names, list) for name in names}
+    used = names_used()
     assert {"Builder.build_serialized_network", "IExecutionContext.execute_async_v3", "BuilderFlag.FP16"} <= used
-    assert used - ONLY_RTX - (set() if version.startswith("8") else ONLY_8) - there == set()
+    assert used - ONLY_RTX - (set() if content["version"].startswith("8") else ONLY_8) - there == set()
 
 
 @pytest.mark.tensorrt
 def test_every_name_exists_in_rtx() -> None:
     trt = pytest.importorskip("tensorrt_rtx_bindings")
-    for name in set(names_used()) - ONLY_8:
-        owner: Any = trt
-        for part in name.split("."):
-            assert hasattr(owner, part), name
-            owner = getattr(owner, part)
+    for name in names_used() - ONLY_8:
+        attrgetter(name)(trt)

@@ -268,9 +268,9 @@ class TensorRTNetwork(Network):
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return engine.create_execution_context()
         # TensorRT-RTX would begin with makeshift kernels, and a captured graph would keep them for good.
-        config = engine.create_runtime_config()
-        config.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        return engine.create_execution_context(config)
+        made = engine.create_runtime_config()
+        made.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        return engine.create_execution_context(made)
 
     def close(self) -> None:
         """Gives the engine back."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -53,18 +54,17 @@ class OnnxRuntimeBackend(HostBackend):
     name = "onnxruntime"
     on_cpu = True
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, threads: Optional[int] = None, description: str = "onnxruntime CPU"
-    ) -> None:
-        super().__init__(manifest, description)
+    def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
+        super().__init__(manifest, f"{self.name} CPU")
         self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
         #: Per network and slot what runs it there, its tensors bound.
-        self._bound: Dict[Tuple[int, int], Any] = {}
+        self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
         self._template: Any = open_session(folder / "template.onnx", self.threads)
-        self._search: Any = self._open_search()
-        #: The search network for several targets side by side; opened when there is room for a second one.
+        self._search = self._open_search(1)
+        #: The search network for several targets side by side, and the threads that run it.
         self._lanes: Any = None
+        self._pool: Optional[ThreadPoolExecutor] = None
         self.reserve(1)
 
     def reserve(self, slots: int) -> None:
@@ -74,27 +74,31 @@ class OnnxRuntimeBackend(HostBackend):
             self._bound.clear()
         super().reserve(slots)
         if slots > 1 and self.threads > 1 and self._lanes is None:
-            self._lanes = self._open_lanes()
+            self._lanes = self._open_search(self.threads)
+            self._pool = ThreadPoolExecutor(self.threads, "asymtrack-lane")
 
     def close(self) -> None:
         """Gives back networks and threads."""
         self._bound.clear()
-        self._template = self._search = self._lanes = None
+        self._template = self._search = self._lanes = self._pool = None
 
     def _run_template(self, slot: int) -> None:
         if (0, slot) not in self._bound:
             outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
             self._bound[0, slot] = _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)
-        self._template.run_with_iobinding(self._bound[0, slot])
+        self._bound[0, slot]()
 
     def _run_searches(self, count: int) -> None:
-        spread = side_by_side(count, self.threads) if self._lanes is not None else 0
-        if spread:
-            self._run_lanes([self._bound_search(self._lanes, slot) for slot in range(spread)])
+        spread = 0
+        if self._pool is not None and (spread := side_by_side(count, self.threads)):
+            runs = list(map(self._pool.submit, [self._bound_search(self._lanes, slot) for slot in range(spread)]))
+            wait(runs)  # nobody may still write the predictions when this returns, whatever happened
+            for run in runs:
+                run.result()
         for slot in range(spread, count):
-            self._run_search(self._bound_search(self._search, slot))
+            self._bound_search(self._search, slot)()
 
-    def _bound_search(self, network: Any, slot: int) -> Any:
+    def _bound_search(self, network: Any, slot: int) -> Callable[[], object]:
         key, row = (id(network), slot), slice(slot, slot + 1)
         if key not in self._bound:
             inputs = {name: values[row] for name, values in self.state.items()}
@@ -102,55 +106,19 @@ class OnnxRuntimeBackend(HostBackend):
             self._bound[key] = self._bind_search(network, inputs, self._predictions[row])
         return self._bound[key]
 
-    def _open_search(self) -> Any:  # to run one target on all threads
-        return open_session(self._search_path, self.threads)
+    def _open_search(self, lanes: int) -> Any:
+        """Opens the search network to run on one target with all threads, or on so many side by side."""
+        return open_session(self._search_path, self.threads // lanes)
 
-    def _open_lanes(self) -> Any:  # to run several targets side by side, one thread each
-        return _Lanes(open_session(self._search_path, 1), self.threads)
-
-    def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Any:
-        """Binds a slot's arrays to a network; returns what ``_run_search`` and ``_run_lanes`` take."""
+    def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Callable[[], object]:
+        """Binds a slot's arrays to what ``_open_search`` returned; gives what runs it."""
         return _bind(network, inputs, {self.manifest.output.name: prediction})
 
-    def _run_search(self, bound: Any) -> None:
-        self._search.run_with_iobinding(bound)
 
-    def _run_lanes(self, bound: Sequence[Any]) -> None:
-        self._lanes.run(bound)
-
-
-class _Lanes:
-    """A session that several threads run at the same time."""
-
-    def __init__(self, session: ort.InferenceSession, threads: int) -> None:
-        self.io_binding = session.io_binding
-        self.run_one = session.run_with_iobinding
-        self.threads = threads
-        self._helpers = ThreadPoolExecutor(threads - 1, "asymtrack-lane")
-
-    def run(self, bindings: Sequence[Any]) -> None:
-        """Runs all bindings; returns or raises when none is running any more."""
-        # Each thread takes the next target when it is done with one: next() on it is atomic.
-        waiting = iter(bindings)
-
-        def work() -> None:
-            for binding in waiting:
-                self.run_one(binding)
-
-        others = [self._helpers.submit(work) for _ in range(min(len(bindings), self.threads) - 1)]
-        try:
-            work()
-        finally:
-            # Nobody may still write the predictions when this returns, whatever happened.
-            wait(others)
-        for other in others:
-            other.result()
-
-
-def _bind(network: Any, inputs: Dict[str, np.ndarray], outputs: Dict[str, np.ndarray]) -> Any:
+def _bind(network: Any, inputs: Dict[str, np.ndarray], outputs: Dict[str, np.ndarray]) -> Callable[[], object]:
     """Binds contiguous host arrays by address: nothing is copied, neither now nor per run."""
     binding = network.io_binding()
     for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
         for name, array in arrays.items():
             bind(name, "cpu", 0, array.dtype.type, list(array.shape), array.ctypes.data)
-    return binding
+    return partial(network.run_with_iobinding, binding)

@@ -12,9 +12,8 @@ search network has to agree with ONNX Runtime's on a made-up crop before it is u
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
@@ -42,21 +41,15 @@ class OpenVinoBackend(OnnxRuntimeBackend):
         if bf16 and not _bf16(self._core):
             raise BackendError("this CPU has no bf16 (AVX512-BF16 or AMX): leave out the precision")
         self._bf16 = bf16
-        super().__init__(folder, manifest, threads, "OpenVINO CPU")
+        super().__init__(folder, manifest, threads)
         if bf16:
             self.precision = "bf16"
 
-    def _open_search(self) -> Any:
-        return self._compile("LATENCY", 1)
-
-    def _open_lanes(self) -> Any:
-        return self._compile("THROUGHPUT", self.threads)
-
-    def _compile(self, hint: str, streams: int) -> Any:
+    def _open_search(self, lanes: int) -> Any:
         options = {
             "INFERENCE_PRECISION_HINT": "bf16" if self._bf16 else "f32",
-            "PERFORMANCE_HINT": hint,
-            "NUM_STREAMS": streams,
+            "PERFORMANCE_HINT": "LATENCY" if lanes == 1 else "THROUGHPUT",
+            "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": self.threads,
             # Pinned, the threads of two processes would sit on the same processors, and leave others idle.
             "ENABLE_CPU_PINNING": False,
@@ -83,7 +76,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             feed[spec.name] = noise.astype(spec.dtype)
         wanted = open_session(self._search_path, self.threads).run(None, feed)[0]
         got = np.zeros((1, 5), np.float32)
-        self._bind_search(network, feed, got).infer()
+        self._bind_search(network, feed, got)()
         apart = float(np.abs(got - wanted).max())
         # Not NaN either, which compares false.
         if not apart <= _FARTHEST["bf16" if self._bf16 else self.precision]:
@@ -92,21 +85,11 @@ class OpenVinoBackend(OnnxRuntimeBackend):
                 "install another version, or use the backend onnxruntime"
             )
 
-    def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Any:
+    def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Callable[[], object]:
         request = network.create_infer_request()
         for name, array in {**inputs, self.manifest.output.name: prediction}.items():
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
-        return request
-
-    def _run_search(self, bound: Any) -> None:
-        bound.infer()
-
-    def _run_lanes(self, bound: Sequence[Any]) -> None:
-        # Nobody may still write the predictions when this returns, whatever happened.
-        with ExitStack() as running:
-            for request in bound:
-                request.start_async()
-                running.callback(request.wait)
+        return request.infer
 
 
 def _import() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any, Dict
 
@@ -52,16 +51,6 @@ def test_any_order_of_coming_and_going(steps) -> None:
             assert iou(tracks[number].box, boxes[k]) > 0.99
 
 
-def test_ids_are_never_used_again() -> None:
-    many = MultiTracker(ColourBackend())
-    frame, boxes = FRAMES[0]
-    first = many.add(frame, boxes[0])
-    many.remove(first)
-    assert many.add(frame, boxes[0]) != first
-    with pytest.raises(UsageError, match=f"no target {first}: those followed are 1"):
-        many.remove(first)
-
-
 def test_a_target_can_be_moved_under_its_id() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
@@ -74,7 +63,12 @@ def test_a_target_can_be_moved_under_its_id() -> None:
 def test_mistakes_leave_the_others_as_they_were() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
+    first = many.add(frame, boxes[0])
+    many.remove(first)
     number = many.add(frame, boxes[0])
+    assert number != first, "ids are never used again"
+    with pytest.raises(UsageError, match=f"no target {first}: those followed are {number}"):
+        many.remove(first)
     with pytest.raises(BoxError):
         many.add(frame, (0, 0, -1, 5))
     with pytest.raises(FrameError):
@@ -99,8 +93,7 @@ def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int, backend: str) -> None:
     """Each track as from a tracker of its own, also after removals, however they share the threads."""
-    if backend == "openvino":
-        pytest.importorskip("openvino")
+    pytest.importorskip(backend)
     frames = [frame for frame, _ in synthetic_clip(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
     alone = []
@@ -121,21 +114,27 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
                 assert tracks[ids[k]].score == pytest.approx(alone[k][i].score, abs=1e-3)
 
 
-def test_a_lane_that_fails_is_an_error_and_the_next_frame_is_tracked(batch_model: Path) -> None:
-    many = MultiTracker.load(batch_model, threads=2, capacity=4)
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_one_that_fails_is_an_error_after_all_have_stopped(backend: str, batch_model: Path, monkeypatch: Any) -> None:
+    pytest.importorskip(backend)
+    many = MultiTracker.load(batch_model, backend, threads=2, capacity=4)
+    numbers = [many.add(FRAMES[0][0], (10, 20, 30, 40)) for _ in range(4)]
     engine: Any = many.backend
-    frame, box = FRAMES[0][0], (10, 20, 30, 40)
-    numbers = [many.add(frame, box) for _ in range(4)]
-    run = engine._lanes.run_one
-    call = itertools.count()  # next() on it is atomic: exactly one call is the second, whoever makes it
+    bound, ran = engine._bound_search, []
 
-    def breaking(binding: Any) -> None:
-        if next(call) == 1:
-            raise RuntimeError("out of memory")
-        run(binding)
+    def failing(network: Any, slot: int) -> Any:
+        def run() -> None:
+            bound(network, slot)()
+            ran.append(slot)
+            if slot == 1:
+                raise RuntimeError("out of memory")
 
-    engine._lanes.run_one = breaking
-    with pytest.raises(RuntimeError, match="out of memory"):
-        many.update(frame)
-    assert list(many.update(frame)) == numbers
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_bound_search", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            many.update(FRAMES[0][0])
+    assert sorted(ran) == [0, 1, 2, 3]
+    assert list(many.update(FRAMES[0][0])) == numbers
     many.close()

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import uuid
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
@@ -25,7 +25,6 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
 from asymtrack_edge.manifest import Manifest, TensorSpec
-from asymtrack_edge.runtime.backends.base import nbytes
 from asymtrack_edge.runtime.backends.host import HostBackend
 
 #: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
@@ -90,7 +89,7 @@ class TritonBackend(HostBackend):
         self._version = ""  # of the networks that fits; empty while no server is known to be there
         self._region = ""  # name of the shared memory; empty without
         self._offsets: Dict[str, int] = {}  # of arrays in it
-        #: Per slot the inputs of its requests that stay: all in shared memory, else the template state.
+        #: Per slot the inputs of its requests; not in shared memory, only the crop is put in anew for each.
         self._inputs: Dict[int, List[Any]] = {}
         self.reserve(1)
         try:
@@ -142,39 +141,38 @@ class TritonBackend(HostBackend):
                 sleep(0.1)
 
     def _send(self, network: str, count: int) -> List[Any]:
-        answers: queue.Queue[Any] = queue.Queue()
+        answers: List[Future[Any]] = [Future() for _ in range(count)]
         name = network_name(self.manifest, network)
-        for slot in range(count):
+        for slot, answer in enumerate(answers):
             if network == "search":
                 inputs = self._search_inputs(slot)
             else:
                 inputs = [self._input(self.manifest.template).set_data_from_numpy(self._template_image)]
 
-            def done(result: Any, error: Any, slot: int = slot) -> None:
-                answers.put((slot, result, error))
+            def done(result: Any, error: Any, answer: Future[Any] = answer) -> None:
+                answer.set_exception(error) if error is not None else answer.set_result(result)
 
             self._client.async_infer(name, inputs, done, self._version, client_timeout=_TIMEOUT)
-        # All of them: the next frame must not overwrite what one still reads.
-        results = sorted((answers.get() for _ in range(count)), key=lambda answer: answer[0])
-        for _, _, error in results:
-            if error is not None:
-                raise error
-        return [result for _, result, _ in results]
+        wait(answers)  # all of them: the next frame must not overwrite what one still reads
+        return [answer.result() for answer in answers]
 
     def _search_inputs(self, slot: int) -> List[Any]:
-        kept = self._inputs.get(slot)
-        if kept is None:
-            specs = (self.manifest.search, *self.manifest.state)[0 if self._region else 1 :]
-            kept = self._inputs[slot] = [self._input(spec) for spec in specs]
-            for spec, made in zip(specs, kept):
+        if slot not in self._inputs:
+            arrays = self._arrays()
+            self._inputs[slot] = [self._input(spec) for spec in (self.manifest.search, *self.manifest.state)]
+            for made in self._inputs[slot]:
+                size = arrays[made.name()][slot].nbytes
                 if self._region:
-                    size = nbytes(spec)
-                    made.set_shared_memory(self._region, size, self._offsets[spec.name] + slot * size)
+                    made.set_shared_memory(self._region, size, self._offsets[made.name()] + slot * size)
                 else:
-                    made.set_data_from_numpy(self.state[spec.name][slot : slot + 1])
-        if self._region:
-            return kept
-        return [self._input(self.manifest.search).set_data_from_numpy(self._search_images[slot : slot + 1]), *kept]
+                    made.set_data_from_numpy(arrays[made.name()][slot : slot + 1])
+        elif not self._region:
+            self._inputs[slot][0].set_data_from_numpy(self._search_images[slot : slot + 1])
+        return self._inputs[slot]
+
+    def _arrays(self) -> Dict[str, np.ndarray]:
+        """The inputs of the search network for all slots, by name."""
+        return {self.manifest.search.name: self._search_images, **self.state}
 
     def _input(self, spec: TensorSpec) -> Any:
         return self._grpc.InferInput(spec.name, [1, *spec.shape], self._dtype(np.dtype(spec.dtype)))
@@ -205,8 +203,7 @@ class TritonBackend(HostBackend):
         self._unshare()
         if not self._local or not _SHARED_MEMORY.is_dir():
             return
-        arrays: Dict[str, np.ndarray] = {self.manifest.search.name: self._search_images, **self.state}
-        size = 0
+        arrays, size = self._arrays(), 0
         for name, array in arrays.items():
             self._offsets[name] = size
             size += -(-array.nbytes // 64) * 64

@@ -1,23 +1,18 @@
-"""Inference servers for tests: a small one in this process, and Triton itself where it is installed.
+"""A small inference server for tests, in this process.
 
-Both speak the KServe v2 protocol over gRPC and take a model repository as ``asymtrack-export --triton`` writes
-it. The small one joins requests as Triton's dynamic batching does. Triton is the one of ``nvidia-pytriton``,
-which has no backend for ONNX models: ``triton_onnxruntime.py`` stands in for that one.
+It speaks the KServe v2 protocol over gRPC, takes a model repository as ``asymtrack-export --triton`` writes it, and
+joins requests as Triton's dynamic batching does.
 """
 
 from __future__ import annotations
 
-import os
+import contextlib
 import queue
-import shutil
-import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import grpc
 import numpy as np
@@ -43,34 +38,28 @@ class Network:
         options.intra_op_num_threads = 1
         path = folder / config.default_model_filename
         self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.outputs = [output.name for output in self.session.get_outputs()]
         self.most, self.delay = config.max_batch_size, config.dynamic_batching.max_queue_delay_microseconds / 1e6
         self.runs = self.requests = 0
-        self.waiting: queue.Queue[Optional[Tuple[Dict[str, np.ndarray], Future[Any]]]] = queue.Queue()
+        self.waiting: queue.Queue[Tuple[Dict[str, np.ndarray], Future[Any]]] = queue.Queue()
         Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
-        outputs = [output.name for output in self.session.get_outputs()]
         while True:
-            batch = [self.waiting.get()]
+            batch: List[Any] = [self.waiting.get()]
             until = time.monotonic() + self.delay
-            while batch[-1] is not None and len(batch) < self.most:
-                try:
+            while len(batch) < self.most and (time.monotonic() < until or not self.waiting.empty()):
+                with contextlib.suppress(queue.Empty):
                     batch.append(self.waiting.get(timeout=max(0.0, until - time.monotonic())))
-                except queue.Empty:
-                    break
-            full = [item for item in batch if item is not None]
-            if full:
-                feeds = {name: np.concatenate([inputs[name] for inputs, _ in full]) for name in full[0][0]}
-                results = self.session.run(outputs, feeds)
-                self.runs, self.requests = self.runs + 1, self.requests + len(full)
-                for i, (_, future) in enumerate(full):
-                    future.set_result({n: values[i : i + 1] for n, values in zip(outputs, results)})
-            if batch[-1] is None:
-                return
+            feeds = {name: np.concatenate([inputs[name] for inputs, _ in batch]) for name in batch[0][0]}
+            results = self.session.run(self.outputs, feeds)
+            self.runs, self.requests = self.runs + 1, self.requests + len(batch)
+            for i, (_, future) in enumerate(batch):
+                future.set_result({n: values[i : i + 1] for n, values in zip(self.outputs, results)})
 
 
 class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A server in this process."""
+    """The server."""
 
     def __init__(self, repository: Path, port: int = 0) -> None:
         self.configs: Dict[str, Any] = {}
@@ -89,18 +78,14 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def close(self) -> None:
         self._server.stop(0).wait()
-        for network in self.networks.values():
-            network.waiting.put(None)
 
     def ModelConfig(self, request: Any, context: Any) -> Any:
-        if request.name not in self.configs:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {request.name}")
         return service_pb2.ModelConfigResponse(config=self.configs[request.name])
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:
-        found = [(v, n) for (name, v), n in self.networks.items() if name == request.name]
         of = service_pb2.ModelStatistics
-        stats = [of(version=v, execution_count=n.runs, inference_count=n.requests) for v, n in found]
+        found = [n for (name, _), n in self.networks.items() if name == request.name]
+        stats = [of(execution_count=n.runs, inference_count=n.requests) for n in found]
         return service_pb2.ModelStatisticsResponse(model_stats=stats)
 
     def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
@@ -112,85 +97,19 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.SystemSharedMemoryUnregisterResponse()
 
     def ModelInfer(self, request: Any, context: Any) -> Any:
-        network = self.networks.get((request.model_name, request.model_version))
-        if network is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model {request.model_name} {request.model_version}")
-        assert network is not None
-        raw = iter(request.raw_input_contents)
-        inputs = {}
+        raw, inputs = iter(request.raw_input_contents), {}
         for tensor in request.inputs:
             where = tensor.parameters
             if "shared_memory_region" in where:
-                offset = where["shared_memory_offset"].int64_param if "shared_memory_offset" in where else 0
-                end = offset + where["shared_memory_byte_size"].int64_param
-                content: Any = self.regions[where["shared_memory_region"].string_param][offset:end]
+                begin, size = (where[f"shared_memory_{key}"].int64_param for key in ("offset", "byte_size"))
+                content: Any = self.regions[where["shared_memory_region"].string_param][begin : begin + size]
             else:
                 content = next(raw)
             inputs[tensor.name] = np.frombuffer(content, triton_to_np_dtype(tensor.datatype)).reshape(tensor.shape)
         future: Future[Any] = Future()
-        network.waiting.put((inputs, future))
-        response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version=request.model_version)
+        self.networks[request.model_name, request.model_version].waiting.put((inputs, future))
+        response = service_pb2.ModelInferResponse()
         for name, values in future.result().items():
             response.outputs.add(name=name, datatype=triton.np_to_triton_dtype(values.dtype), shape=values.shape)
             response.raw_output_contents.append(values.tobytes())
         return response
-
-
-def triton_folder() -> Optional[Path]:
-    """``pytriton/tritonserver`` of ``$ASYMTRACK_TRITON``, an environment with nvidia-pytriton and onnxruntime."""
-    root = Path(os.environ.get("ASYMTRACK_TRITON", "/nowhere"))
-    return next(root.glob("lib/*/site-packages/pytriton/tritonserver"), None)
-
-
-class TritonServer:
-    """Triton, as a process of its own on CPUs."""
-
-    def __init__(self, repository: Path, port: int = 0) -> None:
-        folder = triton_folder()
-        assert folder is not None
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = port or probe.getsockname()[1]
-        backends = repository.parent / "backends"
-        if not backends.exists():
-            shutil.copytree(folder / "backends" / "python", backends / "python")
-            version = "{}.{}".format(*sys.version_info)
-            stub = folder / "python_backend_stubs" / version / "triton_python_backend_stub"
-            shutil.copy(stub, backends / "python" / stub.name)
-            (backends / "onnxruntime").mkdir()
-            shutil.copy(Path(__file__).with_name("triton_onnxruntime.py"), backends / "onnxruntime" / "model.py")
-        command = [
-            str(folder / "bin" / "tritonserver"),
-            f"--model-repository={repository}",
-            f"--backend-directory={backends}",
-            f"--grpc-port={self.port}",
-            "--grpc-address=127.0.0.1",
-            "--allow-http=false",
-            "--allow-metrics=false",
-        ]
-        packages = folder.parent.parent  # of its own environment: Triton's Python wants numpy 1
-        libraries = str(packages / "nvidia_pytriton.libs")
-        environment = {**os.environ, "PYTHONPATH": str(packages), "LD_LIBRARY_PATH": libraries}
-        with open(repository.parent / "triton.log", "ab") as log:
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        until = time.monotonic() + 60
-        with triton.InferenceServerClient(f"127.0.0.1:{self.port}") as client:
-            while time.monotonic() < until:
-                try:
-                    if client.is_server_ready(client_timeout=1):
-                        return
-                except triton.InferenceServerException:
-                    time.sleep(0.2)
-                if self._process.poll() is not None:
-                    break
-        self.close()
-        raise RuntimeError((repository.parent / "triton.log").read_text())
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def kinds() -> List[Any]:
-    """The servers that can run here."""
-    return [SmallServer, *([TritonServer] if triton_folder() else [])]

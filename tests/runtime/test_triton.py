@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from asymtrack_edge.errors import BackendError, ExportError, MissingDependencyEr
 from asymtrack_edge.manifest import FileEntry, load_manifest
 from asymtrack_edge.runtime.backends import triton as backend_module
 from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.backends.triton import networks_hash
 from asymtrack_edge.runtime.commands import track
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
@@ -26,7 +28,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from asymtrack_edge.export.triton import write_repository
-from tests.runtime.inference_servers import kinds, runs_and_requests
+from tests.runtime.inference_servers import SmallServer, runs_and_requests
 
 SEARCH = "asymtrack-t-fp32-search"
 CLIP = list(synthetic_clip(12))
@@ -34,7 +36,7 @@ FRAMES = [frame for frame, _ in CLIP]
 BOXES = [CLIP[0][1], (40, 60, 50, 40), (200, 150, 40, 60)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """The bundled T as a model repository."""
     folder = model_folder("T")
@@ -42,18 +44,11 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.fixture(params=kinds(), ids=lambda kind: kind.__name__)
-def start(request: pytest.FixtureRequest, repository: Path) -> Iterator[Any]:
+@pytest.fixture
+def start(repository: Path) -> Iterator[Any]:
     """Starts a server of the repository, on a port of one's choice."""
-    servers: List[Any] = []
-
-    def begin(port: int = 0) -> Any:
-        servers.append(request.param(repository, port))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.close()
+    with contextlib.ExitStack() as servers:
+        yield lambda port=0: servers.enter_context(contextlib.closing(SmallServer(repository, port)))
 
 
 def address(server: Any) -> str:
@@ -70,28 +65,22 @@ def test_a_repository_says_what_the_networks_take_and_which_they_are(repository:
     assert (config.name, config.backend, config.max_batch_size) == (SEARCH, "onnxruntime", 8)
     assert [(i.name, list(i.dims)) for i in config.input][:2] == [("image", [256, 256, 3]), ("etm2_taps", [2, 3])]
     assert config.input[0].data_type == model_config_pb2.TYPE_UINT8
-    assert config.dynamic_batching.max_queue_delay_microseconds == 1000
-    assert config.instance_group[0].count == 2
-    assert config.parameters["asymtrack_sha256_1"].string_value == backend_module.networks_hash(manifest)
+    assert config.parameters["asymtrack_sha256_1"].string_value == networks_hash(manifest)
     assert (repository / SEARCH / "1" / "model.onnx").read_bytes() == (model_folder("T") / "search.onnx").read_bytes()
     template = parsed(repository / "asymtrack-t-fp32-template" / "config.pbtxt")
     assert [o.name for o in template.output] == [i.name for i in config.input[1:]]
-
-
-def test_half_precision_and_engines_are_declared(tmp_path: Path) -> None:
-    """Made-up engines: Triton's own TensorRT is not here."""
-    manifest = load_manifest(model_folder("T"))
+    # In half precision with engines; made-up ones: Triton's own TensorRT is not here.
     half = tuple(replace(spec, dtype="float16") for spec in manifest.state)
     engines = {f"{n}.engine": {"flavour": "tensorrt"} for n in ("template", "search")}
     for name in engines:
-        (tmp_path / name).write_bytes(name.encode())
-    write_repository(tmp_path, replace(manifest, state=half, engines=engines, precision="fp16"), tmp_path / "models")
-    config = parsed(tmp_path / "models" / "asymtrack-t-fp16-search" / "config.pbtxt")
+        (repository.parent / name).write_bytes(name.encode())
+    write_repository(repository.parent, replace(manifest, state=half, engines=engines, precision="fp16"), repository)
+    config = parsed(repository / "asymtrack-t-fp16-search" / "config.pbtxt")
     assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
     assert {i.data_type for i in config.input[1:]} == {model_config_pb2.TYPE_FP16}
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
-    assert (tmp_path / "models" / config.name / "1" / "model.plan").read_bytes() == b"search.engine"
-    assert parsed(tmp_path / "models" / "asymtrack-t-fp16-template" / "config.pbtxt").max_batch_size == 1
+    assert (repository / config.name / "1" / "model.plan").read_bytes() == b"search.engine"
+    assert parsed(repository / "asymtrack-t-fp16-template" / "config.pbtxt").max_batch_size == 1
 
 
 def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_own(repository: Path) -> None:
@@ -100,10 +89,8 @@ def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_ow
     other = replace(manifest, files={**manifest.files, "search.onnx": FileEntry(1, "0" * 64)})
     assert write_repository(folder, other, repository) == 2
     assert write_repository(folder, manifest, repository) == 1
-    config = parsed(repository / SEARCH / "config.pbtxt")
-    hashes = {key: value.string_value for key, value in config.parameters.items()}
-    expected = [backend_module.networks_hash(m) for m in (manifest, other)]
-    assert hashes == dict(zip(("asymtrack_sha256_1", "asymtrack_sha256_2"), expected))
+    hashes = {key: p.string_value for key, p in parsed(repository / SEARCH / "config.pbtxt").parameters.items()}
+    assert hashes == {"asymtrack_sha256_1": networks_hash(manifest), "asymtrack_sha256_2": networks_hash(other)}
     with pytest.raises(ExportError, match="another --batch"):
         write_repository(folder, replace(other, max_batch=2), repository)
     with pytest.raises(UsageError, match="--batch 16"):
@@ -165,17 +152,7 @@ def test_a_run_reports_a_server_that_goes_away_and_goes_on(
             np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
 
 
-def test_another_model_is_refused_in_one_line(start: Any, repository: Path, capsys: Any) -> None:
-    for path in repository.glob("*/config.pbtxt"):
-        wanted = backend_module.networks_hash(load_manifest(model_folder("T")))
-        path.write_text(path.read_text().replace(wanted, "0" * 64))
-    assert track.main(["nothing.mp4", "--box", "1,2,30,40", "--backend", address(start())]) == 2
-    told = capsys.readouterr().err
-    assert "has other networks as asymtrack-t-fp32-template" in told
-    assert told.count("\n") == 1
-
-
-def test_a_server_that_comes_back_with_another_model_is_refused(start: Any, repository: Path) -> None:
+def test_another_model_is_refused_at_once_and_on_return(start: Any, repository: Path, capsys: Any) -> None:
     server = start()
     with Tracker.load("T", backend=address(server)) as tracker:
         tracker.init(FRAMES[0], BOXES[0])
@@ -187,6 +164,9 @@ def test_a_server_that_comes_back_with_another_model_is_refused(start: Any, repo
         start(server.port)
         with pytest.raises(BackendError, match="other networks"):
             tracker.update(FRAMES[2])
+    assert track.main(["nothing.mp4", "--box", "1,2,30,40", "--backend", address(server)]) == 2
+    told = capsys.readouterr().err
+    assert f"has other networks as {SEARCH}" in told and told.count("\n") == 1
 
 
 def test_requests_of_several_clients_share_runs(start: Any) -> None:

@@ -20,9 +20,8 @@ IR_VERSION = 8
 #: Smaller tensors are not stored in half: they hold constants and biases, and little room.
 _WORTH_HALF = 1024
 #: Operators of these networks, as opsets up to 17 define them, and types that TensorRT 8.5 (JetPack 5) reads as they
-#: are meant. It refuses those that it does not know, and from opset 18 on it reads some differently from what they say
-#: (reductions whose axes are an input reduce everything).
-_TENSORRT8_OPSET = 17
+#: are meant. It refuses others (LayerNormalization: opset 16 spells it out), and from opset 18 on it reads some
+#: differently from what they say (reductions whose axes are an input reduce everything).
 _TENSORRT8_OPERATORS = (
     "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
     "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
@@ -126,30 +125,19 @@ def _store_as_half(model: Any) -> None:
 
 
 def unreadable_by_tensorrt8(model: Any) -> List[str]:
-    """What TensorRT 8.5 cannot read in an ``onnx.ModelProto``, or reads wrongly: nodes and inputs, with the reason."""
+    """What TensorRT 8.5 cannot read in an ``onnx.ModelProto``, or might read wrongly: nodes and inputs."""
     import onnx
 
-    type_name = onnx.TensorProto.DataType.Name
-    newest = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    findings = [f"the model is in opset {newest}: use --opset 16"] if newest > _TENSORRT8_OPSET else []
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for value in model.graph.input:
-        dtype = type_name(value.type.tensor_type.elem_type)
-        if value.name not in constants and dtype not in _TENSORRT8_TYPES:
-            findings.append(f"{value.name} is an input of type {dtype}, not of float, half, int or bool")
+    findings = [f"opset {e.version}" for e in model.opset_import if e.version > 17]
+    types = [(value.name, value.type.tensor_type.elem_type) for value in model.graph.input]
     for node in model.graph.node:
         # The exporter leaves some nodes nameless: their first output identifies them as well.
         name = f"{node.name or f'-> {node.output[0]}'} ({node.op_type})"
-        types = [type_name(a.i) for a in node.attribute if node.op_type == "Cast" and a.name == "to"]
-        if node.domain not in ("", "ai.onnx"):
-            findings.append(f"{name} is of the domain {node.domain!r}, which it does not know")
-        elif node.op_type in ("LayerNormalization", "Gelu", "GroupNormalization"):
-            findings.append(f"{name} is an operator it does not have: use --opset 16, which spells it out")
-        elif node.op_type not in _TENSORRT8_OPERATORS.split():
-            findings.append(f"{name} is an operator of which it is not known that it is read as it is meant")
-        elif types and types[0] not in _TENSORRT8_TYPES:
-            findings.append(f"{name} casts to {types[0]}, not to float, half, int or bool")
-    return findings
+        if node.domain or node.op_type not in _TENSORRT8_OPERATORS.split():
+            findings.append(name)
+        types += [(name, a.i) for a in node.attribute if node.op_type == "Cast" and a.name == "to"]
+    named = [(name, onnx.TensorProto.DataType.Name(dtype)) for name, dtype in types]
+    return findings + [f"{name} of type {dtype}" for name, dtype in named if dtype not in _TENSORRT8_TYPES]
 
 
 class SpelledOutProducts(TorchFunctionMode):

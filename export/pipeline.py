@@ -148,8 +148,8 @@ class Export:
             findings = unreadable_by_tensorrt8(onnx.load(str(folder / name))) if options.platform == "xavier" else []
             if findings:
                 raise ExportError(
-                    f"TensorRT 8.5 (JetPack 5) cannot read {name}: {'; '.join(findings[:5])}"
-                    + (f"; and {len(findings) - 5} more" if len(findings) > 5 else "")
+                    f"TensorRT 8.5 (JetPack 5) cannot read {name}: {len(findings)} nodes or inputs, the first ones "
+                    f"{', '.join(findings[:5])}; use --opset 16"
                 )
         if options.precision == "int8":
             quantise(folder, manifest, *(self.clip or default_clip()))

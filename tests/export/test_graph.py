@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -70,24 +69,22 @@ def one_node(
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "finding"),
     [
-        (one_node("LayerNormalization", ("x", "s"), 17), "culprit (LayerNormalization) is .*use --opset 16"),
-        (one_node("Gelu", opset=17), "culprit (Gelu) is .*use --opset 16"),
-        (one_node("Einsum", ("x", "z"), equation="...ij,...jk->...ik"), "culprit (Einsum) .*not known"),
-        (one_node("Cast", to=TensorProto.DOUBLE), "culprit (Cast) casts to DOUBLE"),
-        (one_node("FusedThing", domain="com.example"), "domain 'com.example'"),
-        (one_node("Relu", opset=18), "the model is in opset 18"),
-        (one_node("Relu", dtype=TensorProto.UINT8), "x is an input of type UINT8"),
+        (one_node("LayerNormalization", ("x", "s"), 17), "culprit (LayerNormalization)"),
+        (one_node("Einsum", ("x", "z"), equation="...ij,...jk->...ik"), "culprit (Einsum)"),
+        (one_node("Cast", to=TensorProto.DOUBLE), "culprit (Cast) of type DOUBLE"),
+        (one_node("Relu", domain="com.example"), "culprit (Relu)"),
+        (one_node("Relu", opset=18), "opset 18"),
+        (one_node("Relu", dtype=TensorProto.UINT8), "x of type UINT8"),
     ],
 )
-def test_what_tensorrt8_cannot_read_is_named(model: onnx.ModelProto, words: str) -> None:
-    (finding,) = unreadable_by_tensorrt8(model)
-    assert re.search(words.replace("(", r"\(").replace(")", r"\)"), finding)
+def test_what_tensorrt8_cannot_read_is_named(model: onnx.ModelProto, finding: str) -> None:
+    assert unreadable_by_tensorrt8(model) == [finding]
 
 
 def test_a_newer_opset_is_refused_for_xavier(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"cannot read template\.onnx: .*LayerNormalization.*more"):
+    with pytest.raises(ExportError, match=r"cannot read template\.onnx: .*LayerNormalization.*opset 16"):
         Export(filled_model(SMALL), ExportOptions(platform="xavier", opset=17)).write(tmp_path)
 
 

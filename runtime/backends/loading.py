@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import List, Optional, Union
 
+import asymtrack_edge
 from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
@@ -21,12 +22,9 @@ def model_folder(model: Union[str, Path]) -> Path:
     """Directory of bundled weights (``"T"``, ``"S"``), or the given one; ``ManifestError`` if there is none."""
     if isinstance(model, str) and model.upper() in VARIANTS:
         name = model.upper()
-        import asymtrack_edge.weights as weights
-
-        for base in weights.__path__:
-            folder = Path(base) / name
-            if folder.is_dir():
-                return folder
+        folder = Path(asymtrack_edge.__path__[0], "weights", name)
+        if folder.is_dir():
+            return folder
         raise ManifestError(
             f"no weights of variant {name} come with this package: export a checkpoint with "
             f"asymtrack-export --variant {name} --checkpoint FILE and give its directory instead"

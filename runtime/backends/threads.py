@@ -24,8 +24,7 @@ def cpu_quota(root: Path = Path("/")) -> float:
 
     Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.
     """
-    mounts = root / "sys/fs/cgroup"
-    quota = math.inf
+    mounts, quota = root / "sys/fs/cgroup", math.inf
     for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
         controllers, path = line.split(":", 2)[1:]
         if controllers and "cpu" not in controllers.split(","):
@@ -34,20 +33,12 @@ def cpu_quota(root: Path = Path("/")) -> float:
             # Seen from inside a container, the path may be the host's: then only the mount itself is there.
             group = mount / path.lstrip("/")
             for folder in (group, *group.parents):
-                quota = min(quota, _quota_of(folder))
-                if folder == mount:
-                    break
+                old = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+                for text in (_read(folder / "cpu.max"), old):
+                    with suppress(ValueError, ZeroDivisionError):  # "max", or no such file
+                        allowed, period = map(int, text.split())
+                        quota = min(quota, allowed / period) if allowed > 0 else quota
     return quota
-
-
-def _quota_of(group: Path) -> float:
-    old = f"{_read(group / 'cpu.cfs_quota_us')} {_read(group / 'cpu.cfs_period_us')}"
-    for text in (_read(group / "cpu.max"), old):
-        with suppress(ValueError, ZeroDivisionError):  # "max", or no such file
-            allowed, period = map(int, text.split())
-            if allowed > 0:
-                return allowed / period
-    return math.inf
 
 
 def _read(path: Path) -> str:

@@ -19,7 +19,7 @@ from asymtrack_edge.runtime.jetson import JetsonFrame, JetsonWriter
 from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.sources.reader import Captured
 from asymtrack_edge.runtime.tracker import State, Track
-from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, driver, exports, gpu, imitated  # noqa: F401
+from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, calls, exports, imitated  # noqa: F401
 
 
 class Image:
@@ -91,7 +91,6 @@ def utils(monkeypatch: pytest.MonkeyPatch) -> Utils:
     return module
 
 
-@pytest.mark.parametrize("imitated", ["tensorrt fp32 3"], indirect=True)
 def test_a_file_is_tracked_without_a_copy_to_the_host(
     imitated: Imitated,  # noqa: F811
     utils: Utils,

@@ -110,10 +110,12 @@ def build_engines(
             model, half = folder / f"{network}.onnx", manifest.precision != "fp32"
             engine = build_engine(tensorrt, model, half, batch, options, capability, report)
         # The directory may be in use, and a build be interrupted: a manifest names only what is there.
-        files, engines = ({k: v for k, v in of.items() if k != name} for of in (manifest.files, manifest.engines))
+        files, engines = dict(manifest.files), dict(manifest.engines)
+        files.pop(name, None)
+        engines.pop(name, None)
         replace(manifest, files=files, engines=engines).save(folder)
         write_bytes(folder / name, engine)
-        files, engines = {**files, name: file_entry(folder / name)}, {**engines, name: key}
+        files[name], engines[name] = file_entry(folder / name), key
         manifest = replace(manifest, files=files, engines=engines)
         manifest.save(folder)
         report(

@@ -1,8 +1,9 @@
 """PyTorch's files, read without running anything in them.
 
-Their pickles are read by an unpickler that imports nothing and calls nothing but what describes a tensor, so files
-with classes that are not installed load as well. Tensors are descriptions until they are asked for; what one claims
-is compared with what the file holds before memory is taken for it.
+``torch.load`` cannot do this: with ``weights_only`` it refuses the classes in the authors' files, a pickle module of
+ours it refuses where ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set, and before PyTorch 2.10 it reads beyond a record that is
+shorter than the file claims. So an unpickler that knows no name but what describes a tensor makes descriptions of
+tensors, and what one claims is compared with what the file holds.
 """
 
 from __future__ import annotations
@@ -13,159 +14,104 @@ import os
 import pickle
 import struct
 import zipfile
-from types import FunctionType
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ClassVar, Dict, List, NamedTuple, Tuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ClassVar, Dict, NamedTuple, Tuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Bounds what a hostile pickle costs to some seconds and some hundred MB. Weights and AdamW's moments of variant T,
-#: the bulk of a published checkpoint, are described in 0.2 MB.
+#: Weights and AdamW's moments of variant T, the bulk of a published checkpoint, are described in 0.2 MB.
 MAX_PICKLE = 8 << 20
-#: No size, stride or offset of a tensor reaches this.
-_LIMIT = 1 << 48
-#: Of the number that begins the format before PyTorch 1.6.
-LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
-#: Data types by the name of a storage's class.
-_STORAGES = (
-    "Double:float64 Float:float32 Half:float16 BFloat16:bfloat16 Long:int64 Int:int32 Short:int16 Char:int8 Byte:uint8 "
-    "Bool:bool"
-)
-_DTYPES = {f"torch.{name}Storage": dtype for name, dtype in (pair.split(":") for pair in _STORAGES.split())}
-#: What pickles of protocol 2 and later are made of, without extensions, buffers and numbers in decimal.
-_OPCODES = (
-    "PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-    "EMPTY_LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
-)
+#: Data types by the beginning of the name of a storage's class.
+_DTYPES = {
+    **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"},
+    **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"},
+}
 
 
 class MalformedError(ValueError):
     """A file whose contents cannot be what they claim to be; the message completes "FILE ..."."""
 
 
-class Foreign:
-    """Stands for a class, a function, or an object made by one that is not admitted.
+class Foreign(Dict[Any, Any]):
+    """Stands for every class and function that is not known: of an object, only items as of a dictionary stay."""
 
-    Attributes:
-        name: ``module.qualname`` of the class or function.
-        items: what was stored into the object as into a dictionary (string keys only).
-    """
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
-    __slots__ = ("items", "name")
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.items: Dict[str, Any] = {}
+    def __call__(self, *_: Any, **__: Any) -> Foreign:
+        """As of a function that another function made."""
+        return self
 
-    def extend(self, items: List[Any]) -> None:
+    def extend(self, items: Any) -> None:
         """Takes the items of a foreign list and forgets them."""
 
     append = extend
 
 
-class _Storage(NamedTuple):
+class StoredTensor(NamedTuple):
+    """A tensor as a file describes it: a view of the storage ``key`` of ``numel`` numbers."""
+
     dtype: str
     key: str
     numel: int
+    offset: int = 0
+    shape: Tuple[int, ...] = ()
+    stride: Tuple[int, ...] = ()
 
 
-class StoredTensor(NamedTuple):
-    """A tensor as a file describes it: a view of one of its storages."""
-
-    storage: _Storage
-    offset: int
-    shape: Tuple[int, ...]
-    stride: Tuple[int, ...]
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Any:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
     """``torch._utils._rebuild_tensor_v2``, if every element lies inside the storage and none repeats."""
-    if type(storage) is not _Storage:
-        return Foreign("tensor")
-    good = type(shape) is type(stride) is tuple and len(shape) == len(stride) <= 16
-    if not good or not all(type(n) is int and 0 <= n < _LIMIT for n in (offset, *shape, *stride)):
+    if not isinstance(storage, StoredTensor):
+        return Foreign()
+    if not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
         raise MalformedError("is damaged: a tensor is no view of its storage")
     numel, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if numel > storage.numel or (numel and last >= storage.numel):
         raise MalformedError("is damaged: a tensor reaches outside its storage")
-    return StoredTensor(storage, offset, shape, stride)
+    return storage._replace(offset=offset, shape=tuple(shape), stride=tuple(stride))
 
 
-#: All that a pickle can call.
-_KNOWN: Dict[str, Callable[..., Any]] = {
-    **{f"collections.{name}": lambda *_: {} for name in ("OrderedDict", "defaultdict", "Counter")},
-    **{f"torch._utils._rebuild_{name}": _tensor for name in ("tensor", "tensor_v2")},
-    **{f"torch._utils._rebuild_{name}": lambda data, *_: data for name in ("parameter", "parameter_with_state")},
+#: What the names in a pickle mean; Python 2 gives a dictionary its items as an argument.
+_KNOWN: Dict[Tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    **{("torch", f"{name}Storage"): dtype for name, dtype in _DTYPES.items()},
+    **{("torch._utils", f"_rebuild_{name}"): _tensor for name in ("tensor", "tensor_v2")},
+    **{("torch._utils", f"_rebuild_{name}"): lambda data, *_: data for name in ("parameter", "parameter_with_state")},
 }
 _Python: Any = vars(pickle)["_Unpickler"]
 
 
 class Unpickler(_Python):  # type: ignore[misc]
-    """Python's unpickler in Python (large memo indices take no memory there) with nothing to call.
-
-    Nothing is hashed but strings, and nothing of unbounded size is copied: what is shared in a pickle can be
-    exponentially larger than it, and what is used again and again costs its size each time. Dictionaries keep string
-    keys only, sets become None.
-    """
+    """Python's unpickler in Python (in C, a large memo index takes as much memory) that imports nothing."""
 
     dispatch: ClassVar[Dict[int, Any]] = {
-        opcode: _Python.dispatch[opcode] for opcode in (getattr(pickle, name)[0] for name in _OPCODES.split())
+        **_Python.dispatch,
+        pickle.BUILD[0]: lambda self: self.stack.pop(),  # attributes, which nothing needs
+        pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # its own makes an array of the length that is claimed
     }
 
     def __init__(self, content: BinaryIO) -> None:
-        super().__init__(content)
+        super().__init__(content, encoding="utf-8", errors="replace")
         self.dtypes: Dict[str, str] = {}  #: of each storage that the pickle refers to
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks nothing up."""
-        full = f"{module[:100]}.{name[:100]}"
-        return _KNOWN.get(full) or Foreign(full)
+        return _KNOWN.get((module, name), Foreign)
 
-    def _call(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        self.append(function(*arguments[:4]) if type(function) is FunctionType else Foreign(function.name))
+    def get_extension(self, code: int) -> None:
+        """Refuses what ``copyreg`` may have registered."""
+        raise pickle.UnpicklingError(f"extension {code}")
 
-    def _call_with_keywords(self) -> None:
-        self.stack.pop()
-        self._call()
-
-    def _storage(self) -> None:
-        """``("storage", type, key, device, numel, view)``, as PyTorch refers to a storage, or a ``Foreign``."""
-        reference, storage = self.stack.pop(), None
-        if type(reference) is tuple and len(reference) >= 5 and reference[0] == "storage":
-            kind, key, _, numel, *view = reference[1:6]
-            dtype = _DTYPES.get(kind.name)
-            if dtype and type(key) is str and type(numel) is int and 0 <= numel < _LIMIT:
-                self.dtypes[key] = dtype
-                storage = None if any(view) else _Storage(dtype, key, numel)
-        self.append(storage or Foreign("persistent reference"))
-
-    def _store(self, items: List[Any]) -> None:
-        target = self.stack[-1]
-        target = target.items if type(target) is Foreign else target
-        target.update((key, value) for key, value in zip(items[::2], items[1::2]) if type(key) is str)
-
-    def _set_item(self) -> None:
-        items = self.stack[-2:]
-        del self.stack[-2:]
-        self._store(items)
-
-    def _frozen_set(self) -> None:
-        self.pop_mark()
-        self.append(None)
-
-    dispatch[pickle.BINPERSID[0]] = _storage
-    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _call
-    dispatch[pickle.NEWOBJ_EX[0]] = _call_with_keywords
-    dispatch[pickle.SETITEM[0]] = _set_item
-    dispatch[pickle.SETITEMS[0]] = lambda self: self._store(self.pop_mark())
-    dispatch[pickle.EMPTY_SET[0]] = lambda self: self.append(None)
-    dispatch[pickle.ADDITEMS[0]] = lambda self: self.pop_mark()
-    dispatch[pickle.FROZENSET[0]] = _frozen_set
-    dispatch[pickle.BUILD[0]] = lambda self: self.stack.pop()  # an object's attributes: nothing needs them
-    dispatch[pickle.BYTEARRAY8[0]] = _Python.load_binbytes8  # its own makes an array of the length that is claimed
-    dispatch[pickle.FRAME[0]] = lambda self: self.read(8)
+    def persistent_load(self, reference: Any) -> Any:
+        """Takes ``("storage", type, key, device, numel, view)``, or ``("module", class, source)`` of a network."""
+        _, dtype, key, *more = reference
+        if dtype not in _DTYPES.values() or any(more[2:]) or type(key) is not str or type(more[1]) is not int:
+            return Foreign
+        self.dtypes[key] = dtype
+        return StoredTensor(dtype, key, more[1])
 
 
 def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
@@ -184,30 +130,25 @@ def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
     zipped = file.read(2) == b"PK"
     file.seek(0)
     tree, content = _open_zip(file) if zipped else _open_legacy(file)
-    storages: Dict[str, Tensor] = {}
+    content = lru_cache(maxsize=None)(content)  # tensors may share a storage
 
     def read(tensor: StoredTensor) -> Tensor:
-        storage, offset, shape, stride = tensor
-        key, dtype = storage.key, getattr(torch, storage.dtype)
-        if key not in storages:
-            data = bytearray(content(key))
-            storages[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-        size = storage.numel * dtype.itemsize
-        if len(storages[key]) < size:
-            raise MalformedError(f"is truncated or damaged: its storage {key[:80]!a} is missing or too short")
-        return storages[key][:size].view(dtype).as_strided(shape, stride, offset)
+        data, dtype = content(tensor.key), getattr(torch, tensor.dtype)
+        if not 0 <= tensor.numel * dtype.itemsize <= len(data):
+            raise MalformedError(f"is truncated or damaged: its storage {tensor.key[:80]!a} is missing or too short")
+        flat = torch.frombuffer(data, dtype=dtype, count=tensor.numel) if tensor.numel else torch.empty(0, dtype=dtype)
+        return flat.as_strided(tensor.shape, tensor.stride, tensor.offset)
 
     return tree, read
 
 
-def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
+def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytearray]]:
     archive = zipfile.ZipFile(file)
     records = {info.filename: info for info in archive.infolist()}
     # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
-    if sum(info.file_size for info in records.values()) > file.seek(0, os.SEEK_END):
-        raise MalformedError("is damaged: its records claim to be larger than the file")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
-        raise MalformedError("is a compressed zip archive, which PyTorch does not write: save it again")
+    size = sum(info.file_size for info in records.values())
+    if size > file.seek(0, os.SEEK_END) or any(info.compress_type for info in records.values()):
+        raise MalformedError("is a compressed or damaged zip archive: save it again with torch.save")
     root = next((name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")), None)
     if root is None:
         raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
@@ -218,10 +159,10 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
     for info in records.values():
         info.CRC = info.CRC or None  # type: ignore[assignment]  # PyTorch can be told to write none
     tree = Unpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
-    return tree, lambda key: archive.read(name) if (name := f"{root}data/{key}") in records else b""
+    return tree, lambda key: bytearray(archive.read(name) if (name := f"{root}data/{key}") in records else b"")
 
 
-def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
+def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytearray]]:
     import torch
 
     head = io.BytesIO(file.read(MAX_PICKLE))
@@ -229,19 +170,9 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytes]]:
         Unpickler(head).load()
     described = Unpickler(head)
     tree, keys = described.load(), Unpickler(head).load()
-    places: Dict[str, Tuple[int, int]] = {}
-    end = head.tell()
+    file.seek(head.tell())
+    storages = {}
     for key in keys:
-        if type(key) is not str or key not in described.dtypes:
-            raise MalformedError("is damaged: it names a storage that it does not describe")
-        file.seek(end)
-        size = struct.unpack("<Q", file.read(8))[0] * getattr(torch, described.dtypes[key]).itemsize
-        places[key] = end + 8, size
-        end += 8 + size
-
-    def content(key: str) -> bytes:
-        place, size = places.get(key, (0, 0))
-        file.seek(place)
-        return file.read(size)
-
-    return tree, content
+        (numel,) = struct.unpack("<Q", file.read(8))
+        storages[key] = bytearray(file.read(numel * getattr(torch, described.dtypes[key]).itemsize))
+    return tree, lambda key: storages.get(key, bytearray())

@@ -11,12 +11,13 @@ import json
 import math
 import os
 import re
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple, Union
 
-from asymtrack_edge._torch_files import LEGACY, Foreign, MalformedError, open_torch
+from asymtrack_edge._torch_files import MalformedError, open_torch
 from asymtrack_edge.errors import CheckpointError, MissingDependencyError
 from asymtrack_edge.files import write_bytes
 from asymtrack_edge.variants import VARIANTS, Variant
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
 PathLike = Union[str, "os.PathLike[str]"]
 
-#: Modules of the published network that it never uses; checkpoints hold their weights all the same.
-_UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.")
+#: What nothing reads, though checkpoints hold it: modules of the published network, and counters of BatchNorm.
+_UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.|num_batches_tracked$")
 #: Where the names of this network begin; what stands before ("net.", "module.", "_orig_mod.") tells copies apart.
-_ROOT = re.compile(r"(?:^|\.)((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\..*)$", re.DOTALL)
-_COUNTER = "num_batches_tracked"
+_ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\..*)$", re.DOTALL)
+#: Of the number that begins PyTorch's format before 1.6.
+_LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 #: A part of a name that says that weights are averaged over training steps.
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|averaged?|teacher|shadow)(?:[._]|$)")
-#: Dictionaries lie in each other at most so deep, under names at most so long.
-_DEPTH, _NAME = 4, 100
+_AVERAGED = re.compile(r"(?:^|[./_])(?:ema|averaged?|teacher|shadow)(?:[./_]|$)")
+#: Dictionaries lie in each other at most so deep.
+_DEPTH = 4
 
 #: What people hand over by accident: how it begins, what it is and what to do.
 _OTHERS = (
@@ -57,7 +59,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         taken: which weights these are, where they lie: ``"raw (net)"``, ``"averaged (model_ema)"``.
-        choice: one line for the user where the file holds averaged weights; else empty.
+        choice: one line for the user where the file holds averaged weights, too; else empty.
         metadata: what a safetensors file says about itself (see ``save_weights``).
         variants: names of the published variants that it can be: what the metadata says, else what the number of
             encoder blocks tells. The tensors of S and B are the same.
@@ -77,11 +79,11 @@ class Checkpoint:
 
         Returns:
             Contiguous float32 tensors on the CPU with exactly the keys and shapes of
-            ``AsymTrack(variant).state_dict()`` (and its int64 counters of BatchNorm).
+            ``AsymTrack(variant).state_dict()`` (and its int64 counters of BatchNorm, zero).
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape, is not of a floating-point type,
-                or holds NaN or infinity; or the file has tensors that the variant has no place for.
+            CheckpointError: a tensor is missing, has another shape, or holds NaN or infinity; or the file has
+                tensors that the variant has no place for.
         """
         import torch
 
@@ -94,30 +96,20 @@ class Checkpoint:
             )
         with torch.device("meta"):
             expected = AsymTrack(variant).state_dict()
-        need, have = ({name: _by(t.shape) for name, t in tensors.items()} for tensors in (expected, self.stored))
-        # Checkpoints of other programs may leave the counters out; nothing at inference reads them.
-        have.update((name, need[name]) for name in need if name.endswith(_COUNTER))
+        need = {name: _by(tensor.shape) for name, tensor in expected.items() if not _UNUSED.search(name)}
+        have = {name: _by(tensor.shape) for name, tensor in self.stored.items()}
         wrong = [name for name in {**need, **have} if need.get(name) != have.get(name)]
         if wrong:
-            if not self.variants:
-                hint = "its tensors fit no published variant"
-            elif variant.name in self.variants:
-                hint = "the file is incomplete or of a modified model"
-            else:
+            hint = "the file is incomplete or of a modified model"
+            if self.variants and variant.name not in self.variants:
                 hint = f"it looks like variant {' or '.join(self.variants)}, so choose that"
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
             found, needed = have.get(wrong[0], "missing"), need.get(wrong[0], "none")
             what = f"tensor {_clip(wrong[0])}{more} is {found}, but variant {variant.name} needs {needed}"
             raise CheckpointError(f"{self.path}: {what}: {hint}")
-        weights = {}
-        for name in expected:
-            if name.endswith(_COUNTER):
-                weights[name] = self.stored.get(name, torch.zeros(())).to(torch.int64, copy=True)
-                continue
-            tensor = self.stored[name]
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"{self.path}: tensor {name!r} is {tensor.dtype}, not floating point")
-            weights[name] = tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        weights = {name: torch.zeros((), dtype=torch.int64) for name in expected}  # BatchNorm's counters stay zero
+        for name in need:
+            weights[name] = self.stored[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[name]).all():
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} holds NaN or infinity: the training run has diverged; "
@@ -152,15 +144,23 @@ def open_checkpoint(path: PathLike, weights: Optional[str] = None) -> Checkpoint
         MissingDependencyError: safetensors (for such a file) or torch is absent.
     """
     path = Path(path)
-    with _described(path):
-        if path.is_dir():
-            raise MalformedError("is a folder: give the checkpoint file inside it")
-        if not path.is_file():
-            raise MalformedError("is not a regular file" if path.exists() else "does not exist: check the path")
+    try:
+        if not path.is_file():  # opening a FIFO would wait
+            what = "is a folder: give the checkpoint file inside it" if path.is_dir() else "is not a regular file"
+            raise MalformedError(what if path.exists() else "does not exist: check the path")
         with open(path, "rb") as file:
             tree, metadata, read = _open(file)
-            taken, choice, tensors = _choose(_copies(tree), weights)
+            taken, choice, tensors = _choose(tree, weights)
             stored = {name: read(tensor) for name, tensor in tensors.items() if not _UNUSED.search(name)}
+    except MissingDependencyError:
+        raise
+    except MalformedError as error:
+        raise CheckpointError(" ".join(f"{path} {error}".split())) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # streams that make no sense: pickle, zipfile and torch raise many kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
     blocks = [re.match(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$", name) for name in stored]
     depths = tuple(sum(match is not None and match[1] == stage for match in blocks) for stage in "012")
     stated = metadata.get("variant", "")
@@ -182,91 +182,53 @@ def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]
         except library.SafetensorError as error:
             raise MalformedError(f"is a truncated or damaged safetensors file ({error}): download it again") from None
         return tensors, opened.metadata() or {}, lambda tensor: tensor
-    if head[:2] == b"PK" or LEGACY in head[:32]:
+    if head[:2] == b"PK" or _LEGACY in head[:32]:
         tree, read = open_torch(file)
         return tree, {}, read
     raise MalformedError(next(what for pattern, what in _OTHERS if re.match(pattern, head, re.DOTALL)))
 
 
-def _copies(tree: Any) -> Dict[str, Dict[str, Any]]:
-    """The copies of this network's weights in a file, by what stands before their names."""
-    copies: Dict[str, Dict[str, Any]] = {}
-    others: List[str] = []
-    todo, seen = [("", tree, 0)], set()
-    for place, node, depth in todo:
-        # An instance of a foreign subclass of dict keeps its items.
-        items = node.items if isinstance(node, Foreign) else node
-        if not isinstance(items, dict) or id(items) in seen or depth > _DEPTH:
-            continue
-        seen.add(id(items))
-        here: Dict[str, Dict[str, Any]] = {}
-        strays = []
-        for name, value in items.items():
-            match = _ROOT.search(name)
-            if not hasattr(value, "shape"):
-                if isinstance(value, (dict, Foreign)) and len(name) <= _NAME:
-                    todo.append((f"{place}{name}.", value, depth + 1))
-            elif match:
-                here.setdefault(name[: match.start(1)], {})[match[1]] = value
-            elif math.prod(value.shape) > 1:  # counters and decays of averaging are no weights
-                strays.append(name)
-        fullest = sorted(here, key=lambda prefix: -len(here[prefix]))[:4]
-        for name in strays:
-            owner = max((prefix for prefix in fullest if name.startswith(prefix)), key=len, default=None)
-            if owner is not None:
-                here[owner][name[len(owner) :]] = items[name]
-        copies.update((place + prefix, here[prefix]) for prefix in fullest)
-        others += strays
-    if copies:
-        return copies
-    if others:
-        names = ", ".join(map(_clip, others[:3]))
-        raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
-    content = list(tree.items())[:5] if isinstance(tree, dict) else [("an object", tree)]
-    names = ", ".join(f"{_clip(n)} ({_clip(v.name)})" if isinstance(v, Foreign) else _clip(n) for n, v in content)
-    raise MalformedError(f"holds no state_dict, only {names or 'an empty dictionary'}: save model.state_dict()")
+def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iterator[Tuple[str, Any]]:
+    """Names and tensors in dictionaries that lie in each other: ``ema/module/bottleneck.weight``."""
+    if isinstance(node, dict) and id(node) not in seen and depth <= _DEPTH:
+        seen.add(id(node))
+        for name, value in node.items():
+            if hasattr(value, "shape"):
+                yield f"{place}{name}", value
+            else:
+                yield from _tensors(value, seen, f"{place}{name}/", depth + 1)
 
 
-def _choose(copies: Dict[str, Dict[str, Any]], weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]]:
-    """What the copy to take is, a line on it if there are averaged weights, and its tensors."""
-    fullest = max(map(len, copies.values()))
-    found: Dict[str, Tuple[str, Dict[str, Any]]] = {}
-    for prefix, tensors in sorted(copies.items(), key=lambda copy: (-len(copy[1]), len(copy[0]))):
-        if 2 * len(tensors) >= fullest:
-            kind = "ema" if _AVERAGED.search(prefix) else "raw"
-            where = f" ({_clip(prefix.rstrip('.'))[1:-1]})" if prefix else ""
-            found.setdefault(kind, ({"ema": "averaged", "raw": "raw"}[kind] + where, tensors))
-    taken = weights or min(found)
-    if taken not in found:
-        only = found[min(found)][0]
+def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]]:
+    """What the copy of the weights to take is, a line on the other kind if there is one, and the copy's tensors."""
+    # Counters and decays of averaging are no weights.
+    tensors = {name: t for name, t in _tensors(tree, set()) if _ROOT.search(name) or math.prod(t.shape) > 1}
+    prefixes = {name: name[: match.start(1)] for name in tensors for match in [_ROOT.search(name)] if match}
+    if not prefixes:
+        names = ", ".join(_clip(name) for name in islice(tensors or (tree if isinstance(tree, dict) else ()), 5))
+        what = f"no state_dict, only {names or 'an object'}: save model.state_dict()"
+        raise MalformedError(
+            f"holds {f'the weights of some other network (tensors {names}, ...)' if tensors else what}"
+        )
+    sizes, places = Counter(prefixes.values()), {}
+    for prefix in sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix))):
+        if 2 * sizes[prefix] >= max(sizes.values()):
+            places["ema" if _AVERAGED.search(prefix) else "raw"] = prefix
+    labels = {}
+    for kind, prefix in places.items():
+        where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
+        labels[kind] = ("averaged" if kind == "ema" else "raw") + where
+    taken = weights or min(labels)
+    if taken not in labels:
+        (only,) = labels.values()
         raise MalformedError(f"holds no {weights} weights, only {only}: leave out --weights {weights}")
-    label, tensors = found.pop(taken)
-    choice = f"holds {label} weights" if taken == "ema" else ""
-    for flag, (other, _) in found.items():
+    label, choice, place = labels.pop(taken), "", places[taken]
+    for flag, other in labels.items():
         choice = f"holds two sets of weights: takes the {label}; --weights {flag} takes the {other}"
-    return label, choice, tensors
-
-
-@contextmanager
-def _described(path: Path) -> Iterator[None]:
-    """Turns what parsers raise on damaged files into a ``CheckpointError`` of one line naming the file."""
-    try:
-        yield
-    except MissingDependencyError:
-        raise
-    except MalformedError as error:
-        raise CheckpointError(" ".join(f"{path} {error}".split())) from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # streams that make no sense: pickle, zipfile and torch raise many kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
-
-
-def load_weights(path: PathLike, variant: Optional[Variant] = None, weights: Optional[str] = None) -> Dict[str, Tensor]:
-    """See ``open_checkpoint`` and ``Checkpoint.tensors``; without a variant, of the one that the file looks like."""
-    checkpoint = open_checkpoint(path, weights)
-    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
+    # What lies beside the copy is taken for a part of it, and will not fit.
+    beside = (name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place)
+    found = {name[len(place) :]: tensors[name] for name in beside}
+    return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 
 def load_model(path: Optional[PathLike], variant: Variant) -> AsymTrack:
@@ -331,5 +293,6 @@ def _by(shape: Tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "a scalar"
 
 
-def _clip(name: str) -> str:
-    return ascii(name if len(name) <= 80 else name[:77] + "...")
+def _clip(name: Any) -> str:
+    text = ascii(name)
+    return text if len(text) <= 80 else text[:77] + "..."

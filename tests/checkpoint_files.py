@@ -1,24 +1,21 @@
-"""What the tests of checkpoints share: weights, ways to write files, and to see them refused."""
+"""What the tests of checkpoints share: weights, calls in pickles, and to see files refused."""
 
 from __future__ import annotations
 
-import os
-import zipfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Dict, Optional
 
 import pytest
 from torch import Tensor
 
-from asymtrack_edge.checkpoints import load_weights
+from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import fill_all
 
-T = VARIANTS["T"]
 #: The smallest network that this architecture allows: a file of 4 MB.
-TINY = T.with_(widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
+TINY = VARIANTS["T"].with_(widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
 
 
 def weights_of(variant: Variant) -> Dict[str, Tensor]:
@@ -28,7 +25,7 @@ def weights_of(variant: Variant) -> Dict[str, Tensor]:
 def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) -> str:
     """The one line with which a file is refused."""
     with pytest.raises(CheckpointError) as caught:
-        load_weights(path, variant, weights)
+        open_checkpoint(path, weights).tensors(variant)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     return message
@@ -45,21 +42,3 @@ class Calls:
 
     def __call__(self) -> None:
         """Lets pickle accept it as a function in turn."""
-
-
-def touch(path: Path) -> str:
-    return f"open({str(path)!r}, 'w').close()"
-
-
-def bad(path: Path) -> Calls:
-    return Calls(os.system, f"touch {path}")
-
-
-def rezip(path: Path, change: Callable[[Dict[str, bytes]], Any], method: int = zipfile.ZIP_STORED) -> None:
-    """Rewrites a checkpoint with changed records."""
-    with zipfile.ZipFile(path) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    change(records)
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, data in records.items():
-            archive.writestr(name, data)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_checkpoint
+from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.network import AsymTrack
@@ -128,9 +128,10 @@ def load_initial(model: AsymTrack, path: Path) -> None:
     other. An encoder block that the file does not have keeps its random weights and starts with ``gamma_1 = 0``: it
     passes its input on, so that the grown network answers at first exactly as the smaller one.
     """
-    variants = open_checkpoint(path).variants
+    checkpoint = open_checkpoint(path)
+    variants = checkpoint.variants
     if not variants or model.variant.name in variants:
-        model.load_state_dict(load_weights(path, model.variant))
+        model.load_state_dict(checkpoint.tensors(model.variant))
         return
     source = get_variant(variants[0])
     missing = [room - have for have, room in zip(source.depths, model.variant.depths)]
@@ -149,7 +150,7 @@ def load_initial(model: AsymTrack, path: Path) -> None:
         stage, block = int(match[1]), int(match[2])
         return f"layers.{stage}.blocks.{block + missing[stage] * (block >= source.depths[stage])}."
 
-    for name, value in load_weights(path, source).items():
+    for name, value in checkpoint.tensors(source).items():
         weights[re.sub(r"layers\.(\d)\.blocks\.(\d+)\.", moved, name)] = value
     model.load_state_dict(weights)
 

@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 import pytest
 import torch
 
-from asymtrack_edge.checkpoints import load_weights
+from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
@@ -95,7 +95,7 @@ def test_resuming_is_bit_exact(collection: Path, tmp_path: Path) -> None:
         for moment in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(whole.optimiser.state[a][moment], parts.optimiser.state[b][moment])
     # Deployed are the averaged weights, in half precision.
-    weights = load_weights(tmp_path / "parts" / "weights.safetensors", MINI)
+    weights = open_checkpoint(tmp_path / "parts" / "weights.safetensors").tensors(MINI)
     assert all(torch.equal(weights[name], value.half().float()) for name, value in parts.ema.items() if value.ndim)
     row = read_log(tmp_path / "parts")[-1]
     assert row["step"] == 6 and {"loss", "iou", "giou", "l1", "lr", "pairs_per_s"} <= set(row)

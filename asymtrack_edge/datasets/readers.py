@@ -1,7 +1,7 @@
 """Readers of the data sets in the folder layouts their authors publish.
 
-A reader takes the root folder and returns, by name and in the published order, what reads each sequence: opening
-takes seconds even with TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
+A reader takes the root folder and returns, by name and in the published order, what reads the sequence of that name:
+opening takes seconds even with TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -25,14 +26,15 @@ SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
 KEPT_ANNOTATIONS = 50_000
 
-Loaders = Mapping[str, Callable[[], Sequence]]
+Loaders = Dict[str, Callable[[str], Sequence]]
 
 
-def _require(found: object, root: Path, looked_for: str) -> None:
+def _found(loaders: Loaders, root: Path, looked_for: str) -> Loaders:
     if not root.is_dir():
         raise DatasetError(f"there is no folder {printable(root)}: give the folder of the data set")
-    if not found:
+    if not loaders:
         raise DatasetError(f"{printable(root)} is not laid out as published: looked for {looked_for}")
+    return loaders
 
 
 def _within(root: Path, name: str) -> Path:
@@ -40,15 +42,11 @@ def _within(root: Path, name: str) -> Path:
     return root / name if name and (root / name).is_dir() else root
 
 
-def _subfolders(root: Path) -> List[Path]:
-    found = (p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else ()
-    return sorted(found, key=lambda path: path.name)
-
-
-def _texts(folder: Path) -> List[Path]:
-    """Text files in the order of their names."""
-    found = list_files(folder, (".txt",)) if folder.is_dir() else []
-    return sorted(found, key=lambda path: path.name)
+def _find(root: Path, *patterns: str) -> List[Path]:
+    """Files by folder and name; none that is hidden: other systems add ``._1.txt`` to ``1.txt``."""
+    found = (path for pattern in patterns for path in root.glob(pattern))
+    visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    return sorted(visible, key=lambda path: (path.parent.name, path.name))
 
 
 def _published(name: str, frames: Frames, truth: np.ndarray, **more: Any) -> Sequence:
@@ -66,19 +64,17 @@ def _read_otb(root: Path) -> Loaders:
     ``<seq>.2`` (Jogging, Skating2); an empty file is skipped (Human4's first). Images that the annotation
     does not cover and the first five frames of Tiger1 are left out as in the toolkit.
     """
-    loaders: Dict[str, Callable[[], Sequence]] = {}
-    for folder in _subfolders(root):
-        files = [path for path in _texts(folder) if path.name.startswith("groundtruth_rect")]
+    loaders: Loaders = {}
+    for folder, found in groupby(_find(root, "*/groundtruth_rect*.txt"), lambda path: path.parent.name):
+        files = list(found)
         if len(files) > 1:
             files = [path for path in files if path.read_bytes().strip()]
         for number, path in enumerate(files, start=1):
-            name = folder.name if len(files) == 1 else f"{folder.name}.{number}"
-            loaders[name] = partial(_otb_sequence, name, path)
-    _require(loaders, root, "<sequence>/groundtruth_rect.txt beside <sequence>/img/*.jpg")
-    return loaders
+            loaders[folder if len(files) == 1 else f"{folder}.{number}"] = partial(_otb_sequence, path)
+    return _found(loaders, root, "<sequence>/groundtruth_rect.txt beside <sequence>/img/*.jpg")
 
 
-def _otb_sequence(name: str, path: Path) -> Sequence:
+def _otb_sequence(path: Path, name: str) -> Sequence:
     folder, truth, frames = path.parent, read_boxes(path), Frames(path.parent / "img")
     first, last = splits.OTB_RANGES.get(folder.name, (1, len(frames)))
     if len(frames) > len(truth):
@@ -99,15 +95,13 @@ def _read_lasot(split: str, root: Path) -> Loaders:
     listed = root / f"{split}ing_set.txt"
     wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
     outsiders = split == "train" and not listed.is_file()
-    outer = _subfolders(root)
-    folders = outer + [folder for category in outer for folder in _subfolders(category)]
+    folders = [path.parent for path in _find(root, "*/groundtruth.txt", "*/*/groundtruth.txt")]
     folders = [f for f in folders if split == "all" or (f.name in wanted) is not outsiders]
-    folders = [folder for folder in folders if (folder / "groundtruth.txt").is_file()]
-    _require(folders, root, f"sequences ({split}) as <category>/<category>-<number>/groundtruth.txt")
-    return {f.name: partial(_lasot_sequence, f) for f in sorted(folders, key=lambda path: path.name)}
+    loaders: Loaders = {folder.name: partial(_lasot_sequence, folder) for folder in folders}
+    return _found(loaders, root, f"sequences ({split}) as <category>/<category>-<number>/groundtruth.txt")
 
 
-def _lasot_sequence(folder: Path) -> Sequence:
+def _lasot_sequence(folder: Path, name: str) -> Sequence:
     truth, frames, note = read_boxes(folder / "groundtruth.txt"), Frames(folder / "img"), ""
     if len(frames) > len(truth):
         # As the toolkit does: airplane-15 is published with an image too many.
@@ -119,40 +113,38 @@ def _lasot_sequence(folder: Path) -> Sequence:
         if len(values) < len(truth) or (len(values) > len(truth) and not note):
             raise DatasetError(f"{label} has {len(values)} labels for {len(truth)} frames")
         absent |= values[: len(truth)] > 0
-    return Sequence(folder.name, frames, truth, absent=absent, note=note)
+    return Sequence(name, frames, truth, absent=absent, note=note)
 
 
-def _got10k_sequence(folder: Path, start_only: bool = False, visible_only: bool = False) -> Sequence:
+def _got10k_sequence(folder: Path, name: str, start_only: bool = False, visible_only: bool = False) -> Sequence:
     """One folder of GOT-10k; ``start_only``: the boxes after the first are withheld.
 
     The toolkit's scores look at ``cover.label`` alone, which grades how much of the target is seen from 0 to 8;
     ``visible_only`` also leaves out what ``absence.label`` marks.
     """
-    frames = Frames(folder)
     truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
-    files = {name: folder / f"{name}.label" for name in ("cover", "absence", "cut_by_image")}
-    labels = {name: read_labels(path) for name, path in files.items() if path.is_file()}
-    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
-    if "cover" in labels and (labels["cover"] < 8).any():
-        attributes.append("occlusion")
-    marks = [labels["cover"] == 0] if "cover" in labels else []
+    labels = {path.stem: read_labels(path) for path in list_files(folder, (".label",))}
+    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    marks = []
+    if "cover" in labels:
+        attributes += ["occlusion"] * bool((labels["cover"] < 8).any())
+        marks.append(labels["cover"] == 0)
     if "absence" in labels and (visible_only or not marks):
         marks.append(labels["absence"] > 0)
     if len({len(mark) for mark in marks}) > 1:
         raise DatasetError(f"its labels differ in number: {', '.join(f'{len(v)} {k}' for k, v in labels.items())}")
     absent = np.any(marks, axis=0) if marks else None
-    return _published(folder.name, frames, truth, attributes=tuple(attributes), absent=absent)
+    return _published(name, Frames(folder), truth, attributes=tuple(attributes), absent=absent)
 
 
-def _listed_folders(root: Path, subset: str, looked_for: str) -> List[Path]:
+def _listed(root: Path, subset: str, load: Callable[..., Sequence], looked_for: str) -> Loaders:
     """The folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``."""
     base = _within(root, subset)
     if (base / "list.txt").is_file():
         folders = [base / name for name in read_lines(base / "list.txt")]
     else:
-        folders = [folder for folder in _subfolders(base) if (folder / "groundtruth.txt").is_file()]
-    _require(folders, root, looked_for)
-    return folders
+        folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
+    return _found({folder.name: partial(load, folder) for folder in folders}, root, looked_for)
 
 
 def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
@@ -161,12 +153,8 @@ def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
     The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
     """
     place = f"{subset or '.'}/<sequence>"
-    folders = _listed_folders(root, subset, f"{place}/groundtruth.txt beside {place}/*.jpg, and list.txt")
-    return {folder.name: partial(_got10k_sequence, folder, **how) for folder in folders}
-
-
-def _trackingnet_sequence(path: Path) -> Sequence:
-    return _published(path.stem, Frames(path.parent.parent / "frames" / path.stem), read_boxes(path))
+    looked_for = f"{place}/groundtruth.txt beside {place}/*.jpg, and list.txt"
+    return _listed(root, subset, partial(_got10k_sequence, **how), looked_for)
 
 
 def _read_trackingnet(chunks: str, root: Path) -> Loaders:
@@ -175,9 +163,13 @@ def _read_trackingnet(chunks: str, root: Path) -> Loaders:
     The root may also be the chunk itself.
     """
     folders = sorted(root.glob(chunks), key=lambda path: natural(path.name)) or [root]
-    files = [path for folder in folders for path in _texts(folder / "anno")]
-    _require(files, root, f"{chunks}/anno/<sequence>.txt and {chunks}/frames/<sequence>/0.jpg")
-    return {path.stem: partial(_trackingnet_sequence, path) for path in files}
+    files = [path for folder in folders for path in _find(folder, "anno/*.txt")]
+    loaders: Loaders = {path.stem: partial(_trackingnet_sequence, path) for path in files}
+    return _found(loaders, root, f"{chunks}/anno/<sequence>.txt and {chunks}/frames/<sequence>/0.jpg")
+
+
+def _trackingnet_sequence(path: Path, name: str) -> Sequence:
+    return _published(name, Frames(path.parent.parent / "frames" / name), read_boxes(path))
 
 
 def _read_nfs30(root: Path) -> Loaders:
@@ -186,26 +178,24 @@ def _read_nfs30(root: Path) -> Loaders:
     A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where the file
     still annotates the 240 fps video, every eighth row is taken; a difference of one frame at the end is cut off.
     """
-    outer = _subfolders(root)
-    folders = outer + [folder for sequence in outer for folder in _subfolders(sequence)]
-    files = sorted((path for f in folders for path in _texts(f / "30")), key=lambda path: path.name)
-    _require(files, root, "<sequence>/30/<sequence>.txt and <sequence>/30/<sequence>/00001.jpg")
-    return {path.stem: partial(_nfs_sequence, path) for path in files}
+    files = _find(root, "*/30/*.txt", "*/*/30/*.txt")
+    loaders: Loaders = {path.stem: partial(_nfs_sequence, path) for path in files}
+    return _found(loaders, root, "<sequence>/30/<sequence>.txt and <sequence>/30/<sequence>/00001.jpg")
 
 
-def _nfs_sequence(path: Path) -> Sequence:
+def _nfs_sequence(path: Path, name: str) -> Sequence:
     try:
         rows = [[float(value) for value in line.split()[1:5]] for line in read_lines(path)]
         corners = np.array(rows, np.float64).reshape(-1, 4)
     except ValueError:
         raise DatasetError(f"{printable(path)}: rows are not 'track xmin ymin xmax ymax ...'") from None
     truth = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
-    frames = Frames(path.parent / path.stem)
+    frames = Frames(path.parent / name)
     if len(frames) and abs(len(truth) / len(frames) - 8) < 1:
         truth = truth[::8]
     if abs(len(frames) - len(truth)) == 1:
         frames, truth = frames.cut(0, len(truth)), truth[: len(frames)]
-    return Sequence(path.stem, frames, truth)
+    return Sequence(name, frames, truth)
 
 
 def _read_uav123(root: Path) -> Loaders:
@@ -214,20 +204,20 @@ def _read_uav123(root: Path) -> Loaders:
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
     (``bird1_1`` to ``bird1_3`` of ``bird1``): the frame each part starts with is the toolkit's.
     """
-    files = _texts(root / "anno" / "UAV123")
-    _require(files, root, "anno/UAV123/<sequence>.txt and data_seq/UAV123/<sequence>/000001.jpg")
-    return {path.stem: partial(_uav123_sequence, root / "data_seq" / "UAV123", path) for path in files}
+    names = (path.stem for path in _find(root, "anno/UAV123/*.txt"))
+    loaders: Loaders = dict.fromkeys(names, partial(_uav123_sequence, root))
+    return _found(loaders, root, "anno/UAV123/<sequence>.txt and data_seq/UAV123/<sequence>/000001.jpg")
 
 
-def _uav123_sequence(images: Path, path: Path) -> Sequence:
-    folder, _, part = path.stem.rpartition("_")
+def _uav123_sequence(root: Path, name: str) -> Sequence:
+    folder, _, part = name.rpartition("_")
     starts = splits.UAV123_PARTS.get(folder, ())
-    truth, first = read_boxes(path), 0
+    truth, first = read_boxes(root / "anno" / "UAV123" / f"{name}.txt"), 0
     if part.isdigit() and 1 <= int(part) <= len(starts):
         first = starts[int(part) - 1] - 1
     else:
-        folder = path.stem
-    return Sequence(path.stem, Frames(images / folder).cut(first, first + len(truth)), truth)
+        folder = name
+    return Sequence(name, Frames(root / "data_seq" / "UAV123" / folder).cut(first, first + len(truth)), truth)
 
 
 def _read_vot(root: Path) -> Loaders:
@@ -236,19 +226,18 @@ def _read_vot(root: Path) -> Loaders:
     Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box around them is
     taken. The root may also be a workspace of the toolkit, with the sequences in ``sequences``.
     """
-    folders = _listed_folders(root, "sequences", "list.txt and <sequence>/groundtruth.txt")
-    return {folder.name: partial(_vot_sequence, folder) for folder in folders}
+    return _listed(root, "sequences", _vot_sequence, "list.txt and <sequence>/groundtruth.txt")
 
 
-def _vot_sequence(folder: Path) -> Sequence:
+def _vot_sequence(folder: Path, name: str) -> Sequence:
     path = folder / "groundtruth.txt"
     try:
         truth = np.array([_around(line) for line in read_lines(path)]).reshape(-1, 4)
     except ValueError:
         raise DatasetError(f"{printable(path)}: rows are not rectangles, polygons or masks") from None
     tags = {tag.stem: read_labels(tag) for tag in list_files(folder, (".tag", ".label"))}
-    attributes = tuple(name for name, values in tags.items() if values.any())
-    return Sequence(folder.name, Frames(_within(folder, "color")), truth, attributes)
+    attributes = tuple(tag for tag, values in tags.items() if values.any())
+    return Sequence(name, Frames(_within(folder, "color")), truth, attributes)
 
 
 def _around(line: str) -> List[float]:
@@ -262,37 +251,29 @@ def _around(line: str) -> List[float]:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-class _Coco(Mapping[str, Callable[[], Sequence]]):
+def _read_coco(root: Path) -> Loaders:
     """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame.
 
-    Boxes are named by their position in the annotation and kept as arrays, as there are 800,000.
+    Boxes are named by their position in the annotation and kept as an array, as there are 800,000.
     """
+    path, looked_for = root / "annotations" / "instances_train2017.json", "annotations/instances_train2017.json"
+    if not path.is_file():
+        return _found({}, root, f"{looked_for} and train2017/*.jpg")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        images = {image["id"]: image["file_name"] for image in index["images"]}
+        objects = [o for o in index["annotations"] if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10]
+        files = [images[o["image_id"]] for o in objects]
+        boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path} is not COCO's annotation: {error}") from None
 
-    def __init__(self, root: Path) -> None:
-        path = root / "annotations" / "instances_train2017.json"
-        _require(path.is_file(), root, "annotations/instances_train2017.json and train2017/*.jpg")
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-            files = {image["id"]: image["file_name"] for image in index["images"]}
-            objects = [o for o in index["annotations"] if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10]
-            self.files = [files[o["image_id"]] for o in objects]
-            self.boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
-        except OSError as error:
-            raise DatasetError(f"cannot read {path}: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} is not COCO's annotation: {error}") from None
-        _require(objects, root, "boxes of objects")
-        self.images = root / "train2017"
+    def load(name: str) -> Sequence:
+        return Sequence(name, Frames(root / "train2017", [files[int(name)]]), boxes[[int(name)]])
 
-    def __getitem__(self, name: str) -> Callable[[], Sequence]:
-        i = int(name)
-        return lambda: Sequence(name, Frames(self.images, [self.files[i]]), self.boxes[[i]])
-
-    def __iter__(self) -> Iterator[str]:
-        return map(str, range(len(self)))
-
-    def __len__(self) -> int:
-        return len(self.files)
+    return _found(dict.fromkeys(map(str, range(len(files))), load), root, f"boxes of objects in {looked_for}")
 
 
 @dataclass(frozen=True)
@@ -322,7 +303,7 @@ DATASETS: Dict[str, Kind] = {
     "nfs30": Kind("NfS (30 fps)", _read_nfs30, "nfs", size=100),
     "uav123": Kind("UAV123", _read_uav123, "uav123", _UAV, "anno/UAV123/att", 123),
     "vot": Kind("VOT", _read_vot, "folder"),
-    "coco-train": Kind("COCO2017 train", _Coco, ""),
+    "coco-train": Kind("COCO2017 train", _read_coco, ""),
 }
 
 
@@ -364,7 +345,7 @@ class Dataset:
     def sequence(self, name: str) -> Sequence:
         """Reads one sequence; DatasetError, which names it, where it is missing or damaged."""
         try:
-            sequence = self._loaders[name]()
+            sequence = self._loaders[name](name)
             path, columns = self._attributes / f"{name}.txt", self.kind.attributes
             if not columns or not path.is_file():
                 return sequence

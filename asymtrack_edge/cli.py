@@ -76,24 +76,26 @@ def add_backend(parser: Any, several: bool = False) -> None:
     """
 
     def add(option: str, one: Callable[[str], Any], metavar: str, text: str, default: Any = None) -> None:
-        def parse(value: str) -> Any:
+        def convert(value: str) -> Any:
             return tuple(map(one, value.split(","))) if several else one(value)
 
         more = ",..." if several else ""
-        parser.add_argument(option, type=parse, default=default, metavar=metavar + more, help=text)
+        parser.add_argument(option, type=convert, default=default, metavar=metavar + more, help=text)
 
-    backends = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT (default: auto)"
-    add("--backend", _backend, "NAME", backends, ("auto",) if several else "auto")
-    add("--precision", _choice("precision", PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (default: the model's)")
+    names = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT"
+    backend = _word("|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
+    add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
+    precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
+    add("--precision", precision, "NAME", f"{', '.join(PRECISIONS)} (default: the model's)")
     add_device(parser)
     add("--threads", positive, "N", "CPU threads (default: all that this process may use)")
 
 
 def add_device(parser: Any) -> None:
     """Adds ``args.device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``."""
-    parser.add_argument(
-        "--device", type=_device, default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
+    device = _word(r"auto|cpu|cuda(:\d+)?", "device: choose auto, cpu, cuda or cuda:N")
+    text = "auto, cpu, cuda or cuda:N (default: auto)"
+    parser.add_argument("--device", type=device, default="auto", metavar="DEVICE", help=text)
 
 
 def add_clip(parser: Any) -> None:
@@ -132,30 +134,20 @@ def _writable(text: str) -> str:
     return text
 
 
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no device: choose auto, cpu, cuda or cuda:N")
-    return text
+def _word(pattern: str, what: str) -> Callable[[str], str]:
+    """Argument type of what a regular expression matches."""
 
-
-def positive(text: str) -> int:
-    """Argument type of a whole number above zero."""
-    if not re.fullmatch(r"[1-9]\d*", text.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def _choice(what: str, choices: Sequence[str]) -> Callable[[str], str]:
     def convert(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(f"there is no {what} {text!r}: choose among {', '.join(choices)}")
-        return text
+        if not re.fullmatch(pattern, text.strip()):
+            raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+        return text.strip()
 
     return convert
 
 
-def _backend(text: str) -> str:
-    return text if text.startswith(TRITON) else _choice("backend", BACKENDS)(text)
+def positive(text: str) -> int:
+    """Argument type of a whole number above zero."""
+    return int(_word(r"[1-9]\d*", "whole number above 0")(text))
 
 
 def box_argument(text: str) -> Sequence[float]:

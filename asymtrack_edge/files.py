@@ -8,11 +8,12 @@ stands before a colon for a protocol, and a ``%`` for the pattern of an image se
 from __future__ import annotations
 
 import codecs
-import errno
 import os
 import re
+import shutil
 import stat
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Collection, List, Optional, Tuple, Type, Union
 
@@ -22,8 +23,6 @@ import numpy as np
 from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 
 AnyPath = Union[str, "os.PathLike[str]"]
-
-MOUNTS = Path("/proc/self/mountinfo")
 
 
 def check_output(path: AnyPath) -> None:
@@ -46,8 +45,8 @@ class OutputFile:
 
     What is absent, and a plain regular file of this user, is written beside its place and renamed when
     complete, with the mode that it had: until then the earlier file stays. Everything else (a device, a
-    FIFO, a link, a file with several names, another user's, one that is mounted) is written straight
-    into, so that it stays what it is; an earlier text of it goes with the first write.
+    FIFO, a link, a file with several names, another user's) is written straight into, so that it stays
+    what it is; an earlier text of it goes with the first write.
 
     Attributes:
         path: where the complete file is found.
@@ -98,7 +97,11 @@ class OutputFile:
     def close(self) -> None:
         """Completes the file: it is at its place now. Safe to call twice."""
         if self._release() and self._beside:
-            os.replace(self.place, self.path)
+            try:
+                os.replace(self.place, self.path)
+            except OSError:  # the file is mounted there, as containers do
+                shutil.copyfile(self.place, self.path)
+                os.unlink(self.place)
 
     def discard(self) -> None:
         """Ends without a file; an earlier one stays as it was, unless it was written straight into."""
@@ -139,31 +142,19 @@ def _replaceable(path: Path) -> bool:
         found = os.lstat(path)
     except FileNotFoundError:
         return True
-    plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
-    return plain and os.path.realpath(path) not in _mount_points()
-
-
-def _mount_points() -> Collection[str]:
-    """Places where something is mounted; files too, as containers do."""
-    try:
-        fields = [line.split()[4] for line in MOUNTS.read_bytes().splitlines()]
-    except (OSError, IndexError):
-        return ()
-    return {os.fsdecode(re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), field)) for field in fields}
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
 
 
 def _create_beside(path: Path) -> Tuple[int, Path]:
     """Creates a file next to ``path`` that is this process's alone, with the mode of an earlier one."""
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix, re.ASCII) else ""
     stem = re.sub(r"[^\w.-]", "_", path.stem[:200], flags=re.ASCII)
-    for number in range(1000):
+    for number in count():
         # Processes of two containers have the same number, and one that was killed leaves its file.
         place = path.with_name(f".{stem}.{os.getpid()}{f'-{number}' if number else ''}.part{suffix}")
         with suppress(FileExistsError):
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             break
-    else:
-        raise FileExistsError(errno.EEXIST, f"remove old files {stem}.*.part{suffix} beside it")
     with suppress(FileNotFoundError):
         earlier = os.lstat(path)
         with suppress(PermissionError):

@@ -56,8 +56,8 @@ def test_lists_where_several_are_compared() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backend", "tensorflow"], "there is no backend 'tensorflow': choose among auto, onnxruntime"),
-        (["--precision", "fp8"], "there is no precision 'fp8'"),
+        (["--backend", "tensorflow"], "'tensorflow' is no backend: choose among auto, onnxruntime"),
+        (["--precision", "fp8"], "'fp8' is no precision"),
         (["--device", "1"], "'1' is no device: choose auto, cpu, cuda or cuda:N"),
         (["--threads", "0"], "'0' is no whole number above 0"),
         (["--dev", "cpu"], "--dev"),

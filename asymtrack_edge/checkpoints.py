@@ -6,7 +6,6 @@ tensor.
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -96,8 +95,8 @@ class Checkpoint:
             )
         with torch.device("meta"):
             expected = AsymTrack(variant).state_dict()
-        need = {name: _by(tensor.shape) for name, tensor in expected.items() if not _UNUSED.search(name)}
-        have = {name: _by(tensor.shape) for name, tensor in self.stored.items()}
+        need = {name: tuple(tensor.shape) for name, tensor in expected.items() if not _UNUSED.search(name)}
+        have = {name: tuple(tensor.shape) for name, tensor in self.stored.items()}
         wrong = [name for name in {**need, **have} if need.get(name) != have.get(name)]
         if wrong:
             hint = "the file is incomplete or of a modified model"
@@ -141,8 +140,13 @@ def open_checkpoint(path: PathLike, weights: Optional[str] = None) -> Checkpoint
     Raises:
         CheckpointError: the file cannot be read, is truncated or damaged, is not a checkpoint, holds
             the weights of some other network, or none of the kind asked for.
-        MissingDependencyError: safetensors (for such a file) or torch is absent.
+        MissingDependencyError: torch or safetensors is absent.
     """
+    try:
+        import safetensors  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(error.name or "torch", "export", "reading a checkpoint") from None
     path = Path(path)
     try:
         if not path.is_file():  # opening a FIFO would wait
@@ -152,8 +156,6 @@ def open_checkpoint(path: PathLike, weights: Optional[str] = None) -> Checkpoint
             tree, metadata, read = _open(file)
             taken, choice, tensors = _choose(tree, weights)
             stored = {name: read(tensor) for name, tensor in tensors.items() if not _UNUSED.search(name)}
-    except MissingDependencyError:
-        raise
     except MalformedError as error:
         raise CheckpointError(" ".join(f"{path} {error}".split())) from None
     except OSError as error:
@@ -170,16 +172,16 @@ def open_checkpoint(path: PathLike, weights: Optional[str] = None) -> Checkpoint
 
 def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]:
     """What a file of any supported kind holds, what it says about itself, and what reads one of its tensors."""
-    _require("torch")
+    from safetensors import SafetensorError, safe_open
+
     head = file.read(512)
     file.seek(0)
     if head[8:9] == b"{":
-        library = _require("safetensors")
         try:
-            opened = library.safe_open(file.name, framework="pt")
+            opened = safe_open(file.name, framework="pt")
             # Copies, because the file may be replaced while its memory is mapped.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        except library.SafetensorError as error:
+        except SafetensorError as error:
             raise MalformedError(f"is a truncated or damaged safetensors file ({error}): download it again") from None
         return tensors, opened.metadata() or {}, lambda tensor: tensor
     if head[:2] == b"PK" or _LEGACY in head[:32]:
@@ -204,12 +206,12 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     # Counters and decays of averaging are no weights.
     tensors = {name: t for name, t in _tensors(tree, set()) if _ROOT.search(name) or math.prod(t.shape) > 1}
     prefixes = {name: name[: match.start(1)] for name in tensors for match in [_ROOT.search(name)] if match}
+    if tensors and not prefixes:
+        names = ", ".join(_clip(name) for name in islice(tensors, 3))
+        raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
     if not prefixes:
-        names = ", ".join(_clip(name) for name in islice(tensors or (tree if isinstance(tree, dict) else ()), 5))
-        what = f"no state_dict, only {names or 'an object'}: save model.state_dict()"
-        raise MalformedError(
-            f"holds {f'the weights of some other network (tensors {names}, ...)' if tensors else what}"
-        )
+        names = ", ".join(map(_clip, islice(tree, 5))) if isinstance(tree, dict) else ""
+        raise MalformedError(f"holds no state_dict, only {names or 'an object'}: save model.state_dict()")
     sizes, places = Counter(prefixes.values()), {}
     for prefix in sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix))):
         if 2 * sizes[prefix] >= max(sizes.values()):
@@ -261,9 +263,10 @@ def save_weights(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappin
         UsageError: no file can be written there.
         CheckpointError: the disk is full or gone, or a tensor holds NaN, infinity or a number too
             large for float16.
-        MissingDependencyError: torch or safetensors is absent.
     """
-    torch = _require("torch")
+    import torch
+    from safetensors.torch import save
+
     converted = {}
     for name, tensor in tensors.items():
         # A copy, because safetensors refuses tensors that share memory.
@@ -276,21 +279,9 @@ def save_weights(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mappin
         converted[name] = tensor
     header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     try:
-        write_bytes(path, _require("safetensors.torch").save(converted, header))
+        write_bytes(path, save(converted, header))
     except OSError as error:
         raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from None
-
-
-def _require(module: str) -> Any:
-    """Imports torch or safetensors when first needed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise MissingDependencyError(module.split(".")[0], "export", "reading a checkpoint") from None
-
-
-def _by(shape: Tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a scalar"
 
 
 def _clip(name: Any) -> str:

@@ -210,9 +210,9 @@ def test_wrong_variant(official: Weights, tmp_path: Path) -> None:
     ("name", "tensor", "words"),
     [
         ("box_head.conv3_tl.1.running_var", None, "'box_head.conv3_tl.1.running_var' is missing, but"),
-        ("bottleneck.weight", torch.zeros(2, 3), "tensor 'bottleneck.weight' is 2x3, but variant T needs 32x32"),
-        ("backbone.layers.0.blocks.9.theta", torch.zeros(1), "blocks.9.theta' is 1, but variant T needs none"),
-        ("neck.weight", torch.zeros(2), "'neck.weight' is 2, but variant T needs none"),
+        ("bottleneck.weight", torch.zeros(2, 3), "tensor 'bottleneck.weight' is (2, 3), but variant T needs (32, 32)"),
+        ("backbone.layers.0.blocks.9.theta", torch.zeros(1), "blocks.9.theta' is (1,), but variant T needs none"),
+        ("neck.weight", torch.zeros(2), "'neck.weight' is (2,), but variant T needs none"),
         ("bottleneck.bias", torch.full((32,), 1e300, dtype=torch.float64), "'bottleneck.bias' holds NaN or infinity"),
         ("bottleneck.bias", torch.full((32,), float("nan")), "'bottleneck.bias' holds NaN or infinity"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import stat
@@ -56,22 +55,17 @@ def test_a_failure_leaves_nothing_and_the_earlier_file(tmp_path: Path, earlier: 
 def test_links_stay_links(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("a longer text of earlier")
     (tmp_path / "soft").symlink_to("target")
+    (tmp_path / "dangling").symlink_to("there")
     os.link(tmp_path / "target", tmp_path / "hard")
-    OutputFile(tmp_path / "soft").discard()
+    for name in ("soft", "dangling"):
+        OutputFile(tmp_path / name).discard()
     assert (tmp_path / "target").read_text() == "a longer text of earlier"
-    for name in ("soft", "hard"):
+    assert names(tmp_path) == ["dangling", "hard", "soft", "target"]
+    for name, place in (("soft", "target"), ("hard", "target"), ("dangling", "there")):
         write_text(tmp_path / name, name)
-        assert (tmp_path / "target").read_text() == name
-    assert (tmp_path / "soft").is_symlink() and (tmp_path / "hard").stat().st_nlink == 2
-    assert names(tmp_path) == ["hard", "soft", "target"]
-
-
-def test_a_dangling_link_gets_its_file_or_stays_dangling(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("there")
-    OutputFile(tmp_path / "link").discard()
-    assert names(tmp_path) == ["link"]
-    write_text(tmp_path / "link", "x")
-    assert (tmp_path / "there").read_text() == "x" and (tmp_path / "link").is_symlink()
+        assert (tmp_path / place).read_text() == name
+    assert (tmp_path / "soft").is_symlink() and (tmp_path / "dangling").is_symlink()
+    assert (tmp_path / "hard").stat().st_nlink == 2
 
 
 def test_fifo_is_written_into(tmp_path: Path) -> None:
@@ -84,17 +78,6 @@ def test_fifo_is_written_into(tmp_path: Path) -> None:
     assert got == [b"x" * 200_000] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_devices_stay_devices(tmp_path: Path) -> None:
-    node = tmp_path / "null"
-    try:
-        os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        node.write_text("x")
-    except OSError:
-        pytest.skip("no device can be made here")
-    write_text(node, "x")
-    assert stat.S_ISCHR(node.lstat().st_mode) and names(tmp_path) == ["null"]
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may write another user's file of mode 600")
 def test_another_users_file_keeps_owner_and_mode(tmp_path: Path) -> None:
     path = tmp_path / "o.csv"
@@ -103,8 +86,7 @@ def test_another_users_file_keeps_owner_and_mode(tmp_path: Path) -> None:
     os.chown(path, 1234, 4321)
     write_text(path, "new")
     found = path.stat()
-    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o600)
-    assert path.read_text() == "new"
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode), found.st_size) == (1234, 4321, 0o600, 3)
 
 
 def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,25 +128,6 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> Non
             attempt(tmp_path / where)
         assert "\n" not in str(caught.value)
     assert names(tmp_path) == ["file", "folder", "lost"]
-
-
-def _write_slowly(path: str, mark: str, ready: object) -> None:
-    with OutputFile(path) as file:
-        ready.wait()  # type: ignore[attr-defined]
-        for _ in range(200):
-            file.write(mark.encode() * 50 + b"\n")
-
-
-def test_two_processes_with_one_output_leave_one_whole_file(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    ready = context.Barrier(2)
-    workers = [context.Process(target=_write_slowly, args=(str(tmp_path / "o"), mark, ready)) for mark in "ab"]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(20)
-    text = (tmp_path / "o").read_text()
-    assert len(text) == 200 * 51 and len(set(text)) == 2 and names(tmp_path) == ["o"]
 
 
 def test_an_unfinished_file_of_a_process_of_the_same_number_is_kept(tmp_path: Path) -> None:
@@ -282,13 +245,10 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_fifo_without_writer_ends_at_a_signal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "v.ts")
-    code = "import sys; from asymtrack_edge.files import open_video; print(1, flush=True); open_video(sys.argv[1])"
-    command = [sys.executable, "-c", code, str(tmp_path / "v.ts")]
-
-    def heed() -> None:  # a test run in a script's background ignores the signal, its children must not
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, preexec_fn=heed) as process:
+    # A test run in a script's background ignores the signal, its children must not.
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); from asymtrack_edge.files import open_video"
+    command = [sys.executable, "-c", f"{code}; print(1, flush=True); open_video({str(tmp_path / 'v.ts')!r})"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline() == b"1\n"
         process.send_signal(signal.SIGINT)
         try:

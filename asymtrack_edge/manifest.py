@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Dict, Tuple, get_args, get_origin, get_type_hints
 
 from asymtrack_edge.errors import ManifestError
 from asymtrack_edge.files import write_text
@@ -66,6 +66,10 @@ class TensorSpec:
     dtype: str
     shape: Tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        if self.dtype not in ("uint8", "float16", "float32") or not all(1 <= side <= 1 << 20 for side in self.shape):
+            raise ValueError(f"tensor {self}")
+
 
 @dataclass(frozen=True)
 class FileEntry:
@@ -115,6 +119,12 @@ class Manifest:
     provenance: Dict[str, Any] = field(default_factory=dict)
     verification: Dict[str, Any] = field(default_factory=dict)
     engines: Dict[str, Dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.input_format not in (UINT8_BGR, FLOAT_RGB) or not 1 <= self.max_batch <= 1024:
+            raise ValueError(f"{self.input_format}, {self.max_batch}")
+        if not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.files):
+            raise ValueError(f"file names {list(self.files)}")
 
     @property
     def template_size(self) -> int:
@@ -175,8 +185,9 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
     if content.get("version") != VERSION:
         raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
     try:
-        # What is missing and has no default is an error of the class itself.
-        manifest = Manifest(**{name: read(content[name]) for name, read in _READ.items() if name in content})
+        manifest: Manifest = _as(Manifest, content)
+        for name in ("template.onnx", "search.onnx"):
+            manifest.files[name]
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
@@ -201,40 +212,14 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     return path
 
 
-def _files(content: Dict[str, Any]) -> Dict[str, FileEntry]:
-    for name in content:
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name):
-            raise ValueError(f"file name {name!r}")
-    for needed in ("template.onnx", "search.onnx"):
-        content[needed]
-    return {name: FileEntry(int(entry["bytes"]), str(entry["sha256"])) for name, entry in content.items()}
-
-
-def _count(value: Any, most: int = 1024) -> int:
-    if not 1 <= int(value) <= most:
-        raise ValueError(f"{value} is not in 1..{most}")
-    return int(value)
-
-
-def _one_of(*choices: str) -> Callable[[Any], str]:
-    return lambda value: choices[choices.index(value)]
-
-
-def _tensor(content: Dict[str, Any]) -> TensorSpec:
-    dtype = _one_of("uint8", "float16", "float32")(content["dtype"])
-    return TensorSpec(str(content["name"]), dtype, tuple(_count(size, 1 << 20) for size in content["shape"]))
-
-
-#: How each field of the manifest is read.
-_READ: Dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("variant", "precision", "target"), str),
-    "opset": int,
-    "max_batch": _count,
-    "input_format": _one_of(UINT8_BGR, FLOAT_RGB),
-    **dict.fromkeys(("template", "search", "output"), _tensor),
-    "state": lambda specs: tuple(map(_tensor, specs)),
-    **dict.fromkeys(("template_factor", "search_factor"), float),
-    **dict.fromkeys(("mean", "std"), lambda values: tuple(map(float, values))),
-    "files": _files,
-    **dict.fromkeys(("provenance", "verification", "engines"), dict),
-}
+def _as(kind: Any, value: Any) -> Any:
+    """A value of JSON as a type: a dataclass, a tuple or dictionary of some type, or what is called with the value."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        # What is missing and has no default is an error of the class itself.
+        return kind(**{name: _as(hint, value[name]) for name, hint in get_type_hints(kind).items() if name in value})
+    if origin is tuple:
+        return tuple(_as(inner[0], item) for item in value)
+    if origin is dict:
+        return {name: _as(inner[1], item) for name, item in value.items()}
+    return value if kind is Any else kind(value)

@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, Dict, Tuple, get_args, get_origin, get_type_hints
+from typing import Any, Dict, Tuple, cast, get_args, get_origin, get_type_hints
 
 from asymtrack_edge.errors import ManifestError
 from asymtrack_edge.files import write_text
@@ -217,7 +217,8 @@ def _as(kind: Any, value: Any) -> Any:
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
         # What is missing and has no default is an error of the class itself.
-        return kind(**{name: _as(hint, value[name]) for name, hint in get_type_hints(kind).items() if name in value})
+        hints, make = get_type_hints(kind), cast(Any, kind)
+        return make(**{name: _as(hint, value[name]) for name, hint in hints.items() if name in value})
     if origin is tuple:
         return tuple(_as(inner[0], item) for item in value)
     if origin is dict:

@@ -124,7 +124,7 @@ def _got10k_sequence(folder: Path, name: str, start_only: bool = False, visible_
     """
     truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
     labels = {path.stem: read_labels(path) for path in list_files(folder, (".label",))}
-    attributes = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
+    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
     marks = []
     if "cover" in labels:
         attributes += ["occlusion"] * bool((labels["cover"] < 8).any())
@@ -147,7 +147,7 @@ def _listed(root: Path, subset: str, load: Callable[..., Sequence], looked_for: 
     return _found({folder.name: partial(load, folder) for folder in folders}, root, looked_for)
 
 
-def _read_got10k(subset: str, root: Path, **how: bool) -> Loaders:
+def _read_got10k(subset: str, root: Path, **how: Any) -> Loaders:
     """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
 
     The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.

@@ -34,7 +34,7 @@ from asymtrack_edge.variants import VARIANTS
 _CONTRIB = "pip uninstall opencv-python, then pip install opencv-contrib-python"
 #: OpenCV's trackers: class, files of the model by parameter, what to do where this OpenCV lacks it.
 _OPENCV: Dict[str, Tuple[str, Dict[str, str], str]] = {
-    "mil": ("TrackerMIL", {}, "install another"),
+    "mil": ("TrackerMIL", {}, ""),
     "kcf": ("TrackerKCF", {}, _CONTRIB),
     "csrt": ("TrackerCSRT", {}, _CONTRIB),
     "nano": ("TrackerNano", {"backbone": "BACKBONE.onnx", "neckhead": "HEAD.onnx"}, "install 4.7 or newer"),
@@ -59,13 +59,13 @@ class _OpenCvTracker:
 
     def init(self, frame: np.ndarray, box: Items[float]) -> None:
         x, y, w, h = check_box(box, frame.shape)
-        left, top = max(round(x), 0), max(round(y), 0)
-        right, bottom = min(round(x + w), frame.shape[1]), min(round(y + h), frame.shape[0])
-        if min(right - left, bottom - top) < self.smallest:
+        low = np.maximum(np.round([x, y]), 0).astype(int)
+        size = np.minimum(np.round([x + w, y + h]), frame.shape[1::-1]).astype(int) - low
+        if size.min() < self.smallest:
             raise BoxError(f"{w:g}x{h:g} pixels, less outside the frame, is too small a box for this tracker of OpenCV")
         # A new object each time: some of OpenCV's trackers cannot be initialised twice.
         self.tracker = self.create()
-        self.tracker.init(frame, (left, top, right - left, bottom - top))
+        self.tracker.init(frame, (*low.tolist(), *size.tolist()))
         self.box = (x, y, w, h)
 
     def update(self, frame: np.ndarray) -> Tuple[float, ...]:
@@ -102,20 +102,16 @@ class TrackerSpec:
     @property
     def kind(self) -> str:
         """``"opencv"``, ``"python"``, or ``"model"`` for this package's trackers."""
-        kind = self.name.partition(":")[0]
-        return kind if kind in ("opencv", "python") and ":" in self.name else "model"
+        return self.name[:6] if self.name.startswith(("opencv:", "python:")) else "model"
 
     @property
     def label(self) -> str:
         """Short name, fit for a folder."""
-        rest = self.name[7:]
         if self.kind == "opencv":
-            return "opencv-" + rest.partition("=")[0].lower()
+            return "opencv-" + self.name[7:].partition("=")[0].lower()
         if self.kind == "python":
-            return re.sub(r"[^\w.-]+", "-", rest)
-        if self.name.upper() in VARIANTS:
-            return f"asymtrack-{self.name.lower()}"
-        return Path(self.name).resolve().name
+            return re.sub(r"[^\w.-]+", "-", self.name[7:])
+        return f"asymtrack-{self.name.lower()}" if self.name.upper() in VARIANTS else Path(self.name).resolve().name
 
     def build(self) -> Any:
         """Makes the tracker: ``init(frame, box)`` and ``update(frame)``, whose result ``box_of`` reads.

@@ -6,7 +6,6 @@ It is the weights that are looked at, not what is done about lost targets: those
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -82,10 +81,9 @@ def starts(args: argparse.Namespace) -> int:
         if aucs:
             tracks += len(aucs)
             means[sequence.name] = round(float(np.mean(aucs)), 4)
-            print(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks", file=sys.stderr)
-    mean = float(np.mean(list(means.values()))) if means else float("nan")
-    cli.write_json(args.json or "-", {"tracks": tracks, "success AUC": round(mean, 4), "sequences": means})
-    return _exit_code(left_out)
+            cli.say(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks")
+    mean = round(float(np.mean([*means.values()])), 4) if means else None
+    return _finish(args, {"tracks": tracks, "success AUC": mean, "sequences": means}, left_out)
 
 
 def presence(args: argparse.Namespace) -> int:
@@ -114,13 +112,13 @@ def presence(args: argparse.Namespace) -> int:
         kind: dict(zip(map(str, PERCENTILES), np.percentile(values, PERCENTILES).round(3).tolist()))
         for kind, values in found.items()
     }
-    cli.write_json(args.json or "-", {"sequences": len(sequences), "percentiles of the score": table})
-    return _exit_code(left_out)
+    return _finish(args, {"sequences": len(sequences), "percentiles of the score": table}, left_out)
 
 
-def _exit_code(left_out: Dict[str, str]) -> int:
+def _finish(args: argparse.Namespace, answer: Dict[str, Any], left_out: Dict[str, str]) -> int:
+    cli.write_json(args.json or "-", answer)
     for error in left_out.values():
-        print(f"error: left out: {error}", file=sys.stderr)
+        cli.say(f"error: left out: {error}")
     return 1 if left_out else 0
 
 
@@ -163,40 +161,29 @@ def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[
     """
     import torch
 
-    variant = model.variant
-    crops = []
-    for frame, size, factor in (
-        (frames[0], variant.template_size, variant.template_factor),
-        (frames[1], variant.search_size, variant.search_factor),
-    ):
-        crops.append(np.empty((size, size, 3), np.uint8))
-        Cropper().crop(frame, crop_window(box, factor), crops[-1])
-    images = [(crop[..., ::-1] / 255 - IMAGE_MEAN) / IMAGE_STD for crop in crops]
-    template, search = (torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)) for image in images)
-    without, with_ope = (_run(model.eval(), template, search, bypass) for bypass in (True, False))
-    return crops[1], {stage: (without[stage], with_ope[stage]) for stage in with_ope}
-
-
-def _run(model: AsymTrack, template: Any, search: Any, bypass: bool) -> Dict[int, np.ndarray]:
-    """By stage what its OPE block returns of the search region; with ``bypass`` that is what goes into it."""
-    import torch
-
     from asymtrack_edge.network.layers import PerceptionEnhancement
 
-    found: Dict[int, np.ndarray] = {}
+    variant = model.eval().variant
+    crops = [np.empty((size, size, 3), np.uint8) for size in (variant.template_size, variant.search_size)]
+    for crop, frame, factor in zip(crops, frames, (variant.template_factor, variant.search_factor)):
+        Cropper().crop(frame, crop_window(box, factor), crop)
+    images = [(crop[..., ::-1] / 255 - IMAGE_MEAN) / IMAGE_STD for crop in crops]
+    template, search = (torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32)) for image in images)
+    found: Dict[Tuple[bool, int], np.ndarray] = {}
 
-    def keep(stage: int, module: Any, inputs: Any, output: Any) -> Any:
+    def keep(bypass: bool, stage: int, module: Any, inputs: Any, output: Any) -> Any:
         passed = inputs[0] if bypass else output
-        found[stage] = passed[0].numpy().copy()
+        found[bypass, stage] = passed[0].numpy().copy()
         return passed
 
-    with ExitStack() as hooks, torch.inference_mode():
-        for stage, layer in enumerate(model.backbone.layers, start=1):
-            for block in layer.blocks:  # type: ignore[union-attr]
-                if isinstance(block, PerceptionEnhancement):
-                    hooks.enter_context(block.register_forward_hook(partial(keep, stage)))
-        model.search(search, model.template(template))  # the search region's maps replace the template's
-    return found
+    for bypass in (True, False):
+        with ExitStack() as hooks, torch.inference_mode():
+            for stage, layer in enumerate(model.backbone.layers, start=1):
+                for block in layer.blocks:  # type: ignore[union-attr]
+                    if isinstance(block, PerceptionEnhancement):
+                        hooks.enter_context(block.register_forward_hook(partial(keep, bypass, stage)))
+            model.search(search, model.template(template))  # the search region's maps replace the template's
+    return crops[1], {stage: (found[True, stage], found[False, stage]) for _, stage in found}
 
 
 def _draw(search: np.ndarray, maps: Maps) -> Any:

@@ -91,7 +91,6 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
         backend.template(frame, CropWindow(0, 0, z, centre), slot)
     window = CropWindow(0, 0, side, centre)
     calls = [[window] * targets] if together else [[window]] * targets
-
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
     note = "with the crop, which the GPU cuts in the same launch" if backend.name == "tensorrt" else ""
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
@@ -114,7 +113,6 @@ def _onnx_case(name: str, path: Path, threads: Optional[int]) -> Case:
         timed(lambda: session.run(None, feeds)),
         tracker=path.stem,
         backend="onnxruntime",
-        precision="",
         threads=threads,
         model_sha256=file_entry(path).sha256,
         notes=("P3: ONNX Runtime run() on host arrays, copies inside",),
@@ -135,10 +133,7 @@ def random_feeds(session: Any) -> Dict[str, np.ndarray]:
 
 
 def reference_case(
-    variant: Variant,
-    device: str = "cpu",
-    threads: Optional[int] = None,
-    name: str = "reference form, PyTorch",
+    variant: Variant, device: str = "cpu", threads: Optional[int] = None, name: str = "reference form, PyTorch"
 ) -> Case:
     """The search network in the form in which its authors publish and time it (``reference_form``).
 
@@ -169,6 +164,7 @@ def reference_case(
         burst=None if device == "cpu" else lambda calls: timed(1, calls)[0],
         tracker=f"AsymTrack-{variant.name}",
         backend="torch",
+        precision="fp32",
         device=device,
         threads=threads,
         notes=() if trained else (UNTRAINED,),
@@ -230,7 +226,7 @@ def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = N
     if given is None or source is None:
         source = str(folder / "synthetic.mp4")
         pairs = list(synthetic_clip(36, HD))
-        writer = cv2.VideoWriter(source, sum(ord(c) << 8 * i for i, c in enumerate("mp4v")), 30.0, HD)
+        writer = cv2.VideoWriter(source, cv2.VideoWriter_fourcc(*"mp4v"), 30.0, HD)  # type: ignore[attr-defined]
         if not writer.isOpened():
             raise SourceError("this OpenCV cannot encode mp4v: give --clip FILE and --box")
         for frame, _ in [*pairs, *pairs[-2::-1]]:  # there and back, without a cut
@@ -248,8 +244,7 @@ def tracker_case(name: str, spec: TrackerSpec, clip: Clip, mapped: bool = False)
     tracker = spec.build()
     height, width = clip.frames[0].shape[:2]
     note = f"frames: {Path(without_secrets(clip.source)).name}, {width}x{height}"
-    facts: Dict[str, Any] = {"tracker": spec.name, "backend": spec.kind, "precision": "", "threads": spec.threads}
-    facts["notes"] = (note,)
+    facts: Dict[str, Any] = {"tracker": spec.name, "backend": spec.kind, "threads": spec.threads, "notes": (note,)}
     if spec.kind == "model":
         facts = {"close": tracker.close, **_facts(tracker.backend, spec, note)}
         if mapped:

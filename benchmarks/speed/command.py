@@ -6,6 +6,7 @@ Nothing heavy is imported here, so that the parser is there at once.
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -105,13 +106,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
+    if not re.fullmatch(r"\d*\.?\d*", text) or not text.strip("0."):
         raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number
+    return float(text)
 
 
 def _protocols(text: str) -> Sequence[str]:

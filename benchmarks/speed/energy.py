@@ -49,9 +49,8 @@ def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
 
 def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
     """All power sensors of this machine, by name of the source; raises BackendError without any that can be read."""
-    found: Dict[str, Optional[Sensor]] = {"INA3221": ina3221(), "RAPL": rapl()}
-    found["NVML"] = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
-    sensors = {name: sensor for name, sensor in found.items() if sensor}
+    nvml = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
+    sensors = {name: s for name, s in (("INA3221", ina3221()), ("RAPL", rapl()), ("NVML", nvml)) if s}
     if not sensors:
         raise BackendError(
             "this machine has no power sensor that can be read: energy needs a Jetson's INA3221 monitors "
@@ -114,16 +113,9 @@ def measure(
 ) -> Dict[str, float]:
     """Runs ``step`` once per frame while power is sampled, after ``IDLE_SECONDS`` of rest.
 
-    Args:
-        step: tracks one frame.
-        sensors: by name of the source.
-        seconds: of tracking.
-        paced: frames per second of the imitated camera; None to go on without a pause.
-
-    Returns:
-        ``fps`` and, by rail, joules per frame (everything the rail fed, and less what the idle machine
-        draws in the same time), mean watts and idle watts; for a paced run the share of late frames,
-        which were not done when the next one was due.
+    ``paced`` is the frame rate of an imitated camera; None to go on without a pause. Returns ``fps`` and, by rail,
+    joules per frame (everything the rail fed, and less what the idle machine draws in the same time), mean watts and
+    idle watts; for a paced run the share of late frames, which were not done when the next one was due.
     """
     step()
     with sampling(sensors) as samples:

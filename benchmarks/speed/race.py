@@ -42,7 +42,7 @@ class Case:
     tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
     backend: str = ""  # of cli.BACKENDS, or "torch", "opencv", ...
     device: str = "cpu"  # or "cuda:0": where the network ran
-    precision: str = "fp32"  # empty where nobody says
+    precision: str = ""  # where somebody says
     threads: Optional[int] = None  # None: the runtime's own choice
     batch: int = 1  # targets in one call
     model_sha256: str = ""  # of the search network's file, or of the weights in memory
@@ -82,10 +82,9 @@ def flat(turns: Sequence[Sequence[float]]) -> List[float]:
 def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
     """How many times faster each other case is than ``base``, and what the ratios of the rounds allow to conclude.
 
-    Returns:
-        ``protocol``, ``name``, ``base``, ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile),
-        ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
-        ``"inconclusive"``) and ``warning``, empty if nothing keeps the figure from being trusted.
+    Returns ``protocol``, ``name``, ``base``, ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile),
+    ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
+    ``"inconclusive"``) and ``warning``, empty if nothing keeps the figure from being trusted.
     """
     medians = {name: np.array([np.median(turn) for turn in turns]) for name, turns in seen.items()}
     return [
@@ -142,17 +141,10 @@ def race(
 ) -> Turns:
     """Times cases in turns until each has made ``calls`` calls or the time is up.
 
-    Warm-up comes first, of each case by itself, for at most a tenth of the time. A turn is as many
-    calls as fit into ``TURN_SECONDS``. Before it the threads of the others come to rest; its first
-    call wakes its own threads, pays for the caches that the others have filled and is not recorded.
-
-    Args:
-        cases: with distinct names.
-        seconds: time for everything; None to go on until all calls are made.
-        calls: recorded calls per case.
-        warmup: calls before that.
-        tick: called with the case's name after every turn.
-        clock: in seconds.
+    Warm-up comes first, of each case by itself, for at most a tenth of the ``seconds`` (None: until all calls are
+    made). A turn is as many calls as fit into ``TURN_SECONDS``. Before it the threads of the others come to rest; its
+    first call wakes its own threads, pays for the caches that the others have filled and is not recorded. After it
+    ``tick`` is called with the case's name.
     """
     began = clock()
     per_turn: Dict[str, int] = {}

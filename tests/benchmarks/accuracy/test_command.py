@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,23 +19,33 @@ from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import drift, rows, save, write_frames
 
-STILL = "python:fake_trackers:Still"
+STILL = ("--tracker", "python:fake_trackers:Still")
 LABEL = "fake_trackers-Still"
 
 
-def evaluate(*arguments) -> int:
-    return main([str(a) for a in arguments])
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def evaluate(tmp_path, output, capsys):
+    """Runs the command; what it returns, prints, and writes as JSON."""
+
+    def run(*arguments, json_to=tmp_path / "report.json"):
+        first, *others = map(str, arguments)
+        code = main([first, "--output", str(output), "--json", str(json_to), *others])
+        out, err = capsys.readouterr()
+        document = json.loads(json_to.read_text()) if json_to != "-" and json_to.exists() else {"trackers": [None]}
+        return SimpleNamespace(code=code, out=out, err=err, document=document, tracker=document["trackers"][0])
+
+    return run
 
 
 def row(text, name):
     """Cells of the last printed row that begins with ``name``."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
     return [cell.strip() for cell in lines[-1].strip("|").split("|")]
-
-
-@pytest.fixture
-def output(tmp_path):
-    return tmp_path / "out"
 
 
 @pytest.fixture
@@ -45,52 +56,47 @@ def results(tmp_path):
     return tmp_path / "other"
 
 
-def test_results_report_and_speed(folder_set, output, tmp_path, capsys):
-    report, shown = tmp_path / "report.json", tmp_path / "plots"
-    options = ("--output", output, "--json", report, "--per-sequence", "--plots", shown)
-    assert evaluate("folder", folder_set, "--tracker", STILL, *options) == 0
+def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
+    ran = evaluate("folder", folder_set, *STILL, "--per-sequence", "--plots", tmp_path / "plots")
+    assert ran.code == 0
     boxes = np.loadtxt(output / "folder" / LABEL / "a.txt", delimiter=",")
     np.testing.assert_array_equal(boxes, drift(6, x=12))
     times = np.loadtxt(output / "folder" / LABEL / "times" / "a_time.txt")
     assert times.shape == (6,) and (times > 0).all()
-    (tracker,) = json.loads(report.read_text())["trackers"]
-    assert tracker["identity"]["tracker"] == STILL and len(tracker["identity"]["sha256"][0]) == 64
+    tracker, metrics, sequences = ran.tracker, ran.tracker["metrics"], ran.tracker["sequences"]
+    assert tracker["identity"]["tracker"] == STILL[1] and len(tracker["identity"]["sha256"][0]) == 64
     # a and b are followed exactly (20 of 21 thresholds), c drifts 4 pixels a frame with a box 10 wide.
-    per_sequence = tracker["sequences"]
-    assert per_sequence["a"]["auc"] == per_sequence["b"]["auc"] == pytest.approx(20 / 21)
-    c = [(np.linspace(0, 1, 21) < o).mean() for o in (6 / 14, 2 / 18, 0)]
-    assert per_sequence["c"]["auc"] == pytest.approx(np.mean(c))
-    assert tracker["metrics"]["auc"] == pytest.approx((40 / 21 + np.mean(c)) / 3)
-    assert tracker["metrics"]["ao"] == pytest.approx((5 + 4 + 6 / 14 + 2 / 18) / 12, abs=1e-3)
+    c = np.mean([(np.linspace(0, 1, 21) < o).mean() for o in (6 / 14, 2 / 18, 0)])
+    assert [sequences[name]["auc"] for name in "abc"] == pytest.approx([20 / 21, 20 / 21, c])
+    assert metrics["auc"] == pytest.approx((40 / 21 + c) / 3)
+    assert metrics["ao"] == pytest.approx((5 + 4 + 6 / 14 + 2 / 18) / 12, abs=1e-3)
     assert tracker["speed"]["frames"] == 15
     assert 0 < tracker["speed"]["frames_over_total_time"] <= tracker["speed"]["mean_of_rates"]
-    assert len(tracker["curves"]["success"]["values"]) == 21
-    text = capsys.readouterr().out
-    assert "by sequence" in text and "frames over total time" in text and "frame 0 left out" in text
+    assert "by sequence" in ran.out and "frames over total time" in ran.out and "frame 0 left out" in ran.out
     curves = ("norm_precision", "precision", "success")
-    assert sorted(path.name for path in shown.iterdir()) == [f"{c}.{s}" for c in curves for s in ("png", "svg")]
-    assert cv2.imread(str(shown / "success.png")).std() > 0
+    drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert drawn == [f"{c}.{s}" for c in curves for s in ("png", "svg")]
+    assert cv2.imread(str(tmp_path / "plots" / "success.png")).std() > 0
     # JSON on standard output stands there alone.
-    assert evaluate("folder", folder_set, *options[:2], "--tracker", STILL, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["trackers"] == [tracker]
+    assert json.loads(evaluate("folder", folder_set, *STILL, json_to="-").out)["trackers"] == [tracker]
 
 
-def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, capsys):
-    arguments = ("folder", folder_set, "--tracker", STILL, "--output", output)
-    assert evaluate(*arguments, "--jobs", 2) == 0
+def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, evaluate):
+    arguments = ("folder", folder_set, *STILL)
+    assert evaluate(*arguments, "--jobs", 2).code == 0
     results = output / "folder" / LABEL
     (results / "b.txt").write_text("1,2,3,4\n")  # not whole
     (results / "a.txt").write_text(rows(drift(6, x=3)))
-    assert evaluate(*arguments) == 0
-    assert "2 sequences already have results" in capsys.readouterr().out
+    assert "2 sequences already have results" in evaluate(*arguments).out
     assert (results / "a.txt").read_text() == rows(drift(6, x=3))
     assert len(np.loadtxt(results / "b.txt", delimiter=",")) == 5
-    assert evaluate(*arguments, "--threads", "2") == 2
-    assert "threads was None, is 2" in capsys.readouterr().err
+    ran = evaluate(*arguments, "--threads", "2")
+    assert ran.code == 2 and "threads was None, is 2" in ran.err
     (results / "tracker.json").write_text("{")
-    assert evaluate(*arguments) == 2 and "--fresh" in capsys.readouterr().err
-    assert evaluate(*arguments, "--fresh") == 0
-    assert json.loads((results / "tracker.json").read_text())["tracker"] == STILL
+    ran = evaluate(*arguments)
+    assert ran.code == 2 and "--fresh" in ran.err
+    assert evaluate(*arguments, "--fresh").code == 0
+    assert json.loads((results / "tracker.json").read_text())["tracker"] == STILL[1]
     np.testing.assert_array_equal(np.loadtxt(results / "a.txt", delimiter=","), drift(6, x=12))
 
 
@@ -98,19 +104,15 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     ("tracker", "jobs", "said"),
     [("FailsOnBlack", 1, "ZeroDivisionError: nothing to see"), ("DiesOnBlack", 2, "process died (exit code 7)")],
 )
-def test_a_failure_costs_its_sequence_alone(folder_set, output, tmp_path, capsys, tracker, jobs, said):
-    report = tmp_path / "r.json"
-    options = ("--output", output, "--jobs", jobs, "--json", report)
-    assert evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", *options) == 1
-    error = capsys.readouterr().err
-    assert f"fake_trackers-{tracker} failed on b: " in error and said in error
-    (found,) = json.loads(report.read_text())["trackers"]
-    assert sorted(found["sequences"]) == ["a", "c"] and list(found["failures"]) == ["b"]
+def test_a_failure_costs_its_sequence_alone(folder_set, output, evaluate, tracker, jobs, said):
+    ran = evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", "--jobs", jobs)
+    assert ran.code == 1 and f"fake_trackers-{tracker} failed on b: " in ran.err and said in ran.err
+    assert sorted(ran.tracker["sequences"]) == ["a", "c"] and list(ran.tracker["failures"]) == ["b"]
     log = output / "folder" / f"fake_trackers-{tracker}" / "errors" / "b.txt"
     assert ("in update" in log.read_text()) if tracker == "FailsOnBlack" else not log.exists()
 
 
-def test_a_tracker_that_never_returns_can_be_ended(folder_set, output, tmp_path):
+def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
     command = [sys.executable, "-m", "asymtrack_edge.benchmarks.accuracy.command", "folder", str(folder_set)]
     command += ["--tracker", "python:fake_trackers:NeverReturns", "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -121,11 +123,43 @@ def test_a_tracker_that_never_returns_can_be_ended(folder_set, output, tmp_path)
         time.sleep(0.5)  # b, the next in length, is being tracked
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=10)
-    assert process.returncode == 143
-    assert "fake_trackers-NeverReturns is ended in b" in error
+    assert process.returncode == 143 and "fake_trackers-NeverReturns is ended in b" in error
 
 
-def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("module", "address", "said"),
+    [
+        (None, "local", "error: --ray needs ray, which is not installed: pip install 'asymtrack-edge[ray]'\n"),
+        (object(), "ray://127.0.0.1:1", "error: cannot join a Ray cluster at ray://127.0.0.1:1: "),
+    ],
+)
+def test_mistakes_with_ray_are_one_line(folder_set, evaluate, monkeypatch, module, address, said):
+    monkeypatch.setitem(sys.modules, "ray", module)
+    ran = evaluate("folder", folder_set, *STILL, "--ray", address)
+    assert ran.code == 2 and ran.err.startswith(said)
+
+
+@pytest.mark.slow
+def test_results_on_ray_are_those_of_local_processes_even_where_a_worker_dies(
+    folder_set, output, tmp_path, evaluate, monkeypatch
+):
+    ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")
+    monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
+    try:
+        for tracker, code in (("DiesOnce", 0), ("FailsOnBlack", 1)):
+            files = []
+            for options in (("--ray", "local", "--jobs", "2"), ("--fresh",)):
+                ran = evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", *options)
+                assert ran.code == code and ran.err.count("failed on b: ZeroDivisionError") == code
+                folder = output / "folder" / f"fake_trackers-{tracker}"
+                files.append({path.name: path.read_bytes() for path in folder.glob("*.*")})
+            assert files[0] == files[1] and "a.txt" in files[0] and ("b.txt" in files[0]) is (code == 0)
+        assert (tmp_path / "died").exists()
+    finally:
+        ray.shutdown()
+
+
+def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
     write_frames(tmp_path / "otb" / "Jogging" / "img", 3, "{:04d}.jpg")
     write_frames(tmp_path / "otb" / "Tiger1" / "img", 8, "{:04d}.jpg")
     save(tmp_path / "otb" / "Tiger1" / "groundtruth_rect.txt", drift(8))
@@ -143,14 +177,13 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, capsys):
     ):
         for name, text in {**files, "Tiger1": drift(8)}.items():
             save(tmp_path / style / f"{name}.txt", text)
-        folder = tmp_path / style.split("/")[0]
-        assert evaluate(dataset, tmp_path / dataset, "--results", folder) == 0
-        scores = row(capsys.readouterr().out.split("## Speed")[0], folder.name)
+        ran = evaluate(dataset, tmp_path / dataset, "--results", tmp_path / style.split("/")[0])
         # All are perfect: Tiger1's first five frames, which others keep, do not shift its boxes.
-        assert scores[1:4] == ["3" if dataset == "otb" else "1", "95.24", "100.00"]
+        assert ran.code == 0 and len(ran.tracker["sequences"]) == (3 if dataset == "otb" else 1)
+        assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21) and ran.tracker["metrics"]["precision"] == 1
 
 
-def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
+def test_a_bad_sequence_costs_itself_alone(tmp_path, evaluate):
     root = tmp_path / "lasot"
     for name, images in (("airplane-1", 4), ("airplane-15", 5), ("bird-2", 4), ("bird-3", 4)):
         folder = root / name.split("-")[0] / name
@@ -158,90 +191,79 @@ def test_a_bad_sequence_costs_itself_alone(tmp_path, output, capsys):
         save(folder / "groundtruth.txt", "1,2,3\n" * 4 if name == "bird-3" else drift(4))
         for label in ("full_occlusion", "out_of_view"):
             save(folder / f"{label}.txt", "0,0,0,0")
-    report = tmp_path / "r.json"
-    assert evaluate("lasot", root, "--tracker", STILL, "--output", output, "--json", report) == 1
-    document = json.loads(report.read_text())
-    assert sorted(document["trackers"][0]["sequences"]) == ["airplane-1", "airplane-15", "bird-2"]
-    assert document["trackers"][0]["metrics"]["auc"] == pytest.approx(20 / 21)
-    assert list(document["left_out"]) == ["bird-3"] and list(document["notes"]) == ["airplane-15"]
-    summary = capsys.readouterr().err[-1000:]
-    assert "2 of 4 sequences are not whole: bird-3, airplane-15\n" in summary
-    assert "sequence airplane-15: 5 frames but 4 boxes of ground truth: cut to the annotation" in summary
-    assert "found 3 values in row 1" in summary
-    asked = ("lasot", root, "--tracker", STILL, "--output", output, "--sequences")
-    assert evaluate(*asked, "airplane-1") == 0
-    assert evaluate(*asked, "bird-3") == 2
-    assert "no sequence can be read: sequence bird-3: " in capsys.readouterr().err
+    ran = evaluate("lasot", root, *STILL)
+    assert ran.code == 1
+    assert sorted(ran.tracker["sequences"]) == ["airplane-1", "airplane-15", "bird-2"]
+    assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21)
+    assert list(ran.document["left_out"]) == ["bird-3"] and list(ran.document["notes"]) == ["airplane-15"]
+    assert "2 of 4 sequences are not whole: bird-3, airplane-15\n" in ran.err
+    assert "sequence airplane-15: 5 frames but 4 boxes of ground truth: cut to the annotation" in ran.err
+    assert evaluate("lasot", root, *STILL, "--sequences", "airplane-1").code == 0
+    ran = evaluate("lasot", root, *STILL, "--sequences", "bird-3")
+    assert ran.code == 2 and "no sequence can be read: sequence bird-3: " in ran.err
 
 
-def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, tmp_path, capsys):
+def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, evaluate):
     save(results / "a.txt", drift(9, x=12))
     (results / "b.txt").unlink()
     save(results / "c.txt", drift(2, x=12))
-    report = tmp_path / "r.json"
-    assert evaluate("folder", folder_set, "--results", results, "--json", report) == 1
-    (found,) = json.loads(report.read_text())["trackers"]
-    assert found["sequences"]["a"]["auc"] == pytest.approx(20 / 21)
-    assert found["notes"] == {"a": "9 boxes in the results for 6 frames: cut to the annotation"}
-    assert "holds no result of it" in found["failures"]["b"] and "2 boxes for 4 frames" in found["failures"]["c"]
-    assert "3 of 3 sequences are not whole: b, c, a" in capsys.readouterr().err
+    ran = evaluate("folder", folder_set, "--results", results)
+    assert ran.code == 1 and "3 of 3 sequences are not whole: b, c, a" in ran.err
+    assert ran.tracker["sequences"]["a"]["auc"] == pytest.approx(20 / 21)
+    assert ran.tracker["notes"] == {"a": "9 boxes in the results for 6 frames: cut to the annotation"}
+    failures = ran.tracker["failures"]
+    assert "holds no result of it" in failures["b"] and "2 boxes for 4 frames" in failures["c"]
     (folder_set / "a" / "00000001.jpg").write_bytes(b"not an image")
-    assert evaluate("folder", folder_set, "--results", results) == 1
-    assert "other failed on a: the frame" in capsys.readouterr().err
-    (results / "a.txt").unlink()
-    (results / "c.txt").unlink()
-    assert evaluate("folder", folder_set, "--results", results) == 2
-    assert "holds no result of any sequence" in capsys.readouterr().err
+    assert "other failed on a: the frame" in evaluate("folder", folder_set, "--results", results).err
+    for name in "ac":
+        (results / f"{name}.txt").unlink()
+    ran = evaluate("folder", folder_set, "--results", results)
+    assert ran.code == 2 and "holds no result of any sequence" in ran.err
 
 
-def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, capsys):
+def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, evaluate):
     (folder_set / "b" / "cover.label").write_text("0\n" * 5)
-    assert evaluate("folder", folder_set, "--results", results) == 1
-    captured = capsys.readouterr()
-    assert "sequence b: no frame can be scored" in captured.err
-    assert row(captured.out, "other")[:2] == ["other", "2"]
-    assert evaluate("folder", folder_set, "--results", results, "--sequences", "b") == 1
-    captured = capsys.readouterr()
-    assert "sequence b: no frame can be scored" in captured.err and "withheld" not in captured.out
+    ran = evaluate("folder", folder_set, "--results", results)
+    assert ran.code == 1 and "sequence b: no frame can be scored" in ran.err and row(ran.out, "other")[1] == "2"
+    ran = evaluate("folder", folder_set, "--results", results, "--sequences", "b")
+    assert ran.code == 1 and "sequence b: no frame can be scored" in ran.err and "withheld" not in ran.out
 
 
-def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, capsys):
+def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, evaluate):
     odd = os.fsdecode(b"s\xe9q")
     (folder_set / "a").rename(folder_set / "seq a")
     (folder_set / "b").rename(folder_set / odd)
     listing = tmp_path / "names.txt"
     listing.write_bytes("seq a\r\nc\r\n".encode("utf-16"))
-    arguments = ("folder", folder_set, "--tracker", STILL, "--output", output)
-    assert evaluate(*arguments, "--sequences", listing) == 0
+    arguments = ("folder", folder_set, *STILL)
+    assert evaluate(*arguments, "--sequences", listing).code == 0
     assert sorted(path.stem for path in (output / "folder" / LABEL).glob("*.txt")) == ["c", "seq a"]
-    assert evaluate(*arguments, "--sequences", "seq a, c" + ",c" * 2000) == 0  # longer than a name can be
-    assert evaluate(*arguments, "--per-sequence") == 0
-    assert r"s\udce9q" in capsys.readouterr().out and (output / "folder" / LABEL / f"{odd}.txt").is_file()
+    assert evaluate(*arguments, "--sequences", "seq a, c" + ",c" * 2000).code == 0  # longer than a name can be
+    assert r"s\udce9q" in evaluate(*arguments, "--per-sequence").out
+    assert (output / "folder" / LABEL / f"{odd}.txt").is_file()
 
 
-def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, capsys):
+def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluate):
     write_frames(tmp_path / "test" / "seq-1", 4)
     save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(1))
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)
         save(tmp_path / "TEST" / "anno" / f"{name}.txt", drift(1))
     packed = {}
-    for dataset in ("got10k-test", "trackingnet"):
-        assert evaluate(dataset, tmp_path, "--tracker", STILL, "--output", output) == 0
+    for dataset in ("trackingnet", "got10k-test"):
+        ran = evaluate(dataset, tmp_path, *STILL)
         with zipfile.ZipFile(output / dataset / f"{LABEL}.zip") as archive:
             packed[dataset] = {name: archive.read(name).decode() for name in archive.namelist()}
-    text = capsys.readouterr().out
-    assert "withheld" in text and "the published set has 180 sequences" in text
+    assert ran.code == 0 and "withheld" in ran.out and "the published set has 180 sequences" in ran.out
     assert sorted(packed["trackingnet"]) == ["v1.txt", "v2.txt"]
     assert sorted(packed["got10k-test"]) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
     assert packed["got10k-test"]["seq-1/seq-1_001.txt"].splitlines()[1] == "5.000,5.000,10.000,8.000"
     (output / "got10k-test" / f"{LABEL}.zip").unlink()
     save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
-    assert evaluate("got10k-test", tmp_path, "--tracker", STILL, "--output", output) == 1
-    assert not list(output.glob("got10k-test/*.zip"))
+    assert evaluate("got10k-test", tmp_path, *STILL).code == 1 and not list(output.glob("got10k-test/*.zip"))
 
 
-def test_the_gap_by_attribute(tmp_path, capsys):
+def test_the_gap_by_attribute(tmp_path, output, evaluate):
     """Two trackers, one of which loses what is occluded: the gap is there and nowhere else."""
     for name, flags in (("Boy", "1,0,0,0,0,0,0,0,0,0,0"), ("Car", "0,0,0,1,0,0,0,0,0,0,1")):
         write_frames(tmp_path / "otb" / name / "img", 4, "{:04d}.jpg")
@@ -250,14 +272,14 @@ def test_the_gap_by_attribute(tmp_path, capsys):
         save(tmp_path / "strong" / f"{name}.txt", drift(4))
         save(tmp_path / "weak" / f"{name}.txt", [drift(4)[0], *[(25, 20, 2, 2)] * 3] if name == "Car" else drift(4))
     arguments = ("attributes", "otb", tmp_path / "otb", tmp_path / "weak", tmp_path / "strong")
-    assert evaluate(*arguments, "--attributes", tmp_path / "toolkit", "--output", tmp_path / "plots") == 0
-    text = capsys.readouterr().out
+    text = evaluate(*arguments, "--attributes", tmp_path / "toolkit").out
     # Of four frames weak has the first on Car: a quarter of 95.24.
     assert "strong - weak: LR +71.43, OCC +71.43, IV +0.00" in text
     assert row(text.split("weak by attribute")[1], "IV")[:3] == ["IV", "1", "95.24"]
-    assert cv2.imread(str(tmp_path / "plots" / "attributes.png")).std() > 0
-    assert "gap to weak" in (tmp_path / "plots" / "attributes.svg").read_text()
-    assert evaluate(*arguments) == 2 and "--attributes DIR" in capsys.readouterr().err
+    assert cv2.imread(str(output / "attributes.png")).std() > 0
+    assert "gap to weak" in (output / "attributes.svg").read_text()
+    ran = evaluate(*arguments)
+    assert ran.code == 2 and "--attributes DIR" in ran.err
 
 
 @pytest.mark.parametrize(
@@ -267,32 +289,26 @@ def test_the_gap_by_attribute(tmp_path, capsys):
         (["--tracker", "opencv:nano"], "opencv:nano=BACKBONE.onnx,HEAD.onnx"),
         (["--tracker", "opencv:vit=absent.onnx"], "there is no file absent.onnx"),
         (["--tracker", "opencv:MIL=x.onnx"], "opencv:mil alone"),
+        (["--tracker", "opencv:KCF"], "opencv-contrib-python"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--tracker", "python:absent_module:Tracker"], "cannot import the tracker"),
         (["--tracker", "python:fake_trackers:os"], "is not callable"),
-        (["--tracker", STILL, "--tracker", STILL], "two trackers are called"),
-        (["--tracker", STILL, "--sequences", "z"], "no sequence called z"),
-        (["--tracker", STILL, "--sequences", ","], "names no sequence"),
+        ([*STILL, *STILL], "two trackers are called"),
+        ([*STILL, "--sequences", "z"], "no sequence called z"),
+        ([*STILL, "--sequences", ","], "names no sequence"),
+        ([*STILL, "--output", __file__], "test_command"),
         (["--results", "absent-folder"], "no folder of results"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(folder_set, output, capsys, arguments, said):
-    assert evaluate("folder", folder_set, "--output", output, *arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and said in error
-
-
-def test_what_this_machine_lacks_is_one_line(folder_set, tmp_path, capsys, monkeypatch):
-    (tmp_path / "file").write_text("")
-    assert evaluate("folder", folder_set, "--tracker", STILL, "--output", tmp_path / "file") == 2
-    assert "file" in capsys.readouterr().err
-    for name in ("TrackerKCF_create", "legacy"):
+def test_mistakes_are_one_line_and_exit_2(folder_set, evaluate, monkeypatch, arguments, said):
+    for name in ("TrackerKCF_create", "legacy"):  # an OpenCV without contrib
         monkeypatch.delattr(cv2, name, raising=False)
-    assert evaluate("folder", folder_set, "--tracker", "opencv:KCF", "--output", tmp_path / "out") == 2
-    assert "opencv-contrib-python" in capsys.readouterr().err
+    ran = evaluate("folder", folder_set, *arguments)
+    error = ran.err.strip().splitlines()[-1]
+    assert ran.code == 2 and error.startswith("error: ") and said in error
 
 
-def test_opencv_baseline_goes_through_the_same_harness(tmp_path, output, capsys):
+def test_opencv_baseline_goes_through_the_same_harness(tmp_path, evaluate):
     """MIL on a square that moves: the result must follow it; boxes it loops for ever on are refused."""
     noise = np.random.default_rng(0).integers(0, 60, (60, 80, 3), np.uint8)
     starts = {"square": (20, 16), "thin": (20, 5), "outside": (-60, 16), "cut": (-12, 16)}
@@ -304,14 +320,12 @@ def test_opencv_baseline_goes_through_the_same_harness(tmp_path, output, capsys)
             frame[20:36, 20 + i : 36 + i] = (40, 200, 250)
             cv2.imwrite(str(folder / f"{i:08d}.png"), frame)
         save(folder / "groundtruth.txt", [(x + i, 20, w, 16) for i in range(4)])
-    report = tmp_path / "r.json"
-    options = ("--output", output, "--json", report, "--threads", "1")
-    assert evaluate("folder", tmp_path / "set", "--tracker", "opencv:MIL", *options) == 1
-    (tracker,) = json.loads(report.read_text())["trackers"]
-    assert tracker["metrics"]["ao"] > 0.5 and tracker["identity"]["opencv"] == cv2.__version__
-    assert list(tracker["sequences"]) == ["square"]
-    assert "lies outside the frame" in tracker["failures"]["outside"]
-    assert all("too small a box" in tracker["failures"][name] for name in ("thin", "cut"))
+    ran = evaluate("folder", tmp_path / "set", "--tracker", "opencv:MIL", "--threads", "1")
+    assert ran.code == 1 and list(ran.tracker["sequences"]) == ["square"]
+    assert ran.tracker["metrics"]["ao"] > 0.5 and ran.tracker["identity"]["opencv"] == cv2.__version__
+    failures = ran.tracker["failures"]
+    assert "lies outside the frame" in failures["outside"]
+    assert all("too small a box" in failures[name] for name in ("thin", "cut"))
 
 
 def test_results_with_and_without_recovery_are_told_apart():

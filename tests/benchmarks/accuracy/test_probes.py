@@ -1,20 +1,19 @@
-"""asymtrack-eval starts and presence."""
+"""asymtrack-eval starts, presence and features."""
 
 from __future__ import annotations
 
 import json
-import shutil
 
 import cv2
 import numpy as np
 import pytest
 
+from asymtrack_edge.benchmarks.accuracy import probes
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.benchmarks.accuracy.probes import track_aucs
 from asymtrack_edge.datasets import open_dataset
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import State, Track
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
 
 
 @pytest.fixture
@@ -32,51 +31,60 @@ def clips(tmp_path):
     return tmp_path
 
 
-class Knowing:
-    """Answers with the true boxes of a sequence, mirrored from the fourth track on."""
-
-    def __init__(self, truth: np.ndarray, width: int) -> None:
-        self.truth, self.width, self.tracks = truth, width, 0
-
-    def init(self, frame: np.ndarray, box: np.ndarray) -> None:
-        self.now = self.truth.copy()
-        if self.tracks >= 3:
-            self.now[:, 0] = self.width - self.now[:, 0] - self.now[:, 2]
-        self.tracks += 1
-        self.at = int(np.flatnonzero((self.now == box).all(1))[0])
-
-    def update(self, frame: np.ndarray) -> Track:
-        self.at += 1
-        return Track(Box(*np.nan_to_num(self.now[self.at])), 1.0, State.TRACKING)
-
-
 def test_every_track_of_one_who_knows_is_perfect(clips):
     sequence = open_dataset("folder", clips).sequence("s0")
+    mirrored = sequence.truth * (-1, 1, 1, 1) + (160, 0, 0, 0) - sequence.truth[:, 2:3] * (1, 0, 0, 0)
+
+    truths = iter([sequence.truth] * 3 + [mirrored] * 3)
+
+    class Knowing:
+        def init(self, frame, box):
+            truth = next(truths)
+            self.answers = iter(truth[np.flatnonzero((truth == box).all(1))[0] + 1 :])
+
+        def update(self, frame):
+            return Track(Box(*np.nan_to_num(next(self.answers))), 1.0, State.TRACKING)
+
     # Overlap 1 is above 20 of the 21 thresholds.
-    assert track_aucs(Knowing(sequence.truth, 160), sequence) == pytest.approx([20 / 21] * 6)
+    assert probes.track_aucs(Knowing(), sequence) == pytest.approx([20 / 21] * 6)
 
 
-def test_starts(clips, tmp_path, capsys):
+def test_starts_of_good_and_bad_sequences(clips, tmp_path, capsys):
     report = tmp_path / "starts.json"
     (clips / "s0" / "00000003.png").write_bytes(b"no image")
     (clips / "s1" / "groundtruth.txt").write_text("1,2,3\n")
-    for i in (4, 5):
-        shutil.rmtree(clips / f"s{i}")
     assert main(["starts", str(clips), "--threads", "1", "--json", str(report)]) == 1
     answer = json.loads(report.read_text())
-    assert answer["tracks"] == 12 and 0 <= answer["success AUC"] <= 1
-    assert set(answer["sequences"]) == {"s2", "s3"}
+    assert answer["tracks"] == 24 and 0 <= answer["success AUC"] <= 1
+    assert set(answer["sequences"]) == {"s2", "s3", "s4", "s5"}
     assert capsys.readouterr().err.count("error: left out: ") == 2
 
 
-def test_presence_the_score_falls_without_the_target(clips, capsys):
+def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     assert main(["presence", str(clips), "--threads", "1"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    table = answer["percentiles of the score"]
-    assert answer["sequences"] == 6
+    table = json.loads(capsys.readouterr().out)["percentiles of the score"]
     assert table["absent"]["50"] < table["present"]["50"]
-
-
-def test_too_few_sequences_are_named(folder_set, capsys):
     assert main(["presence", str(folder_set)]) == 2
     assert "more than 5 sequences" in capsys.readouterr().err
+
+
+def test_maps_with_ope_are_those_without_and_what_ope_adds(tmp_path, monkeypatch, capsys):
+    torch = pytest.importorskip("torch")
+    from asymtrack_edge.checkpoints import load_model
+    from asymtrack_edge.network.layers import PerceptionEnhancement
+    from asymtrack_edge.variants import VARIANTS
+
+    model = load_model(None, VARIANTS["T"])
+    search, maps = probes.feature_maps(model, *default_clip(2))
+    assert search.shape == (256, 256, 3)
+    sizes = {stage: with_ope.shape for stage, (_, with_ope) in maps.items()}
+    assert sizes == {1: (64, 64, 32), 2: (32, 32, 64), 3: (16, 16, 128)}
+    (ope,) = (block for block in model.backbone.layers[0].blocks if isinstance(block, PerceptionEnhancement))
+    without, with_ope = maps[1]  # before it nothing differs
+    with torch.inference_mode():
+        np.testing.assert_allclose(ope(torch.from_numpy(without)[None])[0], with_ope, atol=1e-5)
+    assert np.abs(with_ope - without).max() > 0.01
+    monkeypatch.chdir(tmp_path)
+    assert main(["features", "T"]) == 0 and cv2.imread("features.png").std() > 0
+    assert main(["features", "T", "--output", "x.jpg"]) == 2 and ".png" in capsys.readouterr().err
+    assert main(["features", str(tmp_path)]) == 2 and "give T, S, B or the checkpoint" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.speed import cases, energy
@@ -16,6 +17,19 @@ from asymtrack_edge.benchmarks.speed.report import FORMAT, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.files import write_image
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An export of the smallest model, batch axis free up to 4, made-up weights."""
+    from asymtrack_edge.export.pipeline import Export, ExportOptions
+    from tests.helpers import SMALL, filled_model
+
+    folder = tmp_path_factory.mktemp("exported")
+    manifest = Export(filled_model(SMALL), ExportOptions(max_batch=4)).write(folder)
+    replace(manifest, provenance={**manifest.provenance, "weights": "random, seed 0"}).save(folder)
+    return folder
+
 
 MISTAKES = [
     (["speed", "T", "--protocol", "P9"], "there is no 'P9'"),
@@ -98,12 +112,6 @@ def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
     assert any(m.startswith("onnxruntime-tensorrt was left out: ") for m in document["messages"])
 
 
-def test_targets(exported, capsys):
-    document = run(capsys, "targets", exported, "--counts", "1,3", "--seconds", "1", "--threads", "1")
-    assert [r["case"]["batch"] for r in document["rows"]] == [1, 1, 3, 3]
-    assert all(r["values"]["ms per target"] > 0 for r in document["rows"])
-
-
 def test_profile_by_onnxruntime_and_by_trtexec(exported, tmp_path, capsys):
     layers = run(capsys, "profile", exported)["layers"]
     assert len(layers) > 20 and any("Conv" in e["operator"] for e in layers)
@@ -147,10 +155,23 @@ def test_the_paper_measured_and_published(exported, capsys, monkeypatch):
     assert "AsymTrack-B" in text and "MixFormer-L" in text and "Table 5b" in text
 
 
-def test_one_report_of_two_files(report, tmp_path, capsys):
-    (tmp_path / "a.json").write_text(json.dumps(report.document()))
-    both = run(capsys, "report", tmp_path / "a.json", tmp_path / "a.json")
-    assert both["rows"] == 2 * report.rows and both["messages"] == ["hm"]
+def test_several_targets_and_one_report_of_several_files(exported, tmp_path, capsys):
+    targets = run(capsys, "targets", exported, "--counts", "1,3", "--seconds", "1", "--threads", "1")
+    assert [r["case"]["batch"] for r in targets["rows"]] == [1, 1, 3, 3]
+    assert all(r["values"]["ms per target"] > 0 for r in targets["rows"])
+    layers = run(capsys, "profile", exported)
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, document in zip(files, (targets, layers)):
+        file.write_text(json.dumps(document))
+    both = run(capsys, "report", *files, files[0], "--output", tmp_path / "report")
+    assert both["rows"] == 2 * targets["rows"] and both["layers"] == layers["layers"]
+    assert both["command"].count("targets") == 2 and both["ratios"] == 2 * targets["ratios"]
+    page = (tmp_path / "report" / "report.md").read_text()
+    for words in ("- machine: ", f"numpy {np.__version__}", "times faster", "P1, P2: search", "one by one (1",
+                  "ms per target", "untrained", "## Conditions", "Layers of", "Slowest layers"):  # fmt: skip
+        assert words in page, words
+    for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        assert len({(len(line), line.count("|")) for line in table.splitlines()}) == 1, table
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', f'{{"format": "{FORMAT}", "surprise": 1}}'])
@@ -158,16 +179,3 @@ def test_files_that_are_no_reports(tmp_path, capsys, text):
     (tmp_path / "a.json").write_text(text)
     assert main(["report", str(tmp_path / "a.json")]) == 2
     assert "not written by" in capsys.readouterr().err
-
-
-def test_the_page_has_every_figure_with_its_conditions(report):
-    page = report.markdown()
-    for words in (
-        "Test CPU, 4 cores, Test GPU, compute capability 8.7", "numpy 2.0", "P8: joules", "VDD_IN (J/frame)", "> hm",
-        "too wide", "faster", "40 to 55", "3000 to 3000", "a note", "peer\\|x", "Layers of m", "stem",
-    ):  # fmt: skip
-        assert words in page, words
-    for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
-        lines = table.splitlines()
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, table
-        assert len({len(line) for line in lines}) == 1, table

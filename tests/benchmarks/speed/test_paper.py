@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from asymtrack_edge.benchmarks import paper
-from asymtrack_edge.benchmarks.speed.race import Case
 from asymtrack_edge.benchmarks.speed.report import NETWORK
-from tests.benchmarks.speed.conftest import PC, row
 
+PC = {"cpu": "Test CPU", "cores": 4, "board": None, "virtual_machine": False, "gpu": None, "power_mode": None}
 I7 = {**PC, "cpu": "Intel(R) Core(TM) i7-9700KF CPU @ 3.60GHz"}
 
 
@@ -37,9 +36,9 @@ def test_the_column_to_compare_with(cpu, gpu, board, device, expected):
     assert paper.column_for({"cpu": cpu, "gpu": gpu, "board": board}, device) == expected
 
 
-def network(name, fps, machine=I7, protocol=NETWORK, **more):
-    case = Case(name, None, tracker=more.pop("tracker", "AsymTrack-T"), **more)
-    return row(protocol, case, fps=fps, machine=machine)
+def network(name, fps, machine=I7, protocol=NETWORK, tracker="AsymTrack-T", batch=1):
+    case = {"name": name, "tracker": tracker, "batch": batch, "device": "cpu"}
+    return {"protocol": protocol, "case": case, "fps": fps, "machine": machine}
 
 
 def test_measured_beside_published():

@@ -11,7 +11,7 @@ import sys
 import threading
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Iterator, List
+from typing import Iterator, List
 
 import cv2
 import pytest
@@ -150,22 +150,6 @@ def test_pictures_come_until_it_is_released(launcher: Path, tmp_path: Path) -> N
     assert os.read(reading, 99) == b"somebody's request"
     os.close(reading)
     os.close(writing)
-
-
-def test_interrupted_while_it_starts_the_process_is_ended(
-    launcher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    launcher.write_text(SCRIPT.format(pid=tmp_path / "pid", header=""))
-
-    def interrupted(self: Any, timeout: float) -> bytes:
-        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-            sleep(0.01)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Pipeline, "_line", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Pipeline("videotestsrc")
-    assert gone(tmp_path)
 
 
 def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path, tmp_path: Path) -> None:

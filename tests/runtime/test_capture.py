@@ -106,10 +106,14 @@ def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) 
     assert len({round(frame.time) for frame in frames}) > 1
 
 
-def test_closing_wakes_whoever_waits() -> None:
+def test_closing_wakes_whoever_waits_and_ends_the_thread() -> None:
     reader = Reader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
     threading.Timer(0.1, reader.close).start()
     assert list(reader) == []
+    source = Counted(float("inf"))
+    with open_reader(source) as reader:
+        next(reader)
+    assert source.closed and list(reader) == []
 
 
 def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
@@ -122,13 +126,6 @@ def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
     assert [f.number for f in frames] == list(range(40))
     assert [f.image[0, 0, 0] for f in frames if f.image is not None] == [i for i in range(40) if i != 3]
     assert reader.dropped == 0 and source.closed
-
-
-def test_closing_a_file_early_ends_its_thread() -> None:
-    source = Counted(float("inf"))
-    with open_reader(source) as reader:
-        next(reader)
-    assert source.closed and list(reader) == []
 
 
 def test_error_while_reading_reaches_the_caller() -> None:

@@ -97,9 +97,6 @@ def test_mistakes_are_named() -> None:
     for kind in (Tracker, MultiTracker):
         with pytest.raises(UsageError, match=rf"{kind.__name__}\.load\('T'\)"):
             kind("T")  # type: ignore[arg-type]
-
-
-def test_settings_that_cannot_be() -> None:
     crossed = {"lost_below": 0.5, "found_above": 0.4}
     for wrong in (crossed, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": 0}):
         with pytest.raises(UsageError):

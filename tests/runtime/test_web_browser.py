@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from time import monotonic
-from typing import Any, Callable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
@@ -89,6 +89,15 @@ def drag(page: Any, box: Any) -> None:
     page.mouse.up()
 
 
+def follow(page: Any, frame: int) -> Dict[str, Any]:
+    """Goes on until a frame is shown, pauses, and returns what the page knows then."""
+    page.click("#pause")
+    until(page, f"header.frame > {frame}")
+    page.click("#pause")
+    until(page, "document.querySelector('#pause').dataset.paused === 'true'")
+    return page.evaluate("header")
+
+
 def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Running) -> None:
     page = open_page(viewport={"width": 1200, "height": 800})
     drag(page, TRUTH[0][0])
@@ -97,11 +106,7 @@ def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Ru
     page.wait_for_selector("li[data-id='1']")
     page.click("#step")
     until(page, "header.frame === 1")
-    page.click("#pause")
-    until(page, "header.frame > 25")
-    page.click("#pause")
-    until(page, "document.querySelector('#pause').dataset.paused === 'true'")
-    header = page.evaluate("header")
+    header = follow(page, 25)
     for target in header["targets"]:
         assert iou(target["box"], TRUTH[header["frame"]][target["id"]]) > 0.7
         assert iou(target["box"], TRUTH[0][target["id"]]) < 0.7, "the box did not move"
@@ -148,20 +153,11 @@ def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     page = open_page(viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=3)
     start, end = corners(page, TRUTH[0][2])
     session = page.context.new_cdp_session(page)
-
-    def touch(kind: str, *points: List[float]) -> None:
+    for kind, points in (("touchStart", [start]), ("touchMove", [end]), ("touchEnd", [])):
         where = [{"x": x, "y": y} for x, y in points]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": where})
-
-    touch("touchStart", start)
-    touch("touchMove", end)
-    touch("touchEnd")
     page.wait_for_selector("li[data-id='0']")
-    page.tap("#pause")
-    until(page, "header.frame > 15")
-    page.tap("#pause")
-    until(page, "document.querySelector('#pause').dataset.paused === 'true'")
-    header = page.evaluate("header")
+    header = follow(page, 15)
     assert iou(header["targets"][0]["box"], TRUTH[header["frame"]][2]) > 0.7
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide"
 

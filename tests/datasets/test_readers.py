@@ -17,6 +17,15 @@ from asymtrack_edge.errors import DatasetError, UsageError
 from tests.datasets.miniature import drift, rows, save, write_frames
 
 
+def build(root, files):
+    """Writes texts and boxes by path, and as many frames as a number says under a pattern."""
+    for place, content in files.items():
+        if isinstance(content, int):
+            write_frames((root / place).parent, content, (root / place).name, first=int(place.endswith("d}.jpg")))
+        else:
+            save(root / place, content)
+
+
 def read(name, root):
     """All sequences of a data set, each by itself."""
     data = open_dataset(name, root)
@@ -36,41 +45,37 @@ def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
 
 
 def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
-    write_frames(tmp_path / "one", 12, "{}.png")
-    save(tmp_path / "one" / "groundtruth.txt", rows([*drift(11), ("nan", "nan", "nan", "nan")], "\t"))
+    build(tmp_path, {"one/{:d}.jpg": 12, "one/groundtruth.txt": rows([*drift(11), ("nan",) * 4], "\t")})
     (one,) = read("folder", tmp_path)
-    assert [path.name for path in one.frames][8:] == ["9.png", "10.png", "11.png", "12.png"]
+    assert [path.name for path in one.frames][8:] == ["9.jpg", "10.jpg", "11.jpg", "12.jpg"]
     assert np.isnan(one.truth[11]).all() and np.array_equal(one.truth[10], [14, 5, 10, 8])
-    assert one.start == (4, 5, 10, 8) and one.absent is None
-    assert one.read(0).shape == (24, 32, 3)
+    assert one.start == (4, 5, 10, 8) and one.absent is None and one.read(0).shape == (24, 32, 3)
 
 
-def got10k(folder, cover="8 8 0 3"):
-    write_frames(folder, 4)
-    save(folder / "groundtruth.txt", drift(4))
-    for name, labels in (("cover", cover), ("absence", "0 0 1 0"), ("cut_by_image", "0 0 0 0")):
-        save(folder / f"{name}.label", labels.replace(" ", "\n"))
+def got10k(root, name, cover="8 8 0 3"):
+    labels = {"cover": cover, "absence": "0 0 1 0", "cut_by_image": "0 0 0 0"}
+    build(root / name, {"{:08d}.jpg": 4, "groundtruth.txt": drift(4)})
+    build(root / name, {f"{label}.label": values.replace(" ", "\n") for label, values in labels.items()})
 
 
 def test_got10k_val_labels_and_order(tmp_path):
-    for name in ("GOT-10k_Val_000001", "GOT-10k_Val_000002"):
-        got10k(tmp_path / "val" / name)
-    save(tmp_path / "val" / "list.txt", "GOT-10k_Val_000002\nGOT-10k_Val_000001\n")
+    for number in (1, 2):
+        got10k(tmp_path / "val", f"GOT-10k_Val_{number}")
+    save(tmp_path / "val" / "list.txt", "GOT-10k_Val_2\nGOT-10k_Val_1\n")
     first, second = read("got10k-val", tmp_path)
-    assert (first.name, second.name) == ("GOT-10k_Val_000002", "GOT-10k_Val_000001")
+    assert [first.name, second.name] == names("got10k-val", tmp_path / "val") == ["GOT-10k_Val_2", "GOT-10k_Val_1"]
     assert first.absent.tolist() == [False, False, True, False]
     assert first.attributes == ("absence", "occlusion")
-    assert names("got10k-val", tmp_path / "val") == [first.name, second.name]
 
 
 def test_got10k_test_has_only_start_boxes(tmp_path):
-    got10k(tmp_path / "test" / "GOT-10k_Test_000001")
+    got10k(tmp_path / "test", "GOT-10k_Test_000001")
     (one,) = read("got10k-test", tmp_path)
     assert len(one) == 4 and one.start == (4, 5, 10, 8) and np.isnan(one.truth[1:]).all() and one.withheld
 
 
 def test_got10k_train_shows_what_neither_label_hides(tmp_path):
-    got10k(tmp_path / "train" / "GOT-10k_Train_000001", cover="8 0 3 8")
+    got10k(tmp_path / "train", "GOT-10k_Train_000001", cover="8 0 3 8")
     for root in (tmp_path, tmp_path / "train"):
         boxes, usable, frames = open_dataset("got10k-train", root).annotation(0)
         assert usable.tolist() == [0, 3] and boxes.dtype == np.float32
@@ -78,17 +83,15 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
 
 
 def test_otb_delimiters_ranges_and_two_targets(tmp_path):
-    for name, images, annotated in (
-        ("Boy", 3, {"": rows(drift(3), "\t")}),
-        ("Football1", 76, {"": drift(74)}),
-        ("Jogging", 2, {".1": drift(2, x=1), ".2": drift(2, x=2)}),
-        ("Human4", 2, {".1": "", ".2": drift(2)}),
-        ("Tiger1", 8, {"": drift(8)}),
-    ):
-        write_frames(tmp_path / name / "img", images, "{:04d}.jpg")
-        for target, truth in annotated.items():
-            save(tmp_path / name / f"groundtruth_rect{target}.txt", truth)
-    save(tmp_path / "att" / "Boy.txt", "1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1\n")
+    build(tmp_path, {
+        "Boy/img/{:04d}.jpg": 3, "Boy/groundtruth_rect.txt": rows(drift(3), "\t"),
+        "Football1/img/{:04d}.jpg": 76, "Football1/groundtruth_rect.txt": drift(74),
+        "Jogging/img/{:04d}.jpg": 2,
+        "Jogging/groundtruth_rect.1.txt": drift(2, x=1), "Jogging/groundtruth_rect.2.txt": drift(2, x=2),
+        "Human4/img/{:04d}.jpg": 2, "Human4/groundtruth_rect.1.txt": "", "Human4/groundtruth_rect.2.txt": drift(2),
+        "Tiger1/img/{:04d}.jpg": 8, "Tiger1/groundtruth_rect.txt": drift(8),
+        "att/Boy.txt": "1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1\n",
+    })  # fmt: skip
     boy, football, human, jogging1, jogging2, tiger = read("otb", tmp_path)
     assert boy.attributes == ("IV", "SV", "LR")
     assert (football.frames[-1].name, len(football)) == ("0074.jpg", 74)
@@ -102,10 +105,8 @@ def test_otb_delimiters_ranges_and_two_targets(tmp_path):
 
 
 def lasot(folder, images=3):
-    write_frames(folder / "img", images)
-    save(folder / "groundtruth.txt", drift(3))
-    save(folder / "full_occlusion.txt", "0,0,1")
-    save(folder / "out_of_view.txt", "0,1,0")
+    labels = {"full_occlusion.txt": "0,0,1", "out_of_view.txt": "0,1,0"}
+    build(folder, {"img/{:08d}.jpg": images, "groundtruth.txt": drift(3), **labels})
 
 
 def test_lasot_splits_in_both_layouts(tmp_path):
@@ -118,8 +119,7 @@ def test_lasot_splits_in_both_layouts(tmp_path):
     assert names("lasotext", tmp_path) == ["airplane-1", "airplane-2", "zebra-10"]
     assert names("lasot-train", tmp_path) == ["airplane-2"]
     assert open_dataset("lasot-train", tmp_path).annotation(0).usable.tolist() == [0]
-    save(tmp_path / "testing_set.txt", "airplane-2\n")
-    save(tmp_path / "training_set.txt", "airplane-1\n")
+    build(tmp_path, {"testing_set.txt": "airplane-2\n", "training_set.txt": "airplane-1\n"})
     assert names("lasot", tmp_path) == ["airplane-2"] and names("lasot-train", tmp_path) == ["airplane-1"]
     save(tmp_path / "airplane" / "airplane-2" / "out_of_view.txt", "0,0")
     with pytest.raises(DatasetError, match=r"airplane-2: .*2 labels for 3 frames"):
@@ -143,9 +143,8 @@ def test_published_sizes_of_the_splits():
 
 
 def test_trackingnet_orders_frames_by_number(tmp_path):
-    for split, name in (("TEST", "-abc_0"), ("TRAIN_11", "a_1"), ("TRAIN_2", "b_1")):
-        write_frames(tmp_path / split / "frames" / name, 12, "{}.jpg", first=0)
-        save(tmp_path / split / "anno" / f"{name}.txt", drift(1))
+    for place, name in (("TEST", "-abc_0"), ("TRAIN_11", "a_1"), ("TRAIN_2", "b_1")):
+        build(tmp_path / place, {f"frames/{name}/{{}}.jpg": 12, f"anno/{name}.txt": drift(1)})
     (one,) = read("trackingnet", tmp_path)
     assert one.frames[2].name == "2.jpg" and one.frames[-1].name == "11.jpg"
     assert np.isnan(one.truth[1:]).all() and one.withheld
@@ -168,12 +167,11 @@ def test_nfs_at_30_fps(tmp_path, annotated, frames, expected):
 
 
 def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
-    anno = tmp_path / "anno" / "UAV123"
-    write_frames(tmp_path / "data_seq" / "UAV123" / "car1", 754, "{:06d}.jpg")
-    write_frames(tmp_path / "data_seq" / "UAV123" / "bike1", 2, "{:06d}.jpg")
-    save(anno / "car1_2.txt", [(4, 5, 10, 8), ("NaN",) * 4, (6, 5, 10, 8)])
-    save(anno / "bike1.txt", drift(2))
-    save(anno / "att" / "bike1.txt", "0,0,0,1,0,0,0,0,0,0,0,1")
+    build(tmp_path, {
+        "data_seq/UAV123/car1/{:06d}.jpg": 754, "data_seq/UAV123/bike1/{:06d}.jpg": 2,
+        "anno/UAV123/car1_2.txt": [(4, 5, 10, 8), ("NaN",) * 4, (6, 5, 10, 8)], "anno/UAV123/bike1.txt": drift(2),
+        "anno/UAV123/att/bike1.txt": "0,0,0,1,0,0,0,0,0,0,0,1",
+    })  # fmt: skip
     bike, car = read("uav123", tmp_path)
     assert bike.attributes == ("FM", "SOB")
     assert [path.name for path in car.frames] == ["000751.jpg", "000752.jpg", "000753.jpg"]
@@ -181,12 +179,10 @@ def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
 
 
 def test_vot_rectangles_polygons_and_masks(tmp_path):
-    folder = tmp_path / "sequences" / "ball"
-    write_frames(folder / "color", 3)
-    save(folder / "groundtruth.txt", "4,5,10,8\n3,2,9,4,7,8,1,6\nm6,7,3,2,0,5\n")
-    save(folder / "occlusion.tag", "0\n1\n0\n")
-    save(folder / "size_change.tag", "0\n0\n0\n")
-    save(tmp_path / "sequences" / "list.txt", "ball\n")
+    build(tmp_path / "sequences", {
+        "ball/color/{:08d}.jpg": 3, "ball/groundtruth.txt": "4,5,10,8\n3,2,9,4,7,8,1,6\nm6,7,3,2,0,5\n",
+        "ball/occlusion.tag": "0\n1\n0\n", "ball/size_change.tag": "0\n0\n0\n", "list.txt": "ball\n",
+    })  # fmt: skip
     (one,) = read("vot", tmp_path)
     assert one.truth.tolist() == [[4, 5, 10, 8], [1, 2, 8, 6], [6, 7, 3, 2]]
     assert one.attributes == ("occlusion",)
@@ -266,8 +262,7 @@ def test_hidden_files_of_other_systems_are_no_data(tmp_path):
 
 def test_names_that_are_no_utf8(tmp_path):
     name = os.fsdecode(b"s\xe9q")
-    write_frames(tmp_path / "x", 2)
-    save(tmp_path / "x" / "groundtruth.txt", drift(2))
+    build(tmp_path / "x", {"{:08d}.jpg": 2, "groundtruth.txt": drift(2)})
     os.rename(tmp_path / "x" / "00000002.jpg", tmp_path / "x" / os.fsdecode(b"00000002\xe9.jpg"))
     (tmp_path / "x").rename(tmp_path / name)
     (one,) = read("folder", tmp_path)

@@ -68,23 +68,14 @@ def options(parser: argparse.ArgumentParser) -> List[List[str]]:
 def table(head: List[str], rows: List[List[str]]) -> List[str]:
     """A Markdown table; nothing without rows."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, *rows]]
-    return [lines[0], "|" + " --- |" * len(head), *lines[1:], ""] if rows else []
+    return [lines[0], "| --- | --- |", *lines[1:], ""] if rows else []
 
 
 def page() -> str:
     """The whole page."""
     found = parsers()
-    users: Dict[str, List[str]] = {}
-    for name, parser in found.items():
-        for option in {action.option_strings[-1] for action in parser._actions if action.option_strings}:
-            users.setdefault(option, []).append(name.split()[0])
-    shared = sorted(o for o, names in users.items() if len(set(names)) > 1 and o not in ("--help", "--version"))
-    lines = [
-        HEAD,
-        *table(["command", "to"], [[f"[`asymtrack {n}`](#asymtrack-{n})", COMMANDS[n][1]] for n in COMMANDS]),
-    ]
-    rows = [[f"`{option}`", *("x" if name in users[option] else "" for name in COMMANDS)] for option in shared]
-    lines += ["## Options of several commands", "", *table(["option", *COMMANDS], rows)]
+    rows = [[f"[`asymtrack {name}`](#asymtrack-{name})", purpose] for name, (_, purpose) in COMMANDS.items()]
+    lines = [HEAD, *table(["command", "to"], rows)]
     for name, parser in found.items():
         heading = f"{'##' if name in COMMANDS else '###'} asymtrack {name}"
         lines += [heading, "", " ".join((parser.description or "").split()), ""]

@@ -26,18 +26,16 @@ def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
     last = key.rsplit(".", 1)[-1]
     if last == "num_batches_tracked":
         return np.zeros(shape, np.int64)
-    if last == "running_var":
-        values = r.uniform(0.5, 1.5, shape)
-    elif last == "running_mean":
-        values = r.normal(0, 0.1, shape)
-    elif last == "gamma_1":
-        values = r.uniform(0.2, 0.6, shape)
-    elif last == "ibe_scale":
-        values = r.normal(0, 0.5, shape)
-    elif last == "theta":
-        values = r.normal(0, 1, shape)
-    elif len(shape) == 1:
-        values = r.uniform(0.8, 1.2, shape) if last == "weight" else r.normal(0, 0.1, shape)
+    draws = {
+        "running_var": (r.uniform, 0.5, 1.5),
+        "running_mean": (r.normal, 0, 0.1),
+        "gamma_1": (r.uniform, 0.2, 0.6),
+        "ibe_scale": (r.normal, 0, 0.5),
+        "theta": (r.normal, 0, 1),
+    }
+    if last in draws or len(shape) == 1:
+        draw, *range_ = draws.get(last) or ((r.uniform, 0.8, 1.2) if last == "weight" else (r.normal, 0, 0.1))
+        values = draw(*range_, shape)
     else:
         values = r.normal(0, 1, shape) * np.sqrt(2 / np.prod(shape[1:])) * (8 if ".conv5_" in key else 1)
     return values.astype(np.float32)
@@ -61,11 +59,6 @@ def random_inputs(variant: Variant, batch: int = 1, seed: int = 7) -> Tuple[Tens
     sides = (variant.template_size, variant.search_size)
     template, search = (r.normal(0, 1, (batch, 3, side, side)).astype(np.float32) for side in sides)
     return torch.from_numpy(template), torch.from_numpy(search)
-
-
-def golden_inputs(variant: Variant) -> Tuple[Tensor, Tensor]:
-    """The crops that the golden answers are for."""
-    return random_inputs(variant, 1, 7)
 
 
 def golden_answers(name: str) -> Dict[str, np.ndarray]:

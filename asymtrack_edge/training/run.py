@@ -56,7 +56,7 @@ class RunConfig:
     def load(folder: Path) -> RunConfig:
         """Reads ``run.json``; UsageError where there is none, or it is damaged or of another version."""
         path = folder / CONFIG
-        if not path.is_file():
+        if not has_state(folder) or not path.is_file():
             raise UsageError(f"cannot resume: {folder} holds no run")
         try:
             values: Dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,6 @@
-"""A run's state on disk: safetensors pieces and a JSON index, replaced atomically.
+"""A run's state on disk: one safetensors file, replaced atomically.
 
-Weights, averaged weights, the optimiser's two moments and what a teacher is read out with are files of
-their own, so that none is larger than the model; the index names them and is renamed into place last. A
-run killed at any moment finds either the old state or the new one, whole.
+A run killed at any moment finds either the old state or the new one, whole.
 """
 
 from __future__ import annotations
@@ -14,17 +12,18 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.files import OutputFile
 
-INDEX = "state.json"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-#: What of a ``RunState`` the index holds as it is.
+STATE = "state.safetensors"
+#: What of a ``RunState`` is stored as it is.
 COUNTS = ("step", "pairs", "seconds", "rate")
+#: What AdamW keeps of a parameter.
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -89,60 +88,49 @@ class RunState:
         return self.ema or self.model.state_dict()
 
     def save(self, folder: Path) -> None:
-        """Writes the state into ``folder``; what was there before is removed afterwards."""
-        folder.mkdir(parents=True, exist_ok=True)
-        pieces = {"model": self.model.state_dict(), "ema": self.ema}
-        pieces["readouts"] = {} if self.readouts is None else self.readouts.state_dict()
-        pieces.update({moment: self._moments(moment) for moment in MOMENTS})
-        files = {name: f"{name}-{self.step}.safetensors" for name, tensors in pieces.items() if tensors}
-        for name, file in files.items():
-            save_tensors(folder / file, pieces[name])
-        index = {"files": files, **{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
+        """Writes the state into ``folder``: tensors as ``model/NAME``, ``ema/NAME``, ``exp_avg/NAME`` and so on."""
+        parts = {"model": self.model.state_dict(), "ema": self.ema}
+        if self.readouts is not None:
+            parts["readouts"] = self.readouts.state_dict()
         # Not every parameter takes part in every step (see Recipe.shallow_every).
-        index["updates"] = {name: int(value) for name, value in self._moments("step").items()}
-        save_json(folder / INDEX, index)
-        for path in folder.glob("*-*.safetensors"):
-            if path.name not in files.values():
-                path.unlink()
+        moments = {n: self.optimiser.state[p] for n, p in self.named_parameters() if p in self.optimiser.state}
+        parts.update({key: {n: state[key] for n, state in moments.items()} for key in MOMENTS})
+        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+        counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / STATE, save(tensors, {"counts": json.dumps(counts)}))
 
     def load(self, folder: Path) -> None:
         """Reads a state back; CheckpointError where the folder holds no complete one, or one of another model."""
+        parts: Dict[str, Dict[str, Tensor]] = {key: {} for key in ("model", "ema", "readouts", *MOMENTS)}
         device = next(self.model.parameters()).device
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            pieces = {name: load_file(str(folder / file)) for name, file in index["files"].items()}
-            self.model.load_state_dict(pieces["model"])
-            if self.readouts is not None and "readouts" in pieces:
-                self.readouts.load_state_dict(pieces["readouts"])
+            with safe_open(str(folder / STATE), "pt", str(device)) as file:
+                counts = json.loads(file.metadata()["counts"])
+                for key in file.keys():  # noqa: SIM118
+                    part, _, name = key.partition("/")
+                    parts[part][name] = file.get_tensor(key)
+            self.model.load_state_dict(parts["model"])
+            if self.readouts is not None and parts["readouts"]:
+                self.readouts.load_state_dict(parts["readouts"])
+            self.guard = Guard(**counts["guard"])
             for name in COUNTS:
-                setattr(self, name, index[name])
-            self.guard = Guard(**index["guard"])
+                setattr(self, name, counts[name])
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
             raise CheckpointError(f"the state in {folder} is of another variant: check --variant") from None
-        self.ema = {name: value.to(device) for name, value in pieces.get("ema", {}).items()}
+        self.ema = parts["ema"]
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():
-            if name in pieces.get(MOMENTS[0], {}):
-                moments = {moment: pieces[moment][name].to(device) for moment in MOMENTS}
-                # The fused AdamW of a GPU counts there.
-                count = torch.tensor(float(index["updates"][name]), device=device if device.type == "cuda" else None)
-                self.optimiser.state[parameter] = {"step": count, **moments}
-
-    def _moments(self, moment: str) -> Dict[str, Tensor]:
-        state = self.optimiser.state
-        return {n: state[p][moment] for n, p in self.named_parameters() if p in state}
+            if name in parts["step"]:
+                self.optimiser.state[parameter] = {key: parts[key][name] for key in MOMENTS}
 
 
 def has_state(folder: Path) -> bool:
     """Whether ``folder`` holds a saved state."""
-    return (folder / INDEX).is_file()
-
-
-def save_tensors(path: Path, tensors: Dict[str, Tensor]) -> None:
-    """Writes a safetensors file atomically."""
-    _write(path, save({name: value.detach().contiguous().cpu() for name, value in tensors.items()}))
+    return (folder / STATE).is_file()
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from dataclasses import replace
@@ -87,7 +88,7 @@ def _add_run(commands: Any) -> None:
     add = call.add_argument
     cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
     add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-    add("--time-budget", type=_seconds, metavar="SECONDS", help="save and stop after this long")
+    add("--time-budget", type=_seconds, default=math.inf, metavar="SECONDS", help="save and stop after this long")
     add(
         "--on-divergence",
         choices=("stop", "retry"),

@@ -35,19 +35,11 @@ TRACKS, MEAN_AGREEMENT, LEAST_AGREEMENT = 3, 0.75, 0.5
 Labels = Union[Tuple[bytes, List[Dict[str, Any]]], AsymTrackError]
 
 
-def forward_backward(
-    tracker: Any, frames: Sequence[np.ndarray], box: Sequence[float]
-) -> Tuple[List[List[float]], List[float]]:
-    """Tracks ``box`` through ``frames`` and back to the first.
+def forward_backward(tracker: Any, frames: Sequence[np.ndarray], box: Sequence[float]) -> Tuple[List[Any], List[float]]:
+    """Tracks ``box``, x, y, w, h, through ``frames``, BGR uint8, and back to the first.
 
-    Args:
-        tracker: with ``init`` and ``update`` as ``asymtrack_edge.Tracker``; started anew in either direction.
-        frames: BGR uint8, two or more.
-        box: x, y, w, h in the first frame, in pixels.
-
-    Returns:
-        The forward boxes, one per frame, and for each frame the IoU with the box found on the way
-        back; all zeros where the tracker refused a box.
+    ``tracker`` has ``init`` and ``update`` as ``asymtrack_edge.Tracker``. Returns the forward boxes, one per frame, and
+    for each the IoU with the box found on the way back; all zeros where the tracker refused a box.
     """
     forward = [list(map(float, box))]
     try:
@@ -62,35 +54,28 @@ def forward_backward(
 
 
 def propose_regions(frames: Sequence[np.ndarray], random: np.random.Generator) -> List[List[float]]:
-    """Boxes x, y, w, h of ``TRACKS`` regions at most that stand out from what surrounds them, and hardly overlap.
+    """Boxes x, y, w, h of up to ``TRACKS`` regions that stand out from what surrounds them, and do not overlap.
 
-    They differ by texture and movement in the first of the ``frames``, BGR uint8; ``random`` decides which are tried.
+    They differ by texture and movement in the first of the ``frames``, BGR uint8. ``random`` decides on their sizes.
     """
-    grey = cv2.cvtColor(frames[0], cv2.COLOR_BGR2GRAY)
-    later = cv2.cvtColor(frames[min(2, len(frames) - 1)], cv2.COLOR_BGR2GRAY)
+    grey, later = (cv2.cvtColor(frames[i], cv2.COLOR_BGR2GRAY) for i in (0, min(2, len(frames) - 1)))
     edges = cv2.convertScaleAbs(cv2.Laplacian(cv2.GaussianBlur(grey, (5, 5), 0), cv2.CV_16S))
-    sums = cv2.integral(edges.astype(np.float32) + 2.0 * cv2.absdiff(grey, later))
+    texture = edges.astype(np.float32) + 2.0 * cv2.absdiff(grey, later)
     height, width = grey.shape
-
-    def mean(x: int, y: int, w: int, h: int) -> float:
-        x0, y0, x1, y1 = max(0, x), max(0, y), min(width, x + w), min(height, y + h)
-        return float(sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / max(1, (x1 - x0) * (y1 - y0))
-
-    scored = []
-    for _ in range(40 * TRACKS):
-        extent = min(width, height) * random.uniform(0.1, 0.4)
-        aspect = float(np.exp(random.normal(0, 0.35)))
-        w, h = max(10, round(extent * aspect)), max(10, round(extent / aspect))
-        if w >= width or h >= height:
-            continue
-        x, y = int(random.integers(width - w)), int(random.integers(height - h))
-        inside, around = mean(x, y, w, h), mean(x - w // 3, y - h // 3, w + 2 * (w // 3), h + 2 * (h // 3))
-        scored.append((inside - around, [float(x), float(y), float(w), float(h)]))
-    chosen: List[List[float]] = []
-    for score, box in sorted(scored, key=lambda s: -s[0]):
-        if score > 0 and len(chosen) < TRACKS and all(iou(box, other) < 0.1 for other in chosen):
-            chosen.append(box)
-    return chosen
+    chosen: List[Tuple[int, int, int, int]] = []
+    for _ in range(TRACKS):
+        extent, aspect = min(width, height) * random.uniform(0.1, 0.4), np.exp(random.normal(0, 0.35))
+        w, h = min(width, max(10, round(extent * aspect))), min(height, max(10, round(extent / aspect)))
+        inside = cv2.boxFilter(texture, -1, (w, h))
+        around = cv2.boxFilter(texture, -1, (w + 2 * (w // 3), h + 2 * (h // 3)))
+        # Where a box's top-left corner may lie: a filter's result is at its middle.
+        contrast = (inside - around)[h // 2 :, w // 2 :][: height - h + 1, : width - w + 1]
+        for x, y, other_w, other_h in chosen:
+            contrast[max(0, y - h) : y + other_h, max(0, x - w) : x + other_w] = 0
+        _, most, _, (x, y) = cv2.minMaxLoc(contrast)
+        if most > 0:
+            chosen.append((x, y, w, h))
+    return [list(map(float, box)) for box in chosen]
 
 
 def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
@@ -162,20 +147,11 @@ def find_videos(folder: Path) -> List[Path]:
 def label_videos(
     folder: Path, output: Path, load: Mapping[str, Any], seed: int = 0, ray: Any = None
 ) -> Tuple[int, int]:
-    """Turns each video of a folder into a collection below ``output``, under the video's name.
+    """Turns each video below a folder into a collection in ``output``, under the video's name.
 
     Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
-    stderr at the end, and tried when called again.
-
-    Args:
-        folder: searched with all folders below it.
-        output: where the collections go.
-        load: what ``asymtrack_edge.Tracker.load`` takes.
-        seed: decides which regions are tried.
-        ray: a joined cluster, which then labels a video a task.
-
-    Returns:
-        How many tracks there are, and how many videos are left out.
+    stderr at the end, and tried when called again. ``load`` is what ``asymtrack_edge.Tracker.load`` takes; ``ray``, a
+    cluster that was joined, labels a video a task. Returns how many tracks there are, and how many videos are left out.
 
     Raises:
         DatasetError: there is no video, or none can be read.

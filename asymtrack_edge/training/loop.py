@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 import signal
 import sys
-import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -84,10 +83,8 @@ def tracking_loss(
         return (values * of).sum() / average(of.sum()).clamp(min=1e-6)
 
     iou, giou = iou_and_giou(prediction.corners, target)
-    terms = {
-        "giou": mean(1 - giou, present),
-        "l1": mean((prediction.corners - target).abs().mean(1), present),
-    }
+    distance = (prediction.corners - target).abs().mean(1)
+    terms = {"giou": mean(1 - giou, present), "l1": mean(distance, present)}
     loss = GIOU * terms["giou"] + L1 * terms["l1"]
     if corner > 0:
         maps = torch.stack([prediction.score_tl, prediction.score_br], 1).float()
@@ -111,10 +108,11 @@ def stop_signals() -> Iterator[List[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    # Only the main thread may install handlers.
-    ours = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, note) for number in ours}
+    before: Dict[int, Any] = {}
     try:
+        with suppress(ValueError):  # only the main thread may install handlers
+            for ours in (signal.SIGINT, signal.SIGTERM):
+                before[ours] = signal.signal(ours, note)
         yield received
     finally:
         for number, handler in before.items():
@@ -126,14 +124,10 @@ def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] =
     scale = recipe.backbone_lr_scale
     if scale is None:
         scale = 0.1 if model.variant.name == "T" else 1.0
-    others = [*model.bottleneck.parameters(), *model.box_head.parameters()]
-    if readouts is not None:
-        others += readouts.parameters()
-    groups: List[Dict[str, Any]] = [
-        {"params": list(model.backbone.parameters()), "scale": scale},
-        {"params": others, "scale": 1.0},
-    ]
-    fused = next(model.parameters()).device.type == "cuda"
+    encoder = list(model.backbone.parameters())
+    others = [p for part in (model.bottleneck, model.box_head, readouts) if part is not None for p in part.parameters()]
+    groups: List[Dict[str, Any]] = [{"params": encoder, "scale": scale}, {"params": others, "scale": 1.0}]
+    fused = encoder[0].device.type == "cuda"
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
     return RunState(model, optimiser, readouts)
 
@@ -149,14 +143,12 @@ class Trainer:
     world: World = ALONE
     teacher: Optional[Teacher] = None  #: what is imitated beside the labels
     student: Optional[Student] = None  #: the state's network with its read-outs, where there is a teacher
-    #: Stop after this many seconds, but not before the first step (None: run all epochs).
-    time_budget: Optional[float] = None
+    time_budget: float = math.inf  #: stop after this many seconds, but not before the first step
     retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, and do not end
     bf16: bool = False  #: compute in bfloat16 where it is safe
     metadata: Dict[str, str] = field(default_factory=dict)  #: stored in the weights to be deployed
     save_every: float = 45.0  #: seconds between saved states
     log_every: float = 5.0  #: seconds between lines of the log
-    stop: bool = False  #: set to true, ends the run after the current step, saved
 
     def __post_init__(self) -> None:
         self.network = self.world.wrap(self.student or self.state.model)
@@ -179,17 +171,18 @@ class Trainer:
             self.save()
         if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
             self._capture()
-        budget = math.inf if self.time_budget is None else self.time_budget
+        budget = self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         log = Log(self.folder if self.world.is_main else None, self.log_every)
         with log.bar, stop_signals() as signals:
             began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began
-                wish = self.stop or bool(signals) or (state.step > first and elapsed >= budget)
-                progress, stop, diverged = self.world.agree(
-                    self._progress(elapsed), wish, state.guard.above >= PATIENCE
-                )
+                progress = state.pairs / self.total
+                if self.recipe.budget_is_length:
+                    progress = max(progress, elapsed / max(1e-9, budget))
+                wish = bool(signals) or (state.step > first and elapsed >= budget)
+                progress, stop, diverged = self.world.agree(min(1, progress), wish, state.guard.above >= PATIENCE)
                 if diverged:
                     self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")
                     continue
@@ -211,29 +204,19 @@ class Trainer:
                 self.save()
         return state.pairs >= self.total
 
-    def _progress(self, elapsed: float) -> float:
-        """How much of the schedule lies behind, 0..1."""
-        progress = self.state.pairs / self.total
-        if self.time_budget is not None and self.recipe.budget_is_length:
-            progress = max(progress, elapsed / max(1e-9, self.time_budget))
-        return min(1.0, progress)
-
     def _back(self, what: str) -> None:
         """Goes back to the last good state with half the rate, or ends the run there."""
-        state, folder, step = self.state, self.folder, self.state.step
-        rate = state.rate / 2
+        state, folder, rate = self.state, self.folder, self.state.rate / 2
+        what = f"the loss {what} by step {state.step}"
         state.load(folder)
         if not self.retry or rate < 0.5**RETRIES:
-            lower = self.recipe.lr * rate
             raise DivergedError(
-                f"the loss {what} by step {step}. {folder} holds the state of step {state.step}: go on with "
-                f"--resume {folder} --lr {lower:.2g}, or have it done with --on-divergence retry"
+                f"{what}. {folder} holds the state of step {state.step}: go on with --resume {folder} "
+                f"--lr {self.recipe.lr * rate:.2g}, or have it done with --on-divergence retry"
             )
         state.rate = rate
         if self.world.is_main:
-            print(
-                f"the loss {what} by step {step}: back to step {state.step} with {rate:g} of the rate", file=sys.stderr
-            )
+            print(f"{what}: back to step {state.step} with {rate:g} of the rate", file=sys.stderr)
 
     def _prepare(self, step: int) -> Batch:
         """The pairs of a step and what the teacher says of them."""
@@ -291,7 +274,8 @@ class Trainer:
         for group in state.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
         if recipe.shallow_every > 1 and self.world.size == 1:
-            self._choose_depth(state.step % recipe.shallow_every == 0)
+            for name in ("backbone.patch_embed", "backbone.layers.0"):
+                state.model.get_submodule(name).requires_grad_(state.step % recipe.shallow_every == 0)
         batch = self._batch(state.step)
         loss, terms = self._loss(batch)
         state.optimiser.zero_grad(set_to_none=True)
@@ -311,11 +295,6 @@ class Trainer:
             if recipe.ema:
                 state.update_ema(recipe.ema)
         return named
-
-    def _choose_depth(self, shallow: bool) -> None:
-        """Sets whether stem and first stage learn in this step (see ``Recipe.shallow_every``)."""
-        for name in ("backbone.patch_embed", "backbone.layers.0"):
-            self.state.model.get_submodule(name).requires_grad_(shallow)
 
     def save(self) -> None:
         """Writes the state and the weights to be deployed (main process only)."""

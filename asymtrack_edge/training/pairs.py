@@ -85,32 +85,23 @@ def plan_windows(
     return template, search, torch.cat([middle - half, middle + half], 1)
 
 
-def finish_pairs(
-    template: Tensor,
-    search: Tensor,
-    corners: Tensor,
-    identity: Tensor,
-    known: Tensor,
-    augmentation: Augmentation,
-    random: Random,
-) -> Pairs:
-    """Deformation, occlusion, colour, blur and negatives, for crops from any source.
+def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, random: Random) -> Pairs:
+    """Deformation, occlusion, colour, blur and negatives, for pairs from any source whose crops are uint8 RGB.
 
-    The crops are uint8 RGB, ``corners`` and ``known`` as in ``Pairs``. ``identity``, int64 ``(B,)``, is the same for
-    pairs whose pictures may show the same target.
+    ``identity``, int64 ``(B,)``, is the same for pairs whose pictures may show the same target.
     """
-    batch = len(template)
-    search, corners = deform(search, corners, augmentation.deformation, random)
+    batch = len(pairs.template)
+    search, corners = deform(pairs.search, pairs.corners, augmentation.deformation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
-    template = colour(template, grey, augmentation, random)
+    template = colour(pairs.template, grey, augmentation, random)
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
-    present = torch.ones(batch, dtype=torch.bool, device=template.device)
+    present = pairs.present
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
         # A smaller batch has no pair that shares no picture with this one.
         present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
         template = torch.where(present[:, None, None, None], template, template.roll(-STRANGER, 0))
-    return Pairs(template, search, corners, present, known | ~present)
+    return Pairs(template, search, corners, present, pairs.known | ~present)
 
 
 @dataclass
@@ -126,21 +117,18 @@ class PairSampler:
     teacher: bool = False
 
     def __post_init__(self) -> None:
-        self.random = Random(self.pool.canvases.device)
-        self.target_weight = self._target_weight()
-        _, group, count = torch.unique_consecutive(self.pool.still, return_inverse=True, return_counts=True)
+        aug, pool = self.augmentation, self.pool
+        self.random = Random(pool.canvases.device)
+        #: How often each target is drawn: clips and stills in the shares asked for.
+        self.weight = pool.weight
+        clips, stills = (pool.weight * (pool.kind == kind) for kind in (CLIP, STILL))
+        if clips.sum() > 0 and stills.sum() > 0:
+            share = min(1.0, aug.stills / max(1e-6, 1 - aug.cutouts - aug.patches))
+            self.weight = clips / clips.sum() * (1 - share) + stills / stills.sum() * share
+        _, group, count = torch.unique_consecutive(pool.still, return_inverse=True, return_counts=True)
         end = count.cumsum(0)[group]
         #: First and last frame of the clip of each image.
         self.clip = torch.stack([end - count[group], end - 1], 1)
-
-    def _target_weight(self) -> Tensor:
-        """How often each target is drawn: clips and stills in the shares asked for."""
-        aug, pool = self.augmentation, self.pool
-        clips, stills = (pool.weight * (pool.kind == kind) for kind in (CLIP, STILL))
-        if clips.sum() == 0 or stills.sum() == 0:
-            return pool.weight
-        share = min(1.0, aug.stills / max(1e-6, 1 - aug.cutouts - aug.patches))
-        return clips / clips.sum() * (1 - share) + stills / stills.sum() * share
 
     def draw(self, batch: int, step: int) -> Pairs:
         """Makes the ``batch`` pairs of ``step``."""
@@ -156,7 +144,8 @@ class PairSampler:
             template[:count], search[:count], corners[:count], chosen = self._cutouts(count)
             identity[:count] = -1 - chosen
             known[:count] = True
-        return finish_pairs(template, search, corners, identity, known, self.augmentation, random)
+        pairs = Pairs(template, search, corners, torch.ones_like(known), known)
+        return finish_pairs(pairs, identity, self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
@@ -167,7 +156,7 @@ class PairSampler:
         image, box, known = self._regions(batch)
         if not len(pool):
             return image, box, known
-        target = torch.multinomial(self.target_weight, batch, replacement=True, generator=random.generator)
+        target = torch.multinomial(self.weight, batch, replacement=True, generator=random.generator)
         length = pool.length[target]
         first = (random.uniform(batch) * length).long().clamp(max=length - 1)
         second = self._near(first, torch.zeros_like(first), length - 1)
@@ -185,8 +174,7 @@ class PairSampler:
     def _regions(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
         """Arbitrary regions of arbitrary pictures, as ``_targets``; without a teacher in one frame only."""
         random = self.random
-        picture = self._scenery(batch)
-        sizes = self.pool.sizes[picture]
+        picture, sizes = self._scenery(batch)
         extent = sizes.amin(1, keepdim=True) * (0.15 + 0.35 * random.uniform(batch, 1))
         aspect = torch.tensor([1.0, -1.0], device=random.device)
         extent = extent * torch.exp(0.3 * random.normal(batch, 1) * aspect)
@@ -204,14 +192,14 @@ class PairSampler:
             search[chosen] = torch.where(seen, search[chosen], behind)
         return search
 
-    def _scenery(self, count: int) -> Tensor:
-        """int64 ``(count,)``, arbitrary pictures of those that may be used."""
-        return self.pool.scenery[self.random.integers(count, len(self.pool.scenery))]
+    def _scenery(self, count: int) -> Tuple[Tensor, Tensor]:
+        """Arbitrary pictures of those that may be used, int64 ``(count,)``, and their sizes ``(count, 2)``."""
+        picture = self.pool.scenery[self.random.integers(count, len(self.pool.scenery))]
+        return picture, self.pool.sizes[picture]
 
     def _background(self, count: int, size: int) -> Tensor:
         random = self.random
-        picture = self._scenery(count)
-        sizes = self.pool.sizes[picture]
+        picture, sizes = self._scenery(count)
         side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
         centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
         return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
@@ -288,9 +276,9 @@ class DiskPairs:
         template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(self.seed, self.share[0], step, 1)
         search = self._fill(search, region, torch.tensor(sizes, dtype=torch.float32))
-        corners, identity = corners.to(self.device), identity.to(self.device)
-        known = torch.ones_like(identity, dtype=torch.bool)
-        return finish_pairs(template, search, corners, identity, known, self.augmentation, self.finishing)
+        yes = torch.ones(batch, dtype=torch.bool, device=self.device)
+        pairs = Pairs(template, search, corners.to(self.device), yes, yes)
+        return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""

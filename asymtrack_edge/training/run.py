@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -67,7 +68,7 @@ class RunConfig:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 
-def train(config: RunConfig, folder: Path, device: str, time_budget: Optional[float] = None, **options: Any) -> bool:
+def train(config: RunConfig, folder: Path, device: str, time_budget: float = math.inf, **options: Any) -> bool:
     """Trains, from the beginning or from where the run in ``folder`` stopped; for ``options`` see ``Trainer``.
 
     Returns whether the recipe's pairs are used up. Raises AsymTrackError where data, weights or extras are missing, or

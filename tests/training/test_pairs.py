@@ -18,7 +18,7 @@ from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.training.crops import Augmentation, Random, Windows, cut, deform, inside, occlude, windows_around
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
-from asymtrack_edge.training.pairs import STRANGER, DiskPairs, PairSampler, finish_pairs, plan_windows
+from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, VARIANTS
 from tests.datasets.miniature import save
@@ -230,15 +230,15 @@ def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> N
     template, search = level.expand(-1, 3, 32, 32), level.expand(-1, 3, 64, 64)
     corners, known = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(12, -1), torch.ones(12, dtype=torch.bool)
     lively = replace(PLAIN, occlusion=1.0, negatives=0.5)
-    pairs = finish_pairs(template, search, corners, torch.arange(12), known, lively, rng(4))
+    drawn = Pairs(template, search, corners, known, known)
+    pairs = finish_pairs(drawn, torch.arange(12), lively, rng(4))
     assert (~pairs.present).any() and pairs.present.any() and pairs.known.all()
     for i in range(12):
         own = i if pairs.present[i] else (i + STRANGER) % 12
         assert pixels(pairs.template)[i].round().unique().tolist() == [20 * own]
         seen = set(pixels(pairs.search)[i].round().unique().tolist())
         assert 20 * i in seen and (pairs.present[i] or 20 * own not in seen)
-    same = finish_pairs(template, search, corners, torch.zeros(12, dtype=torch.int64), known, lively, rng(4))
-    assert same.present.all()
+    assert finish_pairs(drawn, torch.zeros(12, dtype=torch.int64), lively, rng(4)).present.all()
 
 
 def test_a_teachers_regions_are_looked_for_in_other_frames_of_their_clip(collection: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Optional
@@ -76,7 +77,7 @@ def test_small_recipe_overfits_eight_pairs(collection: Path, tmp_path: Path) -> 
 def test_resuming_is_bit_exact(collection: Path, tmp_path: Path) -> None:
     pool, recipe = load_pool([collection], 128), short(6)
 
-    def run(folder: Path, budget: Optional[float] = None) -> RunState:
+    def run(folder: Path, budget: float = math.inf) -> RunState:
         state = state_of(recipe, folder if has_state(folder) else None)
         draw = PairSampler(pool, MINI, recipe.augmentation, seed=7).draw
         trainer = Trainer(state, draw, recipe, folder, time_budget=budget, log_every=0.0, metadata={"variant": "T"})

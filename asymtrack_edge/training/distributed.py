@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Dict, Iterator, List
 
@@ -16,11 +16,11 @@ from asymtrack_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part."""
+    """Who takes part; by default one process on a CPU."""
 
-    rank: int  #: number of this process
-    size: int  #: how many there are
-    device: torch.device  #: where this one computes
+    rank: int = 0  #: number of this process
+    size: int = 1  #: how many there are
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  #: where this one computes
 
     @property
     def is_main(self) -> bool:
@@ -57,10 +57,6 @@ class World:
         """Returns when all processes have come this far."""
         if self.size > 1:
             distributed.barrier()
-
-
-#: The only process, on a CPU.
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 class _Sum(torch.autograd.Function):

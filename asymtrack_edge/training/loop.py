@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from asymtrack_edge.checkpoints import save_weights
 from asymtrack_edge.errors import AsymTrackError, CheckpointError
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.training.distributed import ALONE, World
+from asymtrack_edge.training.distributed import World
 from asymtrack_edge.training.log import Log
 from asymtrack_edge.training.pairs import DrawPairs, Pairs
 from asymtrack_edge.training.recipes import Recipe
@@ -119,17 +119,19 @@ def stop_signals() -> Iterator[List[int]]:
             signal.signal(number, handler)
 
 
-def make_state(model: AsymTrack, recipe: Recipe, readouts: Optional[nn.Module] = None) -> RunState:
-    """A run's state before its first step, with AdamW."""
+def make_state(model: AsymTrack, recipe: Recipe, taught: bool = False) -> RunState:
+    """A run's state before its first step, with AdamW; with the read-outs that only a teacher needs, if ``taught``."""
+    student = Student(model).to(next(model.parameters()).device) if taught else None
     scale = recipe.backbone_lr_scale
     if scale is None:
         scale = 0.1 if model.variant.name == "T" else 1.0
     encoder = list(model.backbone.parameters())
-    others = [p for part in (model.bottleneck, model.box_head, readouts) if part is not None for p in part.parameters()]
+    others = [*model.bottleneck.parameters(), *model.box_head.parameters()]
+    others += student.readouts.parameters() if student else ()
     groups: List[Dict[str, Any]] = [{"params": encoder, "scale": scale}, {"params": others, "scale": 1.0}]
     fused = encoder[0].device.type == "cuda"
     optimiser = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
-    return RunState(model, optimiser, readouts)
+    return RunState(model, optimiser, student)
 
 
 @dataclass
@@ -140,9 +142,8 @@ class Trainer:
     draw: DrawPairs  #: makes the pairs of a step
     recipe: Recipe
     folder: Path  #: where state, weights and log go
-    world: World = ALONE
+    world: World = field(default_factory=World)
     teacher: Optional[Teacher] = None  #: what is imitated beside the labels
-    student: Optional[Student] = None  #: the state's network with its read-outs, where there is a teacher
     time_budget: float = math.inf  #: stop after this many seconds, but not before the first step
     retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, and do not end
     bf16: bool = False  #: compute in bfloat16 where it is safe
@@ -151,7 +152,7 @@ class Trainer:
     log_every: float = 5.0  #: seconds between lines of the log
 
     def __post_init__(self) -> None:
-        self.network = self.world.wrap(self.student or self.state.model)
+        self.network = self.world.wrap(self.state.student or self.state.model)
         self.parameters = [parameter for _, parameter in self.state.named_parameters()]
         self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
         self._ready: Optional[Tuple[int, Batch]] = None
@@ -260,13 +261,12 @@ class Trainer:
         pairs, opinion = batch
         with self._autocast():
             output = self.network(pairs.template, pairs.search)
-        if opinion is None:
-            return tracking_loss(output, pairs, self.recipe.corner_loss, self.world.average)
-        prediction, response, features = output
+        prediction = output if opinion is None else output[0]
         loss, terms = tracking_loss(prediction, pairs, self.recipe.corner_loss, self.world.average)
-        more = teacher_loss(response, features, opinion)
-        taught = self.recipe.teacher_response * more["response"] + self.recipe.teacher_features * more["features"]
-        return loss + taught, {**terms, **{name: value.detach() for name, value in more.items()}}
+        if opinion is not None:
+            taught, more = teacher_loss(output[1], output[2], opinion)
+            loss, terms = loss + taught, {**terms, **more}
+        return loss, terms
 
     def _step(self, rate: float) -> Dict[str, float]:
         """One batch: returns the learning rate and the terms of the loss. A NaN changes nothing."""

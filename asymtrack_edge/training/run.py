@@ -27,7 +27,7 @@ from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
 from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import Guard, has_state, save_json
-from asymtrack_edge.training.teacher import Student, Teacher
+from asymtrack_edge.training.teacher import Teacher
 from asymtrack_edge.variants import VARIANTS, Variant, get_variant
 
 CONFIG = "run.json"
@@ -88,8 +88,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), variant, world.device) if config.teacher else None
         draw, held_out, what = _open_data(config, folder, variant, world)
-        student = Student(model).to(world.device) if teacher else None
-        state = make_state(model, recipe, student.readouts if student else None)
+        state = make_state(model, recipe, taught=teacher is not None)
         here = has_state(folder)
         some, none = world.agree(here, not here)
         if some and none:
@@ -108,7 +107,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             print(f"AsymTrack-{config.variant} on {where}: {what}", file=sys.stderr)
         options.update(bf16=bf16, metadata={"variant": config.variant, "seed": str(config.seed)})
-        finished = Trainer(state, draw, recipe, folder, world, teacher, student, time_budget, **options).run()
+        finished = Trainer(state, draw, recipe, folder, world, teacher, time_budget, **options).run()
         if world.is_main:
             if held_out is not None:
                 iou = held_out_iou(model, state.best_weights(), held_out)

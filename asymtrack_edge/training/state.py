@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.files import OutputFile
+from asymtrack_edge.training.teacher import Student
 
 STATE = "state.safetensors"
 #: What of a ``RunState`` is stored as it is.
@@ -55,7 +56,7 @@ class RunState:
 
     model: nn.Module  #: in training form
     optimiser: torch.optim.Optimizer  #: AdamW over all parameters
-    readouts: Optional[nn.Module] = None  #: layers that only a teacher needs
+    student: Optional[Student] = None  #: the model with the layers that only a teacher needs
     ema: Dict[str, Tensor] = field(default_factory=dict)  #: averaged ``state_dict``; empty if not kept
     step: int = 0
     pairs: int = 0
@@ -66,8 +67,8 @@ class RunState:
     def named_parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
         """All that is learnt, the read-outs' under ``readouts``."""
         yield from self.model.named_parameters()
-        if self.readouts is not None:
-            yield from self.readouts.named_parameters("readouts")
+        if self.student is not None:
+            yield from self.student.readouts.named_parameters("readouts")
 
     def update_ema(self, decay: float) -> None:
         """Moves the averaged weights towards the model's; faster at the start of a run."""
@@ -90,8 +91,8 @@ class RunState:
     def save(self, folder: Path) -> None:
         """Writes the state into ``folder``: tensors as ``model/NAME``, ``ema/NAME``, ``exp_avg/NAME`` and so on."""
         parts = {"model": self.model.state_dict(), "ema": self.ema}
-        if self.readouts is not None:
-            parts["readouts"] = self.readouts.state_dict()
+        if self.student is not None:
+            parts["readouts"] = self.student.readouts.state_dict()
         # Not every parameter takes part in every step (see Recipe.shallow_every).
         moments = {n: self.optimiser.state[p] for n, p in self.named_parameters() if p in self.optimiser.state}
         parts.update({key: {n: state[key] for n, state in moments.items()} for key in MOMENTS})
@@ -112,8 +113,8 @@ class RunState:
                     part, _, name = key.partition("/")
                     parts[part][name] = file.get_tensor(key)
             self.model.load_state_dict(parts["model"])
-            if self.readouts is not None and parts["readouts"]:
-                self.readouts.load_state_dict(parts["readouts"])
+            if self.student is not None and parts["readouts"]:
+                self.student.readouts.load_state_dict(parts["readouts"])
             self.guard = Guard(**counts["guard"])
             for name in COUNTS:
                 setattr(self, name, counts[name])

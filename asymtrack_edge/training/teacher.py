@@ -29,6 +29,8 @@ TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
 #: above 0.5 in nine cases of ten, and 10 % of those with a stranger's template; only of these some, 4 %, were
 #: below the second.
 SURE, ABSENT = 0.98, 0.05
+#: Weights of the binary cross-entropy of the response map, and of the cosine distance of the template features.
+RESPONSE, FEATURES = 4.0, 1.0
 
 
 def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -54,14 +56,13 @@ OPERATORS: Dict[str, Callable[..., Tensor]] = {
 }
 
 
-class OnnxGraph(nn.Module):
-    """An ONNX graph of convolutions and simple arithmetic as a torch module, for any batch.
+class OnnxGraph:
+    """An ONNX graph of convolutions and simple arithmetic, run in torch on ``device`` for any batch.
 
     DatasetError where the file is missing, damaged, or has an operator that is not known here.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, path: Path, device: torch.device) -> None:
         try:
             import onnx
             from onnx import numpy_helper
@@ -77,25 +78,19 @@ class OnnxGraph(nn.Module):
         if unknown:
             raise DatasetError(f"{path} has operators that a teacher may not have: {', '.join(sorted(unknown))}")
         self.outputs = [output.name for output in graph.output]
-        self.shapes: Dict[str, List[int]] = {}
-        self.constants: Dict[str, str] = {}
-        for i, constant in enumerate(graph.initializer):
+        self.constants: Dict[str, Any] = {}
+        for constant in graph.initializer:
             value = torch.from_numpy(numpy_helper.to_array(constant).copy())
-            if value.is_floating_point():
-                self.constants[constant.name] = f"constant{i}"
-                self.register_buffer(f"constant{i}", value)
-            else:
-                self.shapes[constant.name] = value.tolist()
+            self.constants[constant.name] = value.to(device) if value.is_floating_point() else value.tolist()
         value_of = onnx.helper.get_attribute_value
         self.nodes = [
             (OPERATORS[node.op_type], list(node.input), node.output[0], {a.name: value_of(a) for a in node.attribute})
             for node in graph.node
         ]
 
-    def forward(self, **images: Tensor) -> List[Tensor]:
+    def __call__(self, **images: Tensor) -> List[Tensor]:
         """Takes the graph's inputs by name, each ``(B, ...)``, and returns its outputs in order."""
-        values: Dict[str, Any] = {**images, **self.shapes}
-        values.update({name: getattr(self, buffer) for name, buffer in self.constants.items()})
+        values: Dict[str, Any] = {**images, **self.constants}
         for operator, inputs, output, attributes in self.nodes:
             values[output] = operator(attributes, *(values[name] for name in inputs if name))
         return [values[name] for name in self.outputs]
@@ -119,9 +114,7 @@ class Teacher:
     def __init__(self, folder: Path, variant: Variant, device: torch.device) -> None:
         if (variant.template_factor, variant.search_factor) != (2.0, 4.0):
             raise UsageError("--teacher needs the search crops of the variant: leave out --search-size")
-        self.template, self.search = (
-            OnnxGraph(folder / name).to(device).eval().requires_grad_(False) for name in (TEMPLATE_GRAPH, SEARCH_GRAPH)
-        )
+        self.template, self.search = (OnnxGraph(folder / name, device) for name in (TEMPLATE_GRAPH, SEARCH_GRAPH))
         self.mean, self.std = (value[:, :, None] for value in normalisation(device))
 
     @torch.no_grad()
@@ -182,12 +175,14 @@ class Student(nn.Module):
         return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
 
 
-def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[str, Tensor]:
-    """How far the read-outs are from what the teacher says: ``response`` and ``features``; see ``Recipe``."""
+def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Tuple[Tensor, Dict[str, Tensor]]:
+    """How far the read-outs are from what the teacher says: the weighted sum, and the terms to log (detached)."""
     wanted = _resized(opinion.response[:, None], response.shape[-1])[:, 0]
     similar = F.cosine_similarity(features.float(), _resized(opinion.features, features.shape[-1]), dim=1)
     entropy = F.binary_cross_entropy_with_logits(response.float(), wanted)
-    return {"response": entropy, "features": 1 - similar.mean()}
+    distance = 1 - similar.mean()
+    loss = RESPONSE * entropy + FEATURES * distance
+    return loss, {"response": entropy.detach(), "features": distance.detach()}
 
 
 def _resized(maps: Tensor, side: int) -> Tensor:

@@ -18,17 +18,23 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.recipes import PAPER
 from asymtrack_edge.training.run import RunConfig
+from asymtrack_edge.variants import VARIANTS
+from tests.test_docs import blocks
 from tests.training.conftest import moving, picture
 
 QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--search-size", "64", "--time-budget", "0.1"]
 
 
 class Follower:
-    """Finds the moving square by its texture."""
+    """Finds the moving square by its texture; one that drifts moves on to the right, whatever it sees."""
+
+    def __init__(self, drift: float = 0.0) -> None:
+        self.drift = drift
 
     def init(self, frame: np.ndarray, box: Sequence[float]) -> None:
         x, y, w, h = (round(v) for v in box)
@@ -36,15 +42,10 @@ class Follower:
         self.patch = frame[max(0, y) : y + h, max(0, x) : x + w].copy()
 
     def update(self, frame: np.ndarray) -> Any:
-        found = cv2.minMaxLoc(cv2.matchTemplate(frame, self.patch, cv2.TM_SQDIFF))[2]
-        return SimpleNamespace(box=(*found, *self.box[2:]))
-
-
-class Drifter(Follower):
-    """Moves on to the right, whatever it sees."""
-
-    def update(self, frame: np.ndarray) -> Any:
-        self.box[0] += 40
+        if self.drift:
+            self.box[0] += self.drift
+        else:
+            self.box[:2] = cv2.minMaxLoc(cv2.matchTemplate(frame, self.patch, cv2.TM_SQDIFF))[2]
         return SimpleNamespace(box=tuple(self.box))
 
 
@@ -70,8 +71,10 @@ def test_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) 
     assert torch.isfinite(weights).all() and pairs >= 2
 
 
-def test_a_run_goes_on_with_its_own_recipe_and_starts_another(collection: Path, tmp_path: Path, capsys: Any) -> None:
-    folder, result, other = tmp_path / "t", tmp_path / "result.json", tmp_path / "other"
+def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
+    collection: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    folder, other, result = tmp_path / "runs" / "a", tmp_path / "runs" / "b", tmp_path / "result.json"
     first = ["--preset", "small", "--data", str(collection), "--canvas", "128", *QUICK]
     assert main([*first, "--lr", "2e-4", "--output", str(folder), "--json", str(result)]) == 0
     start, pairs = weights_of(folder)
@@ -82,6 +85,12 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(collection: Path, 
     init = ["--init", str(folder / "weights.safetensors"), "--seed", "9", "--lr", "1e-9"]
     assert main([*first, *init, "--output", str(other)]) == 0
     torch.testing.assert_close(weights_of(other)[0], start, atol=1e-4, rtol=0)
+    # The mean of two runs, as docs/training.md has it.
+    monkeypatch.chdir(tmp_path)
+    (averaging,) = blocks(Path(__file__).parents[2] / "docs" / "training.md", "python")
+    exec(averaging, {})
+    mean = open_checkpoint("mean.safetensors").tensors(VARIANTS["T"])["bottleneck.weight"]
+    torch.testing.assert_close(mean, start, atol=1e-4, rtol=0)
     assert main(["--resume", str(folder), "--time-budget", "0.1", "--device", "cpu"]) == 0
     config = RunConfig.load(folder)
     assert (config.recipe.lr, config.search_size, config.canvas) == (2e-4, 64, 128)
@@ -140,7 +149,7 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     videos, out = tmp_path / "videos", tmp_path / "out"
     for n in range(2):
         write_video(videos / "deep" / f"{n}.avi", n)
-    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Drifter())
+    monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower(40.0))
     assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 0
     assert "none: 0 tracks" in capsys.readouterr().out
     (videos / "broken.avi").write_bytes(b"no video")

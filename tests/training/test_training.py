@@ -1,16 +1,20 @@
-"""The loop: overfitting, resuming, diverging; its state, its recipes and its losses."""
+"""The loop: overfitting, resuming, diverging, several processes; its state, its recipes and its losses."""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Optional
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from asymtrack_edge.checkpoints import open_checkpoint
+from asymtrack_edge.checkpoints import open_checkpoint, save_weights
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
@@ -28,9 +32,11 @@ from asymtrack_edge.training.loop import (
 )
 from asymtrack_edge.training.pairs import Pairs, PairSampler
 from asymtrack_edge.training.recipes import PAPER, SMALL, Recipe
+from asymtrack_edge.training.run import load_initial
 from asymtrack_edge.training.state import Guard, RunState, has_state
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL as MINI
+from tests.helpers import filled_model
 from tests.training.conftest import random_pairs
 
 
@@ -194,3 +200,77 @@ def test_pairs_without_the_target_teach_flat_maps_only() -> None:
     assert tracking_loss(flat, pairs, 0.5)[0] < loss
     unknown = pairs._replace(known=torch.zeros(2, dtype=torch.bool))
     assert tracking_loss(prediction, unknown, 0.5)[0] == 0
+
+
+def test_a_grown_network_answers_as_the_smaller_one_and_learns(tmp_path: Path) -> None:
+    small = filled_model(VARIANTS["T"])
+    save_weights(tmp_path / "t", small.state_dict(), {"variant": "T"}, half=False)
+    large, other, smaller = (AsymTrack(VARIANTS[name]).eval() for name in "SBT")
+    load_initial(large, tmp_path / "t")
+    template, search = torch.randn(1, 3, 128, 128), torch.randn(1, 3, 256, 256)
+    expected, answer = small(template, search), large(template, search)
+    assert torch.equal(answer.score_tl, expected.score_tl) and torch.equal(answer.corners, expected.corners)
+    answer.corners.sum().backward()
+    gamma = large.backbone.layers[2].blocks[2].gamma_1  # type: ignore[index, union-attr]
+    assert gamma.eq(0).all() and gamma.grad.abs().sum() > 0
+    # S and B have the same tensors; a larger network does not become a smaller one.
+    save_weights(tmp_path / "s", large.state_dict(), {"variant": "S"}, half=False)
+    load_initial(other, tmp_path / "s")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in large.state_dict().items())
+    with pytest.raises(CheckpointError, match="more encoder blocks than T"):
+        load_initial(smaller, tmp_path / "s")
+
+
+WORKER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from safetensors.torch import save_file
+from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.training.distributed import join_world
+from asymtrack_edge.training.loop import Trainer, make_state
+from asymtrack_edge.training.recipes import PAPER
+from tests.helpers import SMALL
+from tests.training.conftest import random_pairs
+
+folder = Path(sys.argv[1])
+with join_world("cpu") as world:
+    recipe = replace(PAPER, batch=4 // world.size, pairs_per_epoch=4, epochs=3, corner_loss=0.5)
+    torch.manual_seed(world.rank)
+    state = make_state(AsymTrack(SMALL), recipe)
+    whole = random_pairs(SMALL, 4)
+    # Of four pairs one has no target: the processes do not have equally many.
+    whole = whole._replace(present=torch.tensor([True, True, True, False]))
+    mine = slice(world.rank * recipe.batch, (world.rank + 1) * recipe.batch)
+    pairs = type(whole)(*(part[mine] for part in whole))
+    trainer = Trainer(state, lambda b, s: pairs, recipe, folder, world, log_every=0.0)
+    assert trainer.run() and state.pairs == 12, state.pairs
+    tensors = {n: v.float() for n, v in state.model.state_dict().items()}
+    tensors.update({f"grad.{n}": p.grad for n, p in state.model.named_parameters() if p.grad is not None})
+    save_file({n: v.contiguous() for n, v in tensors.items()}, folder / f"rank_{world.rank}.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+    script, results = tmp_path / "worker.py", []
+    script.write_text(WORKER)
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        run = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), str(script), str(folder)]
+        subprocess.run([sys.executable, *run], env=environment, check=True, timeout=300)
+        results += [load_file(str(folder / f"rank_{rank}.safetensors")) for rank in range(count)]
+        assert (folder / "weights.safetensors").is_file() and (folder / "log.jsonl").is_file()
+    alone, first, second = results
+    assert all(torch.equal(first[name], second[name]) for name in alone)
+    gradients = [name for name in alone if name.startswith("grad.")]
+    size = torch.stack([alone[name].norm() for name in gradients]).norm()
+    apart = torch.stack([(alone[name] - first[name]).norm() for name in gradients]).norm()
+    assert len(gradients) > 60 and apart < 1e-3 * size
+    for name in set(alone) - set(gradients):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=2e-4, msg=name)

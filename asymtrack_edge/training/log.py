@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ class Log:
     def __init__(self, folder: Optional[Path], every: float) -> None:
         self.folder = folder
         self.every = every
-        self.written = self.began = time.monotonic()
+        self.began, self.written = time.monotonic(), -math.inf
         self.pairs = 0
         self.values: Dict[str, float] = {}
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
@@ -48,7 +49,7 @@ class Log:
             self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
         self.values["lr"] = values["lr"]
         now = time.monotonic()
-        if self.folder is None or (now - self.written < self.every and step > 1):
+        if self.folder is None or now - self.written < self.every:
             return
         self.written = now
         speed = self.pairs / max(1e-9, now - self.began)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
@@ -129,30 +128,25 @@ def load_initial(model: AsymTrack, path: Path) -> None:
     passes its input on, so that the grown network answers at first exactly as the smaller one.
     """
     checkpoint = open_checkpoint(path)
-    variants = checkpoint.variants
-    if not variants or model.variant.name in variants:
+    if not checkpoint.variants or model.variant.name in checkpoint.variants:
         model.load_state_dict(checkpoint.tensors(model.variant))
         return
-    source = get_variant(variants[0])
-    missing = [room - have for have, room in zip(source.depths, model.variant.depths)]
-    if min(missing) < 0:
+    small = checkpoint.model(get_variant(checkpoint.variants[0]))
+    if any(have > room for have, room in zip(small.variant.depths, model.variant.depths)):
         raise CheckpointError(
-            f"{path} holds weights of variant {source.name}, which has more encoder blocks than "
+            f"{path} holds weights of variant {small.variant.name}, which has more encoder blocks than "
             f"{model.variant.name}: start from weights of {model.variant.name}"
         )
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    for stage, have in enumerate(source.depths):
-        for block in range(have, have + missing[stage]):
-            weights[f"backbone.layers.{stage}.blocks.{block}.gamma_1"].zero_()
-
-    def moved(match: re.Match[str]) -> str:
+    outside = {name: value for name, value in small.state_dict().items() if ".blocks." not in name}
+    model.load_state_dict(outside, strict=False)
+    stages: Any = zip(small.variant.depths, small.backbone.layers, model.backbone.layers)
+    for depth, old, new in stages:
+        grown = len(new.blocks) - len(old.blocks)
+        for block in new.blocks[depth : depth + grown]:
+            nn.init.zeros_(block.gamma_1)
         # ETM, OPE and attention come after the encoder blocks in one list with them.
-        stage, block = int(match[1]), int(match[2])
-        return f"layers.{stage}.blocks.{block + missing[stage] * (block >= source.depths[stage])}."
-
-    for name, value in checkpoint.tensors(source).items():
-        weights[re.sub(r"layers\.(\d)\.blocks\.(\d+)\.", moved, name)] = value
-    model.load_state_dict(weights)
+        for i, block in enumerate(old.blocks):
+            new.blocks[i + grown * (i >= depth)].load_state_dict(block.state_dict())
 
 
 def _open_data(

@@ -196,7 +196,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
 def files_under(folder: Path) -> List[Path]:
     """All visible files below ``folder``, sorted; DatasetError if there is no such folder."""
     if not folder.is_dir():
-        raise DatasetError(f"there is no folder {folder}: check --data")
+        raise DatasetError(f"there is no folder {printable(folder)}")
     return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
 
 

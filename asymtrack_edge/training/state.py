@@ -111,7 +111,8 @@ class RunState:
                 counts = json.loads(file.metadata()["counts"])
                 for key in file.keys():  # noqa: SIM118
                     part, _, name = key.partition("/")
-                    parts[part][name] = file.get_tensor(key)
+                    # A copy: memory that is mapped goes away where the file is written straight into.
+                    parts[part][name] = file.get_tensor(key).clone()
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])

@@ -23,17 +23,10 @@ def trax(monkeypatch):
     module.TraxException = type("TraxException", (Exception,), {})
     module.Rectangle.create = lambda *box: box
     module.script = []
-    module.Server.return_value.wait = lambda: module.script.pop(0) if module.script else fail(module.TraxException)
+    lost = iter(lambda: module.TraxException("pipe closed"), None)
+    module.Server.return_value.wait.side_effect = (module.script.pop(0) if module.script else e for e in lost)
     monkeypatch.setitem(sys.modules, "trax", module)
     return module
-
-
-def fail(kind):
-    raise kind("pipe closed")
-
-
-def rectangle(*box):
-    return SimpleNamespace(type="rectangle", bounds=lambda: box)
 
 
 def request(kind, path=None, *regions):
@@ -44,15 +37,16 @@ def request(kind, path=None, *regions):
 def test_objects_are_followed_from_the_frame_they_appear_in(trax, tmp_path):
     write_frames(tmp_path, 1)
     frame = tmp_path / "00000001.jpg"
+    first, second = (SimpleNamespace(type="rectangle", bounds=lambda b=b: b) for b in ((4, 5, 10, 8), (1, 1, 5, 5)))
     corners = [(3, 2), (9, 4), (7, 8), (1, 6)]
     polygon = SimpleNamespace(type="polygon", size=lambda: 4, get=corners.__getitem__)
     initialize, following, quits = trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME, trax.TraxStatus.QUIT
     trax.script += [
-        request(initialize, frame, rectangle(4, 5, 10, 8)),
+        request(initialize, frame, first),
         request(following, frame),
         request(following, frame, polygon),
         request(following, frame),
-        request(initialize, frame, rectangle(1, 1, 5, 5)),
+        request(initialize, frame, second),
         request(quits),
     ]
     vot.serve(STILL)

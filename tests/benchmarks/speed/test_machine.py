@@ -51,19 +51,16 @@ def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
     assert machine.output_of("no-such-command-anywhere") == machine.output_of("false") == ""
 
 
-class FakeDriver:
-    """As much of libcuda as is asked: the PCI addresses run against CUDA's order."""
+def test_the_graphics_card_that_is_used_is_asked(monkeypatch):
+    """The PCI addresses run against CUDA's order."""
 
-    def cuDeviceGet(self, device, index):
-        device._obj.value = index
-        return 0
-
-    def cuDeviceGetPCIBusId(self, address, size, device):
+    def address_of(address, size, device):
         ctypes.memmove(address, b"0000:%02d:00.0\0" % (10 - device.value), 13)
         return 0
 
-
-def test_the_graphics_card_that_is_used_is_asked(monkeypatch):
+    driver = SimpleNamespace(cuDeviceGetPCIBusId=address_of)
+    driver.cuDeviceGet = lambda device, index: setattr(device._obj, "value", index)
+    monkeypatch.setattr(machine, "load_driver", lambda: driver)
     asked = []
     running = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=512 * 10**6), SimpleNamespace(pid=1, usedGpuMemory=1)]
     library = SimpleNamespace(
@@ -78,7 +75,6 @@ def test_the_graphics_card_that_is_used_is_asked(monkeypatch):
         nvmlDeviceGetComputeRunningProcesses=lambda handle: running,
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    monkeypatch.setattr(machine, "load_driver", FakeDriver)
     now = machine.conditions(1)
     assert asked == [b"0000:09:00.0"]
     assert now["temperatures"]["GPU"] == 61 and now["gpu_mhz"] == 1545

@@ -118,13 +118,10 @@ def plain(e: Evaluation) -> Dict[str, Any]:
 def figure(width: float, height: float) -> Any:
     """A figure of its own, not pyplot's: nothing global, and no display is looked for."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError("matplotlib", "bench", "drawing plots") from None
-    made = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(made)
-    return made
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(drawn: Any, folder: Path, name: str) -> List[Path]:

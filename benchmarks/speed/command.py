@@ -9,6 +9,7 @@ import argparse
 import re
 import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -128,13 +129,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
     arguments = make_parser().parse_args(argv)
     arguments.line = without_secrets(shlex.join(["asymtrack-bench", *(sys.argv[1:] if argv is None else argv)]))
-    return cli.run(_main, arguments)
-
-
-def _main(arguments: argparse.Namespace) -> int:
-    from asymtrack_edge.benchmarks.speed import measure
-
-    return measure.main(arguments)
+    return cli.run(lambda a: import_module("asymtrack_edge.benchmarks.speed.measure").main(a), arguments)
 
 
 if __name__ == "__main__":

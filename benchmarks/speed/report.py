@@ -101,7 +101,7 @@ class Report:
         lines += dict.fromkeys(f"- machine: {_machine(row['machine'])}" for row in self.rows)
         lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
         lines += [f"> {message}" for message in self.messages]
-        ratios = [{key: value for key, value in ratio.items() if key != "warning"} for ratio in self.ratios]
+        ratios = [{**ratio, "warning": None} for ratio in self.ratios]
         note = "Cases took turns; a ratio is the median over the rounds, the middle 80 % of them lie from low to high."
         lines.append(markdown_table("How many times faster", ratios, note))
         for protocol, what in PROTOCOLS.items():
@@ -113,9 +113,7 @@ class Report:
         note = "Clock and temperature before and after."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
         for model in dict.fromkeys(layer["model"] for layer in self.layers):
-            layers = [
-                {k: v for k, v in layer.items() if k != "model"} for layer in self.layers if layer["model"] == model
-            ]
+            layers = [{**layer, "model": None} for layer in self.layers if layer["model"] == model]
             layers.sort(key=lambda layer: -layer["milliseconds"])
             total = f"{sum(layer['milliseconds'] for layer in layers):.2f} ms in {len(layers)} layers"
             lines.append(markdown_table(f"Layers of {model}", _kinds(layers), f"{total}, with the profiler on."))

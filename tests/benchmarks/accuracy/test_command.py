@@ -147,7 +147,7 @@ def test_results_on_ray_are_those_of_local_processes_even_where_a_worker_dies(
     ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")
     monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
     try:
-        for tracker, code in (("DiesOnce", 0), ("FailsOnBlack", 1)):
+        for tracker, code in (("DiesOnBlack", 0), ("FailsOnBlack", 1)):
             files = []
             for options in (("--ray", "local", "--jobs", "2"), ("--fresh",)):
                 ran = evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", *options)

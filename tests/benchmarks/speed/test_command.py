@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -11,19 +12,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.speed import cases, energy
-from asymtrack_edge.benchmarks.speed.command import main
-from asymtrack_edge.benchmarks.speed.report import FORMAT, Report
+from asymtrack_edge.benchmarks.speed import cases, energy, measure
+from asymtrack_edge.benchmarks.speed.command import main, make_parser
+from asymtrack_edge.benchmarks.speed.race import Case
+from asymtrack_edge.benchmarks.speed.report import FORMAT, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
+from asymtrack_edge.errors import BackendError
 from asymtrack_edge.files import write_image
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.variants import VARIANTS
+from tests.helpers import SMALL, filled_model
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """An export of the smallest model, batch axis free up to 4, made-up weights."""
     from asymtrack_edge.export.pipeline import Export, ExportOptions
-    from tests.helpers import SMALL, filled_model
 
     folder = tmp_path_factory.mktemp("exported")
     manifest = Export(filled_model(SMALL), ExportOptions(max_batch=4)).write(folder)
@@ -143,12 +147,16 @@ def test_the_paper_measured_and_published(exported, capsys, monkeypatch):
         return replace(case, tracker=f"AsymTrack-{variant.name}")
 
     monkeypatch.setattr(cases, "reference_case", reference_case)
-    document = run(capsys, "paper", "--seconds", "0.2", "--threads", "1")
+    document = run(capsys, "paper", "--seconds", "0.2", "--threads", "1", "--device", "cpu")
     assert [(line["table"], line["name"]) for line in document["paper"]] == [
         *(("1, 2", name) for name in "TS"),
         *(("1, 2", f"{name}, reference form, PyTorch") for name in "TSB"),
         *(("4", f"Table 4, {label}") for label in ("1: neither", "2: ETM", "3: OPE", "4: ETM + OPE")),
     ]
+    first, fourth = document["paper"][0], document["paper"][5:]
+    assert first["ratio"] == pytest.approx(document["rows"][0]["fps"] / 81) and not first["same_machine"]
+    assert [line["published"] for line in fourth] == pytest.approx([95 / 75, 80 / 75, 86 / 75, 1])
+    assert [line["measured"] for line in fourth][-1] == 1
     assert any("no weights of variant B" in message for message in document["messages"])
     assert main(["paper", "--published"]) == 0
     text = capsys.readouterr().out
@@ -179,3 +187,65 @@ def test_files_that_are_no_reports(tmp_path, capsys, text):
     (tmp_path / "a.json").write_text(text)
     assert main(["report", str(tmp_path / "a.json")]) == 2
     assert "not written by" in capsys.readouterr().err
+
+
+def test_combinations_are_named_by_what_differs():
+    def combinations(*arguments):
+        return cases.combinations(make_parser().parse_args(["speed", *arguments]))
+
+    assert list(combinations("T")) == ["T"] and list(combinations("T", "T")) == ["T", "T again"]
+    options = ("--backend", "openvino", "--precision", "fp32,bf16", "--threads", "1", "--device", "cpu")
+    both = combinations("T", "B", *options)
+    assert list(both) == ["T, fp32", "T, bf16", "B, fp32", "B, bf16"]
+    assert both["B, bf16"] == TrackerSpec("B", "openvino", "cpu", 1, "bf16")
+
+
+def test_throughput_and_latency_of_the_same_calls():
+    """A device that works while the host goes on is asked for a burst that waits once."""
+
+    def fixed(name, seconds, **more):
+        return Case(name, lambda calls: [seconds] * calls, **more)
+
+    bench = Bench(Report("test"))
+    queued = fixed("queued", 0.01, burst=lambda calls: 0.005 * calls, device="cuda:0")
+    measure.networks(bench, [fixed("slow", 0.02), fixed("fast", 0.005, batch=2), queued], None)
+    rows = bench.report.rows
+    assert [(r["protocol"], r["case"]["name"]) for r in rows] == [("P1, P2", n) for n in ("slow", "fast", "queued")]
+    assert [r["fps"] for r in rows] == pytest.approx([50, 400, 200])
+    assert [r["latency"]["median"] for r in rows] == pytest.approx([20, 5, 10])
+    assert [(r["name"], r["speedup"]) for r in bench.report.ratios] == [("fast", 4), ("queued", 2)]
+    assert rows[0]["notes"] == [] and rows[0]["latency"]["count"] >= measure.CALLS
+    assert "one burst of" in rows[2]["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "lost"),
+    [
+        ([0.01] * 30, 30, 0),  # faster than the camera
+        ([0.05] * 4, 30, 2),  # 1.5 frames each: 0, 1, 3, 4 -> one of two is followed by a gap
+        ([0.1] * 10, 30, 20),  # three frames each: two lost each time
+        ([1 / 30] * 100, 30, 0),  # exactly as fast
+    ],
+)
+def test_dropped_frames(seconds, fps, lost):
+    assert measure.dropped_frames(seconds, fps) == lost
+
+
+def test_the_reference_form_is_timed_in_another_process():
+    case = cases.reference_case(SMALL, threads=1)
+    assert case.backend == "torch" and "untrained" in case.notes[0]
+    assert len(case.run(3)) == 3 and min(case.run(3)) > 0
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(BackendError, match="process died"):
+        case.run(1)
+    case.close()
+
+
+def test_what_goes_wrong_in_the_other_process_is_said():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(BackendError, match="Error"):
+        cases.reference_case(replace(SMALL, widths=(32, 64)))
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="no CUDA device"):
+            cases.reference_case(VARIANTS["T"], "cuda:0")

@@ -1,25 +1,18 @@
-"""What the tests of checkpoints share: weights, calls in pickles, and to see files refused."""
+"""What the tests of checkpoints share: a small variant, calls in pickles, and to see files refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import pytest
-from torch import Tensor
 
 from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.errors import CheckpointError
-from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS, Variant
-from tests.helpers import fill_all
 
 #: The smallest network that this architecture allows: a file of 4 MB.
 TINY = VARIANTS["T"].with_(widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
-
-
-def weights_of(variant: Variant) -> Dict[str, Tensor]:
-    return fill_all({name: tuple(v.shape) for name, v in AsymTrack(variant).state_dict().items()})
 
 
 def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) -> str:

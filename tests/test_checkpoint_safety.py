@@ -25,12 +25,13 @@ from torch import Tensor
 from asymtrack_edge import _torch_files
 from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.errors import CheckpointError
-from tests.checkpoint_files import TINY, Calls, refused, weights_of
+from tests.checkpoint_files import TINY, Calls, refused
+from tests.helpers import filled_model
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Dict[str, Tensor]:
-    return weights_of(TINY)
+    return filled_model(TINY).state_dict()
 
 
 def touch(path: Path) -> str:

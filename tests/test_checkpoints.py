@@ -19,8 +19,8 @@ from asymtrack_edge.checkpoints import load_model, open_checkpoint, save_weights
 from asymtrack_edge.errors import CheckpointError, MissingDependencyError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS
-from tests.checkpoint_files import TINY, Calls, refused, weights_of
-from tests.helpers import fill_all, official_shapes
+from tests.checkpoint_files import TINY, Calls, refused
+from tests.helpers import fill_all, filled_model, official_shapes
 
 T, S, B = (VARIANTS[name] for name in "TSB")
 Weights = Dict[str, Tensor]
@@ -34,7 +34,7 @@ def official() -> Weights:
 
 @pytest.fixture(scope="module")
 def tiny() -> Weights:
-    return weights_of(TINY)
+    return filled_model(TINY).state_dict()
 
 
 def _new(cls: Any, *_: Any, **__: Any) -> Any:
@@ -229,7 +229,7 @@ def test_other_networks(content: Any, words: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", [True, False])
 def test_saving_and_loading(half: bool, tmp_path: Path) -> None:
-    weights = flattened(weights_of(S))
+    weights = flattened(filled_model(S).state_dict())
     path = tmp_path / "S.safetensors"
     path.write_bytes(b"what was there before")
     save_weights(path, weights, {"variant": "S", "pairs": 1234, "data": ["a", "b"]}, half=half)
@@ -263,7 +263,7 @@ def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(CheckpointError, match=r"no weights of variant T come with this package: .*-train"):
         load_model(None, T)
     (tmp_path / "weights").mkdir()
-    save_weights(tmp_path / "weights" / "T.safetensors", weights_of(T), {"variant": "T"})
+    save_weights(tmp_path / "weights" / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
     assert not load_model(None, T).training
 
 

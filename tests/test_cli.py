@@ -35,19 +35,6 @@ def test_negative_numbers_are_values() -> None:
             cli.box_argument(text)
 
 
-def test_json_is_optional() -> None:
-    for arguments, where in ([], None), (["--json"], "-"), (["--json", "a.json"], "a.json"):
-        assert parsed(arguments).json == where  # type: ignore[attr-defined]
-
-
-def test_lists_where_several_are_compared() -> None:
-    parser = cli.parser("asymtrack-x", "Does x.", "asymtrack-x T")
-    cli.add_backend(parser, several=True)
-    arguments = parser.parse_args(["--backend", "openvino,onnxruntime", "--threads", "1,2"])
-    assert arguments.backend == ("openvino", "onnxruntime") and arguments.threads == (1, 2)
-    assert parser.parse_args([]).backend == ("auto",)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

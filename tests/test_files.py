@@ -204,16 +204,6 @@ def test_images_of_any_name(tmp_path: Path, name: str) -> None:
         files.write_image(tmp_path / "a.xyz", image)
 
 
-def test_images_are_turned_as_they_say(tmp_path: Path) -> None:
-    """Exif orientation 6: what was written 8 wide and 4 high is shown 4 wide."""
-    jpeg = cv2.imencode(".jpg", np.zeros((4, 8, 3), np.uint8))[1].tobytes()
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
-    exif = b"Exif\0\0" + tiff
-    (tmp_path / "a.jpg").write_bytes(jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:])
-    image = read_image(tmp_path / "a.jpg")
-    assert image is not None and image.shape == (8, 4, 3)
-
-
 def test_lists_of_any_editor(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     for data in (

@@ -15,14 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("asymtrack_edge", "export", "runtime", "benchmarks")
 
 
-def _setup() -> configparser.ConfigParser:
+def test_every_package_is_listed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    return setup
-
-
-def test_every_package_is_listed() -> None:
-    listed = set(_setup()["options"]["packages"].split())
+    listed = set(setup["options"]["packages"].split())
     found = set()
     for folder in FOLDERS:
         for init in (ROOT / folder).rglob("__init__.py"):

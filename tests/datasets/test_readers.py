@@ -241,15 +241,6 @@ def test_an_unreadable_frame_is_named(folder_set):
         open_dataset("folder", folder_set).sequence("a").read(2)
 
 
-def test_lists_in_any_encoding_and_names_with_blanks(folder_set):
-    (folder_set / "a").rename(folder_set / "seq a")
-    (folder_set / "list.txt").write_bytes("seq a\r\n\r\nc".encode("utf-16"))
-    assert names("folder", folder_set) == ["seq a", "c"]
-    (folder_set / "list.txt").write_bytes(b"seq \xff\xfe a")
-    with pytest.raises(DatasetError, match=r"list\.txt is no text"):
-        names("folder", folder_set)
-
-
 def test_hidden_files_of_other_systems_are_no_data(tmp_path):
     lasot(tmp_path / "airplane" / "airplane-1")
     hidden = ("airplane/airplane-1/img/._00000001.jpg", "._airplane/groundtruth.txt", "airplane/.x/groundtruth.txt")

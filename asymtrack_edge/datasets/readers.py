@@ -124,11 +124,10 @@ def _got10k_sequence(folder: Path, name: str, start_only: bool = False, visible_
     """
     truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
     labels = {path.stem: read_labels(path) for path in list_files(folder, (".label",))}
-    attributes: List[str] = [name for name in ("absence", "cut_by_image") if name in labels and labels[name].any()]
-    marks = []
-    if "cover" in labels:
-        attributes += ["occlusion"] * bool((labels["cover"] < 8).any())
-        marks.append(labels["cover"] == 0)
+    attributes: List[str] = [label for label in ("absence", "cut_by_image") if np.any(labels.get(label, 0))]
+    if "cover" in labels and (labels["cover"] < 8).any():
+        attributes.append("occlusion")
+    marks = [labels["cover"] == 0] if "cover" in labels else []
     if "absence" in labels and (visible_only or not marks):
         marks.append(labels["absence"] > 0)
     if len({len(mark) for mark in marks}) > 1:
@@ -256,19 +255,17 @@ def _read_coco(root: Path) -> Loaders:
 
     Boxes are named by their position in the annotation and kept as an array, as there are 800,000.
     """
-    path, looked_for = root / "annotations" / "instances_train2017.json", "annotations/instances_train2017.json"
-    if not path.is_file():
+    looked_for = "annotations/instances_train2017.json"
+    if not (root / looked_for).is_file():
         return _found({}, root, f"{looked_for} and train2017/*.jpg")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads((root / looked_for).read_text(encoding="utf-8"))
         images = {image["id"]: image["file_name"] for image in index["images"]}
         objects = [o for o in index["annotations"] if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10]
         files = [images[o["image_id"]] for o in objects]
         boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
-    except OSError as error:
-        raise DatasetError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is not COCO's annotation: {error}") from None
+        raise DatasetError(f"{root / looked_for} is not COCO's annotation: {error}") from None
 
     def load(name: str) -> Sequence:
         return Sequence(name, Frames(root / "train2017", [files[int(name)]]), boxes[[int(name)]])

@@ -26,13 +26,7 @@ uav1:1,1555,2473
 """)
 
 #: OTB sequences whose annotation covers only some of the images: first and last image, counted from 1.
-OTB_RANGES: Dict[str, Tuple[int, int]] = {
-    "David": (300, 770),
-    "Football1": (1, 74),
-    "Freeman3": (1, 460),
-    "Freeman4": (1, 283),
-    "Diving": (1, 215),
-}
+OTB_RANGES = _numbers("David:300,770 Football1:1,74 Freeman3:1,460 Freeman4:1,283 Diving:1,215")
 
 #: OTB sequences whose first annotated frames the toolkit leaves out.
 OTB_OMITTED: Dict[str, int] = {"Tiger1": 5}

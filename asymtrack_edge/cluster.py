@@ -55,7 +55,8 @@ def needs_gpu(backend: str, device: str) -> bool:
 
 def spread(
     ray: Any,
-    work: Callable[[Optional[str], Any], Any],
+    build: Callable[[Optional[str]], Any],
+    work: Callable[[Any, Any], Any],
     model: str,
     items: Sequence[Any],
     processors: int = 1,
@@ -65,7 +66,9 @@ def spread(
 
     Args:
         ray: from ``join_cluster``.
-        work: called on a worker with the model's directory there, None without one, and an item.
+        build: called once on a worker with the model's directory there, None without one; makes a tracker, which stays,
+            as loading takes longer than a short sequence.
+        work: called there with the tracker and an item.
         model: a model directory; a name, or nothing, is not carried.
         items: begun in this order.
         processors: that a task asks for.
@@ -75,10 +78,10 @@ def spread(
         The number of an item and its result, or the error for which Ray gave up, as they are done.
     """
     shipped = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
-    files = ray.put({path.name: path.read_bytes() for path in shipped if path.is_file()})
+    carried = ray.put((build, {path.name: path.read_bytes() for path in shipped if path.is_file()}))
     task = ray.remote(num_cpus=processors, num_gpus=int(gpu), max_retries=_RETRIES)(_task)
     # The reference goes in a list, lest Ray fetch the files for each task.
-    pending = {task.remote(work, [files], item): i for i, item in enumerate(items)}
+    pending = {task.remote(work, [carried], item): i for i, item in enumerate(items)}
     try:
         while pending:
             (done,), _ = ray.wait(list(pending))
@@ -92,20 +95,17 @@ def spread(
             ray.cancel(reference, force=True)
 
 
-def _task(work: Callable[[Optional[str], Any], Any], files: List[Any], item: Any) -> Any:
-    folder = _landed(files[0])
-    return work(folder.name if folder else None, item)
+def _task(work: Callable[[Any, Any], Any], carried: List[Any], item: Any) -> Any:
+    return work(_built(carried[0])[0], item)
 
 
 @lru_cache(maxsize=2)
-def _landed(files: Any) -> Optional[tempfile.TemporaryDirectory]:
-    """The model's files in a folder of this worker's, which stays as long as the cache holds it."""
+def _built(carried: Any) -> Tuple[Any, tempfile.TemporaryDirectory]:
+    """This worker's tracker, and the folder with its model's files; both stay as long as the cache holds them."""
     import ray
 
-    content = ray.get(files)
-    if not content:
-        return None
+    build, content = ray.get(carried)
     folder = tempfile.TemporaryDirectory()
     for name, data in content.items():
         Path(folder.name, name).write_bytes(data)
-    return folder
+    return build(folder.name if content else None), folder

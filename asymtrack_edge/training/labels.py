@@ -6,7 +6,6 @@ import io
 import sys
 import tarfile
 import zlib
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -129,16 +128,6 @@ def label_video(tracker: Any, folder: Path, seed: int, path: Path) -> Labels:
     return packed.getvalue(), records
 
 
-def _label_there(load: Mapping[str, Any], folder: Path, seed: int, model: Optional[str], path: Path) -> Labels:
-    loaded = {**load, "model": model or load["model"]}
-    return label_video(_tracker(tuple(loaded.items())), folder, seed, path)
-
-
-@lru_cache(maxsize=2)
-def _tracker(load: Tuple[Tuple[str, Any], ...]) -> Any:
-    return asymtrack_edge.Tracker.load(**dict(load))
-
-
 def find_videos(folder: Path) -> List[Path]:
     """All videos below ``folder``; DatasetError if there is no such folder."""
     return [path for path in files_under(folder) if path.name.lower().endswith(VIDEO_SUFFIXES)]
@@ -161,14 +150,20 @@ def label_videos(
         raise DatasetError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
     indexes = {path: output / path.relative_to(folder) / "clips.json" for path in videos}
     waiting = [path for path in videos if not indexes[path].is_file()]
+
+    def build(model: Optional[str]) -> Any:
+        return asymtrack_edge.Tracker.load(**{**load, "model": model or load["model"]})
+
+    def work(tracker: Any, path: Path) -> Labels:
+        return label_video(tracker, folder, seed, path)
+
     results: Iterator[Tuple[int, Labels]]
     if ray is None:
-        tracker = asymtrack_edge.Tracker.load(**load) if waiting else None
-        results = enumerate(label_video(tracker, folder, seed, path) for path in waiting)
+        tracker = build(None) if waiting else None
+        results = enumerate(work(tracker, path) for path in waiting)
     else:
-        work = partial(_label_there, load, folder, seed)
         gpu = needs_gpu(load["backend"], load["device"])
-        results = spread(ray, work, str(load["model"]), waiting, load["threads"] or 1, gpu)
+        results = spread(ray, build, work, str(load["model"]), waiting, load["threads"] or 1, gpu)
     failed = []
     for i, result in show_progress(results, "videos", len(waiting)):
         if isinstance(result, AsymTrackError):

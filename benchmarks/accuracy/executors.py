@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from multiprocessing.connection import wait
 from time import perf_counter
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
@@ -119,16 +119,13 @@ def _run_on(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: A
     longest_first = sorted(sequences, key=len, reverse=True)
     gpu = needs_gpu(spec.backend, spec.device)
     model = spec.name if spec.kind == "model" else ""
-    for i, outcome in spread(ray, partial(_there, spec), model, longest_first, spec.threads or 1, gpu):
+
+    def build(path: Optional[str]) -> Any:
+        return (replace(spec, name=path) if path else spec).build()
+
+    def work(tracker: Any, sequence: Sequence) -> Outcome:
+        return track(tracker, sequence, lambda frames: None)
+
+    for i, outcome in spread(ray, build, work, model, longest_first, spec.threads or 1, gpu):
         advanced(len(longest_first[i]))
         yield Outcome(longest_first[i], error=str(outcome)) if isinstance(outcome, AsymTrackError) else outcome
-
-
-def _there(spec: TrackerSpec, model: Optional[str], sequence: Sequence) -> Outcome:
-    return track(_tracker(spec, model), sequence, lambda frames: None)
-
-
-@lru_cache(maxsize=2)
-def _tracker(spec: TrackerSpec, model: Optional[str]) -> Any:
-    """A tracker of this worker's; it stays, as loading takes longer than a short sequence."""
-    return (replace(spec, name=model) if model else spec).build()

@@ -19,7 +19,7 @@ import numpy as np
 from asymtrack_edge.datasets import splits
 from asymtrack_edge.datasets.sequences import Frames, Sequence, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
-from asymtrack_edge.files import list_files, natural, printable, read_lines
+from asymtrack_edge.files import list_files, printable, read_lines
 
 #: Smallest side of a box that is learnt from, in frame pixels.
 SMALLEST_BOX = 4.0
@@ -27,6 +27,7 @@ SMALLEST_BOX = 4.0
 KEPT_ANNOTATIONS = 50_000
 
 Loaders = Dict[str, Callable[[str], Sequence]]
+Reader = Callable[[Path], Loaders]
 
 
 def _found(loaders: Loaders, root: Path, looked_for: str) -> Loaders:
@@ -70,11 +71,11 @@ def _read_otb(root: Path) -> Loaders:
         if len(files) > 1:
             files = [path for path in files if path.read_bytes().strip()]
         for number, path in enumerate(files, start=1):
-            loaders[folder if len(files) == 1 else f"{folder}.{number}"] = partial(_otb_sequence, path)
+            loaders[folder if len(files) == 1 else f"{folder}.{number}"] = partial(_otb, path)
     return _found(loaders, root, "<sequence>/groundtruth_rect.txt beside <sequence>/img/*.jpg")
 
 
-def _otb_sequence(path: Path, name: str) -> Sequence:
+def _otb(path: Path, name: str) -> Sequence:
     folder, truth, frames = path.parent, read_boxes(path), Frames(path.parent / "img")
     first, last = splits.OTB_RANGES.get(folder.name, (1, len(frames)))
     if len(frames) > len(truth):
@@ -97,11 +98,11 @@ def _read_lasot(split: str, root: Path) -> Loaders:
     outsiders = split == "train" and not listed.is_file()
     folders = [path.parent for path in _find(root, "*/groundtruth.txt", "*/*/groundtruth.txt")]
     folders = [f for f in folders if split == "all" or (f.name in wanted) is not outsiders]
-    loaders: Loaders = {folder.name: partial(_lasot_sequence, folder) for folder in folders}
+    loaders: Loaders = {folder.name: partial(_lasot, folder) for folder in folders}
     return _found(loaders, root, f"sequences ({split}) as <category>/<category>-<number>/groundtruth.txt")
 
 
-def _lasot_sequence(folder: Path, name: str) -> Sequence:
+def _lasot(folder: Path, name: str) -> Sequence:
     truth, frames, note = read_boxes(folder / "groundtruth.txt"), Frames(folder / "img"), ""
     if len(frames) > len(truth):
         # As the toolkit does: airplane-15 is published with an image too many.
@@ -116,9 +117,10 @@ def _lasot_sequence(folder: Path, name: str) -> Sequence:
     return Sequence(name, frames, truth, absent=absent, note=note)
 
 
-def _got10k_sequence(folder: Path, name: str, start_only: bool = False, visible_only: bool = False) -> Sequence:
-    """One folder of GOT-10k; ``start_only``: the boxes after the first are withheld.
+def _got10k(folder: Path, name: str, start_only: bool = False, visible_only: bool = False) -> Sequence:
+    """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
 
+    ``start_only``: the boxes after the first are withheld.
     The toolkit's scores look at ``cover.label`` alone, which grades how much of the target is seen from 0 to 8;
     ``visible_only`` also leaves out what ``absence.label`` marks.
     """
@@ -136,53 +138,48 @@ def _got10k_sequence(folder: Path, name: str, start_only: bool = False, visible_
     return _published(name, Frames(folder), truth, attributes=tuple(attributes), absent=absent)
 
 
-def _listed(root: Path, subset: str, load: Callable[..., Sequence], looked_for: str) -> Loaders:
-    """The folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``."""
-    base = _within(root, subset)
-    if (base / "list.txt").is_file():
-        folders = [base / name for name in read_lines(base / "list.txt")]
-    else:
-        folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
-    return _found({folder.name: partial(load, folder) for folder in folders}, root, looked_for)
-
-
-def _read_got10k(subset: str, root: Path, **how: Any) -> Loaders:
-    """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
+def _folders(subset: str, load: Callable[..., Sequence], **how: bool) -> Reader:
+    """Reads the folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``.
 
     The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
     """
-    place = f"{subset or '.'}/<sequence>"
-    looked_for = f"{place}/groundtruth.txt beside {place}/*.jpg, and list.txt"
-    return _listed(root, subset, partial(_got10k_sequence, **how), looked_for)
+
+    def read(root: Path) -> Loaders:
+        base = _within(root, subset)
+        if (base / "list.txt").is_file():
+            folders = [base / name for name in read_lines(base / "list.txt")]
+        else:
+            folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
+        loaders: Loaders = {folder.name: partial(load, folder, **how) for folder in folders}
+        return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
+
+    return read
 
 
-def _read_trackingnet(chunks: str, root: Path) -> Loaders:
+def _files(load: Callable[..., Sequence], *patterns: str) -> Reader:
+    """Reads a sequence for each annotation that a pattern finds, which is called like it."""
+
+    def read(root: Path) -> Loaders:
+        loaders: Loaders = {path.stem: partial(load, path) for path in _find(root, *patterns)}
+        return _found(loaders, root, " or ".join(patterns))
+
+    return read
+
+
+def _trackingnet(path: Path, name: str) -> Sequence:
     """TrackingNet: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``; ``TRAIN_0`` and so on.
 
     The root may also be the chunk itself.
     """
-    folders = sorted(root.glob(chunks), key=lambda path: natural(path.name)) or [root]
-    files = [path for folder in folders for path in _find(folder, "anno/*.txt")]
-    loaders: Loaders = {path.stem: partial(_trackingnet_sequence, path) for path in files}
-    return _found(loaders, root, f"{chunks}/anno/<sequence>.txt and {chunks}/frames/<sequence>/0.jpg")
-
-
-def _trackingnet_sequence(path: Path, name: str) -> Sequence:
     return _published(name, Frames(path.parent.parent / "frames" / name), read_boxes(path))
 
 
-def _read_nfs30(root: Path) -> Loaders:
+def _nfs(path: Path, name: str) -> Sequence:
     """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``, or ``<seq>/<seq>/30`` as archived.
 
     A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where the file
     still annotates the 240 fps video, every eighth row is taken; a difference of one frame at the end is cut off.
     """
-    files = _find(root, "*/30/*.txt", "*/*/30/*.txt")
-    loaders: Loaders = {path.stem: partial(_nfs_sequence, path) for path in files}
-    return _found(loaders, root, "<sequence>/30/<sequence>.txt and <sequence>/30/<sequence>/00001.jpg")
-
-
-def _nfs_sequence(path: Path, name: str) -> Sequence:
     try:
         rows = [[float(value) for value in line.split()[1:5]] for line in read_lines(path)]
         corners = np.array(rows, np.float64).reshape(-1, 4)
@@ -197,38 +194,29 @@ def _nfs_sequence(path: Path, name: str) -> Sequence:
     return Sequence(name, frames, truth)
 
 
-def _read_uav123(root: Path) -> Loaders:
+def _uav123(path: Path, name: str) -> Sequence:
     """UAV123: ``anno/UAV123/<seq>.txt`` and ``data_seq/UAV123/<folder>/000001.jpg ...``.
 
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
     (``bird1_1`` to ``bird1_3`` of ``bird1``): the frame each part starts with is the toolkit's.
     """
-    names = (path.stem for path in _find(root, "anno/UAV123/*.txt"))
-    loaders: Loaders = dict.fromkeys(names, partial(_uav123_sequence, root))
-    return _found(loaders, root, "anno/UAV123/<sequence>.txt and data_seq/UAV123/<sequence>/000001.jpg")
-
-
-def _uav123_sequence(root: Path, name: str) -> Sequence:
     folder, _, part = name.rpartition("_")
     starts = splits.UAV123_PARTS.get(folder, ())
-    truth, first = read_boxes(root / "anno" / "UAV123" / f"{name}.txt"), 0
+    truth, first = read_boxes(path), 0
     if part.isdigit() and 1 <= int(part) <= len(starts):
         first = starts[int(part) - 1] - 1
     else:
         folder = name
-    return Sequence(name, Frames(root / "data_seq" / "UAV123" / folder).cut(first, first + len(truth)), truth)
+    images = path.parents[2] / "data_seq" / "UAV123" / folder
+    return Sequence(name, Frames(images).cut(first, first + len(truth)), truth)
 
 
-def _read_vot(root: Path) -> Loaders:
+def _vot(folder: Path, name: str) -> Sequence:
     """VOT: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag`` (0/1 per frame).
 
     Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box around them is
     taken. The root may also be a workspace of the toolkit, with the sequences in ``sequences``.
     """
-    return _listed(root, "sequences", _vot_sequence, "list.txt and <sequence>/groundtruth.txt")
-
-
-def _vot_sequence(folder: Path, name: str) -> Sequence:
     path = folder / "groundtruth.txt"
     try:
         truth = np.array([_around(line) for line in read_lines(path)]).reshape(-1, 4)
@@ -278,7 +266,7 @@ class Kind:
     """How a data set is read, scored and written."""
 
     title: str  # as the field writes it
-    read: Callable[[Path], Loaders]  # from a root folder to what reads each sequence
+    read: Reader
     protocol: str  # key of ``benchmarks.accuracy.metrics.PROTOCOLS``; empty for training images
     attributes: Tuple[str, ...] = ()  # what the 0/1 columns of its authors' attribute files mean
     attribute_folder: str = "att"  # where those files lie under the root
@@ -287,19 +275,21 @@ class Kind:
 
 _LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
 DATASETS: Dict[str, Kind] = {
-    "folder": Kind("GOT-10k-style folder", partial(_read_got10k, ""), "folder"),
+    "folder": Kind("GOT-10k-style folder", _folders("", _got10k), "folder"),
     "otb": Kind("OTB", _read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
     "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
     "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
     "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),
-    "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), "got10k", size=180),
-    "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), "got10k", size=180),
-    "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), "got10k", size=9335),
-    "trackingnet": Kind("TrackingNet", partial(_read_trackingnet, "TEST"), "trackingnet", size=511),
-    "trackingnet-train": Kind("TrackingNet train", partial(_read_trackingnet, "TRAIN_*"), "trackingnet"),
-    "nfs30": Kind("NfS (30 fps)", _read_nfs30, "nfs", size=100),
-    "uav123": Kind("UAV123", _read_uav123, "uav123", _UAV, "anno/UAV123/att", 123),
-    "vot": Kind("VOT", _read_vot, "folder"),
+    "got10k-val": Kind("GOT-10k val", _folders("val", _got10k), "got10k", size=180),
+    "got10k-test": Kind("GOT-10k test", _folders("test", _got10k, start_only=True), "got10k", size=180),
+    "got10k-train": Kind("GOT-10k train", _folders("train", _got10k, visible_only=True), "got10k", size=9335),
+    "trackingnet": Kind("TrackingNet", _files(_trackingnet, "TEST/anno/*.txt", "anno/*.txt"), "trackingnet", size=511),
+    "trackingnet-train": Kind(
+        "TrackingNet train", _files(_trackingnet, "TRAIN_*/anno/*.txt", "anno/*.txt"), "trackingnet"
+    ),
+    "nfs30": Kind("NfS (30 fps)", _files(_nfs, "*/30/*.txt", "*/*/30/*.txt"), "nfs", size=100),
+    "uav123": Kind("UAV123", _files(_uav123, "anno/UAV123/*.txt"), "uav123", _UAV, "anno/UAV123/att", 123),
+    "vot": Kind("VOT", _folders("sequences", _vot), "folder"),
     "coco-train": Kind("COCO2017 train", _read_coco, ""),
 }
 

@@ -148,7 +148,7 @@ def test_trackingnet_orders_frames_by_number(tmp_path):
     (one,) = read("trackingnet", tmp_path)
     assert one.frames[2].name == "2.jpg" and one.frames[-1].name == "11.jpg"
     assert np.isnan(one.truth[1:]).all() and one.withheld
-    assert names("trackingnet-train", tmp_path) == ["b_1", "a_1"]
+    assert names("trackingnet-train", tmp_path) == ["a_1", "b_1"]
 
 
 @pytest.mark.parametrize(("annotated", "frames", "expected"), [(3, 3, 3), (24, 3, 3), (4, 3, 3), (3, 4, 3), (6, 3, 0)])

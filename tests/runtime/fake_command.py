@@ -16,9 +16,7 @@ from tests.runtime.simulated import ColourBackend
 
 
 def load(**options: Any) -> MultiTracker:
-    engine = ColourBackend()
-    engine.pause = float(os.environ.get("FAKE_PAUSE", "0"))
-    return MultiTracker(engine, options["recover"])
+    return MultiTracker(ColourBackend(float(os.environ.get("FAKE_PAUSE", "0"))), options["recover"])
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

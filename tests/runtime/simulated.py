@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from asymtrack_edge.errors import SourceError
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import Backend
@@ -58,23 +57,6 @@ class FakeCapture:
         self.released = True
 
 
-class Script:
-    """``connect`` of a live source: hands out the given captures in turn; an exception is raised."""
-
-    def __init__(self, *steps: Any) -> None:
-        self.steps: List[Any] = list(steps)
-        self.used: List[Any] = []
-
-    def __call__(self) -> Any:
-        if not self.steps:
-            raise SourceError("nobody answers")
-        step = self.steps.pop(0)
-        if isinstance(step, BaseException):
-            raise step
-        self.used.append(step)
-        return step
-
-
 def fake_manifest() -> Manifest:
     """A manifest for engines that need none."""
     image = TensorSpec("image", "uint8", (128, 128, 3))
@@ -84,14 +66,16 @@ def fake_manifest() -> Manifest:
 
 
 class ColourBackend(Backend):
-    """Follows patches of one colour: a stand-in for the networks that really finds its targets."""
+    """Follows patches of one colour: a stand-in for the networks that really finds its targets.
 
-    def __init__(self) -> None:
+    Every search takes ``pause`` seconds longer.
+    """
+
+    def __init__(self, pause: float = 0.0) -> None:
         super().__init__(fake_manifest(), "colours")
         self.colours: List[Optional[np.ndarray]] = []
         self.calls: List[int] = []  # number of windows of each call of ``search``
-        self.seen: List[CropWindow] = []  # the windows of the last call
-        self.pause = 0.0  # seconds that every search takes longer
+        self.pause = pause
 
     def reserve(self, slots: int) -> None:
         while len(self.colours) < slots:
@@ -105,7 +89,6 @@ class ColourBackend(Backend):
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
         sleep(self.pause)
         self.calls.append(len(windows))
-        self.seen = list(windows)
         answers = np.zeros((len(windows), 5), np.float32)
         for i, (left, top, side, centre) in enumerate(windows):
             colour = self.colours[i]

@@ -7,6 +7,7 @@ import itertools
 import threading
 import tracemalloc
 from time import monotonic, sleep
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from asymtrack_edge.errors import SourceError
 from asymtrack_edge.runtime.sources import LiveSource, Source
 from asymtrack_edge.runtime.sources import reader as capture
 from asymtrack_edge.runtime.sources.reader import Reader, open_reader
-from tests.runtime.simulated import FakeCapture, Script
+from tests.runtime.simulated import FakeCapture
 
 PATIENCE = 0.6
 
@@ -72,14 +73,15 @@ def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
 
 
 def test_source_that_dies_and_returns_goes_on() -> None:
-    script = Script(FakeCapture(500, dies_after=3), SourceError("not yet"), FakeCapture(500, dies_after=4))
+    captures = FakeCapture(500, dies_after=3), FakeCapture(500, dies_after=4)
+    steps = [captures[0], SourceError("not yet"), captures[1], *[SourceError("nobody answers")] * 99]
     lines = []
-    reader = Reader(LiveSource("camera 7", script), PATIENCE, lines.append)
+    reader = Reader(LiveSource("camera 7", Mock(side_effect=steps)), PATIENCE, lines.append)
     with pytest.raises(SourceError, match=r"camera 7 has given no frame .*nobody answers"):
         list(reader)
     assert reader.received == 7 and reader.reconnects == 1
     assert any("went away" in line for line in lines) and any("back after" in line for line in lines)
-    assert all(used.released for used in script.used)
+    assert all(capture.released for capture in captures)
     reader.close()
 
 

@@ -104,10 +104,8 @@ class Running:
     def __init__(
         self, source: Any, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0, port: int = 0
     ) -> None:
-        engine = ColourBackend()
-        engine.pause = pause
         source = open_source(str(source)) if isinstance(source, Path) else source
-        self.run = Run(MultiTracker(engine), open_reader(source))
+        self.run = Run(MultiTracker(ColourBackend(pause)), open_reader(source))
         self.run.first_frame()
         self.view = view.WebView(self.run, port, host)
         self.run.sinks.append(self.view)

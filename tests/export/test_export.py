@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
 
-from asymtrack_edge.errors import ExportError, ManifestError
+from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.export import pipeline
 from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.pipeline import Export, ExportOptions
@@ -117,36 +117,6 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
-def test_a_failing_builder_leaves_the_verified_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fails(*_: Any, **__: Any) -> Any:
-        raise ExportError("the builder ran out of memory")
-
-    monkeypatch.setattr(build, "build_engines", fails)
-    monkeypatch.setattr(build, "load_tensorrt", lambda flavour: None)
-    arguments = ["--random-weights", "0", "--target", "rtx", "--output", str(tmp_path / "out")]
-    assert export_command(arguments) == 0
-    printed = capsys.readouterr().out
-    assert "no engines built: the builder ran out of memory; on the device, build them" in printed
-    assert "track IoU" in printed and str(tmp_path / "out" / "search.onnx") in printed
-    manifest = load_manifest(tmp_path / "out")
-    assert manifest.verification["passed"] and set(manifest.files) == {"template.onnx", "search.onnx"}
-
-
-def test_a_changed_byte_is_refused(exported: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    shutil.copytree(exported, copy)
-    data = bytearray((copy / "search.onnx").read_bytes())
-    data[len(data) // 2] ^= 1
-    (copy / "search.onnx").write_bytes(bytes(data))
-    with pytest.raises(ManifestError, match="is not the file"):
-        Tracker.load(copy)
-    (copy / "search.onnx").unlink()
-    with pytest.raises(ManifestError, match="missing"):
-        Tracker.load(copy)
-
-
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -180,13 +150,19 @@ def test_the_weights_taken_are_said(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])
-def test_bundled_weights_can_be_exported_in_fp16(target: str, tmp_path: Path) -> None:
+def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The README's first export. Tracks on the synthetic clip amplify what fp16 rounds."""
+    monkeypatch.setattr(build, "load_tensorrt", MagicMock(side_effect=BackendError("there is no TensorRT")))
     output = tmp_path / "out"
-    arguments = ["--variant", "t", "--fp16", "--target", target, "--no-engine", "--output", str(output)]
-    assert export_command(arguments) == 0
+    assert export_command(["--variant", "t", "--fp16", "--target", target, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "track IoU" in printed and str(output / "search.onnx") in printed
+    assert ("no engines built: there is no TensorRT; on the device, build them" in printed) == (target == "xavier")
     manifest = load_manifest(output)
     assert manifest.verification["passed"] and manifest.precision == "fp16"
+    assert set(manifest.files) == {"template.onnx", "search.onnx"}
 
 
 @pytest.mark.parametrize(

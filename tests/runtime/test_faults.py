@@ -79,11 +79,14 @@ def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_p
         tracker.init(FRAMES[0], (60, 50, 32, 32))
     (folder / "search.onnx").write_bytes(b"something else")
     assert used.update(FRAMES[1]) == clean.update(FRAMES[1])
+    with pytest.raises(ManifestError, match="is not the file"):
+        Tracker.load(folder)
+    (folder / "search.onnx").unlink()
+    with pytest.raises(ManifestError, match="missing"):
+        Tracker.load(folder)
     shutil.rmtree(folder)
     used.init(FRAMES[1], (60, 50, 32, 32))
     assert used.update(FRAMES[2]).box is not None
-    with pytest.raises(ManifestError):
-        Tracker.load(folder)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

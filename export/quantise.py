@@ -45,9 +45,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             return next(feeds, None)
 
     path = folder / "search.onnx"
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)  # the tools advise a pre-processing that simplification has done
+    logging.disable(logging.WARNING)  # the tools advise a pre-processing that simplification has done
     try:
         quantization.quantize_static(
             str(path),
@@ -61,7 +59,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             op_types_to_quantize=["Conv"],
         )
     finally:
-        root.setLevel(level)
+        logging.disable(logging.NOTSET)
 
 
 def costly_convolutions(model: Any) -> List[str]:

@@ -41,17 +41,14 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
     kind = "plan" if plan else "onnx"
     versions: Dict[int, Manifest] = {}
-    for network in ("template", "search"):
-        entry = repository / network_name(manifest, network)
-        for path in entry.glob("*/manifest.json"):
-            if not path.parent.name.isdigit():
-                continue
-            other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
-            if _interface(other) != _interface(manifest) or not (path.parent / f"model.{kind}").is_file():
-                raise ExportError(
-                    f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
-                    "another --triton"
-                )
+    entry = repository / network_name(manifest, "search")
+    for path in entry.glob("[0-9]*/manifest.json"):
+        other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
+        if _interface(other) != _interface(manifest) or not (path.parent / f"model.{kind}").is_file():
+            raise ExportError(
+                f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
+                "another --triton"
+            )
     served = sorted(versions)[-SERVED_VERSIONS:]
     same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
     number = max(same) if same else 1 + max(versions, default=0)

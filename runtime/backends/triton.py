@@ -203,16 +203,16 @@ class TritonBackend(HostBackend):
         self._unshare()
         if not self._local or not _SHARED_MEMORY.is_dir():
             return
-        arrays, size = self._arrays(), 0
-        for name, array in arrays.items():
-            self._offsets[name] = size
-            size += -(-array.nbytes // 64) * 64
+        arrays = self._arrays()
+        layout = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
+        self._offsets = {name: field[1] for name, field in (layout.fields or {}).items()}
+        size = layout.itemsize
         region = f"asymtrack-{uuid.uuid4().hex}"
         path = _SHARED_MEMORY / region
         try:
             with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full /dev/shm would kill the process later
-                memory = np.asarray(np.memmap(file, np.uint8, "r+"))
+                memory = np.asarray(np.memmap(file, layout, "r+", shape=(1,)))[0]
             self._client.register_system_shared_memory(region, f"/{region}", size, client_timeout=_TIMEOUT)
         except (OSError, self._error):  # a server in a container has a /dev/shm of its own: send plainly
             return
@@ -220,10 +220,8 @@ class TritonBackend(HostBackend):
             # Both have it mapped by now: it goes with the last of them, whatever ends the process.
             path.unlink() if path.exists() else None
         for name, array in arrays.items():
-            at = self._offsets[name]
-            shared = memory[at : at + array.nbytes].view(array.dtype).reshape(array.shape)
-            shared[...] = array
-            arrays[name] = shared
+            memory[name][...] = array
+            arrays[name] = memory[name]
         self._search_images = arrays.pop(self.manifest.search.name)
         self.state.update(arrays)
         self._region = region

@@ -165,7 +165,7 @@ def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.Mo
     assert "rebuilding" in lines[7] and "altered" in lines[7]
     monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1"))
     build.build_in_place(jetson, report=lines.append)
-    assert "rebuilding, it was built for TensorRT 8.5.2.2, here is 8.6.1" in lines[9]
+    assert "rebuilding, its tensorrt is 8.5.2.2, here 8.6.1" in lines[9]
     assert load_manifest(jetson)
 
 
@@ -220,7 +220,7 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
     assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "31 of 32 GB are left by the system"
     orin_nx, agx_orin = Gpu(0, "Orin", (8, 7), True, 8, 15 << 30), Gpu(0, "Orin", (8, 7), True, 16, 30 << 30)
     agx, nx = (engine_key(manifest, "search", tensorrt, gpu) for gpu in (agx_orin, orin_nx))
-    assert "16 multiprocessors, here are 8" in str(difference(agx, nx))
+    assert "its multiprocessors is 16, here 8" in str(difference(agx, nx))
     assert difference(key, key) is None
     for field in key:
         assert "else" in str(difference({**key, field: "else"}, key))

@@ -355,7 +355,7 @@ def test_a_foreign_or_altered_engine_is_never_loaded(imitated: Imitated, monkeyp
         imitated.open()
     path.write_bytes(content)
     imitated.calls.driver.fake_gpu(0, 87, 8, 31)
-    with pytest.raises(BackendError, match="of 16 multiprocessors, here are 8: build it here with asymtrack-build"):
+    with pytest.raises(BackendError, match="its multiprocessors is 16, here 8: build it here with asymtrack-build"):
         imitated.open()
 
 

@@ -99,20 +99,9 @@ RTX_PORTABLE = "8.0+"
 RTX_TURING = "7.5"
 _RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
 
-#: Everything that an engine depends on, and how a difference in it is said: recorded, here.
-_KEY = {
-    "model_sha256": "another model (SHA-256 {0:.12}, here {1:.12})",
-    "precision": "precision {0}, the manifest says {1}",
-    "batch": "batches of {0}, here {1}",  # smallest, best and largest batch of its profile
-    "flavour": "{0}, here is {1}",
-    "tensorrt": "TensorRT {0}, here is {1}",
-    "gpu": "the GPU {0}, here is {1}",
-    "compute_capability": "compute capability {0}, here is {1}",
-    # Boards of one name (AGX Orin, Orin NX, Orin Nano) differ in these two.
-    "multiprocessors": "a GPU of {0} multiprocessors, here are {1}",
-    "memory_gb": "a board of {0} GB, here are {1}",
-    "format": "an earlier version of asymtrack-edge (format {0}, here {1})",
-}
+#: Everything that an engine depends on. ``batch`` is the smallest, best and largest of its profile; boards of one name
+#: (AGX Orin, Orin NX, Orin Nano) differ in ``multiprocessors`` and ``memory_gb``; ``format`` is ``FORMAT``.
+_KEY = ("model_sha256 precision batch flavour tensorrt gpu compute_capability multiprocessors memory_gb format").split()
 
 Key = Dict[str, str]
 
@@ -151,7 +140,7 @@ def difference(recorded: Mapping[str, Any], wanted: Key) -> Optional[str]:
     """Why an engine with the recorded key cannot be used for ``wanted``, or None if it can."""
     for field, value in wanted.items():
         if recorded.get(field) != value:
-            return "it was built for " + _KEY[field].format(str(recorded.get(field, "unknown")), value)
+            return f"its {field.replace('_', ' ')} is {recorded.get(field)!s:.32}, here {value:.32}"
     return None
 
 

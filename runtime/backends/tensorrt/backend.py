@@ -99,10 +99,6 @@ RTX_PORTABLE = "8.0+"
 RTX_TURING = "7.5"
 _RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
 
-#: Everything that an engine depends on. ``batch`` is the smallest, best and largest of its profile; boards of one name
-#: (AGX Orin, Orin NX, Orin Nano) differ in ``multiprocessors`` and ``memory_gb``; ``format`` is ``FORMAT``.
-_KEY = ("model_sha256 precision batch flavour tensorrt gpu compute_capability multiprocessors memory_gb format").split()
-
 Key = Dict[str, str]
 
 
@@ -126,8 +122,16 @@ def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Option
         # Memory as it is sold, the next power of two: systems keep different amounts for themselves.
         memory = str(1 << max(0, (gpu.memory - 1) >> 30).bit_length())
         board = (gpu.name, capability, str(gpu.multiprocessors), memory)
-    sha256, batch = manifest.files[f"{network}.onnx"].sha256, "{}-{}-{}".format(*batch_profile(manifest, network))
-    return dict(zip(_KEY, (sha256, manifest.precision, batch, tensorrt.flavour, tensorrt.version, *board, FORMAT)))
+    return {
+        "model_sha256": manifest.files[f"{network}.onnx"].sha256,
+        "precision": manifest.precision,
+        "batch": "{}-{}-{}".format(*batch_profile(manifest, network)),
+        "flavour": tensorrt.flavour,
+        "tensorrt": tensorrt.version,
+        # Boards of one name (AGX Orin, Orin NX, Orin Nano) differ in the last two.
+        **dict(zip(("gpu", "compute_capability", "multiprocessors", "memory_gb"), board)),
+        "format": FORMAT,
+    }
 
 
 def engine_file(network: str, key: Key) -> str:

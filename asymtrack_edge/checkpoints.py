@@ -42,8 +42,7 @@ _DEPTH = 4
 #: What people hand over by accident: how it begins, what it is and what to do.
 _OTHERS = (
     (rb"$", "is empty: copy or download it again"),
-    (rb"\x1f\x8b", "is a gzip archive: unpack it and give the checkpoint inside"),
-    (rb".{257}ustar", "is a tar archive: unpack it and give the checkpoint inside"),
+    (rb"\x1f\x8b|.{257}ustar", "is a gzip or tar archive: unpack it and give the checkpoint inside"),
     (rb"version https://git-lfs", "is a Git LFS pointer and not the file itself: run 'git lfs pull'"),
     (rb"\s*<", "is a web page and not a checkpoint: the download did not give the file itself"),
     (rb"\x80", "is a pickle, but not one that PyTorch saved"),

@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import List
 
@@ -66,16 +65,6 @@ def test_links_stay_links(tmp_path: Path) -> None:
         assert (tmp_path / place).read_text() == name
     assert (tmp_path / "soft").is_symlink() and (tmp_path / "dangling").is_symlink()
     assert (tmp_path / "hard").stat().st_nlink == 2
-
-
-def test_fifo_is_written_into(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    got: List[bytes] = []
-    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_bytes()))
-    reader.start()
-    files.write_bytes(tmp_path / "pipe", b"x" * 200_000)
-    reader.join(5)
-    assert got == [b"x" * 200_000] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may write another user's file of mode 600")

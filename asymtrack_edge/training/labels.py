@@ -88,7 +88,10 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
     while video.grab():
         # Of the clips one after the other every `every`-th is kept.
         if number // (FRAMES * STRIDE) % every == 0 and number % STRIDE == 0:
-            clip.append(shrink(video.retrieve()[1], SIDE)[0])
+            good, frame = video.retrieve()
+            if not good:
+                break
+            clip.append(shrink(frame, SIDE)[0])
             if len(clip) == FRAMES:
                 yield clip
                 clip = []

@@ -17,7 +17,7 @@ import numpy as np
 from asymtrack_edge.errors import SourceError, without_secrets
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.pictures import colour_of
-from asymtrack_edge.runtime.sources.cameras import check_options, split_options
+from asymtrack_edge.runtime.sources.cameras import split_options
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.tracker import State
 
@@ -44,8 +44,8 @@ def open_jetson(source: str) -> Source:
     """Opens ``jetson://csi://0?width=1280&height=720&fps=60``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``."""
     uri = source[len("jetson://") :]
     # What follows a ? in the address of a stream is the server's.
-    name, options = split_options(uri) if re.match(r"(?!\w+://)|csi:|v4l2:", uri) else (uri, {})
-    check_options(options, _OPTIONS, "a jetson:// source")
+    ours = re.match(r"(?!\w+://)|csi:|v4l2:", uri)
+    name, options = split_options(uri, _OPTIONS, "a jetson:// source") if ours else (uri, {})
     recording = "://" not in name and not name.startswith("/dev/")
     if recording and not os.path.isfile(name):
         raise SourceError(f"there is no file {name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from asymtrack_edge.runtime.sources.cameras import Pipeline, csi_pipeline, open_camera, split_options
+from asymtrack_edge.runtime.sources.cameras import Pipeline, csi_pipeline, open_camera
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.sources.videos import STREAM_SCHEMES, open_path, open_stream
 
@@ -28,14 +28,14 @@ def open_source(source: str) -> Source:
         from asymtrack_edge.runtime.jetson import open_jetson
 
         return open_jetson(source)
-    device, options = split_options(source)
+    device = source.partition("?")[0]
     if device.startswith("csi://"):
-        pipeline = csi_pipeline(device[len("csi://") :], options)
+        pipeline = csi_pipeline(source)
         return LiveSource(device, lambda: Pipeline(pipeline))
     if " ! " in source and not os.path.exists(source):
         return LiveSource("GStreamer pipeline", lambda: Pipeline(source))
     if re.fullmatch(r"\d+|/dev/video\w+", device):
-        return LiveSource(f"camera {device}", lambda: open_camera(device, options))
+        return LiveSource(f"camera {device}", lambda: open_camera(source))
     if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):
         return open_stream(source)
     return open_path(source)

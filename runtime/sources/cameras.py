@@ -29,20 +29,16 @@ READ_TIMEOUT = 5.0  #: the same while it runs
 F_SETPIPE_SZ = 1031  #: of Linux; in Python's fcntl from 3.10 on
 
 
-def split_options(text: str) -> Tuple[str, Dict[str, str]]:
-    """``0?width=1280&fps=60`` as ``"0"`` and its options."""
+def split_options(text: str, known: Collection[str], owner: str) -> Tuple[str, Dict[str, str]]:
+    """``0?width=1280&fps=60`` as ``"0"`` and its options; a ``UsageError`` for one that ``owner`` does not have."""
     name, _, query = text.partition("?")
-    return name, dict(parse_qsl(query))
+    options = dict(parse_qsl(query))
+    for unknown in options.keys() - set(known):
+        raise UsageError(f"unknown option {unknown!r} of {owner}: choose among {', '.join(known)}")
+    return name, options
 
 
-def check_options(options: Dict[str, str], known: Collection[str], owner: str) -> None:
-    """Raises ``UsageError`` for an option that ``owner`` (``"a camera"``) does not have."""
-    for name in options:
-        if name not in known:
-            raise UsageError(f"unknown option {name!r} of {owner}: choose among {', '.join(known)}")
-
-
-def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
+def open_camera(source: str) -> cv2.VideoCapture:
     """Opens a V4L2 camera by its number or path, with ``format`` (four characters), ``width``, ``height``, ``fps``."""
     settings: Dict[str, Tuple[int, Callable[[str], float]]] = {
         # The format first: it decides which sizes and rates there are.
@@ -51,33 +47,33 @@ def open_camera(device: str, options: Dict[str, str]) -> cv2.VideoCapture:
         "height": (cv2.CAP_PROP_FRAME_HEIGHT, float),
         "fps": (cv2.CAP_PROP_FPS, float),
     }
-    check_options(options, settings, "a camera")
+    device, options = split_options(source, settings, "a camera")
     node = device if device.startswith("/dev/") else f"/dev/video{device}"
     capture = cv2.VideoCapture(node, cv2.CAP_V4L2)
     if not capture.isOpened():
         raise SourceError(f"cannot open camera {device}: is it connected, free, and is {node} readable?")
-    for name, (prop, convert) in settings.items():
-        if name in options:
-            try:
-                capture.set(prop, convert(options[name]))
-            except (TypeError, ValueError):
-                raise UsageError(f"camera option {name} cannot be {options[name]!r}") from None
+    for name in filter(options.get, settings):
+        prop, convert = settings[name]
+        try:
+            capture.set(prop, convert(options[name]))
+        except (TypeError, ValueError):
+            raise UsageError(f"camera option {name} cannot be {options[name]!r}") from None
     return capture
 
 
-def csi_pipeline(sensor: str, options: Dict[str, str]) -> str:
+def csi_pipeline(source: str) -> str:
     """The pipeline of a Jetson's CSI camera, ending in I420 in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
     values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
-    check_options(options, values, "a CSI camera")
-    values.update(options)
-    for name, value in {"sensor": sensor, **values}.items():
+    sensor, options = split_options(source[len("csi://") :], values, "a CSI camera")
+    values = {"sensor": sensor, **values, **options}
+    for name, value in values.items():
         if not re.fullmatch(r"\d{1,5}", value):
             raise UsageError(f"{name} of a CSI camera is a number, not {value!r} (for example csi://0?fps=60)")
     return (
-        f"nvarguscamerasrc sensor-id={sensor} ! video/x-raw(memory:NVMM),width={values['width']},"
-        f"height={values['height']},framerate={values['fps']}/1 ! nvvidconv flip-method={values['flip']} ! "
-        "video/x-raw,format=I420"
-    )
+        "nvarguscamerasrc sensor-id={sensor} "
+        "! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1 "
+        "! nvvidconv flip-method={flip} ! video/x-raw,format=I420"
+    ).format_map(values)
 
 
 class Pipeline:

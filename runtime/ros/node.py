@@ -117,6 +117,7 @@ class TrackerNode:
         self._waiting.append((region.x_offset, region.y_offset, region.width, region.height))
 
     def _on_clear(self, _: Any) -> None:
+        self._waiting.clear()
         for number in self._tracker.ids:
             self._tracker.remove(number)
 

@@ -103,9 +103,11 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     receive(image("bgr8", frames[1][0]))
     receive(image("bgr8", frames[2][0]))
     receive(image("16UC1", frames[2][0]))
-    node.callbacks["~/clear"](None)
+    node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
+    node.callbacks["~/clear"](None)  # of what is waiting, too
     receive(image("bgr8", frames[3][0]))
-    assert [len(array.detections) for array in node.published] == [0, 1, 2, 0]
+    receive(image("bgr8", frames[3][0]))
+    assert [len(array.detections) for array in node.published] == [0, 1, 2, 0, 0]
     for found, truth in zip(node.published[2].detections, frames[2][1]):
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)

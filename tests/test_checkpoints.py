@@ -37,28 +37,27 @@ def tiny() -> Weights:
     return filled_model(TINY).state_dict()
 
 
-def _new(cls: Any, *_: Any, **__: Any) -> Any:
-    return object.__new__(cls)
-
-
-#: A module that no longer exists when the file is read, and its classes by name.
-STATS = "lib.train.admin.stats"
-FOREIGN: Dict[str, Any] = {
-    name: type(name, bases, {"__module__": STATS, "__qualname__": name, **members})
-    for name, bases, members in (
-        ("AverageMeter", (), {}),
-        ("EasyDict", (dict,), {}),
-        ("History", (list,), {}),
-        ("Odd", (), {"__reduce__": lambda self: (type(self), (), {"state": 2}, iter([3, 4]), iter([("a", 5)]))}),
-        ("Keyed", (), {"__getnewargs_ex__": lambda self: ((1,), {"b": 2}), "__new__": _new}),
-    )
-}
+#: A module that no longer exists when the file is read.
+STATS = types.ModuleType("lib.train.admin.stats")
+exec(
+    """
+class AverageMeter: pass
+class EasyDict(dict): pass
+class History(list): pass
+class Odd:
+    def __reduce__(self): return Odd, (), {"state": 2}, iter([3, 4]), iter([("a", 5)])
+class Keyed:
+    def __new__(cls, *_, **__): return object.__new__(cls)
+    def __getnewargs_ex__(self): return (1,), {"b": 2}
+""",
+    STATS.__dict__,
+)
 
 
 def authors_checkpoint(net: Any) -> Dict[str, Any]:
     """The entries of a published checkpoint, with more kinds of objects than those hold."""
-    run = FOREIGN["AverageMeter"]()
-    run.__dict__.update(device=torch.device("cpu"), env=FOREIGN["EasyDict"](a=1), scale=np.float64(0.5), path="x" * 300)
+    run, odd = STATS.AverageMeter(), [STATS.Odd(), STATS.Keyed(), STATS.History([1, 2, 3])]
+    run.__dict__.update(device=torch.device("cpu"), env=STATS.EasyDict(a=1), scale=np.float64(0.5), path="x" * 300)
     run.history, run.avg, run.size = [0.5, np.float32(1)], 0.25, torch.Size([2, 3])
     weights = torch.nn.Parameter(torch.ones(3))
     optimiser = torch.optim.AdamW([weights])
@@ -68,9 +67,7 @@ def authors_checkpoint(net: Any) -> Dict[str, Any]:
         "epoch": 500,
         "net": net,
         "net_info": {"constructor": None, "set": {1, 2}, "frozen": frozenset([3]), "bytes": b"ab", (1, 2): 3},
-        "stats": OrderedDict(train={"loss": run}, val=defaultdict(list, a=[run])),
-        "odd": [FOREIGN["Odd"](), FOREIGN["Keyed"](), FOREIGN["History"]([1, 2, 3])],
-        "array": np.arange(4),
+        "stats": OrderedDict(train={"loss": run}, val=defaultdict(list, a=[run]), odd=odd, array=np.arange(4)),
         "optimizer": optimiser.state_dict(),
     }
 
@@ -80,9 +77,9 @@ def test_authors_checkpoint_with_foreign_classes(
     zipped: bool, protocol: int, official: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "AsymTrack_ep0500.pth.tar"
-    for name in ("lib", "lib.train", "lib.train.admin", STATS):
+    for name in ("lib", "lib.train", "lib.train.admin"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    sys.modules[STATS].__dict__.update(FOREIGN)
+    monkeypatch.setitem(sys.modules, STATS.__name__, STATS)
     content = authors_checkpoint(OrderedDict(official))
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()

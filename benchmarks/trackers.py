@@ -1,9 +1,7 @@
-"""What can be evaluated and timed: this package's trackers, OpenCV's as baselines, and the user's own.
+"""What can be evaluated and timed: trackers, each named by a string.
 
-A tracker is named by a string:
-
-* ``T`` or a directory written by asymtrack-export: this package
-* ``opencv:MIL``, ``opencv:KCF``, ``opencv:CSRT``
+* ``T`` or a directory written by asymtrack-export: this package's tracker
+* ``opencv:MIL``, ``opencv:KCF``, ``opencv:CSRT``: OpenCV's, as baselines
 * ``opencv:nano=BACKBONE.onnx,HEAD.onnx`` and ``opencv:vit=MODEL.onnx``
 * ``python:module:callable``: an importable callable that returns an object with ``init`` and ``update``
 """

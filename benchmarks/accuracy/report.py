@@ -35,9 +35,6 @@ _CURVES = {
     "norm_precision": "normalised centre error threshold",
 }
 
-#: Tracker -> attribute -> scores of the sequences that have it.
-ByAttribute = Dict[str, Dict[str, Summary]]
-
 
 @dataclass
 class Evaluation:
@@ -155,8 +152,8 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
     return written
 
 
-def gaps(scores: ByAttribute) -> Dict[str, Dict[str, float]]:
-    """How far each tracker is from the first, in percent, by the attributes that all have, the largest mean first."""
+def gaps(scores: Dict[str, Dict[str, Summary]]) -> Dict[str, Dict[str, float]]:
+    """How far each tracker is from the first, in percent, by the attributes that all have, the largest first."""
     first = next(iter(scores))
     shared = [tag for tag in scores[first] if all(tag in by_tag for by_tag in scores.values())]
     values = {name: {tag: 100 * main_metric(by_tag[tag]) for tag in shared} for name, by_tag in scores.items()}
@@ -164,7 +161,7 @@ def gaps(scores: ByAttribute) -> Dict[str, Dict[str, float]]:
     return {name: {tag: of[tag] - values[first][tag] for tag in shared} for name, of in values.items()}
 
 
-def draw_attributes(title: str, scores: ByAttribute, folder: Path) -> List[Path]:
+def draw_attributes(title: str, scores: Dict[str, Dict[str, Summary]], folder: Path) -> List[Path]:
     """Draws ``attributes.png`` and ``.svg``: a radar of scores, bars of the gaps to the first (the paper's Fig. 6)."""
     (first, tags), *others = gaps(scores).items()
     drawn = figure(12, 5.5)

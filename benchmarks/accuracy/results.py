@@ -26,8 +26,6 @@ from asymtrack_edge.files import OutputFile, printable, write_text
 IDENTITY_FILE = "tracker.json"
 #: What pytracking puts before the names of some data sets' sequences.
 PREFIXES = ("", "uav_", "nfs_")
-
-
 #: Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
 Result = Tuple[np.ndarray, np.ndarray, str]
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, List, Optional, Tuple
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
+from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import MissingDependencyError, SourceError, UsageError
-from asymtrack_edge.files import printable, read_image
 
 
 def serve(spec: TrackerSpec) -> None:
@@ -45,10 +46,7 @@ def serve(spec: TrackerSpec) -> None:
                 raise SourceError(f"the connection to the TraX client broke: {error}") from None
             if request.type not in (trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME):
                 return
-            path = request.image["color"].path()
-            frame = read_image(path)
-            if frame is None:
-                raise SourceError(f"cannot read the frame {printable(path)} that the client asked for")
+            frame = read_frame(Path(request.image["color"].path()))
             if request.type == trax.TraxStatus.INITIALIZE:
                 spare += following
                 following = []

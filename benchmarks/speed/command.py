@@ -116,8 +116,7 @@ def _protocols(text: str) -> Sequence[str]:
     names = tuple(text.upper().split(","))
     for name in names:
         if name not in PROTOCOLS:
-            elsewhere = "P3: ab FILE.onnx; P4: trtexec; P7: asymtrack-eval; P8: energy"
-            raise argparse.ArgumentTypeError(f"there is no {name!r}: choose among {', '.join(PROTOCOLS)} ({elsewhere})")
+            raise argparse.ArgumentTypeError(f"there is no {name!r} here: choose among {', '.join(PROTOCOLS)}")
     return names
 
 

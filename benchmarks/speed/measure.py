@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from time import perf_counter
@@ -200,17 +199,17 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 
 
-def profile(a: argparse.Namespace, report: Report) -> None:
+def profile(a: argparse.Namespace, bench: Bench) -> None:
     """Layers of the search network."""
     if a.trtexec is not None:
         name, found = f"{a.model}, TensorRT", _trtexec_layers(a.trtexec)
     else:
         name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
-        found = _onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads)
-    report.layers += [{"model": name, **layer} for layer in found]
+        found = _onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads, bench.folder)
+    bench.report.layers += [{"model": name, **layer} for layer in found]
 
 
-def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
+def _onnxruntime_layers(model: Path, threads: int, folder: Path, runs: int = 60) -> List[Row]:
     """Nodes of the graph that ONNX Runtime makes of ``model``, by its own profiler on the CPU: 20th percentiles."""
     import onnxruntime as ort
 
@@ -218,14 +217,13 @@ def _onnxruntime_layers(model: Path, threads: int, runs: int = 60) -> List[Row]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
-    with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling = True
-        options.profile_file_prefix = f"{folder}/profile"
-        session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        feeds = cases.random_feeds(session)
-        for _ in range(runs):
-            session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    options.enable_profiling = True
+    options.profile_file_prefix = f"{folder}/profile"
+    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    feeds = cases.random_feeds(session)
+    for _ in range(runs):
+        session.run(None, feeds)
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     times: Dict[Tuple[str, str], List[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
@@ -345,8 +343,13 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
         bench.add("P8", case, before, *notes, fps=values.pop("fps"), values=values)
 
 
+def report(a: argparse.Namespace, bench: Bench) -> None:
+    """One report of several."""
+    bench.report = Report.merge([Report.load(path) for path in a.files])
+
+
 _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
-    body.__name__: body for body in (speed, ab, targets, startup, paper, energy)
+    body.__name__: body for body in (speed, ab, targets, profile, startup, paper, energy, report)
 }
 
 
@@ -355,19 +358,13 @@ def main(a: argparse.Namespace) -> int:
     if a.command == "paper" and a.published:
         print(tables.tables(), end="")
         return 0
-    report = Report(a.line)
-    if a.command == "report":
-        report = Report.merge([Report.load(path) for path in a.files])
-    elif a.command == "profile":
-        profile(a, report)
-    else:
-        bench = Bench(report, cases.gpu_index(a.device))
-        with bench.stack:
-            _COMMANDS[a.command](a, bench)
+    bench = Bench(Report(a.line), cases.gpu_index(getattr(a, "device", "cpu")))
+    with bench.stack:
+        _COMMANDS[a.command](a, bench)
     # Files first: a reader of our output may go away before its end.
     if a.output is not None:
-        report.write(a.output)
+        bench.report.write(a.output)
     if a.json != "-":
-        print(report.markdown())
-    cli.write_json(a.json, report.document())
+        print(bench.report.markdown())
+    cli.write_json(a.json, bench.report.document())
     return 0

@@ -72,7 +72,7 @@ def test_mistakes_are_one_line_and_the_client_is_told(trax, tmp_path, monkeypatc
     assert "a rectangle or polygon is needed" in serve("--tracker", STILL.name)
     assert "needed" in trax.Server.return_value.quit.call_args.args[0]
     trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "absent.jpg"))
-    assert "cannot read the frame" in serve("--tracker", STILL.name)
+    assert "absent.jpg does not exist" in serve("--tracker", STILL.name)
     assert serve("--tracker", STILL.name) == "error: the connection to the TraX client broke: pipe closed\n"
     assert "no/such/model" in serve("--model", "no/such/model")
     monkeypatch.setitem(sys.modules, "trax", None)

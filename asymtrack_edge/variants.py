@@ -1,4 +1,4 @@
-"""The members of the AsymTrack family: sizes, depths and the figures their paper states.
+"""The members of the AsymTrack family: sizes and depths.
 
 Nothing here imports torch, so that the runtime can use it on a device.
 """
@@ -13,17 +13,6 @@ from asymtrack_edge.errors import UsageError
 #: Standard deviation and mean of the RGB channels (ImageNet), in units of a 0..1 image.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Published:
-    """What the paper's Table 1 states for a variant (fp32 PyTorch, model only)."""
-
-    params_m: float
-    flops_g: float
-    fps_gpu: int  #: on a GeForce RTX 2080 Ti
-    fps_cpu: int  #: on a Core i7-9700KF
-    fps_agx: int  #: on a Jetson AGX Xavier
 
 
 @dataclass(frozen=True)
@@ -49,7 +38,6 @@ class Variant:
     depths: Tuple[int, int, int]
     template_size: int
     search_size: int
-    published: Published
     template_factor: float = 2.0
     search_factor: float = 4.0
     widths: Tuple[int, int, int, int] = (32, 64, 128, 256)
@@ -95,9 +83,9 @@ class Variant:
 
 
 VARIANTS: Dict[str, Variant] = {
-    "T": Variant("T", (2, 2, 1), 128, 256, Published(3.05, 0.7, 224, 81, 84)),
-    "S": Variant("S", (2, 2, 3), 128, 256, Published(3.36, 0.8, 200, 75, 78)),
-    "B": Variant("B", (2, 2, 3), 192, 384, Published(3.36, 1.8, 197, 38, 64)),
+    "T": Variant("T", (2, 2, 1), 128, 256),
+    "S": Variant("S", (2, 2, 3), 128, 256),
+    "B": Variant("B", (2, 2, 3), 192, 384),
 }
 
 

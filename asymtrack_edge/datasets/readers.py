@@ -269,7 +269,6 @@ class Kind:
     read: Reader
     protocol: str  # key of ``benchmarks.accuracy.metrics.PROTOCOLS``; empty for training images
     attributes: Tuple[str, ...] = ()  # what the 0/1 columns of its authors' attribute files mean
-    attribute_folder: str = "att"  # where those files lie under the root
     size: Optional[int] = None  # sequences of the published set
 
 
@@ -288,7 +287,7 @@ DATASETS: Dict[str, Kind] = {
         "TrackingNet train", _files(_trackingnet, "TRAIN_*/anno/*.txt", "anno/*.txt"), "trackingnet"
     ),
     "nfs30": Kind("NfS (30 fps)", _files(_nfs, "*/30/*.txt", "*/*/30/*.txt"), "nfs", size=100),
-    "uav123": Kind("UAV123", _files(_uav123, "anno/UAV123/*.txt"), "uav123", _UAV, "anno/UAV123/att", 123),
+    "uav123": Kind("UAV123", _files(_uav123, "anno/UAV123/*.txt"), "uav123", attributes=_UAV, size=123),
     "vot": Kind("VOT", _folders("sequences", _vot), "folder"),
     "coco-train": Kind("COCO2017 train", _read_coco, ""),
 }
@@ -322,7 +321,7 @@ class Dataset:
             raise UsageError(f"there is no folder of attributes {printable(attributes)}")
         self.root = root
         self._loaders = self.kind.read(root)
-        self._attributes = attributes or root / self.kind.attribute_folder
+        self._attributes = attributes or _within(root, "anno/UAV123") / "att"
         self.names = list(self._loaders)
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
 

@@ -264,8 +264,12 @@ class Trainer:
         prediction = output if opinion is None else output[0]
         loss, terms = tracking_loss(prediction, pairs, self.recipe.corner_loss, self.world.average)
         if opinion is not None:
-            taught, more = teacher_loss(output[1], output[2], opinion)
-            loss, terms = loss + taught, {**terms, **more}
+            more = teacher_loss(output[1], output[2], opinion)
+            for name, weight in (
+                ("response", self.recipe.teacher_response),
+                ("features", self.recipe.teacher_features),
+            ):
+                loss, terms[name] = loss + weight * more[name], more[name].detach()
         return loss, terms
 
     def _step(self, rate: float) -> Dict[str, float]:

@@ -34,6 +34,9 @@ class Recipe:
     #: a gradient from the first step, where soft-argmax alone is slow to leave the mean position. Pairs without the
     #: target are taught flat maps by it.
     corner_loss: float = 0.0
+    #: Weights of a teacher's terms: binary cross-entropy of the response map, cosine distance of the template features.
+    teacher_response: float = 4.0
+    teacher_features: float = 1.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def rate(self, step: int, progress: float) -> float:

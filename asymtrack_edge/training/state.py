@@ -1,4 +1,4 @@
-"""A run's state on disk: one safetensors file, replaced atomically.
+"""A run's state on disk: safetensors files of a size that any storage takes, and an index that is written last.
 
 A run killed at any moment finds either the old state or the new one, whole.
 """
@@ -9,18 +9,20 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.files import OutputFile
 from asymtrack_edge.training.teacher import Student
 
-STATE = "state.safetensors"
+INDEX = "state.json"
+#: Bytes of tensors in a file at most.
+PIECE = 16 * 2**20 - 2**16
 #: What of a ``RunState`` is stored as it is.
 COUNTS = ("step", "pairs", "seconds", "rate")
 #: What AdamW keeps of a parameter.
@@ -97,28 +99,41 @@ class RunState:
         moments = {n: self.optimiser.state[p] for n, p in self.named_parameters() if p in self.optimiser.state}
         parts.update({key: {n: state[key] for n, state in moments.items()} for key in MOMENTS})
         tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-        counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
+        pieces: List[Dict[str, Tensor]] = []
+        room = 0
+        for name, tensor in tensors.items():
+            if tensor.nbytes > room:
+                pieces.append({})
+                room = PIECE
+            pieces[-1][name] = tensor.detach().contiguous().cpu()
+            room -= tensor.nbytes
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / STATE, save(tensors, {"counts": json.dumps(counts)}))
+        files = [f"state-{self.step}-{i}.safetensors" for i in range(len(pieces))]
+        for file, piece in zip(files, pieces):
+            _write(folder / file, save(piece))
+        counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
+        save_json(folder / INDEX, {**counts, "files": files})
+        for path in folder.glob("state-*.safetensors"):
+            if path.name not in files:
+                path.unlink()
 
     def load(self, folder: Path) -> None:
         """Reads a state back; CheckpointError where the folder holds no complete one, or one of another model."""
         parts: Dict[str, Dict[str, Tensor]] = {key: {} for key in ("model", "ema", "readouts", *MOMENTS)}
         device = next(self.model.parameters()).device
         try:
-            with safe_open(str(folder / STATE), "pt", str(device)) as file:
-                counts = json.loads(file.metadata()["counts"])
-                for key in file.keys():  # noqa: SIM118
+            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            for file in index["files"]:
+                for key, tensor in load_file(str(folder / file), str(device)).items():
                     part, _, name = key.partition("/")
                     # A copy: memory that is mapped goes away where the file is written straight into.
-                    parts[part][name] = file.get_tensor(key).clone()
+                    parts[part][name] = tensor.clone()
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])
-            self.guard = Guard(**counts["guard"])
+            self.guard = Guard(**index["guard"])
             for name in COUNTS:
-                setattr(self, name, counts[name])
+                setattr(self, name, index[name])
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
@@ -132,7 +147,7 @@ class RunState:
 
 def has_state(folder: Path) -> bool:
     """Whether ``folder`` holds a saved state."""
-    return (folder / STATE).is_file()
+    return (folder / INDEX).is_file()
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -29,8 +29,6 @@ TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
 #: above 0.5 in nine cases of ten, and 10 % of those with a stranger's template; only of these some, 4 %, were
 #: below the second.
 SURE, ABSENT = 0.98, 0.05
-#: Weights of the binary cross-entropy of the response map, and of the cosine distance of the template features.
-RESPONSE, FEATURES = 4.0, 1.0
 
 
 def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -175,14 +173,12 @@ class Student(nn.Module):
         return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
 
 
-def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """How far the read-outs are from what the teacher says: the weighted sum, and the terms to log (detached)."""
+def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[str, Tensor]:
+    """How far the read-outs are from what the teacher says: ``response`` and ``features``; see ``Recipe``."""
     wanted = _resized(opinion.response[:, None], response.shape[-1])[:, 0]
     similar = F.cosine_similarity(features.float(), _resized(opinion.features, features.shape[-1]), dim=1)
     entropy = F.binary_cross_entropy_with_logits(response.float(), wanted)
-    distance = 1 - similar.mean()
-    loss = RESPONSE * entropy + FEATURES * distance
-    return loss, {"response": entropy.detach(), "features": distance.detach()}
+    return {"response": entropy, "features": 1 - similar.mean()}
 
 
 def _resized(maps: Tensor, side: int) -> Tensor:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from asymtrack_edge.checkpoints import open_checkpoint, save_weights
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
+from asymtrack_edge.training import state as training_state
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.log import read_log
@@ -80,7 +81,7 @@ def test_small_recipe_overfits_eight_pairs(collection: Path, tmp_path: Path) -> 
     assert seen[0] < 0.5
 
 
-def test_resuming_is_bit_exact(collection: Path, tmp_path: Path) -> None:
+def test_resuming_is_bit_exact(collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool, recipe = load_pool([collection], 128), short(6)
 
     def run(folder: Path, budget: float = math.inf) -> RunState:
@@ -91,8 +92,10 @@ def test_resuming_is_bit_exact(collection: Path, tmp_path: Path) -> None:
         return state
 
     whole = run(tmp_path / "whole")
+    monkeypatch.setattr(training_state, "PIECE", 2**14)
     steps = [run(tmp_path / "parts", 0.0) for _ in range(6)]
     assert [state.step for state in steps] == [1, 2, 3, 4, 5, 6]
+    assert len(list((tmp_path / "parts").glob("state-6-*"))) > 4 and not list((tmp_path / "parts").glob("state-5-*"))
     parts = steps[-1]
     assert whole.step == 6 and whole.guard == parts.guard
     for name, value in whole.model.state_dict().items():

@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple, Union
+from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from asymtrack_edge._torch_files import MalformedError, open_torch
 from asymtrack_edge.errors import CheckpointError, MissingDependencyError
-from asymtrack_edge.files import write_bytes
+from asymtrack_edge.files import AnyPath, write_bytes
 from asymtrack_edge.variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from asymtrack_edge.network import AsymTrack
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 #: What nothing reads, though checkpoints hold it: modules of the published network, and counters of BatchNorm.
 _UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.|num_batches_tracked$")
@@ -124,7 +121,7 @@ class Checkpoint:
         return model.eval()
 
 
-def open_checkpoint(path: PathLike, weights: Optional[str] = None) -> Checkpoint:
+def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
     """Reads a file of weights.
 
     The format is told by the contents: PyTorch's zip format or its older one, with the state_dict at the top or
@@ -232,7 +229,7 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 
-def load_model(path: Optional[PathLike], variant: Variant) -> AsymTrack:
+def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:
     """The network of a variant with the weights of a file, None for the bundled ones: see ``Checkpoint.model``."""
     return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)
 
@@ -248,7 +245,7 @@ def bundled_weights(variant: Variant) -> Path:
     return path
 
 
-def save_weights(path: PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool = True) -> None:
+def save_weights(path: AnyPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], half: bool = True) -> None:
     """Writes a safetensors file, whole or not at all.
 
     Args:

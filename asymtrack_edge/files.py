@@ -45,8 +45,8 @@ class OutputFile:
 
     What is absent, and a plain regular file of this user, is written beside its place and renamed when
     complete, with the mode that it had: until then the earlier file stays. Everything else (a device, a
-    FIFO, a link, a file with several names, another user's) is written straight into, so that it stays
-    what it is; an earlier text of it goes with the first write.
+    FIFO, a link, a file with several names, another user's, one that is mounted) is written straight
+    into, so that it stays what it is; an earlier text of it goes with the first write.
 
     Attributes:
         path: where the complete file is found.
@@ -99,7 +99,7 @@ class OutputFile:
         if self._release() and self._beside:
             try:
                 os.replace(self.place, self.path)
-            except OSError:  # the file is mounted there, as containers do
+            except OSError:  # a file of the same device is mounted there
                 shutil.copyfile(self.place, self.path)
                 os.unlink(self.place)
 
@@ -142,7 +142,9 @@ def _replaceable(path: Path) -> bool:
         found = os.lstat(path)
     except FileNotFoundError:
         return True
-    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+    # What is mounted, as containers do with files, mostly lies on another device.
+    plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
+    return plain and found.st_dev == os.stat(path.parent).st_dev
 
 
 def _create_beside(path: Path) -> Tuple[int, Path]:

@@ -86,10 +86,15 @@ def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.Monk
 
     path = tmp_path / "o.csv"
     path.write_text("earlier and longer")
-    before = path.stat().st_ino
+    before = path.stat()
     monkeypatch.setattr(files.os, "replace", busy)
     write_text(path, "new")
-    assert path.stat().st_ino == before and path.read_text() == "new" and names(tmp_path) == ["o.csv"]
+    assert path.stat().st_ino == before.st_ino and path.read_text() == "new" and names(tmp_path) == ["o.csv"]
+    elsewhere = os.stat_result((*before[:2], before.st_dev + 1, *before[3:]))
+    monkeypatch.setattr(files.os, "lstat", lambda _: elsewhere)
+    with OutputFile(path) as file:
+        file.write(b"row\n")
+        assert path.read_text() == "row\n"
 
 
 def test_standard_output_is_shared_not_opened_anew(capfd: pytest.CaptureFixture[str]) -> None:
@@ -120,10 +125,13 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> Non
 
 
 def test_an_unfinished_file_of_a_process_of_the_same_number_is_kept(tmp_path: Path) -> None:
-    rescued = tmp_path / f".o.{os.getpid()}.part.csv"
+    path, rescued = tmp_path / "o.csv", tmp_path / f".o.{os.getpid()}.part.csv"
     rescued.write_text("rows of a run that was killed")
-    write_text(tmp_path / "o.csv", "new")
-    assert rescued.read_text() == "rows of a run that was killed" and (tmp_path / "o.csv").read_text() == "new"
+    with OutputFile(path) as first, OutputFile(path) as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert rescued.read_text() == "rows of a run that was killed" and path.read_text() == "first"
+    assert names(tmp_path) == [rescued.name, path.name]
 
 
 def test_a_row_that_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Trackers for the tests, importable by worker processes as ``python:fake_trackers:...``."""
+"""Trackers for the tests, importable by worker processes."""
 
 from __future__ import annotations
 

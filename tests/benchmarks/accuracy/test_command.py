@@ -19,8 +19,9 @@ from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import drift, rows, save, write_frames
 
-STILL = ("--tracker", "python:fake_trackers:Still")
-LABEL = "fake_trackers-Still"
+FAKES = "tests.benchmarks.accuracy.fake_trackers"
+STILL = ("--tracker", f"python:{FAKES}:Still")
+LABEL = f"{FAKES}-Still"
 
 
 @pytest.fixture
@@ -106,25 +107,25 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     [("FailsOnBlack", 1, "ZeroDivisionError: nothing to see"), ("DiesOnBlack", 2, "process died (exit code 7)")],
 )
 def test_a_failure_costs_its_sequence_alone(folder_set, output, evaluate, tracker, jobs, said):
-    ran = evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", "--jobs", jobs)
-    assert ran.code == 1 and f"fake_trackers-{tracker} failed on b: " in ran.err and said in ran.err
+    ran = evaluate("folder", folder_set, "--tracker", f"python:{FAKES}:{tracker}", "--jobs", jobs)
+    assert ran.code == 1 and f"{FAKES}-{tracker} failed on b: " in ran.err and said in ran.err
     assert sorted(ran.tracker["sequences"]) == ["a", "c"] and list(ran.tracker["failures"]) == ["b"]
-    log = output / "folder" / f"fake_trackers-{tracker}" / "errors" / "b.txt"
+    log = output / "folder" / f"{FAKES}-{tracker}" / "errors" / "b.txt"
     assert ("in update" in log.read_text()) if tracker == "FailsOnBlack" else not log.exists()
 
 
 def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
     command = [sys.executable, "-m", "asymtrack_edge.benchmarks.accuracy.command", "folder", str(folder_set)]
-    command += ["--tracker", "python:fake_trackers:NeverReturns", "--output", str(output)]
+    command += ["--tracker", f"python:{FAKES}:NeverReturns", "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        done = output / "folder" / "fake_trackers-NeverReturns" / "a.txt"
+        done = output / "folder" / f"{FAKES}-NeverReturns" / "a.txt"
         while process.poll() is None and not done.exists():
             time.sleep(0.1)
         time.sleep(0.5)  # b, the next in length, is being tracked
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=10)
-    assert process.returncode == 143 and "fake_trackers-NeverReturns is ended in b" in error
+    assert process.returncode == 143 and f"{FAKES}-NeverReturns is ended in b" in error
 
 
 @pytest.mark.parametrize(
@@ -150,9 +151,9 @@ def test_results_on_ray_are_those_of_local_processes_even_where_a_worker_dies(
         for tracker, code in (("DiesOnBlack", 0), ("FailsOnBlack", 1)):
             files = []
             for options in (("--ray", "local", "--jobs", "2"), ("--fresh",)):
-                ran = evaluate("folder", folder_set, "--tracker", f"python:fake_trackers:{tracker}", *options)
+                ran = evaluate("folder", folder_set, "--tracker", f"python:{FAKES}:{tracker}", *options)
                 assert ran.code == code and ran.err.count("failed on b: ZeroDivisionError") == code
-                folder = output / "folder" / f"fake_trackers-{tracker}"
+                folder = output / "folder" / f"{FAKES}-{tracker}"
                 files.append({path.name: path.read_bytes() for path in folder.glob("*.*")})
             assert files[0] == files[1] and "a.txt" in files[0] and ("b.txt" in files[0]) is (code == 0)
         assert (tmp_path / "died").exists()
@@ -291,7 +292,7 @@ def test_the_gap_by_attribute(tmp_path, output, evaluate):
         (["--tracker", "opencv:KCF"], "opencv-contrib-python"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--tracker", "python:absent_module:Tracker"], "cannot import the tracker"),
-        (["--tracker", "python:fake_trackers:os"], "is not callable"),
+        (["--tracker", f"python:{FAKES}:os"], "is not callable"),
         ([*STILL, *STILL], "two trackers are called"),
         ([*STILL, "--sequences", "z"], "no sequence called z"),
         ([*STILL, "--sequences", ","], "names no sequence"),

@@ -10,9 +10,6 @@ import pytest
 
 from asymtrack_edge.benchmarks.accuracy import probes
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.datasets import open_dataset
-from asymtrack_edge.geometry import Box
-from asymtrack_edge.runtime import State, Track
 from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
 
 
@@ -31,31 +28,14 @@ def clips(tmp_path):
     return tmp_path
 
 
-def test_every_track_of_one_who_knows_is_perfect(clips):
-    sequence = open_dataset("folder", clips).sequence("s0")
-    mirrored = sequence.truth * (-1, 1, 1, 1) + (160, 0, 0, 0) - sequence.truth[:, 2:3] * (1, 0, 0, 0)
-
-    truths = iter([sequence.truth] * 3 + [mirrored] * 3)
-
-    class Knowing:
-        def init(self, frame, box):
-            truth = next(truths)
-            self.answers = iter(truth[np.flatnonzero((truth == box).all(1))[0] + 1 :])
-
-        def update(self, frame):
-            return Track(Box(*np.nan_to_num(next(self.answers))), 1.0, State.TRACKING)
-
-    # Overlap 1 is above 20 of the 21 thresholds.
-    assert probes.track_aucs(Knowing(), sequence) == pytest.approx([20 / 21] * 6)
-
-
 def test_starts_of_good_and_bad_sequences(clips, tmp_path, capsys):
     report = tmp_path / "starts.json"
     (clips / "s0" / "00000003.png").write_bytes(b"no image")
     (clips / "s1" / "groundtruth.txt").write_text("1,2,3\n")
     assert main(["starts", str(clips), "--threads", "1", "--json", str(report)]) == 1
     answer = json.loads(report.read_text())
-    assert answer["tracks"] == 24 and 0 <= answer["success AUC"] <= 1
+    # Six tracks each; on mirrored frames the mirrored target is followed as well.
+    assert answer["tracks"] == 24 and 0.75 < answer["success AUC"] < 1
     assert set(answer["sequences"]) == {"s2", "s3", "s4", "s5"}
     assert capsys.readouterr().err.count("error: left out: ") == 2
 

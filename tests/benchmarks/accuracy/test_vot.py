@@ -13,7 +13,7 @@ from asymtrack_edge.benchmarks.accuracy import vot
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from tests.datasets.miniature import write_frames
 
-STILL = TrackerSpec("python:fake_trackers:Still")
+STILL = TrackerSpec("python:tests.benchmarks.accuracy.fake_trackers:Still")
 
 
 @pytest.fixture

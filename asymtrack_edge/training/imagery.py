@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -36,8 +36,6 @@ CLIP, STILL = 0, 1
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 #: Items decoded at a time, so that few images are held twice.
 CHUNK = 64
-
-Box = Sequence[float]
 
 
 @dataclass
@@ -90,7 +88,7 @@ class _Item(NamedTuple):
     source: str  #: where it comes from; targets of one source share its weight
     images: Sequence[str]  #: names of its image files
     read: Callable[[str], bytes]  #: gives the content of one
-    tracks: Sequence[Sequence[Optional[Box]]] = ()  #: per target a box for each image, or None where unknown
+    tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
 
     def decode(self) -> List[np.ndarray]:
         """Its images, see ``decode_image``."""
@@ -106,7 +104,7 @@ class _Builder:
         self.canvases = np.zeros((count, side, side, 3), np.uint8)
         self.sizes: List[Tuple[int, int]] = []
         self.stills: List[int] = []
-        self.targets: List[Tuple[int, str, List[int], List[Box]]] = []
+        self.targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
         self.cutouts: List[np.ndarray] = []
 
     def add(self, item: _Item, images: Sequence[np.ndarray]) -> None:
@@ -125,13 +123,11 @@ class _Builder:
             scales.append(scale)
         smallest = SMALLEST_STILL if item.kind == STILL else 0.0
         for boxes in item.tracks:
-            known = [
-                (i, [v * scale for v in box])
-                for i, (box, scale) in enumerate(zip(boxes, scales), start=first)
-                if box is not None and min(box[2:]) >= smallest and min(box[2:]) * scale >= SMALLEST_BOX
-            ]
-            if known:
-                self.targets.append((item.kind, item.source, [k[0] for k in known], [k[1] for k in known]))
+            scaled = boxes * np.array(scales)[:, None]
+            large = (boxes[:, 2:].min(1) >= smallest) & (scaled[:, 2:].min(1) >= SMALLEST_BOX)
+            known = large & np.isfinite(boxes).all(1)
+            if known.any():
+                self.targets.append((item.kind, item.source, first + np.flatnonzero(known), scaled[known]))
 
     def _add_cutout(self, item: _Item, image: np.ndarray) -> None:
         """Stores what is not transparent, no larger than half a canvas."""
@@ -160,8 +156,8 @@ class _Builder:
             length=torch.from_numpy(lengths),
             kind=torch.tensor([t[0] for t in self.targets], dtype=torch.int64),
             weight=torch.tensor([count[target[:2]] ** -0.5 for target in self.targets]),
-            image=torch.tensor([i for t in self.targets for i in t[2]], dtype=torch.int64),
-            box=torch.tensor([b for t in self.targets for b in t[3]], dtype=torch.float32).view(-1, 4),
+            image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(t[2] for t in self.targets)])),
+            box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(t[3] for t in self.targets)])).float(),
             cutouts=torch.from_numpy(cutouts),
             cutout_sizes=torch.tensor([c.shape[1::-1] for c in self.cutouts], dtype=torch.float32).view(-1, 2),
         )
@@ -214,8 +210,7 @@ def _find(folder: Path) -> Iterator[_Item]:
         if len(table) != len(frames):
             raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
         table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
-        boxes = [row.tolist() if np.isfinite(row).all() else None for row in table]
-        yield _Item(CLIP, "", [str(path) for path in frames], _read_file, [boxes])
+        yield _Item(CLIP, "", [str(path) for path in frames], _read_file, [table])
     for path in files:
         if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):
             yield _Item(STILL, "", [str(path)], _read_file)
@@ -230,14 +225,18 @@ def _collection(folder: Path) -> Iterator[_Item]:
     # Only the name of a shard counts: an index cannot reach outside its own folder.
     shard = lru_cache(maxsize=None)(lambda name: _read_tar(folder / Path(str(name)).name))
 
-    def item(kind: Optional[int], record: Dict[str, Any], names: List[str], tracks: Sequence[Any] = ()) -> _Item:
+    def item(kind: Optional[int], record: Dict[str, Any], names: List[str], tracks: Iterable[Any] = ()) -> _Item:
         shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
         files = ChainMap(*map(shard, shards))
         missing = [name for name in names if name not in files]
         if missing:
             raise KeyError(missing[0])
         # What follows a colon tells files of one origin apart; they share its weight.
-        return _Item(kind, record.get("source", "").split(":")[0], names, files.__getitem__, tracks)
+        source = record.get("source", "").split(":")[0]
+        tables = [np.array([box or [np.nan] * 4 for box in boxes], np.float64) for boxes in tracks]
+        if any(table.shape != (len(names), 4) for table in tables):
+            raise ValueError
+        return _Item(kind, source, names, files.__getitem__, tables)
 
     try:
         for record in stills:
@@ -248,6 +247,8 @@ def _collection(folder: Path) -> Iterator[_Item]:
             yield item(None, record, [record["file"]])
     except KeyError as error:
         raise DatasetError(f"the collection in {folder} lacks {error}") from None
+    except (TypeError, ValueError):
+        raise DatasetError(f"boxes of the collection in {folder} are not x, y, w, h for each image") from None
 
 
 def read_records(path: Path) -> List[Dict[str, Any]]:

@@ -110,6 +110,7 @@ def test_a_damaged_collection_or_image_is_named(collection: Path, tmp_path: Path
     for text, says in (
         (json.dumps([{**stills[0], "file": "lost.png"}]), r"lacks 'lost\.png'"),
         (json.dumps([{**stills[0], "shard": "../all.tar"}, {**stills[0], "shard": "lost.tar"}]), r"set/lost\.tar"),
+        (json.dumps([{**stills[0], "boxes": [[1, 2, 3]]}]), "x, y, w, h"),
         ("[{}]", "lacks 'file'"),
         ("{", "not valid JSON"),
         ("{}", "not a list"),

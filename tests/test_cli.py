@@ -57,6 +57,8 @@ def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
         (["check", "T", "--device", "1"], "'1' is no device: choose auto, cpu, cuda or cuda:N"),
         (["check", "T", "--threads", "0"], "'0' is no whole number above 0"),
         (["check", "T", "--dev", "cpu"], "unrecognized arguments: --dev cpu (see asymtrack-check --help)"),
+        (["check", "T", "--clip", "a.mp4"], "go together"),
+        (["check", "/no/such"], "there is no model"),
     ],
 )
 def test_mistakes_in_commands(arguments: List[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +79,3 @@ def test_limits_follow_the_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert limits_of(engine) == LIMITS["fp32"], "both crop with the same OpenCV"
     engine.precision = "fp16"
     assert limits_of(engine) == LIMITS["fp16"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["T", "--clip", "a.mp4"], "go together"),
-        (["/no/such"], "there is no model"),
-        (["T", "--threads", "0"], "above 0"),
-    ],
-)
-def test_the_mistake_is_named(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with suppress(SystemExit):
-        assert main(arguments) == 2
-    error = capsys.readouterr().err
-    assert word in error and len(error.splitlines()) == 1

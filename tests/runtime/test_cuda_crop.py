@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Tuple
+from typing import Any
 from unittest.mock import MagicMock
 
 import cv2
@@ -57,27 +57,6 @@ def test_equals_opencv(driver: ctypes.CDLL, frame: np.ndarray, size: int, side: 
         np.testing.assert_array_equal(by_kernel(driver, frame, window, size), planes)
         np.testing.assert_array_equal(by_kernel(driver, frame, window, size, as_bytes=True), crop)
         np.testing.assert_array_equal(by_kernel(driver, swapped, window, size, as_bytes=True, rgb=True), crop)
-
-
-def test_only_what_windows_show_is_covered() -> None:
-    def covered(*windows: Tuple[int, int, int]) -> Tuple[int, int, int, int]:
-        return kernel.covered([CropWindow(*window, (0.0, 0.0)) for window in windows], (100, 200, 3))
-
-    assert covered((10, 20, 30)) == (10, 20, 40, 50)
-    assert covered((-5, 80, 30)) == (0, 80, 25, 99)
-    assert covered((10, 20, 30), (50, 5, 10)) == (10, 5, 60, 50)
-    assert covered((300, 0, 10)) == (0, 0, 0, 0)
-    assert covered((300, 0, 10), (190, 0, 20)) == (190, 0, 199, 20)
-
-
-def test_compiles_for_the_device() -> None:
-    try:
-        module = kernel.compile_kernel(kernel.SOURCE, (8, 7))
-    except BackendError as error:
-        pytest.skip(str(error))
-    assert module[:4] == b"\x7fELF" and kernel.KERNEL.encode() in module
-    with pytest.raises(BackendError, match="refused the crop kernel"):
-        kernel.compile_kernel("this is no CUDA", (8, 7))
 
 
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

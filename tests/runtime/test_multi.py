@@ -12,24 +12,11 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime import MultiTracker, State, Tracker
+from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.runtime.simulated import ColourBackend, coloured_patches
 
 FRAMES = list(coloured_patches(40, 5))
-
-
-def test_every_target_is_followed_in_one_call_per_frame() -> None:
-    many = MultiTracker(ColourBackend())
-    first, boxes = FRAMES[0]
-    ids = [many.add(first, box) for box in boxes]
-    for frame, truth in FRAMES[1:]:
-        tracks = many.update(frame)
-        assert list(tracks) == ids
-        for number, box in zip(ids, truth):
-            assert iou(tracks[number].box, box) > 0.99
-            assert tracks[number].state is State.TRACKING
-    assert many.backend.calls == [5] * 39
 
 
 @settings(deadline=None, max_examples=60)
@@ -57,6 +44,7 @@ def test_a_target_can_be_moved_under_its_id() -> None:
     ids = [many.add(frame, box) for box in boxes[:3]]
     many.reset(ids[1], frame, boxes[4])
     tracks = many.update(FRAMES[1][0])
+    assert many.backend.calls == [3], "one call for all"  # type: ignore[attr-defined]
     assert [iou(tracks[i].box, FRAMES[1][1][k]) > 0.99 for i, k in zip(ids, (0, 4, 2))] == [True] * 3
 
 
@@ -78,15 +66,6 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
     assert many.ids == [number]
     assert iou(many.update(FRAMES[1][0])[number].box, FRAMES[1][1][0]) > 0.99
     assert MultiTracker(ColourBackend()).update(frame) == {}
-
-
-def test_one_target_is_tracked_bit_for_bit_as_by_tracker(model: Path) -> None:
-    frames = list(synthetic_clip(12))
-    one, many = Tracker.load(model, threads=1), MultiTracker.load(model, threads=1)
-    one.init(*frames[0])
-    number = many.add(*frames[0])
-    for frame, _ in frames[1:]:
-        assert many.update(frame)[number] == one.update(frame)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -1,11 +1,10 @@
-"""A Triton server as backend: the same tracks, its absence survived, the wrong model refused, requests joined."""
+"""A Triton server as backend: the same tracks, its absence survived, the wrong model refused."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator, List
@@ -28,7 +27,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from asymtrack_edge.export.triton import write_repository
-from tests.runtime.inference_servers import SmallServer, runs_and_requests
+from tests.runtime.inference_servers import SmallServer
 
 SEARCH = "asymtrack-t-fp32-search"
 CLIP = list(synthetic_clip(12))
@@ -167,23 +166,6 @@ def test_another_model_is_refused_at_once_and_on_return(start: Any, repository: 
     assert track.main(["nothing.mp4", "--box", "1,2,30,40", "--backend", address(server)]) == 2
     told = capsys.readouterr().err
     assert f"has other networks as {SEARCH}" in told and told.count("\n") == 1
-
-
-def test_requests_of_several_clients_share_runs(start: Any) -> None:
-    server = start()
-
-    def follow(_: int) -> None:
-        with Tracker.load("T", backend=address(server)) as tracker:
-            tracker.init(FRAMES[0], BOXES[0])
-            for frame in FRAMES[1:]:
-                tracker.update(frame)
-
-    warm = runs_and_requests(address(server), SEARCH)
-    with ThreadPoolExecutor(8) as clients:
-        list(clients.map(follow, range(8)))
-    runs, frames = (after - before for after, before in zip(runs_and_requests(address(server), SEARCH), warm))
-    assert frames == 8 * 11
-    assert runs < 0.7 * frames
 
 
 def test_what_cannot_be_an_address_or_an_argument_is_said() -> None:

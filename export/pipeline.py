@@ -159,18 +159,13 @@ class Export:
 
 def model_size(folded: AsymTrack) -> Dict[str, Any]:
     """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a folded model's networks."""
+    sizes = {"parameters": sum(p.numel() for p in folded.parameters())}
     template, search = example_inputs(describe(folded.variant), 1)
-
-    def multiply_adds(network: torch.nn.Module, inputs: Dict[str, torch.Tensor]) -> int:
+    for name, network, inputs in (("search", SearchNetwork, search), ("template", TemplateNetwork, template)):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(*inputs.values())
-        return counter.get_total_flops() // 2
-
-    return {
-        "parameters": sum(p.numel() for p in folded.parameters()),
-        "search_multiply_adds": multiply_adds(SearchNetwork(folded, FLOAT_RGB), search),
-        "template_multiply_adds": multiply_adds(TemplateNetwork(folded, FLOAT_RGB), template),
-    }
+            network(folded, FLOAT_RGB)(*inputs.values())
+        sizes[f"{name}_multiply_adds"] = counter.get_total_flops() // 2
+    return sizes
 
 
 @contextmanager

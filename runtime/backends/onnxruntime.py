@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import BATCH_AXIS, Manifest
-from asymtrack_edge.runtime.backends.host import HostBackend
+from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors, side_by_side
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Dict, List
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
 from asymtrack_edge.manifest import Manifest, TensorSpec
-from asymtrack_edge.runtime.backends.host import HostBackend
+from asymtrack_edge.runtime.backends.base import HostBackend
 
 #: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
 _TIMEOUT, _PATIENCE = 10.0, 1.0
@@ -74,17 +74,13 @@ class TritonBackend(HostBackend):
             from tritonclient.utils import InferenceServerException, np_to_triton_dtype
         except ImportError:
             raise MissingDependencyError("tritonclient", "triton", "the backend triton://") from None
-        try:
-            parts = urlsplit(address)
-            host, port = parts.hostname, parts.port or 8001
-        except ValueError:
-            host = None
-        if not host or parts.netloc.count("@") or parts.path.strip("/") or parts.query:
+        parts = re.fullmatch(r"triton://([^/@?#:\[\]]+|\[[\da-fA-F:.]+\])(?::(\d+))?/?", address)
+        if parts is None:
             raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:PORT")
-        super().__init__(manifest, f"Triton at {host}:{port}")
+        url = f"{parts[1]}:{parts[2] or 8001}"
+        super().__init__(manifest, f"Triton at {url}")
         self._grpc, self._error, self._dtype = grpc, InferenceServerException, np_to_triton_dtype
-        self._local = host in ("localhost", "127.0.0.1", "::1")
-        url = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._local = parts[1] in ("localhost", "127.0.0.1", "[::1]")
         self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
         self._version = ""  # of the networks that fits; empty while no server is known to be there
         self._region = ""  # name of the shared memory; empty without

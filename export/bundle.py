@@ -1,7 +1,5 @@
 """Puts trained weights into the package: safetensors, the ONNX pair, and a model card.
 
-    python -m asymtrack_edge.export.bundle runs/t/weights.safetensors --variant T --card card.json
-
 For maintainers. The card's JSON holds what cannot be known from the weights (data, pairs seen, time,
 validation); it is kept in the safetensors header and rendered as Markdown. Weights that were bundled
 before bring their card along: given again without one, only their ONNX pair is made anew.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, UINT8_BGR, file_entry
+from asymtrack_edge.runtime.agreement import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import Variant, get_variant
 
@@ -92,10 +94,7 @@ def _main(arguments: argparse.Namespace) -> int:
     suffix = "" if options.platform == "onnx" else f"-{options.platform}"
     output = arguments.output or Path("exports") / f"asymtrack-{variant.name.lower()}-{options.precision}{suffix}"
 
-    def say(line: str) -> None:
-        if arguments.json != "-":
-            print(line, flush=True)
-
+    say = (lambda line: None) if arguments.json == "-" else partial(print, flush=True)
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
     model, weights = _load(arguments, variant, say)
     manifest = Export(model, options, weights, clip).run(output, not arguments.no_engine, say)
@@ -110,11 +109,7 @@ def _main(arguments: argparse.Namespace) -> int:
         f"{size['parameters'] / 1e6:.2f} M parameters; multiply-adds: {size['search_multiply_adds'] / 1e9:.3f} G per "
         f"frame, {size['template_multiply_adds'] / 1e9:.3f} G once per target"
     )
-    say(
-        f"verified over {checked['frames']} frames on {checked['runtime']}: boxes differ by at most "
-        f"{checked['box_difference']:.1e} of the crop, track IoU {checked['track_iou_mean']:.4f} "
-        f"(least {checked['track_iou_min']:.4f})"
-    )
+    say(f"verified over {checked['frames']} frames on {checked['runtime']}: {figures(checked)}")
     for name, entry in sorted(manifest.files.items()):
         say(f"  {output / name}  {entry.bytes / 1e6:.1f} MB")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,6 @@ from asymtrack_edge.manifest import BATCH_AXIS
 IR_VERSION = 8
 #: Smaller tensors are not stored in half: they hold constants and biases, and little room.
 _WORTH_HALF = 1024
-#: Operators of these networks, as opsets up to 17 define them, and types that TensorRT 8.5 (JetPack 5) reads as they
-#: are meant. It refuses others (LayerNormalization: opset 16 spells it out), and from opset 18 on it reads some
-#: differently from what they say (reductions whose axes are an input reduce everything).
-_TENSORRT8_OPERATORS = (
-    "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
-    "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
-    "Unsqueeze"
-)
-_TENSORRT8_TYPES = ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")
 
 
 def write_onnx(
@@ -122,22 +113,6 @@ def _store_as_half(model: Any) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def unreadable_by_tensorrt8(model: Any) -> List[str]:
-    """What TensorRT 8.5 cannot read in an ``onnx.ModelProto``, or might read wrongly: nodes and inputs."""
-    import onnx
-
-    findings = [f"opset {e.version}" for e in model.opset_import if e.version > 17]
-    types = [(value.name, value.type.tensor_type.elem_type) for value in model.graph.input]
-    for node in model.graph.node:
-        # The exporter leaves some nodes nameless: their first output identifies them as well.
-        name = f"{node.name or f'-> {node.output[0]}'} ({node.op_type})"
-        if node.domain or node.op_type not in _TENSORRT8_OPERATORS.split():
-            findings.append(name)
-        types += [(name, a.i) for a in node.attribute if node.op_type == "Cast" and a.name == "to"]
-    named = [(name, onnx.TensorProto.DataType.Name(dtype)) for name, dtype in types]
-    return findings + [f"{name} of type {dtype}" for name, dtype in named if dtype not in _TENSORRT8_TYPES]
 
 
 class SpelledOutProducts(TorchFunctionMode):

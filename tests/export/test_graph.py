@@ -9,16 +9,24 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from asymtrack_edge.errors import ExportError
-from asymtrack_edge.export.graph import IR_VERSION, unreadable_by_tensorrt8
+from asymtrack_edge.export.graph import IR_VERSION
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.quantise import costly_convolutions
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model
+
+#: What TensorRT 8.5 (JetPack 5) reads as it is meant, of the operators of opset 16 and the types of casts. It refuses
+#: others, and from opset 18 on it reads some differently from what they say (reductions whose axes are an input).
+TENSORRT8 = (
+    "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
+    "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
+    "Unsqueeze"
+)
+CASTS = {("", getattr(TensorProto, name)) for name in ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")}
 
 
 def session(path: Path) -> ort.InferenceSession:
@@ -51,27 +59,11 @@ def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> 
         assert model.ir_version == IR_VERSION == 8
         assert [(e.domain, e.version) for e in model.opset_import] == [("", manifest.opset)]
         assert manifest.opset == (16 if target == "xavier" else 17)
-        assert (unreadable_by_tensorrt8(model) == []) == (target == "xavier")
+        if target == "xavier":
+            assert {node.op_type for node in model.graph.node} <= set(TENSORRT8.split())
+            assert {(node.domain, a.i) for node in model.graph.node for a in node.attribute if a.name == "to"} <= CASTS
     kernels = [list(i.dims) for i in onnx.load(str(tmp_path / "search.onnx")).graph.initializer]
     assert [128, 128, 3, 3] in kernels, "OPE of stage 3 is not one convolution"
-
-
-def test_what_tensorrt8_cannot_read_is_named(tmp_path: Path) -> None:
-    x, y = (helper.make_tensor_value_info(name, TensorProto.UINT8, [1, 4]) for name in "xy")
-    nodes = [
-        helper.make_node("Relu", ["x"], ["a"], "fine"),
-        helper.make_node("LayerNormalization", ["a", "a"], ["b"], "norm"),
-        helper.make_node("Einsum", ["b"], ["c"], equation="ij->ji"),
-        helper.make_node("Cast", ["c"], ["d"], "cast", to=TensorProto.DOUBLE),
-        helper.make_node("Relu", ["d"], ["y"], "foreign", domain="com.example"),
-    ]
-    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y]), opset_imports=[helper.make_opsetid("", 18)])
-    assert unreadable_by_tensorrt8(model) == [
-        *("opset 18", "norm (LayerNormalization)", "-> c (Einsum)", "foreign (Relu)"),
-        *("x of type UINT8", "cast (Cast) of type DOUBLE"),
-    ]
-    with pytest.raises(ExportError, match=r"cannot read template\.onnx: .*LayerNormalization.*opset 16"):
-        Export(filled_model(SMALL), ExportOptions(platform="xavier", opset=17)).write(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from, and ``config.pbtxt``, which holds the hash of every version: a client take
 from __future__ import annotations
 
 import shutil
+from operator import attrgetter
 from pathlib import Path
-from typing import Dict, List
+from typing import Dict
 
 from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.pipeline import replaced_directory
@@ -41,10 +42,11 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
     kind = "plan" if plan else "onnx"
     versions: Dict[int, Manifest] = {}
+    interface = attrgetter("template", "search", "state", "output", "max_batch")
     entry = repository / network_name(manifest, "search")
     for path in entry.glob("[0-9]*/manifest.json"):
         other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
-        if _interface(other) != _interface(manifest) or not (path.parent / f"model.{kind}").is_file():
+        if interface(other) != interface(manifest) or not (path.parent / f"model.{kind}").is_file():
             raise ExportError(
                 f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
                 "another --triton"
@@ -96,7 +98,3 @@ def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan
         ),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _interface(manifest: Manifest) -> List[object]:
-    return [manifest.template, manifest.search, manifest.state, manifest.output, manifest.max_batch]

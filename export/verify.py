@@ -78,11 +78,10 @@ def verify(
     report["passed"] = within(report, limits)
     if not report["passed"]:
         reason = f"the exported model does not equal the trained one: {figures(report)}"
-        if report.get("largest_half", 0.0) > limits.largest_half:
-            name, value = report["largest_half_tensor"], report["largest_half"]
-            reason = (
-                f"fp16 cannot hold this model's numbers: {name} reaches {value:.3g} (limit {limits.largest_half:g})"
-            )
+        half, most = report.get("largest_half", 0.0), limits.largest_half
+        if half > most:
+            name = report["largest_half_tensor"]
+            reason = f"fp16 cannot hold this model's numbers: {name} reaches {half:.3g} (limit {most:g})"
         raise ExportError(f"{reason}; nothing was replaced. Try without --fp16 or --int8")
     return report
 

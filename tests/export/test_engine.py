@@ -218,7 +218,7 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
     tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
     key = engine_key(manifest, "search", tensorrt, XAVIER)
     assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "31 of 32 GB are left by the system"
-    orin_nx, agx_orin = Gpu(0, "Orin", (8, 7), True, 8, 15 << 30), Gpu(0, "Orin", (8, 7), True, 16, 30 << 30)
+    agx_orin, orin_nx = (Gpu(0, "Orin", (8, 7), True, count, gb << 30) for count, gb in ((16, 30), (8, 15)))
     agx, nx = (engine_key(manifest, "search", tensorrt, gpu) for gpu in (agx_orin, orin_nx))
     assert "its multiprocessors is 16, here 8" in str(difference(agx, nx))
     assert difference(key, key) is None

@@ -129,8 +129,7 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
 def test_bench_times_both_ways_of_a_frame_on_a_jetson(imitated: Imitated, integrated: bool, capsys: Any) -> None:
     imitated.calls.driver.fake_gpu(integrated, 87, 16, 31)
     assert bench(["speed", str(imitated.folder), "--backend", "tensorrt", "--protocol", "P5", "--seconds", "0.5"]) == 0
-    printed = capsys.readouterr().out
-    assert (", mapped" in printed) == integrated, printed
+    assert (", mapped" in capsys.readouterr().out) == integrated
 
 
 def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
@@ -246,11 +245,11 @@ def test_a_capture_that_fails_is_said_and_does_no_harm(imitated: Imitated, call:
     backend.close()
 
 
-@pytest.mark.parametrize(("dtype", "shape"), [("float16", (3, 96, 96)), ("float32", (4, 96, 96))])
-def test_images_that_the_kernel_cannot_write_are_refused(imitated: Imitated, dtype: str, shape: Any) -> None:
+def test_images_that_the_kernel_cannot_write_are_refused(imitated: Imitated) -> None:
     manifest = load_manifest(imitated.folder)
-    with pytest.raises(BackendError, match="the crop kernel writes"):
-        TensorRTBackend(imitated.folder, replace(manifest, search=TensorSpec("image", dtype, shape)))
+    for image in (TensorSpec("image", "float16", (3, 96, 96)), TensorSpec("image", "float32", (4, 96, 96))):
+        with pytest.raises(BackendError, match="the crop kernel writes"):
+            TensorRTBackend(imitated.folder, replace(manifest, search=image))
     assert imitated.calls["cuMemAlloc"] == 0, "nothing was bound"
 
 

@@ -93,9 +93,7 @@ def collecting_logger(module: Any) -> Any:
     return CollectingLogger()
 
 
-#: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all GPUs from Ampere
-#: on; Turing (7.5) needs one of its own.
-RTX_PORTABLE = "8.0+"
+#: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all from Ampere on; Turing needs another.
 RTX_TURING = "7.5"
 _RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
 
@@ -115,7 +113,7 @@ def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Option
     """
     if tensorrt.flavour == RTX:
         turing = gpu is not None and gpu.compute_capability == (7, 5)
-        board = ("any", RTX_TURING if turing else RTX_PORTABLE, "any", "any")
+        board = ("any", RTX_TURING if turing else "8.0+", "any", "any")
     else:
         assert gpu is not None
         capability = "{}.{}".format(*gpu.compute_capability)

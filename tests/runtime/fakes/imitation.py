@@ -22,7 +22,6 @@ from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
 from asymtrack_edge.runtime.backends.tensorrt.backend import NETWORKS, TENSORRT, TensorRT, engine_key
 
-HERE = Path(__file__).parent
 GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)
 
 
@@ -32,8 +31,8 @@ def build_driver(folder: Path) -> ctypes.CDLL:
     library = folder / "libcuda.so.1"
     # No fused multiply-adds: the kernel asks for none either.
     options = ["-std=c++14", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-subobject-linkage"]
-    includes = [f"-I{HERE}", f"-I{folder}"]
-    subprocess.run(["g++", *options, *includes, str(HERE / "fake_cuda.cpp"), "-o", str(library)], check=True)
+    source = Path(__file__).with_name("fake_cuda.cpp")
+    subprocess.run(["g++", *options, f"-I{folder}", str(source), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 

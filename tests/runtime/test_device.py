@@ -379,7 +379,8 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
     cuda.pagelocked_empty = lambda size, dtype, mem_flags: np.zeros(size, dtype).view(Host)[:].view(Host)
     monkeypatch.setitem(sys.modules, "pycuda", MagicMock(driver=cuda) if works else None)
     monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
-    monkeypatch.delitem(sys.modules, "asymtrack_edge.runtime.backends.cuda.pycuda", raising=False)
+    monkeypatch.setitem(sys.modules, "asymtrack_edge.runtime.backends.cuda.pycuda", None)
+    del sys.modules["asymtrack_edge.runtime.backends.cuda.pycuda"]  # imported here, and forgotten after the test
     opened: Any = cuda_driver.open_cuda(0)
     assert opened.name == ("PyCUDA" if works else "CUDA driver") and not recwarn.list
     if not works:

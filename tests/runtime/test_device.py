@@ -232,6 +232,15 @@ def test_a_call_that_fails_leaves_nothing_in_flight(imitated: Imitated, fails: s
     backend.close()
 
 
+def test_warnings_of_tensorrt_at_load_are_told(caplog: Any) -> None:
+    made = imitation.tensorrt(MagicMock())
+    words = lambda logger: lambda _: logger.log(made.module.ILogger.WARNING, "a\n b")  # noqa: E731
+    made.module.Runtime = lambda logger: MagicMock(deserialize_cuda_engine=words(logger))
+    with pytest.raises(BackendError, match="cannot load search"):
+        tensorrt.TensorRTNetwork(b"", "search.engine", MagicMock(), "search", made, 0)
+    assert "TensorRT: a b" in caplog.text
+
+
 @pytest.mark.parametrize("call", ["end capture", "instantiate"])
 def test_a_capture_that_fails_is_said_and_does_no_harm(imitated: Imitated, call: str, caplog: Any) -> None:
     imitated.refuse(call, 900)

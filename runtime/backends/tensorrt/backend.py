@@ -11,6 +11,7 @@ checked against the manifest tensor by tensor, because the manifest is what the 
 from __future__ import annotations
 
 import importlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -19,6 +20,8 @@ from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
+
+logger = logging.getLogger("asymtrack_edge")
 
 NETWORKS = ("template", "search")
 
@@ -75,8 +78,11 @@ def load_tensorrt(flavour: str) -> TensorRT:
     raise BackendError(advice)
 
 
-def collecting_logger(module: Any) -> Any:
-    """An ``ILogger`` of TensorRT that collects errors, prints nothing, and has ``last_words`` of them as one line."""
+def collecting_logger(module: Any, warn: bool = False) -> Any:
+    """An ``ILogger`` of TensorRT that collects errors and has ``last_words`` of them as one line.
+
+    It prints nothing; with ``warn`` it passes warnings on to our log.
+    """
 
     class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -86,6 +92,8 @@ def collecting_logger(module: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
                 self.errors.append(" ".join(message.split()))
+            elif warn and severity == module.ILogger.WARNING:
+                logger.warning("TensorRT: %s", " ".join(message.split()))
 
         def last_words(self, most: int = 3) -> str:
             return "; ".join(self.errors[-most:]) or "it gave no reason"
@@ -198,7 +206,7 @@ class TensorRTNetwork(Network):
     ) -> None:
         self._tensorrt, self._trt, self._stream = tensorrt, tensorrt.module, stream
         self._name, self._content = file, content
-        self._logger = collecting_logger(self._trt)
+        self._logger = collecting_logger(self._trt, warn=True)
         self._runtime = self._trt.Runtime(self._logger)
         self.engine = self._deserialise()
         image = manifest.template if network == "template" else manifest.search
@@ -222,7 +230,8 @@ class TensorRTNetwork(Network):
     def _check(self, specs: Sequence[TensorSpec], mode: Any) -> None:
         """Compares the engine's tensors with the manifest's: buffers are sized by the latter."""
         engine = self.engine
-        dtypes = {self._trt.DataType.FLOAT: "float32", self._trt.DataType.HALF: "float16"}
+        ours = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}  # trt.nptype of 8.5 breaks with numpy 1.24
+        dtypes = {getattr(self._trt.DataType, theirs, theirs): name for theirs, name in ours.items()}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {
             TensorSpec(name, str(dtypes.get(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name))[1:])

@@ -229,6 +229,12 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 
+def load_weights(path: AnyPath, variant: Optional[Variant] = None, weights: Optional[str] = None) -> Dict[str, Tensor]:
+    """See ``open_checkpoint`` and ``Checkpoint.tensors``; without a variant, of the one that the file looks like."""
+    checkpoint = open_checkpoint(path, weights)
+    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
+
+
 def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:
     """The network of a variant with the weights of a file, None for the bundled ones: see ``Checkpoint.model``."""
     return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)

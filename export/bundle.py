@@ -43,7 +43,8 @@ def _main(arguments: argparse.Namespace) -> None:
     text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata["card"]
     card: Dict[str, Any] = json.loads(text)
     file = arguments.output / f"{variant.name}.safetensors"
-    save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
+    if arguments.card or not (file.is_file() and file.samefile(arguments.checkpoint)):
+        save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
     weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
     # A free batch axis, for programs of others that take several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)

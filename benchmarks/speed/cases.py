@@ -1,4 +1,4 @@
-"""What can be raced: search networks on any backend or as published, ONNX files, and whole trackers."""
+"""What can be raced: search networks on any backend or as published, and whole trackers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from asymtrack_edge.errors import (
     ManifestError,
     MissingDependencyError,
     SourceError,
-    UsageError,
     without_secrets,
 )
 from asymtrack_edge.geometry import Box, CropWindow
@@ -75,12 +74,8 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
 
     The time is what the backend itself books as ``infer``. With ONNX Runtime on a GPU it includes copying the crop
     there and the prediction back; with TensorRT cutting the crop on the GPU, in the same launch. One call takes all
-    ``targets`` ``together``, or one call each. An ``.onnx`` file is run as it is.
+    ``targets`` ``together``, or one call each.
     """
-    if spec.name.endswith(".onnx"):
-        if spec.backend not in ("auto", "onnxruntime") or spec.precision is not None:
-            raise UsageError(f"{spec.name} is run as it is, by ONNX Runtime on the CPU")
-        return _onnx_case(name, Path(spec.name), spec.threads)
     backend = open_backend(**spec.opening)
     backend.reserve(targets)
     side, z = backend.manifest.search_size, backend.manifest.template_size
@@ -94,42 +89,6 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
     note = "with the crop, which the GPU cuts in the same launch" if backend.name == "tensorrt" else ""
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
-
-
-def _onnx_case(name: str, path: Path, threads: Optional[int]) -> Case:
-    """Any ONNX file by ONNX Runtime's ``run`` on random host arrays, copies inside (protocol P3).
-
-    Raises AsymTrackError where there is none, it cannot be loaded, or its inputs cannot be made up.
-    """
-    from asymtrack_edge.manifest import file_entry
-    from asymtrack_edge.runtime.backends.onnxruntime import open_session
-
-    if not path.is_file():
-        raise ManifestError(f"there is no ONNX file {path}")
-    session = open_session(path, threads)
-    feeds = random_feeds(session)
-    return Case(
-        name,
-        timed(lambda: session.run(None, feeds)),
-        tracker=path.stem,
-        backend="onnxruntime",
-        threads=threads,
-        model_sha256=file_entry(path).sha256,
-        notes=("P3: ONNX Runtime run() on host arrays, copies inside",),
-    )
-
-
-def random_feeds(session: Any) -> Dict[str, np.ndarray]:
-    """Made-up values for the inputs of an ONNX Runtime session; a free axis becomes 1."""
-    dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
-    feeds = {}
-    for node in session.get_inputs():
-        if node.type not in dtypes:
-            raise BackendError(f"the input {node.name} is a {node.type}: only float and uint8 inputs can be made up")
-        shape = [d if isinstance(d, int) and d > 0 else 1 for d in node.shape]
-        values = np.random.RandomState(0).uniform(0, 256 if node.type == "tensor(uint8)" else 1, shape)
-        feeds[node.name] = values.astype(dtypes[node.type])
-    return feeds
 
 
 def reference_case(

@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         cli.add_output(made, "write report.md and report.json")
         return made
 
-    speed = add("speed", "protocols P1 to P6 on models and backends, side by side", 15.0, "per group of cases")
+    speed = add("speed", "protocols P1, P2, P5 and P6 on models and backends, side by side", 15.0, "per group of cases")
     cli.add_model(speed, positional=True, several=True)
     cli.add_backend(speed, several=True)
     cli.add_clip(speed)

@@ -23,7 +23,7 @@ from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report, Row
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
-from asymtrack_edge.manifest import BATCH_AXIS
+from asymtrack_edge.manifest import BATCH_AXIS, load_manifest
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
@@ -157,7 +157,7 @@ def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> 
 
 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
-    """P1 to P6 of all combinations."""
+    """P1, P2, P5 and P6 of all combinations."""
     seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
@@ -205,22 +205,27 @@ def profile(a: argparse.Namespace, bench: Bench) -> None:
         name, found = f"{a.model}, TensorRT", _trtexec_layers(a.trtexec)
     else:
         name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
-        found = _onnxruntime_layers(model_folder(a.model) / "search.onnx", a.threads, bench.folder)
+        found = _onnxruntime_layers(model_folder(a.model), a.threads, bench.folder)
     bench.report.layers += [{"model": name, **layer} for layer in found]
 
 
 def _onnxruntime_layers(model: Path, threads: int, folder: Path, runs: int = 60) -> List[Row]:
-    """Nodes of the graph that ONNX Runtime makes of ``model``, by its own profiler on the CPU: 20th percentiles."""
+    """Nodes of the search network's graph in ONNX Runtime, by its own profiler on the CPU: 20th percentiles."""
     import onnxruntime as ort
 
+    manifest = load_manifest(model)
+    random = np.random.RandomState(0)
+    feeds = {
+        spec.name: random.uniform(0, 256 if spec.dtype == "uint8" else 1, (1, *spec.shape)).astype(spec.dtype)
+        for spec in (manifest.search, *manifest.state)
+    }
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     options.enable_profiling = True
     options.profile_file_prefix = f"{folder}/profile"
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    feeds = cases.random_feeds(session)
+    session = ort.InferenceSession(str(model / "search.onnx"), options, providers=["CPUExecutionProvider"])
     for _ in range(runs):
         session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))

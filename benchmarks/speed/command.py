@@ -79,11 +79,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help="numbers of targets (default: 1,2,4,8)"
     )
 
-    profile = add("profile", "time of each layer of the search network, by the runtime's own profiler")
+    profile = add("profile", "time of each layer of the search network, by ONNX Runtime's own profiler")
     cli.add_model(profile, positional=True)
     profile.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="CPU threads (default: 1)")
-    text = "read what trtexec --exportProfile=FILE wrote of the model's engine instead"
-    profile.add_argument("--trtexec", type=Path, metavar="FILE", help=text)
 
     startup = add("startup", "start-up time and memory of a fresh tracking process")
     cli.add_model(startup, positional=True)

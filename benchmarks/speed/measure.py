@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -20,7 +19,7 @@ from asymtrack_edge.benchmarks.speed import cases
 from asymtrack_edge.benchmarks.speed import energy as power
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
 from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
-from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report, Row
+from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.manifest import BATCH_AXIS, load_manifest
@@ -32,6 +31,8 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 WARMUP, CALLS = 100, 1000
 #: Frame rates at which P6 says how many frames a camera would lose.
 CAMERA_FPS = (30.0, 60.0)
+#: Runs of the search network under the profiler.
+PROFILED = 60
 
 
 def networks(
@@ -200,59 +201,35 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
 
 
 def profile(a: argparse.Namespace, bench: Bench) -> None:
-    """Layers of the search network."""
-    if a.trtexec is not None:
-        name, found = f"{a.model}, TensorRT", _trtexec_layers(a.trtexec)
-    else:
-        name = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
-        found = _onnxruntime_layers(model_folder(a.model), a.threads, bench.folder)
-    bench.report.layers += [{"model": name, **layer} for layer in found]
-
-
-def _onnxruntime_layers(model: Path, threads: int, folder: Path, runs: int = 60) -> List[Row]:
-    """Nodes of the search network's graph in ONNX Runtime, by its own profiler on the CPU: 20th percentiles."""
+    """Layers of the search network's graph, by ONNX Runtime's own profiler on the CPU: 20th percentiles."""
     import onnxruntime as ort
 
-    manifest = load_manifest(model)
+    folder = model_folder(a.model)
+    manifest = load_manifest(folder)
     random = np.random.RandomState(0)
     feeds = {
         spec.name: random.uniform(0, 256 if spec.dtype == "uint8" else 1, (1, *spec.shape)).astype(spec.dtype)
         for spec in (manifest.search, *manifest.state)
     }
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = a.threads
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     options.enable_profiling = True
-    options.profile_file_prefix = f"{folder}/profile"
-    session = ort.InferenceSession(str(model / "search.onnx"), options, providers=["CPUExecutionProvider"])
-    for _ in range(runs):
+    options.profile_file_prefix = f"{bench.folder}/profile"
+    session = ort.InferenceSession(str(folder / "search.onnx"), options, providers=["CPUExecutionProvider"])
+    for _ in range(PROFILED):
         session.run(None, feeds)
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     times: Dict[Tuple[str, str], List[float]] = defaultdict(list)
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             times[event["args"]["op_name"], event["name"][: -len("_kernel_time")]].append(event["dur"] / 1000)
-    return [
-        {"operator": operator, "name": name, "milliseconds": float(np.percentile(values, 20))}
+    model = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
+    bench.report.layers += [
+        {"model": model, "operator": operator, "name": name, "milliseconds": float(np.percentile(values, 20))}
         for (operator, name), values in times.items()
     ]
-
-
-def _trtexec_layers(path: Path) -> List[Row]:
-    """Layers from the file that ``trtexec --exportProfile=FILE`` writes, median times."""
-    try:
-        return [
-            {
-                # Of /stem/Conv_2 + /stem/Relu the operator is Conv, of {ForeignNode[/stem ... /head]} ForeignNode.
-                "operator": re.split(r"[\[ ]", entry["name"].lstrip("/{"))[0].rpartition("/")[2].split("_")[0],
-                "name": entry["name"],
-                "milliseconds": float(entry.get("medianMs", entry["averageMs"])),
-            }
-            for entry in json.loads(path.read_text(encoding="utf-8"))[1:]
-        ]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(f"cannot read {path}, which trtexec --exportProfile writes: {error}") from None
 
 
 #: Imports what a user's program imports, loads a model, tracks for a while and reports.

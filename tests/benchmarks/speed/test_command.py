@@ -43,8 +43,6 @@ MISTAKES = [
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),
     (["ab", "T"], "needs two"),
     (["targets", "T", "--counts", "0,2"], "no whole number above 0"),
-    (["profile", "T", "--trtexec", "/no/such/file"], "cannot read"),
-    (["profile", "T", "--trtexec", __file__], "exportProfile"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
     (["report", "/no/such/file"], "cannot read"),
 ]
@@ -110,17 +108,6 @@ def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
     document = run(capsys, "ab", exported, "--backend", backends, "--threads", "1", "--seconds", "0.2")
     assert [r["case"]["name"] for r in document["rows"]] == ["onnxruntime"]
     assert any(m.startswith("onnxruntime-tensorrt was left out: ") for m in document["messages"])
-
-
-def test_profile_by_onnxruntime_and_by_trtexec(exported, tmp_path, capsys):
-    layers = run(capsys, "profile", exported)["layers"]
-    assert len(layers) > 20 and any("Conv" in e["operator"] for e in layers)
-    names = ("/stem/Conv_2 + /stem/Relu", "{ForeignNode[/a/b...c]}", "Reformatting CopyNode for Input 0 to /a/Conv")
-    times = [{"name": name, "averageMs": 0.2, "medianMs": 0.1} for name in names]
-    (tmp_path / "layers.json").write_text(json.dumps([{"count": 900}, *times]))
-    layers = run(capsys, "profile", "T", "--trtexec", tmp_path / "layers.json")["layers"]
-    found = [(e["operator"], e["milliseconds"]) for e in layers]
-    assert found == [("Conv", 0.1), ("ForeignNode", 0.1), ("Reformatting", 0.1)]
 
 
 def test_startup_in_a_fresh_process(exported, capsys):

@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from asymtrack_edge import cli
@@ -30,7 +29,6 @@ asymtrack-bench profile T                                     where the time goe
 asymtrack-bench startup T                                     start-up time and memory of a fresh process
 asymtrack-bench paper                                         measured beside the paper's Tables 1, 2 and 4
 asymtrack-bench energy T                                      joules per frame
-asymtrack-bench report xavier.json orin.json --output report  one report of several machines
 """
 
 
@@ -96,11 +94,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(energy, positional=True)
     cli.add_backend(energy)
     energy.add_argument("--fps", type=_positive, default=30.0, metavar="N", help="camera to imitate (default: 30)")
-
-    report = add("report", "one report of files written with --json")
-    report.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="written by asymtrack-bench ... --json FILE"
-    )
     return parser
 
 

@@ -325,13 +325,8 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
         bench.add("P8", case, before, *notes, fps=values.pop("fps"), values=values)
 
 
-def report(a: argparse.Namespace, bench: Bench) -> None:
-    """One report of several."""
-    bench.report = Report.merge([Report.load(path) for path in a.files])
-
-
 _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
-    body.__name__: body for body in (speed, ab, targets, profile, startup, paper, energy, report)
+    body.__name__: body for body in (speed, ab, targets, profile, startup, paper, energy)
 }
 
 

@@ -18,7 +18,6 @@ from typing import Any, Callable, Dict, List, Sequence
 from asymtrack_edge.benchmarks.speed.machine import conditions, facts, package, title
 from asymtrack_edge.benchmarks.speed.race import Case, summarise
 from asymtrack_edge.benchmarks.tables import cell, markdown_table
-from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import write_text
 
 FORMAT = "asymtrack-edge-benchmark 3"
@@ -53,41 +52,19 @@ class Report:
     command: str  # line, so that the figures can be made again
     rows: List[Row] = field(default_factory=list)
     ratios: List[Row] = field(default_factory=list)  # of race.compare
-    layers: List[Row] = field(default_factory=list)  # model, operator, name and milliseconds of each
+    layers: List[Row] = field(default_factory=list)  # model (the same of all), operator, name and milliseconds
     paper: List[Row] = field(default_factory=list)  # measured beside published, see benchmarks.paper
     messages: List[str] = field(default_factory=list)  # what could not be measured and why, and other remarks
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
-    def say(self, *messages: str) -> None:
-        """Adds messages, each once."""
-        self.messages = list(dict.fromkeys([*self.messages, *messages]))
+    def say(self, message: str) -> None:
+        """Adds a message once."""
+        if message not in self.messages:
+            self.messages.append(message)
 
     def document(self) -> Dict[str, Any]:
         """As JSON holds it."""
         return {"format": FORMAT, **asdict(self)}
-
-    @classmethod
-    def load(cls, path: Path) -> Report:
-        """Reads a file that ``--json`` wrote; raises UsageError if it is none, or of another version."""
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            if document.pop("format") == FORMAT:
-                return cls(**document)
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-        except (ValueError, TypeError, AttributeError, KeyError):
-            pass
-        raise UsageError(f"{path} was not written by asymtrack-bench --json of this version: measure again")
-
-    @classmethod
-    def merge(cls, reports: Sequence[Report]) -> Report:
-        """One report of several: their rows, ratios and the rest one after the other."""
-        merged = cls("; ".join(r.command for r in reports))
-        for report in reports:
-            for name in ("rows", "ratios", "layers", "paper"):
-                getattr(merged, name).extend(getattr(report, name))
-            merged.say(*report.messages)
-        return merged
 
     def write(self, folder: Path) -> None:
         """Writes ``report.json`` and ``report.md`` into ``folder``."""
@@ -107,32 +84,33 @@ class Report:
         for protocol, what in PROTOCOLS.items():
             rows = [row for row in self.rows if row["protocol"] == protocol]
             notes = dict.fromkeys(note for row in rows for note in row["notes"])
-            lines.append(markdown_table(f"{protocol}: {what}", [self._figures(row) for row in rows], "; ".join(notes)))
+            lines.append(markdown_table(f"{protocol}: {what}", [_figures(row) for row in rows], "; ".join(notes)))
         note = "Where the machine differs, the ratio compares machines as much as programs."
         lines.append(markdown_table("Beside the paper", self.paper, note))
         note = "Clock and temperature before and after."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
-        for model in dict.fromkeys(layer["model"] for layer in self.layers):
-            layers = [{**layer, "model": None} for layer in self.layers if layer["model"] == model]
+        if self.layers:
+            model = self.layers[0]["model"]
+            layers = [{**layer, "model": None} for layer in self.layers]
             layers.sort(key=lambda layer: -layer["milliseconds"])
             total = f"{sum(layer['milliseconds'] for layer in layers):.2f} ms in {len(layers)} layers"
             lines.append(markdown_table(f"Layers of {model}", _kinds(layers), f"{total}, with the profiler on."))
             lines.append(markdown_table(f"Slowest layers of {model}", layers[:12]))
         return "\n\n".join(line for line in lines if line) + "\n"
 
-    def _figures(self, row: Row) -> Row:
-        several = len({title(other["machine"]) for other in self.rows}) > 1
-        latency = row["latency"] or {}
-        return {
-            "name": row["case"]["name"],
-            "tracker": row["case"]["tracker"],
-            "machine": title(row["machine"]) if several else None,
-            **{key: row["case"][key] for key in _CASE},
-            **{column: latency.get(key) for key, column in _LATENCY.items()},
-            "fps": row["fps"],
-            **{f"{stage} ms": value for stage, value in row["stages"].items()},
-            **row["values"],
-        }
+
+def _figures(row: Row) -> Row:
+    """A line of a protocol's table."""
+    latency = row["latency"] or {}
+    return {
+        "name": row["case"]["name"],
+        "tracker": row["case"]["tracker"],
+        **{key: row["case"][key] for key in _CASE},
+        **{column: latency.get(key) for key, column in _LATENCY.items()},
+        "fps": row["fps"],
+        **{f"{stage} ms": value for stage, value in row["stages"].items()},
+        **row["values"],
+    }
 
 
 def _machine(m: Dict[str, Any]) -> str:

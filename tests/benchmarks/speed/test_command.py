@@ -15,7 +15,7 @@ import pytest
 from asymtrack_edge.benchmarks.speed import cases, energy, measure
 from asymtrack_edge.benchmarks.speed.command import main, make_parser
 from asymtrack_edge.benchmarks.speed.race import Case
-from asymtrack_edge.benchmarks.speed.report import FORMAT, Bench, Report
+from asymtrack_edge.benchmarks.speed.report import Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.files import write_image
@@ -44,7 +44,6 @@ MISTAKES = [
     (["ab", "T"], "needs two"),
     (["targets", "T", "--counts", "0,2"], "no whole number above 0"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
-    (["report", "/no/such/file"], "cannot read"),
 ]
 
 
@@ -90,9 +89,8 @@ def test_a_small_speed_run(exported, tmp_path, capsys):
     assert video["values"]["frames"] == 8 and 0 <= video["values"]["dropped at 60 fps (%)"] < 100
     assert sum(video["stages"].values()) == pytest.approx(video["latency"]["mean"], rel=0.05)
     assert [(r["protocol"], r["name"]) for r in document["ratios"]] == [("P5", "opencv:MIL")]
-    written = Report.load(tmp_path / "report" / "report.json")
-    assert written.rows == document["rows"]
-    assert (tmp_path / "report" / "report.md").read_text() == written.markdown()
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == document
+    assert name in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_model_against_itself_and_the_reference_form(exported, capsys):
@@ -146,30 +144,21 @@ def test_the_paper_measured_and_published(exported, capsys, monkeypatch):
     assert "AsymTrack-B" in text and "MixFormer-L" in text and "Table 5b" in text
 
 
-def test_several_targets_and_one_report_of_several_files(exported, tmp_path, capsys):
-    targets = run(capsys, "targets", exported, "--counts", "1,3", "--seconds", "1", "--threads", "1")
+def test_the_pages_of_several_targets_and_of_layers(exported, tmp_path, capsys):
+    targets = run(
+        capsys, "targets", exported, "--counts", "1,3", "--seconds", "1", "--threads", "1", "--output", tmp_path
+    )
     assert [r["case"]["batch"] for r in targets["rows"]] == [1, 1, 3, 3]
     assert all(r["values"]["ms per target"] > 0 for r in targets["rows"])
-    layers = run(capsys, "profile", exported)
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    for file, document in zip(files, (targets, layers)):
-        file.write_text(json.dumps(document))
-    both = run(capsys, "report", *files, files[0], "--output", tmp_path / "report")
-    assert both["rows"] == 2 * targets["rows"] and both["layers"] == layers["layers"]
-    assert both["command"].count("targets") == 2 and both["ratios"] == 2 * targets["ratios"]
-    page = (tmp_path / "report" / "report.md").read_text()
+    page = (tmp_path / "report.md").read_text()
+    layers = run(capsys, "profile", exported, "--output", tmp_path)["layers"]
+    assert len(layers) > 20 and any("Conv" in layer["operator"] for layer in layers)
+    page += (tmp_path / "report.md").read_text()
     for words in ("- machine: ", f"numpy {np.__version__}", "times faster", "P1, P2: search", "one by one (1",
                   "ms per target", "untrained", "## Conditions", "Layers of", "Slowest layers"):  # fmt: skip
         assert words in page, words
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({(len(line), line.count("|")) for line in table.splitlines()}) == 1, table
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', f'{{"format": "{FORMAT}", "surprise": 1}}'])
-def test_files_that_are_no_reports(tmp_path, capsys, text):
-    (tmp_path / "a.json").write_text(text)
-    assert main(["report", str(tmp_path / "a.json")]) == 2
-    assert "not written by" in capsys.readouterr().err
 
 
 def test_combinations_are_named_by_what_differs():

@@ -117,7 +117,22 @@ def _lasot(folder: Path, name: str) -> Sequence:
     return Sequence(name, frames, truth, absent=absent, note=note)
 
 
-def _got10k(folder: Path, name: str, start_only: bool = False, visible_only: bool = False) -> Sequence:
+def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only: bool = False) -> Loaders:
+    """GOT-10k: the folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``.
+
+    The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
+    """
+    base = _within(root, subset)
+    if (base / "list.txt").is_file():
+        folders = [base / name for name in read_lines(base / "list.txt")]
+    else:
+        folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
+    load = partial(_got10k, start_only=start_only, visible_only=visible_only)
+    loaders: Loaders = {folder.name: partial(load, folder) for folder in folders}
+    return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
+
+
+def _got10k(folder: Path, name: str, start_only: bool, visible_only: bool) -> Sequence:
     """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
 
     ``start_only``: the boxes after the first are withheld.
@@ -136,24 +151,6 @@ def _got10k(folder: Path, name: str, start_only: bool = False, visible_only: boo
         raise DatasetError(f"its labels differ in number: {', '.join(f'{len(v)} {k}' for k, v in labels.items())}")
     absent = np.any(marks, axis=0) if marks else None
     return _published(name, Frames(folder), truth, attributes=tuple(attributes), absent=absent)
-
-
-def _folders(subset: str, load: Callable[..., Sequence], **how: bool) -> Reader:
-    """Reads the folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``.
-
-    The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
-    """
-
-    def read(root: Path) -> Loaders:
-        base = _within(root, subset)
-        if (base / "list.txt").is_file():
-            folders = [base / name for name in read_lines(base / "list.txt")]
-        else:
-            folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
-        loaders: Loaders = {folder.name: partial(load, folder, **how) for folder in folders}
-        return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
-
-    return read
 
 
 def _files(load: Callable[..., Sequence], *patterns: str) -> Reader:
@@ -211,33 +208,6 @@ def _uav123(path: Path, name: str) -> Sequence:
     return Sequence(name, Frames(images).cut(first, first + len(truth)), truth)
 
 
-def _vot(folder: Path, name: str) -> Sequence:
-    """VOT: ``list.txt``, ``<seq>/color/00000001.jpg ...``, ``<seq>/groundtruth.txt``, ``<seq>/*.tag`` (0/1 per frame).
-
-    Rows are rectangles, polygons or masks (``m<x>,<y>,<w>,<h>,...``); of the last two the upright box around them is
-    taken. The root may also be a workspace of the toolkit, with the sequences in ``sequences``.
-    """
-    path = folder / "groundtruth.txt"
-    try:
-        truth = np.array([_around(line) for line in read_lines(path)]).reshape(-1, 4)
-    except ValueError:
-        raise DatasetError(f"{printable(path)}: rows are not rectangles, polygons or masks") from None
-    tags = {tag.stem: read_labels(tag) for tag in list_files(folder, (".tag", ".label"))}
-    attributes = tuple(tag for tag, values in tags.items() if values.any())
-    return Sequence(name, Frames(_within(folder, "color")), truth, attributes)
-
-
-def _around(line: str) -> List[float]:
-    """x, y, w, h of a rectangle, or around a polygon or mask, as VOT writes them."""
-    numbers = [float(value) for value in line.lstrip("m").replace(",", " ").split()]
-    if line.startswith("m") or len(numbers) == 4:
-        return numbers[:4]
-    if len(numbers) < 6:
-        raise ValueError(line)
-    xs, ys = numbers[::2], numbers[1::2]
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
 def _read_coco(root: Path) -> Loaders:
     """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame.
 
@@ -274,21 +244,20 @@ class Kind:
 
 _LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
 DATASETS: Dict[str, Kind] = {
-    "folder": Kind("GOT-10k-style folder", _folders("", _got10k), "folder"),
+    "folder": Kind("GOT-10k-style folder", partial(_read_got10k, ""), "folder"),
     "otb": Kind("OTB", _read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
     "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
     "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
     "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),
-    "got10k-val": Kind("GOT-10k val", _folders("val", _got10k), "got10k", size=180),
-    "got10k-test": Kind("GOT-10k test", _folders("test", _got10k, start_only=True), "got10k", size=180),
-    "got10k-train": Kind("GOT-10k train", _folders("train", _got10k, visible_only=True), "got10k", size=9335),
+    "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), "got10k", size=180),
+    "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), "got10k", size=180),
+    "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), "got10k", size=9335),
     "trackingnet": Kind("TrackingNet", _files(_trackingnet, "TEST/anno/*.txt", "anno/*.txt"), "trackingnet", size=511),
     "trackingnet-train": Kind(
         "TrackingNet train", _files(_trackingnet, "TRAIN_*/anno/*.txt", "anno/*.txt"), "trackingnet"
     ),
     "nfs30": Kind("NfS (30 fps)", _files(_nfs, "*/30/*.txt", "*/*/30/*.txt"), "nfs", size=100),
     "uav123": Kind("UAV123", _files(_uav123, "anno/UAV123/*.txt"), "uav123", attributes=_UAV, size=123),
-    "vot": Kind("VOT", _folders("sequences", _vot), "folder"),
     "coco-train": Kind("COCO2017 train", _read_coco, ""),
 }
 

@@ -178,16 +178,6 @@ def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
     assert np.isnan(car.truth[1]).all()
 
 
-def test_vot_rectangles_polygons_and_masks(tmp_path):
-    build(tmp_path / "sequences", {
-        "ball/color/{:08d}.jpg": 3, "ball/groundtruth.txt": "4,5,10,8\n3,2,9,4,7,8,1,6\nm6,7,3,2,0,5\n",
-        "ball/occlusion.tag": "0\n1\n0\n", "ball/size_change.tag": "0\n0\n0\n", "list.txt": "ball\n",
-    })  # fmt: skip
-    (one,) = read("vot", tmp_path)
-    assert one.truth.tolist() == [[4, 5, 10, 8], [1, 2, 8, 6], [6, 7, 3, 2]]
-    assert one.attributes == ("occlusion",)
-
-
 def test_coco_leaves_out_crowds_and_specks(tmp_path):
     write_frames(tmp_path / "train2017", 1, "{:012d}.jpg", first=9)
     boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0)]

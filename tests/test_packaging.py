@@ -41,6 +41,7 @@ def test_wheel_made_from_the_sdist_is_whole(tmp_path: Path) -> None:
         "asymtrack_edge/runtime/tracker.py",
         "asymtrack_edge/runtime/backends/cuda/crop.cu",
         "asymtrack_edge/benchmarks/paper.md",
+        "asymtrack_edge/datasets/splits.json",
         "asymtrack_edge/weights/T.safetensors",
         "asymtrack_edge/weights/T/search.onnx",
         "asymtrack_edge/weights/T/manifest.json",

@@ -16,11 +16,12 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 
 import numpy as np
 
-from asymtrack_edge.datasets import splits
 from asymtrack_edge.datasets.sequences import Frames, Sequence, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import list_files, printable, read_lines
 
+#: What the folders of the data sets do not hold: splits, first frames (from 1), the columns of attribute files.
+SPLITS: Dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))
 #: Smallest side of a box that is learnt from, in frame pixels.
 SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
@@ -77,10 +78,10 @@ def _read_otb(root: Path) -> Loaders:
 
 def _otb(path: Path, name: str) -> Sequence:
     folder, truth, frames = path.parent, read_boxes(path), Frames(path.parent / "img")
-    first, last = splits.OTB_RANGES.get(folder.name, (1, len(frames)))
+    first, last = SPLITS["otb"]["first_and_last_image"].get(folder.name, (1, len(frames)))
     if len(frames) > len(truth):
         frames = frames.cut(first - 1, last)
-    omitted = splits.OTB_OMITTED.get(folder.name, 0)
+    omitted = SPLITS["otb"]["frames_omitted"].get(folder.name, 0)
     number = path.stem.rpartition(".")[2]
     aliases = tuple(f"{folder.name}{mark}{number}" for mark in ".-_") if number.isdigit() else ()
     return Sequence(name, frames.cut(omitted, len(frames)), truth[omitted:], aliases=aliases, omitted=omitted)
@@ -94,7 +95,7 @@ def _read_lasot(split: str, root: Path) -> Loaders:
     ``all`` takes every folder: LaSOText, LaSOT's extension.
     """
     listed = root / f"{split}ing_set.txt"
-    wanted = set(read_lines(listed) if listed.is_file() else splits.LASOT_TEST)
+    wanted = set(read_lines(listed) if listed.is_file() else SPLITS["lasot"]["test"])
     outsiders = split == "train" and not listed.is_file()
     folders = [path.parent for path in _find(root, "*/groundtruth.txt", "*/*/groundtruth.txt")]
     folders = [f for f in folders if split == "all" or (f.name in wanted) is not outsiders]
@@ -197,13 +198,9 @@ def _uav123(path: Path, name: str) -> Sequence:
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
     (``bird1_1`` to ``bird1_3`` of ``bird1``): the frame each part starts with is the toolkit's.
     """
-    folder, _, part = name.rpartition("_")
-    starts = splits.UAV123_PARTS.get(folder, ())
-    truth, first = read_boxes(path), 0
-    if part.isdigit() and 1 <= int(part) <= len(starts):
-        first = starts[int(part) - 1] - 1
-    else:
-        folder = name
+    parts, truth = SPLITS["uav123"]["first_image"], read_boxes(path)
+    folder = name.rpartition("_")[0] if name in parts else name
+    first = parts.get(name, 1) - 1
     images = path.parents[2] / "data_seq" / "UAV123" / folder
     return Sequence(name, Frames(images).cut(first, first + len(truth)), truth)
 
@@ -242,10 +239,10 @@ class Kind:
     size: Optional[int] = None  # sequences of the published set
 
 
-_LASOT, _UAV = splits.LASOT_ATTRIBUTES, splits.UAV123_ATTRIBUTES
+_OTB, _LASOT, _UAV = (tuple(SPLITS[name]["attributes"]) for name in ("otb", "lasot", "uav123"))
 DATASETS: Dict[str, Kind] = {
     "folder": Kind("GOT-10k-style folder", partial(_read_got10k, ""), "folder"),
-    "otb": Kind("OTB", _read_otb, "otb", attributes=splits.OTB_ATTRIBUTES),
+    "otb": Kind("OTB", _read_otb, "otb", attributes=_OTB),
     "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
     "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
     "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),

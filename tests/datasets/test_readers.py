@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.datasets import DATASETS, open_dataset
+from asymtrack_edge.datasets.readers import SPLITS
 from asymtrack_edge.datasets.sequences import read_boxes, read_labels
-from asymtrack_edge.datasets.splits import LASOT_TEST, UAV123_PARTS
 from asymtrack_edge.errors import DatasetError, UsageError
 from tests.datasets.miniature import drift, rows, save, write_frames
 
@@ -138,8 +138,8 @@ def test_lasot_cuts_images_that_the_annotation_does_not_cover_and_says_so(tmp_pa
 
 
 def test_published_sizes_of_the_splits():
-    assert len(LASOT_TEST) == len(set(LASOT_TEST)) == 280
-    assert sum(len(parts) for parts in UAV123_PARTS.values()) == 51
+    test, parts = SPLITS["lasot"]["test"], SPLITS["uav123"]["first_image"]
+    assert len(test) == len(set(test)) == 280 and len(parts) == 51
 
 
 def test_trackingnet_orders_frames_by_number(tmp_path):

@@ -9,7 +9,9 @@ from typing import Any, Iterator
 import pytest
 
 from tests.gpu import check as gpu_check
-from tests.gpu.check import CHECKS, Check, Machine
+from tests.gpu import machine as gpu_machine
+from tests.gpu.check import CHECKS, Check
+from tests.gpu.machine import Machine
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def test_check(check: Check, machine: Machine) -> None:
 
 
 def test_the_dry_run_lists_every_check(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "find_gpu", nothing)
+    monkeypatch.setattr(gpu_machine, "find_gpu", nothing)
     assert gpu_check.main(["--dry"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "no GPU: there is no GPU here"
@@ -47,7 +49,7 @@ def test_a_report_is_written_whatever_fails(
 
     checks = (Check("good", lambda machine: "fine", ()), Check("bad", fails, ()), Check("absent", fails, ("gpu",)))
     monkeypatch.setattr(gpu_check, "CHECKS", checks)
-    monkeypatch.setattr(gpu_check, "find_gpu", nothing)
+    monkeypatch.setattr(gpu_machine, "find_gpu", nothing)
     assert gpu_check.main(["--json", str(tmp_path / "report.json")]) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(c["name"], c["result"], c["detail"]) for c in report["checks"]] == [

@@ -1,0 +1,144 @@
+"""The machine that ``make gpu-check`` runs on: what of a GPU and its libraries is there, and backends opened on it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes.util
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+from asymtrack_edge.checkpoints import load_model
+from asymtrack_edge.cli import BACKENDS
+from asymtrack_edge.errors import BackendError
+from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
+from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, TENSORRT, TensorRTBackend, load_tensorrt
+from asymtrack_edge.variants import VARIANTS
+
+#: Networks of T to check, and the packages that have to be there to make them.
+PRECISIONS = {"fp32": (), "fp16": ("export",)}
+
+
+class Machine:
+    """What is there to check: the GPU, by what is ``missing`` why, and models made in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gpu: Optional[Gpu] = None
+        self.missing: Dict[str, str] = {}
+        self.folder = folder
+        for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export):
+            try:
+                find()
+            except Exception as error:
+                self.missing[find.__name__[len("_find_") :]] = str(error).splitlines()[0]
+
+    def _find_gpu(self) -> None:
+        self.gpu = find_gpu(0)
+
+    def model(self, precision: str, target: str = "onnx") -> Path:
+        """A directory of T: the bundled one, or an export of its weights for batches up to 32."""
+        if (precision, target) == ("fp32", "onnx"):
+            return model_folder("T")
+        made = self.folder / f"{precision}-{target}"
+        if not made.exists():
+            from asymtrack_edge.export.pipeline import Export, ExportOptions
+
+            made.mkdir(parents=True)
+            options = ExportOptions(precision, target, max_batch=32)
+            Export(load_model(None, VARIANTS["T"]), options).write(made).save(made)
+        return made
+
+    def backends(self) -> List[Tuple[str, str]]:
+        """Backends that can run here, each with a precision."""
+        names = [n for n in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt") if self.lacks((n,)) is None]
+        return [(name, precision) for name in names for precision, needs in PRECISIONS.items() if not self.lacks(needs)]
+
+    def lacks(self, needs: Sequence[str]) -> Optional[str]:
+        """Why what needs such (keys of ``missing``, a backend, ``"any"`` backend) cannot run here; None if it can."""
+        for need in needs:
+            reason = self.missing.get("gpu" if need in BACKENDS or need == "any" else need)
+            if reason is None and need.startswith("onnxruntime-"):
+                reason = self.missing.get("onnxruntime")
+            if reason is None and need == "onnxruntime-tensorrt" and not _has_library("nvinfer"):
+                reason = "there is no libnvinfer"
+            if reason is None and need == "tensorrt":
+                reason = self.missing.get("export") or self._lacks_tensorrt()
+            if reason is None and need == "any" and not self.backends():
+                reason = self.lacks(("onnxruntime-cuda",))
+            if reason is not None:
+                return reason
+        return None
+
+    def _lacks_tensorrt(self) -> Optional[str]:
+        reasons = []
+        for flavour in (TENSORRT, RTX):
+            try:
+                load_tensorrt(flavour)
+                if flavour == TENSORRT:
+                    return None
+                folder = self.model("fp32", "rtx")
+                TensorRTBackend(folder, load_manifest(folder)).close()
+                return None
+            except BackendError as error:
+                if "has no" in str(error):  # engine yet: nothing speaks against this GPU
+                    return None
+                reasons.append(str(error))
+        return "; ".join(reasons)
+
+    def open(self, backend: str, precision: str) -> Any:
+        """Opens a backend on T."""
+        if backend != "tensorrt":
+            from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
+
+            folder = self.model(precision)
+            return OnnxRuntimeGpuBackend(folder, load_manifest(folder), backend.split("-")[1])
+        from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
+
+        try:
+            load_tensorrt(TENSORRT)
+            target = "xavier" if self.integrated else "orin"
+        except BackendError:
+            target = "rtx"
+        folder = self.model(precision, target)
+        build_in_place(folder)
+        return TensorRTBackend(folder, load_manifest(folder))
+
+    @property
+    def integrated(self) -> bool:
+        """Whether the GPU shares the CPU's memory, as on a Jetson."""
+        return self.gpu is not None and self.gpu.integrated
+
+
+def _find_torch() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"PyTorch {torch.__version__} here has no CUDA")
+
+
+def _find_onnxruntime() -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"onnxruntime {onnxruntime.__version__} here has no CUDA: install onnxruntime-gpu instead")
+
+
+def _find_export() -> None:
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
+        raise RuntimeError("torch and onnx are needed to export in fp16")
+
+
+def _has_library(name: str) -> bool:
+    return bool(ctypes.util.find_library(name) or importlib.util.find_spec("tensorrt_libs"))
+
+
+def versions() -> Dict[str, str]:
+    """Those of Python and of the packages that take part."""
+    found = {"python": sys.version.split()[0]}
+    for name in ("numpy", "cv2", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx_bindings", "pycuda"):
+        with contextlib.suppress(Exception):
+            found[name] = str(__import__(name).__version__)
+    return found

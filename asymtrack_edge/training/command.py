@@ -74,7 +74,6 @@ def _add_run(commands: Any) -> None:
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
     add("--init", metavar="FILE", help="weights to start from: a file, or T or S for the bundled weights")
     add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
-    add("--search-size", type=cli.positive, metavar="N", help="search crop in pixels (smaller is faster)")
     add = run.add_argument_group("recipe").add_argument
     add("--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)")
     add("--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)")
@@ -155,7 +154,7 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     asked = given("batch", "lr", "cooldown", "bf16", "epochs")
     if arguments.epochs and recipe.decay_epoch is not None:
         asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
-    changes = given("search_size", "seed", "init", "teacher", "canvas", "workers", "variant")
+    changes = given("seed", "init", "teacher", "canvas", "workers", "variant")
     datasets = given(*DATASETS)
     if arguments.data or datasets:
         changes.update(data=tuple(arguments.data or ()), datasets=datasets)

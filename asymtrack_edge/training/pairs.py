@@ -72,8 +72,7 @@ def plan_windows(
     template_side = template_box[:, 2:].prod(1).sqrt() * variant.template_factor
     extent = search_box[:, 2:] * torch.exp(augmentation.size_jitter * random.normal(batch, 2))
     scale = extent.prod(1).sqrt()
-    # At a smaller search factor the jitter shrinks, so that the target stays inside the crop.
-    reach = augmentation.centre_jitter * (variant.search_factor / 4.0) * scale
+    reach = augmentation.centre_jitter * scale
     centre = _centre(search_box) + reach[:, None] * (random.uniform(batch, 2) - 0.5)
     search = windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
     # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.

@@ -46,7 +46,6 @@ class RunConfig:
     data: Tuple[str, ...] = ()  #: folders held in memory: collections, annotated clips, images, videos
     datasets: Dict[str, str] = field(default_factory=dict)  #: folders read from disk, by names such as ``"lasot"``
     teacher: Optional[str] = None  #: folder of the teacher's graphs
-    search_size: Optional[int] = None  #: side of the search crop in pixels; None for the variant's own
     seed: int = 0  #: decides initial weights and all pairs
     init: Optional[str] = None  #: weights to start from: a file, or the name of a bundled variant
     canvas: int = 320  #: images in memory are shrunk to this many pixels on their long side
@@ -74,10 +73,6 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
     the loss diverged.
     """
     recipe, variant = config.recipe, get_variant(config.variant)
-    if config.search_size is not None:
-        # Targets keep their scale.
-        factor = variant.search_factor * config.search_size / variant.search_size
-        variant = variant.with_(search_size=config.search_size, search_factor=factor)
     with join_world(device) as world:
         # What takes no time comes first: a mistake there is told at once.
         torch.manual_seed(config.seed)
@@ -85,7 +80,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         if init is not None:
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
-        teacher = Teacher(Path(config.teacher), variant, world.device) if config.teacher else None
+        teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
         draw, held_out, what = _open_data(config, folder, variant, world)
         state = make_state(model, recipe, taught=teacher is not None)
         here = has_state(folder)

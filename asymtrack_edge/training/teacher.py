@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
+from asymtrack_edge.errors import DatasetError, MissingDependencyError
 from asymtrack_edge.network import AsymTrack, Prediction
 from asymtrack_edge.training.crops import normalisation
 from asymtrack_edge.training.pairs import Pairs
-from asymtrack_edge.variants import Variant
 
 TEMPLATE_GRAPH, SEARCH_GRAPH = "fear_xs_init.onnx", "fear_xs_track.onnx"
 #: Crops of the teacher in pixels, the stride of its maps, channels of its template features.
@@ -104,14 +103,12 @@ class Opinion(NamedTuple):
 
 
 class Teacher:
-    """The graphs in ``folder`` (see ``OnnxGraph``) on the training device, for a network of ``variant``.
+    """The graphs in ``folder`` (see ``OnnxGraph``) on the training device.
 
-    UsageError where the network's crops show another part of the frame than the teacher's.
+    They were made for crops of the same part of the frame as the network's.
     """
 
-    def __init__(self, folder: Path, variant: Variant, device: torch.device) -> None:
-        if (variant.template_factor, variant.search_factor) != (2.0, 4.0):
-            raise UsageError("--teacher needs the search crops of the variant: leave out --search-size")
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.template, self.search = (OnnxGraph(folder / name, device) for name in (TEMPLATE_GRAPH, SEARCH_GRAPH))
         self.mean, self.std = (value[:, :, None] for value in normalisation(device))
 

@@ -27,7 +27,7 @@ from asymtrack_edge.variants import VARIANTS
 from tests.test_docs import blocks
 from tests.training.conftest import moving, picture
 
-QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--search-size", "64", "--time-budget", "0.1"]
+QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--time-budget", "0.1"]
 
 
 class Follower:
@@ -65,7 +65,7 @@ def weights_of(folder: Path) -> Any:
 
 def test_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) -> None:
     assert main(["--preset", "paper", "--got10k", str(got10k), "--output", str(tmp_path), *QUICK]) == 0
-    expected = RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)}, search_size=64)
+    expected = RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)})
     assert RunConfig.load(tmp_path) == expected
     weights, pairs = weights_of(tmp_path)
     assert torch.isfinite(weights).all() and pairs >= 2
@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     torch.testing.assert_close(mean, start, atol=1e-4, rtol=0)
     assert main(["--resume", str(folder), "--time-budget", "0.1", "--device", "cpu"]) == 0
     config = RunConfig.load(folder)
-    assert (config.recipe.lr, config.search_size, config.canvas) == (2e-4, 64, 128)
+    assert (config.recipe.lr, config.canvas) == (2e-4, 128)
     assert weights_of(folder)[1] > pairs
     (folder / "plot.png").unlink()
     assert main(["plot", str(folder)]) == 0 and "plot.png" in capsys.readouterr().out
@@ -123,7 +123,6 @@ def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
         (["--preset", "small", "--data", "nowhere"], "nowhere"),
         (["--got10k", "nowhere"], "nowhere"),
         (["--variant", "X", "--data", "."], "choose one of"),
-        (["--search-size", "100", "--data", "."], "multiples of 32"),
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", ".", "--output", "other"], "leave out --output"),
         (["plot", "nowhere"], "nowhere"),

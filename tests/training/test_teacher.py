@@ -15,7 +15,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from safetensors.torch import load_file
 
-from asymtrack_edge.errors import DatasetError, MissingDependencyError, UsageError
+from asymtrack_edge.errors import DatasetError, MissingDependencyError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.log import read_log
@@ -85,7 +85,7 @@ def test_a_batch_gives_what_onnx_runtime_gives_for_each(graphs: Path) -> None:
 
 
 def test_the_opinion_is_in_the_coordinates_of_pairs(graphs: Path) -> None:
-    teacher = Teacher(graphs, VARIANTS["T"], CPU)
+    teacher = Teacher(graphs, CPU)
     logits, reach = torch.full((2, 1, 16, 16), -9.0), torch.zeros(2, 4, 16, 16)
     logits[0, 0, 5, 9] = logits[1, 0, 0, 3] = 4.0
     reach[0, :, 5, 9] = torch.tensor([10.0, 20.0, 30.0, 40.0])
@@ -131,15 +131,13 @@ def test_learning_from_a_teacher_and_going_on(graphs: Path, collection: Path, tm
 
 def test_what_a_teacher_lacks_is_named(graphs: Path, tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(DatasetError, match=r"no fear_xs_init\.onnx"):
-        Teacher(tmp_path, VARIANTS["T"], CPU)
+        Teacher(tmp_path, CPU)
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
     with pytest.raises(DatasetError, match=r"bad\.onnx is no ONNX"):
         OnnxGraph(tmp_path / "bad.onnx", CPU)
     save_graph(tmp_path / "odd.onnx", [make_node("Tanh", ["a"], ["b"])], {"a": [1]}, {"b": [1]}, {})
     with pytest.raises(DatasetError, match="Tanh"):
         OnnxGraph(tmp_path / "odd.onnx", CPU)
-    with pytest.raises(UsageError, match="--search-size"):
-        Teacher(graphs, VARIANTS["T"].with_(search_factor=3.0), CPU)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[train\]"):
         OnnxGraph(graphs / "fear_xs_init.onnx", CPU)

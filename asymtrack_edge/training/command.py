@@ -45,9 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(label)
     cli.add_backend(label)
     label.add_argument("--ray", metavar="ADDRESS", help="label on a Ray cluster: its address, auto or local")
-    label.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="seed of the regions that are tried (default: 0)"
-    )
     label.set_defaults(func=_label)
     plot = commands.add_parser(
         "plot",
@@ -167,7 +164,7 @@ def _label(arguments: argparse.Namespace) -> int:
     output = arguments.output or Path(os.path.abspath(arguments.folder) + "-labelled")
     load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
     ray = join_cluster(arguments.ray, len(os.sched_getaffinity(0))) if arguments.ray else None
-    count, left_out = label_videos(arguments.folder, output, load, arguments.seed, ray)
+    count, left_out = label_videos(arguments.folder, output, load, ray)
     print(f"{output}: {count} tracks on which both directions agree")
     return 1 if left_out else 0
 

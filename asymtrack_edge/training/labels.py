@@ -6,6 +6,7 @@ import io
 import sys
 import tarfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
@@ -102,10 +103,10 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
         yield clip
 
 
-def label_video(tracker: Any, folder: Path, seed: int, path: Path) -> Labels:
-    """Labels one video; its name below ``folder`` and the seed decide which regions are tried."""
+def label_video(folder: Path, tracker: Any, path: Path) -> Labels:
+    """Labels one video; its name below ``folder`` decides which regions are tried."""
     name = path.relative_to(folder).as_posix()
-    random = np.random.default_rng([seed, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
+    random = np.random.default_rng([0, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
     packed = io.BytesIO()
     records: List[Dict[str, Any]] = []
     try:
@@ -136,9 +137,7 @@ def find_videos(folder: Path) -> List[Path]:
     return [path for path in files_under(folder) if path.name.lower().endswith(VIDEO_SUFFIXES)]
 
 
-def label_videos(
-    folder: Path, output: Path, load: Mapping[str, Any], seed: int = 0, ray: Any = None
-) -> Tuple[int, int]:
+def label_videos(folder: Path, output: Path, load: Mapping[str, Any], ray: Any = None) -> Tuple[int, int]:
     """Turns each video below a folder into a collection in ``output``, under the video's name.
 
     Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
@@ -157,9 +156,7 @@ def label_videos(
     def build(model: Optional[str]) -> Any:
         return asymtrack_edge.Tracker.load(**{**load, "model": model or load["model"]})
 
-    def work(tracker: Any, path: Path) -> Labels:
-        return label_video(tracker, folder, seed, path)
-
+    work = partial(label_video, folder)
     results: Iterator[Tuple[int, Labels]]
     if ray is None:
         tracker = build(None) if waiting else None

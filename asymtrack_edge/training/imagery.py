@@ -11,10 +11,10 @@ import tarfile
 from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -26,12 +26,13 @@ from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import printable
 from asymtrack_edge.training.log import show_progress
 
-INDEXES = ("stills.json", "clips.json", "cutouts.json")
 TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
+#: The lists of a collection, and what is in them.
+INDEXES = {"stills.json": STILL, "clips.json": CLIP, "cutouts.json": None}
 #: Smallest box that is learnt from, per side: in canvas pixels, and for stills in the image's own.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 #: Items decoded at a time, so that few images are held twice.
@@ -67,18 +68,11 @@ class Pool:
     def __len__(self) -> int:
         return len(self.start)
 
-    def groups(self) -> Tensor:
-        """``(T,)``, which still or clip each target is of, as numbered in ``still``."""
-        return self.still[self.image[self.start]]
-
-    def split(self, every: int = 50) -> Tuple[Pool, Pool]:
-        """All but every ``every``-th still or clip, and those, for validation: targets and scenery, not imagery."""
-        held, held_scenery = (g % every == every - 1 for g in (self.groups(), self.still[self.scenery]))
-        return self._only(~held, ~held_scenery), self._only(held, held_scenery)
-
-    def _only(self, targets: Tensor, scenery: Tensor) -> Pool:
+    def only(self, images: Tensor) -> Pool:
+        """The same imagery with the targets and the scenery in some images alone, bool ``(N,)``; whole clips."""
+        targets = images[self.image[self.start]]
         parts = {name: getattr(self, name)[targets] for name in ("start", "length", "kind", "weight")}
-        return Pool(**{**vars(self), **parts, "scenery": self.scenery[scenery]})
+        return replace(self, scenery=images.nonzero()[:, 0], **parts)
 
 
 class _Item(NamedTuple):
@@ -86,8 +80,8 @@ class _Item(NamedTuple):
 
     kind: Optional[int]  #: ``CLIP``, ``STILL`` or None for a cut-out
     source: str  #: where it comes from; targets of one source share its weight
-    images: Sequence[str]  #: names of its image files
-    read: Callable[[str], bytes]  #: gives the content of one
+    images: Sequence[Any]  #: its image files: paths, or names in a shard
+    read: Callable[[Any], bytes]  #: gives the content of one
     tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
 
     def decode(self) -> List[np.ndarray]:
@@ -210,41 +204,31 @@ def _find(folder: Path) -> Iterator[_Item]:
         if len(table) != len(frames):
             raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
         table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
-        yield _Item(CLIP, "", [str(path) for path in frames], _read_file, [table])
+        yield _Item(CLIP, "", list(frames), Path.read_bytes, [table])
     for path in files:
         if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):
-            yield _Item(STILL, "", [str(path)], _read_file)
-
-
-def _read_file(path: str) -> bytes:
-    return Path(path).read_bytes()
+            yield _Item(STILL, "", [path], Path.read_bytes)
 
 
 def _collection(folder: Path) -> Iterator[_Item]:
-    stills, clips, cutouts = (read_records(folder / name) for name in INDEXES)
     # Only the name of a shard counts: an index cannot reach outside its own folder.
     shard = lru_cache(maxsize=None)(lambda name: _read_tar(folder / Path(str(name)).name))
-
-    def item(kind: Optional[int], record: Dict[str, Any], names: List[str], tracks: Iterable[Any] = ()) -> _Item:
-        shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
-        files = ChainMap(*map(shard, shards))
-        missing = [name for name in names if name not in files]
-        if missing:
-            raise KeyError(missing[0])
-        # What follows a colon tells files of one origin apart; they share its weight.
-        source = record.get("source", "").split(":")[0]
-        tables = [np.array([box or [np.nan] * 4 for box in boxes], np.float64) for boxes in tracks]
-        if any(table.shape != (len(names), 4) for table in tables):
-            raise ValueError
-        return _Item(kind, source, names, files.__getitem__, tables)
-
+    records = [(kind, record) for name, kind in INDEXES.items() for record in read_records(folder / name)]
     try:
-        for record in stills:
-            yield item(STILL, record, [record["file"]], [[box] for box in record["boxes"]])
-        for record in clips:
-            yield item(CLIP, record, record["frames"], [track["boxes"] for track in record["tracks"]])
-        for record in cutouts:
-            yield item(None, record, [record["file"]])
+        for kind, record in records:
+            if kind == CLIP:
+                names, tracks = record["frames"], [track["boxes"] for track in record["tracks"]]
+            else:
+                names, tracks = [record["file"]], [[box] for box in record["boxes"]] if kind == STILL else []
+            shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
+            files = ChainMap(*map(shard, shards))
+            content = {name: files[name] for name in names}
+            tables = [np.array([box or [np.nan] * 4 for box in boxes], np.float64) for boxes in tracks]
+            if any(table.shape != (len(names), 4) for table in tables):
+                raise ValueError
+            # What follows a colon tells files of one origin apart; they share its weight.
+            source = record.get("source", "").split(":")[0]
+            yield _Item(kind, source, names, content.__getitem__, tables)
     except KeyError as error:
         raise DatasetError(f"the collection in {folder} lacks {error}") from None
     except (TypeError, ValueError):

@@ -264,12 +264,9 @@ class Trainer:
         prediction = output if opinion is None else output[0]
         loss, terms = tracking_loss(prediction, pairs, self.recipe.corner_loss, self.world.average)
         if opinion is not None:
-            more = teacher_loss(output[1], output[2], opinion)
-            for name, weight in (
-                ("response", self.recipe.teacher_response),
-                ("features", self.recipe.teacher_features),
-            ):
-                loss, terms[name] = loss + weight * more[name], more[name].detach()
+            more, recipe = teacher_loss(output[1], output[2], opinion), self.recipe
+            loss = loss + recipe.teacher_response * more["response"] + recipe.teacher_features * more["features"]
+            terms.update({name: value.detach() for name, value in more.items()})
         return loss, terms
 
     def _step(self, rate: float) -> Dict[str, float]:

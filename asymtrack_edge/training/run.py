@@ -33,7 +33,7 @@ CONFIG = "run.json"
 
 #: How held-out pairs are drawn: about as far off as a tracker's crops are.
 HELD_OUT = Augmentation(centre_jitter=1.5, size_jitter=0.15, greyscale=0.0, flip=0.0, brightness=0.0, stills=0.4)
-#: Fewer stills and clips than this are all trained on.
+#: Only if more stills and clips than this have boxes, one in fifty is held out.
 FEWEST_TO_SPLIT = 200
 
 
@@ -169,9 +169,10 @@ def _open_data(
     pool = load_pool(folders, config.canvas, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets, {len(pool.cutouts):,} cut-outs"
     held_out = None
-    if len(pool.groups().unique()) > FEWEST_TO_SPLIT:
-        pool, held = pool.split()
-        held_out = PairSampler(held, variant, HELD_OUT, config.seed).draw
+    if len(pool.still[pool.image].unique()) > FEWEST_TO_SPLIT:
+        held = pool.still % 50 == 49
+        held_out = PairSampler(pool.only(held), variant, HELD_OUT, config.seed).draw
+        pool = pool.only(~held)
     sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)
     return sampler.draw, held_out, what
 

@@ -16,6 +16,7 @@ import torch
 from asymtrack_edge.training.pairs import Pairs
 from asymtrack_edge.variants import Variant
 from tests.datasets.miniature import save
+from tests.helpers import random_inputs
 
 CPU = torch.device("cpu")
 #: Where the square of ``moving`` is, frame by frame.
@@ -32,12 +33,9 @@ def _one_thread() -> Any:
 
 def random_pairs(variant: Variant, batch: int) -> Pairs:
     """Noise with known targets, always the same."""
-    random = torch.Generator().manual_seed(0)
-    sides = (variant.template_size, variant.search_size)
-    template, search = (torch.randn(batch, 3, side, side, generator=random) for side in sides)
-    low = 0.2 + 0.2 * torch.rand(batch, 2, generator=random)
+    low = 0.2 + 0.2 * torch.rand(batch, 2, generator=torch.Generator().manual_seed(0))
     yes = torch.ones(batch, dtype=torch.bool)
-    return Pairs(template, search, torch.cat([low, low + 0.3], 1), yes, yes)
+    return Pairs(*random_inputs(variant, batch), torch.cat([low, low + 0.3], 1), yes, yes)
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Readers of the published data sets, for training and for evaluation."""
 
-from asymtrack_edge.datasets.readers import DATASETS, Dataset, open_dataset
+from asymtrack_edge.datasets.readers import DATASETS, Dataset
 from asymtrack_edge.datasets.sequences import Sequence
 
-__all__ = ["DATASETS", "Dataset", "Sequence", "open_dataset"]
+__all__ = ["DATASETS", "Dataset", "Sequence"]

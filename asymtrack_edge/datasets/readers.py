@@ -349,7 +349,3 @@ class Dataset:
         if sequence.absent is not None:
             usable &= ~sequence.absent
         return Annotation(boxes, np.nonzero(usable)[0], sequence.frames)
-
-
-#: ``open_dataset("lasot", root)`` reads nicer than a class.
-open_dataset = Dataset

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
-from asymtrack_edge.datasets import open_dataset
+from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
@@ -155,7 +155,7 @@ def _open_data(
         )
     augmentation, share = config.recipe.augmentation, (world.rank, world.size)
     if config.datasets:
-        readers = [open_dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
+        readers = [Dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
         disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers)
         return disk.draw, None, "pairs read from disk"
     folders: List[Path] = []

@@ -17,7 +17,8 @@ from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executo
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import Results, speed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
-from asymtrack_edge.datasets import DATASETS, Sequence, open_dataset
+from asymtrack_edge.cluster import join_cluster
+from asymtrack_edge.datasets import DATASETS, Dataset, Sequence
 from asymtrack_edge.datasets.readers import Kind
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import printable, read_lines
@@ -143,7 +144,7 @@ class _Data(NamedTuple):
 
 def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
-    dataset = open_dataset(args.dataset, args.root, args.attributes)
+    dataset = Dataset(args.dataset, args.root, args.attributes)
     kind, wanted = dataset.kind, args.sequences
     title = args.root.resolve().name if args.dataset == "folder" else kind.title
     if wanted is not None:
@@ -176,7 +177,9 @@ def _run(args: argparse.Namespace) -> int:
     data = _read(args)
     evaluations = []
     if specs:
-        executor = partial(local_executor, args.jobs) if args.ray is None else ray_executor(args.ray, args.jobs)
+        executor: Executor = partial(local_executor, args.jobs)
+        if args.ray is not None:
+            executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
         for spec in specs:
             identity = spec.identity()
             results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import replace
-from functools import partial
 from multiprocessing.connection import wait
 from time import perf_counter
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
@@ -20,7 +19,7 @@ import numpy as np
 
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.benchmarks.worker import Worker
-from asymtrack_edge.cluster import join_cluster, needs_gpu, spread
+from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.errors import AsymTrackError, BackendError
 from asymtrack_edge.files import printable
@@ -110,12 +109,8 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
             worker.close()
 
 
-def ray_executor(address: str, jobs: int) -> Executor:
+def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
     """A Ray cluster: one task a sequence (see ``cluster``). Progress is told when a sequence is done."""
-    return partial(_run_on, join_cluster(address, jobs))
-
-
-def _run_on(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
     longest_first = sorted(sequences, key=len, reverse=True)
     gpu = needs_gpu(spec.backend, spec.device)
     model = spec.name if spec.kind == "model" else ""

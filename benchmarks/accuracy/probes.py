@@ -18,7 +18,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import is_box, overlaps, success_curve
 from asymtrack_edge.benchmarks.accuracy.report import figure
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
-from asymtrack_edge.datasets import Sequence, open_dataset
+from asymtrack_edge.datasets import Dataset, Sequence
 from asymtrack_edge.errors import CheckpointError, DatasetError, UsageError
 from asymtrack_edge.files import OutputFile, check_output, printable
 from asymtrack_edge.geometry import Box, Cropper, crop_window
@@ -69,7 +69,7 @@ def starts(args: argparse.Namespace) -> int:
     gives six tracks: from its first frame, from a quarter and from half of its length, as it is and
     mirrored left to right. Lost targets are not looked for. The figure is no published protocol's.
     """
-    sequences, left_out = open_dataset("folder", args.root).read()
+    sequences, left_out = Dataset("folder", args.root).read()
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
     means, tracks = {}, 0
     for sequence in sequences:
@@ -92,7 +92,7 @@ def presence(args: argparse.Namespace) -> int:
     Each sequence gives one score with its target in view (its fifth frame) and four without (the seventh
     frame of four other sequences, resized to its own).
     """
-    sequences, left_out = open_dataset("folder", args.root).read()
+    sequences, left_out = Dataset("folder", args.root).read()
     sequences = [sequence for sequence in sequences if len(sequence) > ABSENT]
     if len(sequences) <= max(OTHERS):
         need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
@@ -128,13 +128,11 @@ def features(args: argparse.Namespace) -> None:
     Without: the trained network with its OPE blocks bypassed. Maps show the mean over the channels and the
     largest activation of any channel, each pair in the same colours.
     """
-    check_output(args.output)
-    frames, box = clip_argument(args.clip, args.box) or default_clip(2)
-    model = _model(args.model)
-    search, maps = feature_maps(model, frames, box)
     if args.output.suffix.lower() != ".png":
         raise UsageError(f"--output takes a .png here, not {printable(args.output)}")
-    drawn = _draw(search, maps)
+    check_output(args.output)
+    frames, box = clip_argument(args.clip, args.box) or default_clip(2)
+    drawn = _draw(*feature_maps(_model(args.model), frames, box))
     with OutputFile(args.output) as file:
         drawn.savefig(file.place, dpi=120, format="png")
     print(f"wrote {printable(args.output)}")
@@ -148,10 +146,10 @@ def _model(name: str) -> AsymTrack:
         return load_model(None, VARIANTS[name.upper()])
     if Path(name).is_dir():
         raise UsageError(f"{name} is an exported model, whose OPE is folded: give T, S, B or the checkpoint")
-    variants = open_checkpoint(name).variants
-    if not variants:
+    checkpoint = open_checkpoint(name)
+    if not checkpoint.variants:
         raise CheckpointError(f"{name} fits none of {', '.join(VARIANTS)}")
-    return load_model(name, VARIANTS[variants[0]])
+    return checkpoint.model(VARIANTS[checkpoint.variants[0]])
 
 
 def feature_maps(model: AsymTrack, frames: List[np.ndarray], box: Box) -> Tuple[np.ndarray, Maps]:

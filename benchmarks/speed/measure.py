@@ -29,6 +29,8 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 
 #: Of P1 and P2 (the authors' script).
 WARMUP, CALLS = 100, 1000
+#: Calls of P5, frames of P6, calls for each number of targets.
+FEWER_CALLS = 300
 #: Frame rates at which P6 says how many frames a camera would lose.
 CAMERA_FPS = (30.0, 60.0)
 #: Runs of the search network under the profiler.
@@ -59,12 +61,12 @@ def networks(
     bench.report.ratios += compare("P2", seen, base or raced[0].name)
 
 
-def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float], calls: int = 300) -> None:
+def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> None:
     """P5: whole ``update(frame)`` calls; trackers take turns."""
     before = conditions(bench.gpu)
     # Other trackers than this package's do not say where their time goes.
     began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in raced]
-    seen = race(raced, seconds, calls, warmup=10, tick=bench.tick)
+    seen = race(raced, seconds, FEWER_CALLS, warmup=10, tick=bench.tick)
     for case, (made, stages) in zip(raced, began):
         samples = flat(seen[case.name])
         by_stage = _stages(stages, case.subject, case.calls - made)
@@ -95,11 +97,11 @@ def dropped_frames(seconds: Sequence[float], fps: float) -> int:
     return lost
 
 
-def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[float], limit: int = 300) -> None:
+def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[float]) -> None:
     """P6: from the encoded frame to the box, with the time of each stage.
 
-    ``seconds`` end the run early, after ten frames at least; else ``limit`` frames do. Raises SourceError where the
-    clip has fewer than two.
+    ``seconds`` end the run early, after ten frames at least; else ``FEWER_CALLS`` frames do. Raises SourceError where
+    the clip has fewer than two.
     """
     before, tracker = conditions(bench.gpu), case.subject
     decode: List[float] = []
@@ -111,7 +113,7 @@ def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[flo
             tracker.init(first, tuple(clip.box))
             tracker.update(first)  # the first call pays for allocations
         stages = dict(tracker.seconds)
-        while len(total) < limit and (seconds is None or sum(total) < seconds or len(total) < 10):
+        while len(total) < FEWER_CALLS and (seconds is None or sum(total) < seconds or len(total) < 10):
             started = perf_counter()
             frame = next(frames, None)
             if frame is None:
@@ -195,7 +197,7 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
         text = f"({count} target{'s' * (count > 1)})"
         ways = {f"one by one {text}": False, f"together {text}": True}
         raced = [bench.keep(cases.network_case(name, spec, count, way)) for name, way in ways.items()]
-        networks(bench, raced, a.seconds / len(a.counts), calls=300)
+        networks(bench, raced, a.seconds / len(a.counts), calls=FEWER_CALLS)
         for row in bench.report.rows[-2:]:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 

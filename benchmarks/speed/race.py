@@ -117,13 +117,13 @@ def summarise(seconds: Sequence[float]) -> Dict[str, float]:
     return {"count": len(seconds), "mean": 1000 * float(np.mean(seconds)), **found}
 
 
-def settle(longest: float = SETTLE_SECONDS) -> None:
+def settle() -> None:
     """Waits until no thread of this process works any more.
 
     The threads of a pool (ONNX Runtime's, OpenMP's) go on looking for work for some milliseconds after a call. The
     next case would share the processors with threads that do nothing.
     """
-    end = perf_counter() + longest
+    end = perf_counter() + SETTLE_SECONDS
     while perf_counter() < end:
         began, used = perf_counter(), process_time()
         sleep(0.004)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asymtrack_edge.datasets import DATASETS, open_dataset
+from asymtrack_edge.datasets import DATASETS, Dataset
 from asymtrack_edge.datasets.readers import SPLITS
 from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
@@ -28,20 +28,20 @@ def build(root, files):
 
 def read(name, root):
     """All sequences of a data set, each by itself."""
-    data = open_dataset(name, root)
+    data = Dataset(name, root)
     return [data.sequence(one) for one in data.names]
 
 
 def names(name, root):
-    return open_dataset(name, root).names
+    return Dataset(name, root).names
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
     with pytest.raises(DatasetError, match="looked for"):
-        open_dataset(name, tmp_path)
+        Dataset(name, tmp_path)
     with pytest.raises(DatasetError, match="there is no folder"):
-        open_dataset(name, tmp_path / "absent")
+        Dataset(name, tmp_path / "absent")
 
 
 def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
@@ -77,7 +77,7 @@ def test_got10k_test_has_only_start_boxes(tmp_path):
 def test_got10k_train_shows_what_neither_label_hides(tmp_path):
     got10k(tmp_path / "train", "GOT-10k_Train_000001", cover="8 0 3 8")
     for root in (tmp_path, tmp_path / "train"):
-        boxes, usable, frames = open_dataset("got10k-train", root).annotation(0)
+        boxes, usable, frames = Dataset("got10k-train", root).annotation(0)
         assert usable.tolist() == [0, 3] and boxes.dtype == np.float32
         assert boxes[3].tolist() == [7, 5, 10, 8] and frames[3].name == "00000004.jpg"
 
@@ -101,7 +101,7 @@ def test_otb_delimiters_ranges_and_two_targets(tmp_path):
     assert (tiger.frames[0].name, tiger.start[0], len(tiger)) == ("0006.jpg", 9, 3)
     save(tmp_path / "att" / "Boy.txt", "1,0\n")
     with pytest.raises(DatasetError, match=r"Boy: .*2 attributes where 11 are known"):
-        open_dataset("otb", tmp_path).sequence("Boy")
+        Dataset("otb", tmp_path).sequence("Boy")
 
 
 def lasot(folder, images=3):
@@ -118,7 +118,7 @@ def test_lasot_splits_in_both_layouts(tmp_path):
     assert airplane.absent.tolist() == [False, True, True]
     assert names("lasotext", tmp_path) == ["airplane-1", "airplane-2", "zebra-10"]
     assert names("lasot-train", tmp_path) == ["airplane-2"]
-    assert open_dataset("lasot-train", tmp_path).annotation(0).usable.tolist() == [0]
+    assert Dataset("lasot-train", tmp_path).annotation(0).usable.tolist() == [0]
     build(tmp_path, {"testing_set.txt": "airplane-2\n", "training_set.txt": "airplane-1\n"})
     assert names("lasot", tmp_path) == ["airplane-2"] and names("lasot-train", tmp_path) == ["airplane-1"]
     save(tmp_path / "airplane" / "airplane-2" / "out_of_view.txt", "0,0")
@@ -184,7 +184,7 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
     index = {"images": [{"id": 9, "file_name": "000000000009.jpg"}], "annotations": objects}
     save(tmp_path / "annotations" / "instances_train2017.json", json.dumps(index))
-    data = open_dataset("coco-train", tmp_path)
+    data = Dataset("coco-train", tmp_path)
     assert len(data) == 2
     assert [data.annotation(i).boxes.tolist() for i in (0, 1)] == [[[2, 3, 12, 10]], [[1, 1, 10, 10]]]
     assert data.annotation(1).frames[0].is_file()
@@ -192,9 +192,9 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
 
 def test_mistakes_are_named(folder_set):
     with pytest.raises(UsageError, match="has no attribute files"):
-        open_dataset("folder", folder_set, attributes=folder_set)
+        Dataset("folder", folder_set, attributes=folder_set)
     with pytest.raises(UsageError, match="unknown data set"):
-        open_dataset("tlp", folder_set)
+        Dataset("tlp", folder_set)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_mistakes_are_named(folder_set):
 )
 def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set, damage, said, caplog):
     (folder_set / "a" / "groundtruth.txt").write_text(damage)
-    data = open_dataset("folder", folder_set)
+    data = Dataset("folder", folder_set)
     (c, *more), left_out = data.read(["c"])
     assert (c.name, more, left_out) == ("c", [], {})
     sequences, left_out = data.read()
@@ -228,7 +228,7 @@ def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set,
 def test_an_unreadable_frame_is_named(folder_set):
     (folder_set / "a" / "00000003.jpg").write_bytes(b"not an image")
     with pytest.raises(DatasetError, match=r"00000003\.jpg is not an image"):
-        open_dataset("folder", folder_set).sequence("a").read(2)
+        Dataset("folder", folder_set).sequence("a").read(2)
 
 
 def test_hidden_files_of_other_systems_are_no_data(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from asymtrack_edge.datasets import open_dataset
+from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.training.crops import Augmentation, Random, Windows, cut, deform, inside, windows_around
@@ -241,7 +241,7 @@ def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tmp_path: Path) -
     root = tmp_path / "train"
     shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
     save(root / "list.txt", "a\n")
-    disk = DiskPairs([open_dataset("got10k-train", tmp_path)], TINY, aug, CPU, workers=1)
+    disk = DiskPairs([Dataset("got10k-train", tmp_path)], TINY, aug, CPU, workers=1)
     region = disk._submit(6, 4)[0][1]
     pairs = disk.draw(6, 4)
     (root / "a" / "groundtruth.txt").unlink()
@@ -255,7 +255,7 @@ def test_disk_pairs_are_reproducible_and_drawn_in_equal_parts(got10k: Path, tmp_
     other = tmp_path / "other"
     shutil.copytree(got10k, other)
     save(other / "train" / "list.txt", "GOT-10k_Train_000002\n")
-    data = [open_dataset("got10k-train", root) for root in (got10k, other)]
+    data = [Dataset("got10k-train", root) for root in (got10k, other)]
     one, two = (DiskPairs(data, TINY, SMALL.augmentation, CPU, seed=3, workers=workers) for workers in (1, 2))
     first = [one.draw(4, step) for step in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first[2], two.draw(4, 2)))
@@ -274,9 +274,9 @@ def test_a_damaged_sequence_is_left_out(got10k: Path, tmp_path: Path) -> None:
     root = tmp_path / "got"
     shutil.copytree(got10k, root)
     save(root / "train" / "GOT-10k_Train_000001" / "groundtruth.txt", "1,2,3\n")
-    disk = DiskPairs([open_dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
+    disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")
-    disk = DiskPairs([open_dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
+    disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     with pytest.raises(DatasetError, match="none of 100 targets"):
         disk.draw(2, 0)

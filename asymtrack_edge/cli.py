@@ -1,4 +1,4 @@
-"""What all commands share: option groups that mean the same everywhere, and errors as one line.
+"""What all commands share: option groups that mean the same everywhere, progress, and errors as one line.
 
 A mistake of the user's ends a command with one clear line on stderr and exit code 2, never with a
 traceback. Exit code 1 says that the command ran and that its answer is no.
@@ -14,7 +14,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional, Sequence
+from typing import Any, Callable, Iterable, NoReturn, Optional, Sequence
 
 import cv2
 
@@ -163,6 +163,20 @@ def say(line: str) -> None:
     """Prints a line for people on stderr; if nobody reads that any more, nowhere."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
+
+
+def progress(
+    items: Optional[Iterable[Any]] = None, title: str = "", total: Optional[float] = None, **options: Any
+) -> Any:
+    """A ``tqdm`` bar over ``items``, or one that is moved on by hand; ``options`` are tqdm's.
+
+    It is on stderr where that is a terminal, and its line is removed at the end. Of torchrun's processes only the
+    first shows it. A terminal that is closed ends the bar and nothing else.
+    """
+    from tqdm import tqdm
+
+    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: where stderr is no terminal
+    return tqdm(items, title, total, **{"leave": False, "file": sys.stderr, "disable": hidden, **options})
 
 
 def _quiet_opencv() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import List
 
@@ -34,6 +36,21 @@ def test_only_one_line_says_that_a_camera_is_missing() -> None:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 2 and ended.stderr.startswith("error: cannot open")
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
+
+
+def test_a_bar_is_for_terminals_and_ends_with_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(cli.progress(range(3))) == [0, 1, 2] and not capsys.readouterr().err
+    ours, theirs = os.openpty()
+    with suppress(OSError), open(theirs, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        bar = cli.progress(total=9, mininterval=0)
+        shown = os.read(ours, 4096)
+        os.close(ours)
+        bar.update(2)
+        bar.close()
+    assert b"0/9" in shown and bar.n == 2
 
 
 def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _dispatch(arguments: argparse.Namespace) -> Optional[int]:
-    for package in ("matplotlib", "safetensors", "torch", "tqdm"):
+    for package in ("matplotlib", "safetensors", "torch"):
         if find_spec(package) is None:
             raise MissingDependencyError(package, "train", "training")
     return arguments.func(arguments)

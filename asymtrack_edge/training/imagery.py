@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asymtrack_edge import cli
 from asymtrack_edge.datasets.sequences import Frames, read_boxes
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import printable
-from asymtrack_edge.training.log import show_progress
 
 TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -174,7 +174,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
         raise DatasetError(f"{names}: no collection, no annotated clip and no image is here; nothing to train on")
     builder = _Builder(count, side)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for first in show_progress(range(0, len(items), CHUNK), "imagery"):
+        for first in cli.progress(range(0, len(items), CHUNK), "imagery"):
             chunk = items[first : first + CHUNK]
             for item, images in zip(chunk, threads.map(_Item.decode, chunk)):
                 builder.add(item, images)

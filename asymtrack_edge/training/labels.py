@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 
 import asymtrack_edge
+from asymtrack_edge import cli
 from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
 from asymtrack_edge.files import open_video, printable, write_bytes
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import files_under, read_records, shrink
-from asymtrack_edge.training.log import show_progress
 from asymtrack_edge.training.state import save_json
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -165,7 +165,7 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any], ray: Any =
         gpu = needs_gpu(load["backend"], load["device"])
         results = spread(ray, build, work, str(load["model"]), waiting, load["threads"] or 1, gpu)
     failed = []
-    for i, result in show_progress(results, "videos", len(waiting)):
+    for i, result in cli.progress(results, "videos", len(waiting)):
         if isinstance(result, AsymTrackError):
             failed.append(str(result))
             continue

@@ -1,29 +1,21 @@
-"""What a run tells while it goes on: progress bars, a JSON-lines log, and its plot."""
+"""What a run tells while it goes on: a progress bar, a JSON-lines log, and its plot."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional
+from typing import Any, Dict, List, Optional
 
-from tqdm import tqdm
-
+from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.files import OutputFile
 
 LOG = "log.jsonl"
 PLOT = "plot.png"
-
-
-def show_progress(items: Iterable[Any], title: str, total: Optional[int] = None) -> Iterable[Any]:
-    """A progress bar over ``items``, on a terminal; of several processes the main one shows it."""
-    hidden = None if os.environ.get("RANK", "0") == "0" else True
-    return tqdm(items, title, total, leave=False, file=sys.stderr, disable=hidden)
 
 
 class Log:
@@ -37,7 +29,7 @@ class Log:
         self.values: Dict[str, float] = {}
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
         #: To be closed at the end.
-        self.bar = tqdm(total=1.0, bar_format=form, file=sys.stderr, disable=True if folder is None else None)
+        self.bar = cli.progress(total=1.0, bar_format=form, disable=folder is None or None)
 
     def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
         """Takes in a step of ``count`` pairs, after which the run has come to ``step``, ``pairs``, ``progress`` (0..1).

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional
 from typing import Sequence as Items
 
 from asymtrack_edge import cli
@@ -226,9 +225,11 @@ def _track(
     done = len(data.sequences) - len(missing)
     if done:
         _say(args, f"{spec.label}: {done} sequences already have results (--fresh redoes them)")
-    failures = {}
-    with _progress(spec.label, sum(map(len, missing))) as advanced:
-        for sequence, boxes, times, error, detail in executor(spec, missing, advanced):
+    failures, frames = {}, sum(map(len, missing))
+    # In a file the bar is seldom renewed, and stays.
+    seldom: Dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 30, "leave": True}
+    with cli.progress(title=spec.label, total=frames, unit="frame", disable=not frames, **seldom) as bar:
+        for sequence, boxes, times, error, detail in executor(spec, missing, bar.update):
             if boxes is not None and times is not None:
                 results.write(sequence.name, boxes, times)
                 continue
@@ -293,19 +294,6 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
     for _, text in problems:
         print(f"error: {text}", file=sys.stderr)
     return 1
-
-
-@contextmanager
-def _progress(label: str, frames: int) -> Iterator[Callable[[int], Any]]:
-    """A bar that counts frames, where tqdm is installed; seldom renewed where it goes to a file."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda count: None
-        return
-    seconds = 0.1 if sys.stderr.isatty() else 30
-    with tqdm(total=frames, desc=label, unit="frame", disable=not frames, mininterval=seconds) as bar:
-        yield bar.update
 
 
 if __name__ == "__main__":

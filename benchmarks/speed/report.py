@@ -15,7 +15,8 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Any, Callable, Dict, List, Sequence
 
-from asymtrack_edge.benchmarks.speed.machine import conditions, facts, package, title
+from asymtrack_edge import cli
+from asymtrack_edge.benchmarks.speed.machine import conditions, facts, title
 from asymtrack_edge.benchmarks.speed.race import Case, summarise
 from asymtrack_edge.benchmarks.tables import cell, markdown_table
 from asymtrack_edge.files import write_text
@@ -161,12 +162,9 @@ class Bench:
         self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
 
     def expect(self, total: float) -> None:
-        """Shows a progress bar over ``total`` seconds, where tqdm is installed."""
-        tqdm = package("tqdm")
-        if tqdm is None:
-            return
+        """Shows a progress bar over ``total`` seconds."""
         shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
-        bar = self.stack.enter_context(tqdm.tqdm(total=total, bar_format=shape, leave=False, disable=None))
+        bar = self.stack.enter_context(cli.progress(total=total, bar_format=shape))
         began = monotonic()
 
         def tick(name: str) -> None:

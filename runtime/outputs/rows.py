@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
 from typing import Any, Callable, Dict, Optional
 from urllib.parse import urlsplit
 
+from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.files import OutputFile, printable
 from asymtrack_edge.runtime.outputs import Result, Sink
@@ -130,29 +129,14 @@ class Progress(Sink):
     essential = False
 
     def __init__(self, total: Optional[int]) -> None:
-        self._total = total
-        self._began = self._drawn = monotonic()
+        self._bar = cli.progress(total=total, unit=" frames")
 
     def write(self, result: Result) -> None:
         """Shows the frame's number and what became of its targets, ten times a second at most."""
-        now, done = monotonic(), result.frame.number + 1
-        if now - self._drawn < 0.1:
-            return
-        self._drawn = now
-        rate = done / (now - self._began)
         tracks = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
-        line = f"{done} frames  {rate:.1f}/s  {', '.join(tracks) or 'no target'}"
-        if self._total:
-            bar = "#" * min(24, 24 * done // self._total)
-            line = f"[{bar:.<24}] {max(0, self._total - done) / rate:.0f} s left  {line}"
-        self._draw(line)
+        self._bar.set_postfix_str(", ".join(tracks) or "no target", refresh=False)
+        self._bar.update(result.frame.number + 1 - self._bar.n)
 
     def close(self, keep: bool = True) -> None:
         """Removes the line."""
-        self._draw("")
-
-    @staticmethod
-    def _draw(line: str) -> None:
-        with suppress(OSError):  # a terminal that was closed is no reason to end
-            sys.stderr.write(f"\r\x1b[2K{line}")
-            sys.stderr.flush()
+        self._bar.close()

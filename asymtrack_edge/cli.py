@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -176,7 +177,10 @@ def progress(
     from tqdm import tqdm
 
     hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: where stderr is no terminal
-    return tqdm(items, title, total, **{"leave": False, "file": sys.stderr, "disable": hidden, **options})
+    # Left to itself, tqdm shows nothing on a terminal that does not tell its size, as a serial one.
+    width, height = shutil.get_terminal_size()
+    defaults = {"leave": False, "file": sys.stderr, "disable": hidden, "ncols": width - 1, "nrows": height}
+    return tqdm(items, title, total, **{**defaults, **options})
 
 
 def _quiet_opencv() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import numpy as np
 import torch
@@ -51,6 +51,15 @@ def filled_model(variant: Variant, seed: int = 0) -> AsymTrack:
     model = AsymTrack(variant).eval()
     model.load_state_dict(fill_all({key: tuple(v.shape) for key, v in model.state_dict().items()}, seed))
     return model
+
+
+def export_small(folder: Path, *options: Any, **more: Any) -> Path:
+    """Exports the small network with made-up weights, unverified, with ``ExportOptions`` of these arguments."""
+    from asymtrack_edge.export.pipeline import Export, ExportOptions
+
+    folder.mkdir(exist_ok=True)
+    Export(filled_model(SMALL), ExportOptions(*options, **more)).write(folder).save(folder)
+    return folder
 
 
 def random_inputs(variant: Variant, batch: int = 1, seed: int = 7) -> Tuple[Tensor, Tensor]:

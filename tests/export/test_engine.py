@@ -21,7 +21,7 @@ from asymtrack_edge.runtime.backends.tensorrt import build
 from asymtrack_edge.runtime.backends.tensorrt.backend import TENSORRT, TensorRT, difference, engine_key
 from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
 from asymtrack_edge.variants import VARIANTS
-from tests.helpers import SMALL, filled_model
+from tests.helpers import SMALL, export_small, filled_model
 
 has_rtx = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
 
@@ -33,20 +33,13 @@ def needs_rtx(test: Any) -> Any:
 XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 
-def exported(folder: Path, target: str = "xavier", precision: str = "fp16", batch: int = 1) -> Path:
-    folder.mkdir()
-    options = ExportOptions(precision, target, max_batch=batch)
-    Export(filled_model(SMALL), options).write(folder).save(folder)
-    return folder
-
-
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An export for a Xavier, on a Xavier with TensorRT 8.5."""
     monkeypatch.setattr(build, "open_cuda", MagicMock())
     monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2"))
     monkeypatch.setattr(build, "find_gpu", lambda index: replace(XAVIER, index=index))
-    return exported(tmp_path / "export")
+    return export_small(tmp_path / "export", "fp16", "xavier")
 
 
 @needs_rtx
@@ -214,7 +207,7 @@ def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch:
 
 
 def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
-    manifest = load_manifest(exported(tmp_path / "export"))
+    manifest = load_manifest(export_small(tmp_path / "export", "fp16", "xavier"))
     tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
     key = engine_key(manifest, "search", tensorrt, XAVIER)
     assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "31 of 32 GB are left by the system"
@@ -229,4 +222,4 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--target xavier"):
-        build.build_in_place(exported(tmp_path / "export", "onnx", "fp32"))
+        build.build_in_place(export_small(tmp_path / "export"))

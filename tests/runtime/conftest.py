@@ -1,15 +1,19 @@
-"""What is made once per session: a model to run, small, untrained; and the driver of a GPU that is not there."""
+"""Models to run, small and untrained, and a GPU that is not there."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
 from pathlib import Path
+from typing import Dict, Iterator
 
 import pytest
 
-from asymtrack_edge.errors import ManifestError
-from asymtrack_edge.runtime.backends.loading import model_folder
+from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
+from asymtrack_edge.runtime.backends.cuda import kernel
+from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
+from tests.runtime.fakes import imitation
 
 
 @pytest.fixture(scope="session")
@@ -17,27 +21,57 @@ def batch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a small untrained network, in batches of up to four."""
     pytest.importorskip("torch")
     pytest.importorskip("onnx")
-    from asymtrack_edge.export.pipeline import Export, ExportOptions
-    from tests.helpers import SMALL, filled_model
+    from tests.helpers import export_small
 
-    folder = tmp_path_factory.mktemp("models") / "small"
-    Export(filled_model(SMALL), ExportOptions(max_batch=4)).run(folder)
-    return folder
+    return export_small(tmp_path_factory.mktemp("model"), max_batch=4)
 
 
 @pytest.fixture(scope="session")
-def model(request: pytest.FixtureRequest) -> Path:
-    """The bundled T; where there is none, the small untrained one."""
-    try:
-        return model_folder("T")
-    except ManifestError:
-        return request.getfixturevalue("batch_model")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
+    """Exports for a Jetson by precision and largest batch."""
+    from tests.helpers import export_small
+
+    kinds = (("fp32", 3), ("fp16", 1))
+    return {f"{p} {n}": export_small(tmp_path_factory.mktemp("export"), p, "orin", max_batch=n) for p, n in kinds}
 
 
 @pytest.fixture(scope="session")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if shutil.which("g++") is None:
         pytest.skip("the imitated driver needs g++")
-    from tests.runtime.fakes.imitation import build_driver
+    return imitation.build_driver(tmp_path_factory.mktemp("driver"))
 
-    return build_driver(tmp_path_factory.mktemp("driver"))
+
+@pytest.fixture
+def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imitation.Calls]:
+    """The driver, as new before the test; nothing of it may be left after."""
+    gc.collect()
+    driver.fake_gpu(0, 87, 16, 31)
+    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
+    monkeypatch.setattr(kernel, "crop_module", lambda capability: b"\x7fELF")
+    driver.fake_forget()
+    yield imitation.Calls(driver)
+    gc.collect()
+    for name in ("upload", "download", "kernel", "begin capture", "end capture", "instantiate"):
+        driver.fake_refuse(name.encode(), 0)
+    driver.fake_largest(-1)
+    assert driver.fake_contexts() == 0, "a context was left current"
+    assert driver.fake_allocated() == 0, "device memory was not given back"
+    assert driver.fake_pending() == 0, "work is in flight"
+    assert driver.fake_retained() == 0, "the primary context is released as often as it was retained"
+
+
+@pytest.fixture(params=["fp32 3"])
+def imitated(
+    request: pytest.FixtureRequest,
+    exports: Dict[str, Path],
+    calls: imitation.Calls,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> imitation.Imitated:
+    """An imitation in the place of TensorRT: precision, largest batch, version."""
+    precision, batch, *version = request.param.split()
+    trt = imitation.tensorrt(calls.driver, *version)
+    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: trt)
+    folder = imitation.add_engines(exports[f"{precision} {batch}"], tmp_path / "export", trt)
+    return imitation.Imitated(folder, calls, trt.module)

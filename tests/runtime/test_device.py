@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, NamedTuple, Optional
+from typing import Any, Optional
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -17,92 +15,20 @@ import pytest
 from asymtrack_edge.benchmarks.speed import measure  # noqa: F401 - or it would first be imported with the imitation in place
 from asymtrack_edge.benchmarks.speed.command import main as bench
 from asymtrack_edge.errors import BackendError, FrameError, ManifestError
-from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import TensorSpec, load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends import device, onnxruntime_gpu
 from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
 from asymtrack_edge.runtime.backends.cuda import kernel
-from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from tests.helpers import SMALL, filled_model
 from tests.runtime.fakes import imitation
+from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
 
-CLIP = list(synthetic_clip(6))
-FRAMES = [frame for frame, _ in CLIP]
-BOX = CLIP[0][1]
 WINDOW = CropWindow(10, 10, 40, (30.0, 30.0))
-
-
-class Imitated(NamedTuple):
-    """An export with engines, what the driver counts, and the library that runs the networks."""
-
-    folder: Path
-    calls: imitation.Calls
-    library: Any
-
-    def open(self, **options: Any) -> DeviceBackend:
-        return TensorRTBackend(self.folder, load_manifest(self.folder), **options)
-
-    def refuse(self, call: str, code: int) -> None:
-        self.calls.driver.fake_refuse(call.encode(), code)
-
-
-@pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
-    """Exports by precision and largest batch."""
-    made = {}
-    for precision, batch in (("fp32", 3), ("fp16", 1)):
-        folder = made[f"{precision} {batch}"] = tmp_path_factory.mktemp("export")
-        options = ExportOptions(precision, "orin", max_batch=batch)
-        Export(filled_model(SMALL), options).write(folder).save(folder)
-    return made
-
-
-@pytest.fixture
-def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imitation.Calls]:
-    """The driver, as new before the test; nothing of it may be left after."""
-    gc.collect()
-    driver.fake_gpu(0, 87, 16, 31)
-    monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
-    monkeypatch.setattr(kernel, "crop_module", lambda capability: b"\x7fELF")
-    driver.fake_forget()
-    yield imitation.Calls(driver)
-    gc.collect()
-    for name in ("upload", "download", "kernel", "begin capture", "end capture", "instantiate"):
-        driver.fake_refuse(name.encode(), 0)
-    driver.fake_largest(-1)
-    assert driver.fake_contexts() == 0, "a context was left current"
-    assert driver.fake_allocated() == 0, "device memory was not given back"
-    assert driver.fake_pending() == 0, "work is in flight"
-    assert driver.fake_retained() == 0, "the primary context is released as often as it was retained"
-
-
-@pytest.fixture(params=["fp32 3"])
-def imitated(
-    request: pytest.FixtureRequest,
-    exports: Dict[str, Path],
-    calls: imitation.Calls,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Imitated:
-    """An imitation in the place of TensorRT: precision, largest batch, version."""
-    precision, batch, *version = request.param.split()
-    trt = imitation.tensorrt(calls.driver, *version)
-    monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: trt)
-    folder = imitation.add_engines(exports[f"{precision} {batch}"], tmp_path / "export", trt)
-    return Imitated(folder, calls, trt.module)
-
-
-def boxes(backend: Any, frames: Any = FRAMES) -> np.ndarray:
-    tracker = Tracker(backend)
-    tracker.init(frames[0], BOX)
-    return np.array([tracker.update(frame).box for frame in frames[1:]])
 
 
 @pytest.mark.parametrize("way", ["graph", "cannot be captured", "mapped"])

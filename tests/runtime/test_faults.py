@@ -45,8 +45,8 @@ BAD_FRAMES: List[Any] = [None, "frame", *(np.zeros(shape, np.uint8) for shape in
 BAD_FRAMES += [np.zeros((50, 50, 3), dtype) for dtype in (np.float32, np.uint16)]
 
 
-def test_unusable_frames_between_good_ones_change_nothing(model: Path) -> None:
-    clean, disturbed = Tracker.load(model, threads=1), Tracker.load(model, threads=1)
+def test_unusable_frames_between_good_ones_change_nothing() -> None:
+    clean, disturbed = Tracker.load("T", threads=1), Tracker.load("T", threads=1)
     for tracker in (clean, disturbed):
         tracker.init(FRAMES[0], (60, 50, 32, 32))
     for i, frame in enumerate(FRAMES[1:]):
@@ -56,9 +56,9 @@ def test_unusable_frames_between_good_ones_change_nothing(model: Path) -> None:
         assert disturbed.update(frame) == clean.update(frame)
 
 
-def test_frames_of_any_size_layout_and_lifetime(model: Path) -> None:
+def test_frames_of_any_size_layout_and_lifetime() -> None:
     """Resized between updates, views with gaps, read-only memory, a single column of pixels."""
-    tracker = Tracker.load(model, threads=1)
+    tracker = Tracker.load("T", threads=1)
     tracker.init(FRAMES[0], (60, 50, 32, 32))
     big = np.random.RandomState(0).randint(0, 256, (700, 900, 3)).astype(np.uint8)
     locked = big[:300, :400].copy()

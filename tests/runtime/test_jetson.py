@@ -19,7 +19,7 @@ from asymtrack_edge.runtime.jetson import JetsonFrame, JetsonWriter
 from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.sources.reader import Captured
 from asymtrack_edge.runtime.tracker import State, Track
-from tests.runtime.test_device import BOX, FRAMES, Imitated, boxes, calls, exports, imitated  # noqa: F401
+from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
 
 
 class Image:
@@ -90,7 +90,9 @@ def utils(monkeypatch: pytest.MonkeyPatch) -> Utils:
     return sys.modules["jetson_utils"]
 
 
-def test_a_file_is_tracked_without_a_copy_to_the_host(imitated, utils, tmp_path, monkeypatch) -> None:  # noqa: F811
+def test_a_file_is_tracked_without_a_copy_to_the_host(
+    imitated: Imitated, utils: Utils, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = imitated.open()
     wanted = boxes(backend)
     monkeypatch.setattr(JetsonFrame, "copy", lambda self: pytest.fail("the frame came to the host"))

@@ -18,24 +18,23 @@ from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import open_backend
 from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.commands.track import main as track
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import default_clip
 
 pytest.importorskip("openvino")
 from asymtrack_edge.runtime.backends import openvino as backend
 
-FRAMES = list(synthetic_clip(12, (240, 200)))
+CLIP = default_clip(12)
 needs_bf16 = pytest.mark.skipif(not backend._bf16(backend._import().Core()), reason="this CPU has no bf16")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_exports_of_a_fixed_batch(precision: str, tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    from asymtrack_edge.export.pipeline import Export, ExportOptions
-    from tests.helpers import SMALL, filled_model
+    from tests.helpers import export_small
 
-    Export(filled_model(SMALL), ExportOptions(precision)).write(tmp_path).save(tmp_path)
+    export_small(tmp_path, precision)
     reference, engine = (open_backend(tmp_path, name) for name in ("onnxruntime", "openvino"))
-    report = compare(reference, engine, [frame for frame, _ in FRAMES], FRAMES[0][1])
+    report = compare(reference, engine, *CLIP)
     # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights make much of it.
     limit = 0.05 if precision == "fp16" else 1e-4
     assert report["box_difference"] < limit and report["score_difference"] < limit
@@ -52,25 +51,25 @@ def test_threads_are_not_pinned(batch_model: Path) -> None:
 
 
 @needs_bf16
-def test_bf16_is_near_and_is_said(model: Path) -> None:
+def test_bf16_is_near_and_is_said() -> None:
     reference, whole, half = (
-        open_backend(model, name, precision=precision)
+        open_backend("T", name, precision=precision)
         for name, precision in (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
     )
     assert (whole.precision, half.precision, half.name) == ("fp32", "bf16", "openvino")
-    report = compare(reference, half, [frame for frame, _ in FRAMES], FRAMES[0][1])
+    report = compare(reference, half, *CLIP)
     assert within(report, HALF_ARITHMETIC)
     assert report["box_difference"] > 1e-6, "it was not computed in bf16"
     # The template runs once per target: it is not worth a rounding.
     for engine in (whole, half):
-        engine.template(FRAMES[0][0], crop_window(FRAMES[0][1], 2.0))
+        engine.template(CLIP[0][0], crop_window(CLIP[1], 2.0))
     for name, values in whole.state.items():  # type: ignore[attr-defined]
         np.testing.assert_array_equal(half.state[name], values)  # type: ignore[attr-defined]
 
 
-def test_a_cpu_without_bf16_is_told(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(backend, "_bf16", lambda core: False)
-    assert track(["0", "--model", str(model), "--backend", "openvino", "--precision", "bf16", "--box", "1,2,3,4"]) == 2
+    assert track(["0", "--backend", "openvino", "--precision", "bf16", "--box", "1,2,3,4"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "has no bf16" in error
 

@@ -12,17 +12,27 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
 from asymtrack_edge.manifest import file_entry, load_manifest
+from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
-from asymtrack_edge.runtime.backends.tensorrt.backend import NETWORKS, TENSORRT, TensorRT, engine_key
+from asymtrack_edge.runtime.backends.device import DeviceBackend
+from asymtrack_edge.runtime.backends.tensorrt.backend import (
+    NETWORKS,
+    TENSORRT,
+    TensorRT,
+    TensorRTBackend,
+    engine_key,
+)
+from asymtrack_edge.runtime.sources.clip import default_clip
 
 GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)
+FRAMES, BOX = default_clip(6)
 
 
 def build_driver(folder: Path) -> ctypes.CDLL:
@@ -168,3 +178,24 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
 
     available = lambda: ["CUDAExecutionProvider"]  # noqa: E731
     return SimpleNamespace(**{**vars(ort), "InferenceSession": Session, "get_available_providers": available})
+
+
+class Imitated(NamedTuple):
+    """An export with engines, what the driver counts, and the library that runs the networks."""
+
+    folder: Path
+    calls: Calls
+    library: Any
+
+    def open(self, **options: Any) -> DeviceBackend:
+        return TensorRTBackend(self.folder, load_manifest(self.folder), **options)
+
+    def refuse(self, call: str, code: int) -> None:
+        self.calls.driver.fake_refuse(call.encode(), code)
+
+
+def boxes(backend: Any, frames: Sequence[Any] = FRAMES) -> np.ndarray:
+    """Boxes of the clip's target in all frames but the first."""
+    tracker = Tracker(backend)
+    tracker.init(frames[0], BOX)
+    return np.array([tracker.update(frame).box for frame in frames[1:]])

@@ -6,15 +6,17 @@ import importlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple
 from unittest.mock import patch
 
-import cv2
 import pytest
 
 from asymtrack_edge.cli import Parser
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime import State
+from asymtrack_edge.runtime.commands.track import main as track
+from asymtrack_edge.runtime.sources.clip import default_clip
 from tests import docs_commands
+from tests.runtime.simulated import count_frames, write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -68,18 +70,26 @@ def test_a_command_in_the_pages_parses(page: str, words: List[str]) -> None:
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A newcomer's first steps: the README's first command, then its Python, on a video called as there."""
     monkeypatch.chdir(tmp_path)
-    writer = cv2.VideoWriter("video.mp4", cv2.VideoWriter_fourcc(*"mp4v"), 25, (360, 270))
-    for frame, _ in synthetic_clip(8):
-        writer.write(frame)
-    writer.release()
-    from asymtrack_edge.runtime.commands.track import main
-
+    write_video(Path("video.mp4"), 8)
     first = next(words for words in commands(ROOT / "README.md") if words[:2] == ["track", "video.mp4"])
-    assert main(first[1:]) == 0
+    assert track(first[1:]) == 0
     assert Path("boxes.csv").read_text().count("\n") == 9
-    assert cv2.VideoCapture("tracked.mp4").read()[0]
+    assert count_frames(Path("tracked.mp4")) == 8
     for block in blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video(Path("video.mp4"), 4)
+    (frame, next_frame), _ = default_clip(2)
+    space: Dict[str, Any] = {}
+    for block in blocks(ROOT / "docs" / "python.md", "python"):
+        if "exports/" not in block:  # needs hardware
+            space.update(frame=frame, next_frame=next_frame)
+            exec(block, space)
+    assert space["state"] in (State.TRACKING, State.LOST) and set(space["tracks"]) == {0, 1}
+    assert space["tracker"].settings.patience == 30
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

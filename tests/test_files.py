@@ -17,6 +17,7 @@ import pytest
 from asymtrack_edge import files
 from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 from asymtrack_edge.files import OutputFile, list_files, open_video, opencv_path, read_image, read_lines, write_text
+from tests.runtime.simulated import write_video
 
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -151,16 +152,9 @@ def test_a_row_that_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "o.csv").read_text() == "whole\nagain\n"
 
 
-def make_video(path: Path, value: int) -> None:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
-    for _ in range(3):
-        writer.write(np.full((48, 64, 3), value, np.uint8))
-    writer.release()
-
-
 @pytest.mark.parametrize("name", ["10:30/a", "10:30:22", LATIN, f"{LATIN}/a", "50%02d", "é"])
 def test_videos_of_any_name_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    make_video(tmp_path / "v.avi", 90)
+    write_video(tmp_path / "v.avi", 3)
     name += ".avi"
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)

@@ -1,16 +1,17 @@
-"""Stand-ins for cameras and networks, and frames for them, made without torch."""
+"""What tests of the runtime share: stand-ins for cameras and networks, frames, and a check of several targets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
+from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends.base import Backend
 
 
@@ -130,8 +131,9 @@ def coloured_patches(
 
 
 def write_video(path: Path, frames: int = 40, count: int = 3) -> List[List[Box]]:
-    """Writes a Motion-JPEG video of coloured patches; returns their boxes."""
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (320, 240))
+    """Writes a video of coloured patches, in Motion-JPEG or as .mp4; returns their boxes."""
+    codec = "mp4v" if path.suffix == ".mp4" else "MJPG"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, (320, 240))
     boxes = []
     for frame, truth in coloured_patches(frames, count):
         writer.write(frame)
@@ -151,3 +153,23 @@ def count_frames(path: Path) -> int:
 
 def as_argument(box: Box) -> str:
     return ",".join(str(v) for v in box)
+
+
+def check_several(
+    many: MultiTracker, single: Tracker, frames: Sequence[np.ndarray], boxes: Sequence[Any], pixels: float, score: float
+) -> None:
+    """Targets that come and go are tracked as by a tracker of one, but for so many ``pixels`` and so much ``score``."""
+    alone = {}
+    for box in boxes:
+        single.init(frames[0], box)
+        alone[many.add(frames[0], box)] = [single.update(frame) for frame in frames[1:]]
+    for i, frame in enumerate(frames[1:]):
+        if i in (2, 4):
+            gone = list(alone)[i // 4]
+            many.remove(gone)
+            del alone[gone]
+        tracks = many.update(frame)
+        assert list(tracks) == list(alone)
+        for target, expected in alone.items():
+            np.testing.assert_allclose(tracks[target].box, expected[i].box, atol=pixels)
+            np.testing.assert_allclose(tracks[target].score, expected[i].score, atol=score)

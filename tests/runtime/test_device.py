@@ -27,6 +27,7 @@ from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 from tests.runtime.fakes import imitation
 from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
+from tests.runtime.simulated import check_several
 
 WINDOW = CropWindow(10, 10, 40, (30.0, 30.0))
 
@@ -80,24 +81,13 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
 @pytest.mark.parametrize("imitated", ["fp32 3", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
 def test_targets_come_and_go(imitated: Imitated) -> None:
     """Batches, several groups and moved slots give what single trackers give; before 10 each context has an engine."""
-    backend = imitated.open()
-    manifest = backend.manifest
-    many, singles = MultiTracker(backend), {}
-    for start in (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50)):
-        target = many.add(FRAMES[0], start)
-        singles[target] = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
-        singles[target].init(FRAMES[0], start)
-    for i, frame in enumerate(FRAMES[1:]):
-        if i == 2:
-            many.remove(next(iter(singles)))
-            del singles[next(iter(singles))]
-        tracks = many.update(frame)
-        assert set(tracks) == set(singles)
-        for target, single in singles.items():
-            # One run of a batch rounds differently from several of one.
-            tolerance = 0.3 if "16" in manifest.precision else 1e-2
-            np.testing.assert_allclose(tracks[target].box, single.update(frame).box, atol=tolerance)
-    backend.close()
+    starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50))
+    with MultiTracker(imitated.open()) as many:
+        manifest = many.backend.manifest
+        single = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
+        # One run of a batch rounds differently from several of one.
+        pixels, score = (0.3, 0.02) if manifest.precision == "fp16" else (1e-2, 1e-3)
+        check_several(many, single, FRAMES, starts, pixels, score)
 
 
 def test_every_number_of_targets_keeps_its_step(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from asymtrack_edge.errors import BoxError, FrameError, UsageError
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime import MultiTracker, Tracker
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from tests.runtime.simulated import ColourBackend, coloured_patches
+from asymtrack_edge.runtime.sources.clip import default_clip
+from tests.runtime.simulated import ColourBackend, check_several, coloured_patches
 
 FRAMES = list(coloured_patches(40, 5))
 
@@ -71,26 +70,12 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int, backend: str) -> None:
-    """Each track as from a tracker of its own, also after removals, however they share the threads."""
+    """However they share the threads."""
     pytest.importorskip(backend)
-    frames = [frame for frame, _ in synthetic_clip(14, (240, 200))]
     boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
-    alone = []
-    with Tracker.load(batch_model, threads=1) as tracker:
-        for box in boxes:
-            tracker.init(frames[0], box)
-            alone.append([tracker.update(frame) for frame in frames[1:]])
+    single = Tracker.load(batch_model, "onnxruntime", threads=1)
     with MultiTracker.load(batch_model, backend, threads=threads, capacity=2) as many:
-        ids = [many.add(frames[0], box) for box in boxes]
-        alive = list(range(6))
-        for i, frame in enumerate(frames[1:]):
-            if i in (3, 7):
-                many.remove(ids[alive.pop(1)])
-            tracks = many.update(frame)
-            assert list(tracks) == [ids[k] for k in alive]
-            for k in alive:
-                assert np.allclose(tracks[ids[k]].box, alone[k][i].box, atol=0.05)
-                assert tracks[ids[k]].score == pytest.approx(alone[k][i].score, abs=1e-3)
+        check_several(many, single, default_clip(9)[0], boxes, pixels=0.05, score=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import List, Sequence
 
 import numpy as np
 import pytest
@@ -16,24 +14,20 @@ import asymtrack_edge
 from asymtrack_edge.errors import BackendError, BoxError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from tests.runtime.simulated import fake_manifest, write_video
+from tests.runtime.simulated import ColourBackend
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
 
 
-class ScriptedBackend(Backend):
+class ScriptedBackend(ColourBackend):
     """Answers from a list of predictions, and remembers what it was asked."""
 
     def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
-        super().__init__(fake_manifest(), "scripted")
+        super().__init__()
         self.predictions = list(predictions)
         self.templates: List[CropWindow] = []
         self.searches: List[CropWindow] = []
-
-    def reserve(self, slots: int) -> None:
-        self.capacity = slots
 
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
         self.templates.append(window)
@@ -41,9 +35,6 @@ class ScriptedBackend(Backend):
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
         self.searches.extend(windows)
         return np.array([self.predictions.pop(0)], np.float32)
-
-    def move(self, source: int, target: int) -> None:
-        raise AssertionError("one target needs no moves")
 
 
 def test_box_follows_the_prediction_and_templates_are_cut_by_init_alone() -> None:
@@ -156,18 +147,3 @@ def test_what_is_not_needed_is_not_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'Trackr'"):
         asymtrack_edge.Trackr  # noqa: B018
-
-
-def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    write_video(tmp_path / "clip.avi", 4)
-    (tmp_path / "clip.avi").rename("video.mp4")
-    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
-    frame, next_frame = (image for image, _ in synthetic_clip(2))
-    space: Dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if "exports/" not in block:  # needs hardware
-            space.update(frame=frame, next_frame=next_frame)
-            exec(block, space)
-    assert space["state"] in (State.TRACKING, State.LOST) and set(space["tracks"]) == {0, 1}
-    assert space["tracker"].settings.patience == 30

@@ -19,7 +19,7 @@ from asymtrack_edge.runtime.backends import triton as backend_module
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.backends.triton import networks_hash
 from asymtrack_edge.runtime.commands import track
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import default_clip
 from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
 
 pytest.importorskip("tritonclient.grpc", exc_type=ImportError)
@@ -28,11 +28,11 @@ from tritonclient.grpc import model_config_pb2
 
 from asymtrack_edge.export.triton import write_repository
 from tests.runtime.inference_servers import SmallServer
+from tests.runtime.simulated import as_argument, check_several
 
 SEARCH = "asymtrack-t-fp32-search"
-CLIP = list(synthetic_clip(12))
-FRAMES = [frame for frame, _ in CLIP]
-BOXES = [CLIP[0][1], (40, 60, 50, 40), (200, 150, 40, 60)]
+FRAMES, BOX = default_clip(12)
+BOXES = [BOX, (40, 60, 50, 40), (200, 150, 40, 60)]
 
 
 @pytest.fixture
@@ -101,20 +101,9 @@ def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pyte
     if not shared:
         monkeypatch.setattr(backend_module, "_SHARED_MEMORY", Path("/nowhere"))
     at = address(start())
-    with MultiTracker.load("T", backend=at) as ours, MultiTracker.load("T", backend="onnxruntime") as local:
-        for tracker in (ours, local):
-            for box in BOXES:
-                tracker.add(FRAMES[0], box)
-        assert bool(ours.backend._region) is shared  # type: ignore[attr-defined]
-        for i, frame in enumerate(FRAMES[1:]):
-            if i == 4:
-                for tracker in (ours, local):
-                    tracker.remove(0)
-            got, expected = ours.update(frame), local.update(frame)
-            assert list(got) == list(expected)
-            for target, track_ in got.items():
-                wanted = (*expected[target].box, expected[target].score)
-                np.testing.assert_allclose((*track_.box, track_.score), wanted, rtol=1e-5, atol=1e-3)
+    with MultiTracker.load("T", backend=at) as many, Tracker.load("T", backend="onnxruntime") as single:
+        check_several(many, single, FRAMES, BOXES, pixels=5e-3, score=1e-3)
+        assert bool(many.backend._region) is shared  # type: ignore[attr-defined]
     assert not list(Path("/dev/shm").glob("asymtrack-*"))
 
 
@@ -136,16 +125,15 @@ def test_a_run_reports_a_server_that_goes_away_and_goes_on(
         return search(self, frame, windows)
 
     monkeypatch.setattr(backend_module.TritonBackend, "search", interrupted)
-    box = ",".join(map(str, BOXES[0]))
     boxes = tmp_path / "boxes.csv"
-    arguments = [str(tmp_path), "--box", box, "--backend", address(server), "--boxes", str(boxes)]
+    arguments = [str(tmp_path), "--box", as_argument(BOX), "--backend", address(server), "--boxes", str(boxes)]
     assert track.main(arguments) == 1  # it ran, and two frames were left out
     told = capsys.readouterr().err
     assert told.count("cannot be used") == told.count(f"Triton at 127.0.0.1:{server.port} answers again\n") == 1
     rows = {int(row["frame"]): row for row in csv.DictReader(boxes.open())}
     assert sorted(rows) == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]  # the calls for frames 3 and 4 found no server
     with Tracker.load("T", backend="onnxruntime") as local:
-        local.init(FRAMES[0], BOXES[0])
+        local.init(FRAMES[0], BOX)
         for i in sorted(rows)[1:]:
             expected = local.update(FRAMES[i]).box
             np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
@@ -154,7 +142,7 @@ def test_a_run_reports_a_server_that_goes_away_and_goes_on(
 def test_another_model_is_refused_at_once_and_on_return(start: Any, repository: Path, capsys: Any) -> None:
     server = start()
     with Tracker.load("T", backend=address(server)) as tracker:
-        tracker.init(FRAMES[0], BOXES[0])
+        tracker.init(FRAMES[0], BOX)
         server.close()
         with pytest.raises(ServerError, match="cannot be used"):
             tracker.update(FRAMES[1])

@@ -6,7 +6,9 @@ import argparse
 import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
@@ -175,20 +177,15 @@ def _plot(arguments: argparse.Namespace) -> None:
     print(plot_run(arguments.folder))
 
 
-def _number(kind: Any, low: float, high: float, what: str) -> Any:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"takes {what}, not {text!r}")
-        return value
-
-    return parse
+def _number(kind: Any, low: float, high: float, what: str, text: str) -> Any:
+    with suppress(ValueError):
+        value = kind(text)
+        if low <= value <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"takes {what}, not {text!r}")
 
 
-_seed = _number(int, 0, (1 << 63) - 1, "a whole number of 0 or more")
-_seconds = _number(float, 0.0, 1e9, "seconds, 0 or more")
-_rate = _number(float, 1e-12, 1e3, "a positive number")
-_share = _number(float, 0.0, 1.0, "a number from 0 to 1")
+_seed = partial(_number, int, 0, (1 << 63) - 1, "a whole number of 0 or more")
+_seconds = partial(_number, float, 0.0, 1e9, "seconds, 0 or more")
+_rate = partial(_number, float, 1e-12, 1e3, "a positive number")
+_share = partial(_number, float, 0.0, 1.0, "a number from 0 to 1")

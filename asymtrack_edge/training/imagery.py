@@ -69,7 +69,7 @@ class Pool:
         return len(self.start)
 
     def only(self, images: Tensor) -> Pool:
-        """The same imagery with the targets and the scenery in some images alone, bool ``(N,)``; whole clips."""
+        """Draws from some images alone, bool ``(N,)``, the same for all of a clip; the imagery stays whole."""
         targets = images[self.image[self.start]]
         parts = {name: getattr(self, name)[targets] for name in ("start", "length", "kind", "weight")}
         return replace(self, scenery=images.nonzero()[:, 0], **parts)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -108,15 +108,11 @@ def stop_signals() -> Iterator[List[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    before: Dict[int, Any] = {}
-    try:
+    with ExitStack() as afterwards:
         with suppress(ValueError):  # only the main thread may install handlers
             for ours in (signal.SIGINT, signal.SIGTERM):
-                before[ours] = signal.signal(ours, note)
+                afterwards.callback(signal.signal, ours, signal.signal(ours, note))
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def make_state(model: AsymTrack, recipe: Recipe, taught: bool = False) -> RunState:

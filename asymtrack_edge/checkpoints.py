@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from asymtrack_edge._torch_files import MalformedError, open_torch
-from asymtrack_edge.errors import CheckpointError, MissingDependencyError
+from asymtrack_edge.errors import CheckpointError, require
 from asymtrack_edge.files import AnyPath, write_bytes
 from asymtrack_edge.variants import VARIANTS, Variant
 
@@ -138,11 +138,8 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
             the weights of some other network, or none of the kind asked for.
         MissingDependencyError: torch or safetensors is absent.
     """
-    try:
-        import safetensors  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(error.name or "torch", "export", "reading a checkpoint") from None
+    for package in ("safetensors", "torch"):
+        require(package, "export", "reading a checkpoint")
     path = Path(path)
     try:
         if not path.is_file():  # opening a FIFO would wait

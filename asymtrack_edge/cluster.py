@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
-from asymtrack_edge.errors import AsymTrackError, MissingDependencyError
+from asymtrack_edge.errors import AsymTrackError, require
 
 #: How often a task is run again when its worker or node dies.
 _RETRIES = 3
@@ -30,10 +30,7 @@ def join_cluster(address: str, processors: int) -> Any:
         MissingDependencyError: Ray is not installed.
         AsymTrackError: there is no such cluster.
     """
-    try:
-        import ray
-    except ImportError:
-        raise MissingDependencyError("ray", "ray", "--ray") from None
+    ray = require("ray", "ray", "--ray")
     try:
         if ":" in address:  # Ray itself tries for minutes where nobody answers
             host, _, port = address.rpartition("/")[2].rpartition(":")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from typing import Any
 
 
 class AsymTrackError(Exception):
@@ -18,6 +20,14 @@ class MissingDependencyError(AsymTrackError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'")
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Imports an optional module; a ``MissingDependencyError`` where its package, or one that it needs, is absent."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError((error.name or module).partition(".")[0], extra, purpose) from None
 
 
 class CheckpointError(AsymTrackError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from asymtrack_edge.errors import ExportError, MissingDependencyError
+from asymtrack_edge.errors import ExportError, require
 from asymtrack_edge.manifest import BATCH_AXIS
 
 #: Old runtimes (onnxruntime 1.14 to 1.16, TensorRT 8.5's parser) read this IR version.
@@ -51,10 +51,7 @@ def write_onnx(
         ExportError: the model that came out is not what was asked for.
         MissingDependencyError: onnx or its simplifier is absent.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise MissingDependencyError("onnx", "export", "writing ONNX models") from None
+    onnx = require("onnx", "export", "writing ONNX models")
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
         # The exporter announces its successor and the constants it traced: neither is news here.
@@ -88,11 +85,7 @@ def _simplified(model: Any) -> Any:
     try:
         import onnxsim
     except ImportError:
-        try:
-            import onnxslim
-        except ImportError:
-            raise MissingDependencyError("onnxsim (or onnxslim)", "export", "simplifying ONNX models") from None
-        return onnxslim.slim(model)
+        return require("onnxslim", "export", "simplifying ONNX models without onnxsim").slim(model)
     simplified, same = onnxsim.simplify(model)
     if not same:
         raise ExportError("onnxsim changed the model's predictions: try another onnxsim version")

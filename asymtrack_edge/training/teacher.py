@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymtrack_edge.errors import DatasetError, MissingDependencyError
+from asymtrack_edge.errors import DatasetError, require
 from asymtrack_edge.network import AsymTrack, Prediction
 from asymtrack_edge.training.crops import normalisation
 from asymtrack_edge.training.pairs import Pairs
@@ -60,11 +60,7 @@ class OnnxGraph:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        try:
-            import onnx
-            from onnx import numpy_helper
-        except ImportError:
-            raise MissingDependencyError("onnx", "train", "a teacher") from None
+        onnx = require("onnx", "train", "a teacher")
         if not path.is_file():
             raise DatasetError(f"{path.parent} holds no {path.name}: --teacher names the folder of both graphs")
         try:
@@ -77,7 +73,7 @@ class OnnxGraph:
         self.outputs = [output.name for output in graph.output]
         self.constants: Dict[str, Any] = {}
         for constant in graph.initializer:
-            value = torch.from_numpy(numpy_helper.to_array(constant).copy())
+            value = torch.from_numpy(onnx.numpy_helper.to_array(constant).copy())
             self.constants[constant.name] = value.to(device) if value.is_floating_point() else value.tolist()
         value_of = onnx.helper.get_attribute_value
         self.nodes = [

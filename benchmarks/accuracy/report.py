@@ -12,7 +12,7 @@ import numpy as np
 
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
 from asymtrack_edge.benchmarks.tables import markdown_table
-from asymtrack_edge.errors import MissingDependencyError
+from asymtrack_edge.errors import require
 
 #: How metrics are headed in tables, in the order they are shown.
 HEADINGS: Dict[str, str] = {
@@ -114,11 +114,8 @@ def plain(e: Evaluation) -> Dict[str, Any]:
 
 def figure(width: float, height: float) -> Any:
     """A figure of its own, not pyplot's: nothing global, and no display is looked for."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "bench", "drawing plots") from None
-    return Figure(figsize=(width, height), layout="constrained")
+    matplotlib = require("matplotlib.figure", "bench", "drawing plots")
+    return matplotlib.Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(drawn: Any, folder: Path, name: str) -> List[Path]:

@@ -17,15 +17,12 @@ from typing import Sequence as Items
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.datasets.sequences import read_frame
-from asymtrack_edge.errors import MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.errors import SourceError, UsageError, require
 
 
 def serve(spec: TrackerSpec) -> None:
     """Answers the client's requests until it quits."""
-    try:
-        import trax
-    except ImportError:
-        raise MissingDependencyError("vot-trax", "vot", "driving a tracker by the VOT toolkit") from None
+    trax = require("trax", "vot", "driving a tracker by the VOT toolkit")
     # Made before the server: a model that does not load must be told in words, not as a dead connection.
     spare: List[Any] = [spec.build()]
     following: List[Any] = []

@@ -23,7 +23,7 @@ from typing import Any, Dict, List
 
 import numpy as np
 
-from asymtrack_edge.errors import BackendError, MissingDependencyError, ServerError, UsageError
+from asymtrack_edge.errors import BackendError, ServerError, UsageError, require
 from asymtrack_edge.manifest import Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import HostBackend
 
@@ -69,11 +69,9 @@ class TritonBackend(HostBackend):
 
     def __init__(self, manifest: Manifest, address: str) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC itself writes a line on a lost connection
-        try:
-            import tritonclient.grpc as grpc
-            from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-        except ImportError:
-            raise MissingDependencyError("tritonclient", "triton", "the backend triton://") from None
+        grpc = require("tritonclient.grpc", "triton", "the backend triton://")
+        from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
         parts = re.fullmatch(r"triton://([^/@?#:\[\]]+|\[[\da-fA-F:.]+\])(?::(\d+))?/?", address)
         if parts is None:
             raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:PORT")

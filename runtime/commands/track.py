@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import MissingDependencyError, UsageError, without_secrets
+from asymtrack_edge.errors import UsageError, require, without_secrets
 from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
@@ -179,11 +179,8 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
     if arguments.show:
         yield Window()
     if arguments.web is not None:
-        try:
-            from asymtrack_edge.runtime.web.view import WebView
-        except ImportError as error:
-            raise MissingDependencyError(error.name or "starlette", "web", "the web view") from None
-        view = WebView(run, arguments.web, arguments.host)
+        module = require("asymtrack_edge.runtime.web.view", "web", "the web view")
+        view = module.WebView(run, arguments.web, arguments.host)
         cli.say(f"watch and draw at {view.url}")
         yield view
     if arguments.output:  # last: what is no plain file is written into from here on

@@ -109,30 +109,10 @@ class AsymTrack(nn.Module):
 
     def template(self, image: Tensor) -> TemplateState:
         """Template branch, run once per target, on normalised RGB crops ``(B, 3, template_size, template_size)``."""
-        return self._template(image)[0]
+        return self.template_and_features(image)[0]
 
-    def search(self, image: Tensor, state: TemplateState) -> Prediction:
-        """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
-        return self._search(image, state)[0]
-
-    def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tensor, Tensor]:
-        """What ``search`` reads the corners out of: the maps ``(B, H, W)`` of both, before softmax."""
-        return self._maps(image, state)[0]
-
-    def forward(self, template: Tensor, search: Tensor) -> Prediction:
-        """Both branches, for training: see ``template`` and ``search`` for the shapes."""
-        return self.search(search, self.template(template))
-
-    def with_features(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
-        """Both branches, and the features of stage 3: the template's as attention reads them, the search's after it.
-
-        They are ``(B, Z / 16, Z / 16, C)`` and ``(B, X / 16, X / 16, C)``.
-        """
-        state, z = self._template(template)
-        prediction, x = self._search(search, state)
-        return prediction, z, x
-
-    def _template(self, image: Tensor) -> Tuple[TemplateState, Tensor]:
+    def template_and_features(self, image: Tensor) -> Tuple[TemplateState, Tensor]:
+        """As ``template``; also the features ``(B, Z / 16, Z / 16, C)`` of stage 3 that attention reads."""
         z: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         state: TemplateState = {}
         for layer in self.backbone.layers:
@@ -140,13 +120,19 @@ class AsymTrack(nn.Module):
             state.update(part)
         return {name: state[name] for name in self.variant.state_shapes}, z
 
-    def _search(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
-        maps, features = self._maps(image, state)
-        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+    def search(self, image: Tensor, state: TemplateState) -> Prediction:
+        """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
+        return self.search_and_features(image, state)[0]
 
-    def _maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
+    def search_and_features(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
+        """As ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
             features: Tensor = layer(x, state)
             x = layer.downsample(features)  # type: ignore[operator]
-        return self.box_head(self.bottleneck(x)), features
+        maps = self.box_head(self.bottleneck(x))
+        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+
+    def forward(self, template: Tensor, search: Tensor) -> Prediction:
+        """Both branches, for training: see ``template`` and ``search`` for the shapes."""
+        return self.search(search, self.template(template))

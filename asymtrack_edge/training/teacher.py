@@ -161,7 +161,8 @@ class Student(nn.Module):
 
     def forward(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
         """Returns the prediction, response logits ``(B, X/16, X/16)``, template features ``(B, 256, Z/16, Z/16)``."""
-        prediction, z, x = self.model.with_features(template, search)
+        state, z = self.model.template_and_features(template)
+        prediction, x = self.model.search_and_features(search, state)
         response = self.readouts["response"](x.permute(0, 3, 1, 2))[:, 0]
         return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from asymtrack_edge.cli import Parser
 from asymtrack_edge.runtime import State
+from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.commands.track import main as track
 from asymtrack_edge.runtime.sources.clip import default_clip
 from tests import docs_commands
@@ -90,6 +92,17 @@ def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
             exec(block, space)
     assert space["state"] in (State.TRACKING, State.LOST) and set(space["tracks"]) == {0, 1}
     assert space["tracker"].settings.patience == 30
+
+
+def test_the_export_page_shows_how_to_do_without_this_package() -> None:
+    page, model, names = ROOT / "docs" / "export.md", model_folder("T"), {}  # type: ignore[var-annotated]
+    exec(next(blocks(page, "python")).replace("DIR", str(model)), names)
+    assert names["prediction"].shape == (1, 5)
+    fields = json.loads((model / "manifest.json").read_text())
+    table = page.read_text(encoding="utf-8").partition("| field | is |")[2].split("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        for field in line.split("|")[1].replace("`", "").split(","):
+            assert field.strip() in fields
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

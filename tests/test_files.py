@@ -135,23 +135,6 @@ def test_an_unfinished_file_of_a_process_of_the_same_number_is_kept(tmp_path: Pa
     assert names(tmp_path) == [rescued.name, path.name]
 
 
-def test_a_row_that_does_not_fit_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, data: memoryview) -> int:
-        if len(data) < 8:
-            raise OSError(28, os.strerror(28))
-        return real(descriptor, data[:8])
-
-    with OutputFile(tmp_path / "o.csv") as file:
-        file.write(b"whole\n")
-        real = os.write
-        monkeypatch.setattr(files.os, "write", full)
-        with pytest.raises(OSError, match="No space"):
-            file.write(b"does not fit\n")
-        monkeypatch.undo()
-        file.write(b"again\n")
-    assert (tmp_path / "o.csv").read_text() == "whole\nagain\n"
-
-
 @pytest.mark.parametrize("name", ["10:30/a", "10:30:22", LATIN, f"{LATIN}/a", "50%02d", "é"])
 def test_videos_of_any_name_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write_video(tmp_path / "v.avi", 3)

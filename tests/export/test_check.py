@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS, OTHER_CROPS
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.commands import check
 from asymtrack_edge.runtime.commands.check import limits_of, main
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from tests.runtime.simulated import ColourBackend
+from asymtrack_edge.runtime.sources.clip import default_clip
+from tests.runtime.simulated import ColourBackend, as_argument
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -24,11 +26,10 @@ def test_agreement_is_printed_on_any_clip(backend: str, tmp_path: Path, capsys: 
     assert main(["T", "--backend", backend, "--threads", "1"]) == 0
     line = capsys.readouterr().out
     assert "agrees with onnxruntime CPU over 36 frames" in line and "track IoU 1.000 (limit 0.99)" in line
-    clip = list(synthetic_clip(5))
-    for i, (frame, _) in enumerate(clip):
+    frames, box = default_clip(5)
+    for i, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"{i}.png"), frame)
-    box = ",".join(map(str, clip[0][1]))
-    assert main(["T", "--backend", backend, "--clip", str(tmp_path), "--box", box, "--json"]) == 0
+    assert main(["T", "--backend", backend, "--clip", str(tmp_path), "--box", as_argument(box), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] and report["frames"] == 5 and report["precision"] == "fp32"
     assert report["box_difference"] <= report["limits"]["box_difference"] == LIMITS["fp32"].box_difference
@@ -56,6 +57,7 @@ def test_what_differs_is_an_error(
         self._predictions[first:count, column] += by
 
     monkeypatch.setattr(OpenVinoBackend, "_run_searches", off)
+    monkeypatch.setattr(check, "default_clip", partial(default_clip, 6))
     assert main(["T", "--backend", "openvino", "--threads", "1", "--json"]) == 1
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "does not compute what the model says" in printed.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -21,17 +21,19 @@ from asymtrack_edge.manifest import FLOAT_RGB, load_manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.backends.tensorrt import build
+from asymtrack_edge.runtime.sources.clip import default_clip
 from asymtrack_edge.variants import VARIANTS
 from tests.export.test_graph import predict
 from tests.helpers import GOLDEN, filled_model, golden_answers, random_inputs
 
 T = VARIANTS["T"]
+SHORT = default_clip(8)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "t"
-    Export(filled_model(T), ExportOptions()).run(folder)
+    Export(filled_model(T), clip=SHORT).run(folder)
     return folder
 
 
@@ -61,23 +63,11 @@ def test_predictions_and_sizes_are_the_published_ones(name: str, tmp_path: Path)
     assert manifest.provenance["search_multiply_adds"] / 1e9 == pytest.approx(multiply_adds, rel=0.01)
 
 
-def test_the_page_shows_how_to_do_without_this_package(exported: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    code = page.split("```python\n")[1].split("```")[0].replace("DIR", str(exported))
-    names: Dict[str, Any] = {}
-    exec(code, names)
-    assert names["prediction"].shape == (1, 5)
-    fields = json.loads((exported / "manifest.json").read_text())
-    for line in page[page.index("| field | is |") :].split("\n\n")[0].splitlines()[2:]:
-        for field in line.split("|")[1].replace("`", "").split(","):
-            assert field.strip() in fields
-
-
 def test_half_precision_stays_close_and_small_or_is_refused(exported: Path, tmp_path: Path) -> None:
     # Ordinary weights: the filled ones have corner maps of several hundreds, which no trained model has.
     torch.manual_seed(0)
     model = AsymTrack(T).eval()
-    manifest = Export(model, ExportOptions("fp16")).run(tmp_path / "half")
+    manifest = Export(model, ExportOptions("fp16"), clip=SHORT).run(tmp_path / "half")
     assert manifest.verification["box_difference"] < 2e-3 and manifest.verification["track_iou_mean"] > 0.98
     assert 0 < manifest.verification["largest_half"] < 32752
     assert manifest.files["search.onnx"].bytes < 0.55 * load_manifest(exported).files["search.onnx"].bytes
@@ -88,7 +78,7 @@ def test_half_precision_stays_close_and_small_or_is_refused(exported: Path, tmp_
             parameter *= 1e5
         model.box_head.conv2_tl[0].weight /= 1e5
     with pytest.raises(ExportError, match="fp16 cannot hold this model's numbers"):
-        Export(model, ExportOptions("fp16")).run(tmp_path / "none")
+        Export(model, ExportOptions("fp16"), clip=SHORT).run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -103,7 +93,7 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
 
     monkeypatch.setattr(pipeline, "fold", wrong_fold)
     with pytest.raises(ExportError, match="does not equal the trained one"):
-        Export(filled_model(T), ExportOptions()).run(exported)
+        Export(filled_model(T), clip=SHORT).run(exported)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
@@ -124,7 +114,10 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
             load_manifest(tmp_path)
 
 
-def test_the_weights_taken_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_weights_taken_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "default_clip", lambda: SHORT)
     raw, averaged = filled_model(T, 1).state_dict(), filled_model(T, 2).state_dict()
     torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")
     arguments = ["--checkpoint", str(tmp_path / "run.pth"), "--weights", "raw", "--output", str(tmp_path / "out")]

@@ -30,10 +30,7 @@ CASTS = {("", getattr(TensorProto, name)) for name in ("FLOAT", "FLOAT16", "INT3
 
 
 def session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 def predict(folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tracemalloc
 from typing import List, Sequence
 
@@ -136,14 +134,6 @@ def test_a_closed_tracker_says_so_and_a_dropped_one_gives_back_what_it_holds(mon
     assert closed == ["closed"]
 
 
-def test_what_is_not_needed_is_not_imported() -> None:
-    code = (
-        "import sys, asymtrack_edge; assert 'numpy' not in sys.modules; "
-        "from asymtrack_edge import Box, MultiTracker, State, Track, Tracker; "
-        "assert not {'torch', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules); "
-        "import asymtrack_edge.runtime.commands.track; "
-        "assert not {'torch', 'starlette', 'uvicorn', 'asyncio'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_a_name_that_is_not_there_is_said() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Trackr'"):
         asymtrack_edge.Trackr  # noqa: B018

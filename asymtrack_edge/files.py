@@ -15,7 +15,7 @@ import stat
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Collection, List, Optional, Tuple, Type, Union
+from typing import List, Optional, Tuple, Type, Union
 
 import cv2
 import numpy as np
@@ -23,6 +23,9 @@ import numpy as np
 from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 
 AnyPath = Union[str, "os.PathLike[str]"]
+
+#: Endings of the names of images, in lower case.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def check_output(path: AnyPath) -> None:
@@ -262,8 +265,8 @@ def read_lines(path: AnyPath) -> List[str]:
     return [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
 
 
-def list_files(folder: AnyPath, suffixes: Collection[str]) -> List[Path]:
-    """The files of a folder with one of ``suffixes`` (``.jpg``, lower case), ``2.jpg`` before ``10.jpg``.
+def list_files(folder: AnyPath, suffixes: Tuple[str, ...] = IMAGE_SUFFIXES) -> List[Path]:
+    """The files of a folder with one of ``suffixes`` (lower case), ``2.jpg`` before ``10.jpg``.
 
     Names that begin with a dot are left out: ``._1.jpg`` is what other systems add to ``1.jpg``.
     """
@@ -271,8 +274,7 @@ def list_files(folder: AnyPath, suffixes: Collection[str]) -> List[Path]:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     # A link to nothing stands for a file that was not fetched: it is missed when it is read.
     files = [e.name for e in visible if e.is_file() or (e.is_symlink() and not os.path.exists(e))]
-    wanted = tuple(suffixes)
-    return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(wanted)]
+    return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(suffixes)]
 
 
 def natural(name: str) -> Tuple[List[Union[int, str]], str]:

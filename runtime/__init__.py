@@ -3,7 +3,8 @@
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
 from asymtrack_edge.runtime.sources import open_source
-from asymtrack_edge.runtime.sources.reader import Captured, open_reader
+from asymtrack_edge.runtime.sources.reader import Captured
+from asymtrack_edge.runtime.sources.reader import Reader as open_reader
 from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
 
 __all__ = [

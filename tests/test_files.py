@@ -204,7 +204,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     # A link to nothing stands for a file that was not fetched: it is missed when it is read.
     (tmp_path / "11.jpg").symlink_to("not-fetched")
     expected = ["01.jpg", "1.jpg", "2.JPG", "10.jpg", "11.jpg", LATIN + ".jpg"]
-    assert [p.name for p in list_files(tmp_path, {".jpg"})] == expected
+    assert [p.name for p in list_files(tmp_path, (".jpg",))] == expected
 
 
 def test_a_fifo_without_writer_ends_at_a_signal(tmp_path: Path) -> None:

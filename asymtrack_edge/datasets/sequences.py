@@ -12,9 +12,6 @@ import numpy as np
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import AnyPath, list_files, printable, read_image, read_lines
 
-#: File name endings taken for frames, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
-
 
 class Frames:
     """The image files of a sequence, in order. It takes a few bytes a frame, so that thousands can be kept.
@@ -26,7 +23,7 @@ class Frames:
         self.folder = str(folder)
         if names is None:
             try:
-                names = [path.name for path in list_files(folder, IMAGE_SUFFIXES)]
+                names = [path.name for path in list_files(folder)]
             except OSError:
                 names = []  # told as "0 frames"
         encoded = np.array([name.encode("utf-8", "surrogateescape") for name in names])

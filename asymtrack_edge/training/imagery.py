@@ -24,10 +24,9 @@ from torch import Tensor
 from asymtrack_edge import cli
 from asymtrack_edge.datasets.sequences import Frames, read_boxes
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.files import printable
+from asymtrack_edge.files import IMAGE_SUFFIXES, printable
 
 TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1

@@ -25,7 +25,7 @@ from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Wi
 from asymtrack_edge.runtime.outputs.rows import Progress, RowWriter, csv_header, csv_rows, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
-from asymtrack_edge.runtime.sources.reader import open_reader
+from asymtrack_edge.runtime.sources.reader import Reader
 from asymtrack_edge.runtime.tracker import MultiTracker
 
 EXAMPLES = """
@@ -78,7 +78,7 @@ def _main(arguments: argparse.Namespace) -> int:
         names = ("model", "backend", "device", "threads", "precision", "recover")
         chosen = {name: getattr(arguments, name) for name in names}
         tracker = stack.enter_context(MultiTracker.load(**chosen, capacity=max(1, len(boxes))))
-        reader = open_reader(open_source(arguments.source), arguments.patience or None, cli.say)
+        reader = Reader(open_source(arguments.source), arguments.patience or None, cli.say)
         run = Run(tracker, reader, arguments.max_frames, cli.say)
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()

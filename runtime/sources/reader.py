@@ -259,7 +259,3 @@ class Reader:
 
     def _tell(self, line: str) -> None:
         self._report(f"{self.source.name}: {line}")
-
-
-open_reader = Reader
-"""How a program begins: ``with open_reader(open_source("rtsp://camera/stream")) as frames``."""

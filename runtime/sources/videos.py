@@ -17,10 +17,9 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, without_secrets
-from asymtrack_edge.files import list_files, open_video, printable, read_image
+from asymtrack_edge.files import IMAGE_SUFFIXES, list_files, open_video, printable, read_image
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source, frame_rate
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  #: that FFmpeg reads as a stream
 STREAM_TIMEOUT = 5000  #: milliseconds after which a silent stream counts as gone (opening it, and each frame of it)
 _LONGEST_GAP = 1000  #: unreadable frames in a row after which a video is given up, whatever it announces
@@ -62,7 +61,7 @@ class ImageFolder(Source):
     def __init__(self, folder: Path) -> None:
         self.name = printable(folder)
         try:
-            self.files = list_files(folder, IMAGE_SUFFIXES)
+            self.files = list_files(folder)
         except OSError as error:
             raise SourceError(f"cannot read {self.name}: {error.strerror}") from None
         if not self.files:

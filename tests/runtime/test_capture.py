@@ -15,7 +15,7 @@ import pytest
 from asymtrack_edge.errors import SourceError
 from asymtrack_edge.runtime.sources import LiveSource, Source
 from asymtrack_edge.runtime.sources import reader as capture
-from asymtrack_edge.runtime.sources.reader import Reader, open_reader
+from asymtrack_edge.runtime.sources.reader import Reader
 from tests.runtime.simulated import FakeCapture
 
 PATIENCE = 0.6
@@ -113,7 +113,7 @@ def test_closing_wakes_whoever_waits_and_ends_the_thread() -> None:
     threading.Timer(0.1, reader.close).start()
     assert list(reader) == []
     source = Counted(float("inf"))
-    with open_reader(source) as reader:
+    with Reader(source) as reader:
         next(reader)
     assert source.closed and list(reader) == []
 
@@ -131,7 +131,7 @@ def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
 
 
 def test_error_while_reading_reaches_the_caller() -> None:
-    reader = open_reader(Counted(1, fails=True))
+    reader = Reader(Counted(1, fails=True))
     next(reader)
     with pytest.raises(OSError, match="disk gone"):
         next(reader)

@@ -21,7 +21,7 @@ from asymtrack_edge.runtime import sources
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.cameras import Pipeline
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from asymtrack_edge.runtime.sources.reader import open_reader
+from asymtrack_edge.runtime.sources.reader import Reader
 
 HERE = Path(__file__).parent
 needs_gstreamer = pytest.mark.skipif(shutil.which("gst-launch-1.0") is None, reason="no GStreamer here")
@@ -66,19 +66,19 @@ def server() -> Iterator[str]:
 
 
 def test_http_stream(server: str) -> None:
-    with open_reader(open_source(f"{server}/live"), patience=10) as reader:
+    with Reader(open_source(f"{server}/live"), patience=10) as reader:
         assert reader.source.live
         assert all(next(reader).image.shape == (240, 320, 3) for _ in range(5))
 
 
 def test_recordings_over_http_have_an_end(server: str) -> None:
     """Raw JPEG pictures, of which OpenCV cannot tell how many there are."""
-    with open_reader(open_source(f"{server}/sized")) as reader:
+    with Reader(open_source(f"{server}/sized")) as reader:
         assert not reader.source.live and reader.source.length is None
         assert len([sleep(0.01) for _ in reader]) == 8, "it does not wait"
     lines: List[str] = []
     # Where nobody tells a length it is played twice, because only then it is known not to be live.
-    with open_reader(open_source(f"{server}/unsized"), report=lines.append) as reader:
+    with Reader(open_source(f"{server}/unsized"), report=lines.append) as reader:
         assert reader.source.live and list(reader)
         assert reader.received == 16
     assert any("a recording, which ends here" in line for line in lines)
@@ -87,7 +87,7 @@ def test_recordings_over_http_have_an_end(server: str) -> None:
 @needs_gstreamer
 def test_a_pipeline_is_read_and_started_again_when_it_ends() -> None:
     source = "videotestsrc num-buffers=6 pattern=red ! video/x-raw,width=320,height=240,framerate=25/1 ! appsink"
-    with open_reader(open_source(source)) as reader:
+    with Reader(open_source(source)) as reader:
         assert reader.source.live and reader.source.fps == 25
         blue, green, red = next(reader).image.reshape(-1, 3).mean(0)
         assert red > 240 and blue < 15 and green < 15

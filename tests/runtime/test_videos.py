@@ -12,7 +12,7 @@ import pytest
 
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.runtime.sources import Source, open_source
-from asymtrack_edge.runtime.sources.reader import open_reader
+from asymtrack_edge.runtime.sources.reader import Reader
 from tests.runtime import fake_command
 from tests.runtime.simulated import write_video
 
@@ -66,7 +66,7 @@ def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:
     write_video(tmp_path / "v.avi", 6)
     held = []
     for _ in range(40):
-        with open_reader(open_source(str(tmp_path / "v.avi"))) as reader:
+        with Reader(open_source(str(tmp_path / "v.avi"))) as reader:
             next(reader)
         held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     # Fewer if something of an earlier test was given back meanwhile.
@@ -139,7 +139,7 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.Capt
     # The edit list ends the video where it ended before: announced and not shown is not damaged.
     assert (readable, source.length, source.missing, source.damaged) == ("1" * 7, 11, 4, False)
     (tmp_path / "v.mp4").write_bytes(data.replace(b"edts", b"free"))
-    with open_reader(open_source(str(tmp_path / "v.mp4"))) as reader:
+    with Reader(open_source(str(tmp_path / "v.mp4"))) as reader:
         times = [frame.pts for frame in reader]
     assert times == pytest.approx([i / 25 for i in range(4)] + [(4 + 3 * i) / 25 for i in range(7)], abs=0.001)
     arguments = [str(tmp_path / "v.mp4"), "--box", "100,100,20,20", "--output", str(tmp_path / "o.mp4")]

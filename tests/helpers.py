@@ -1,16 +1,19 @@
-"""What tests share: made-up weights and inputs, and the published implementation's answers on them."""
+"""What tests share: made-up weights, files and inputs, and the published implementation's answers on them."""
 
 from __future__ import annotations
 
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from asymtrack_edge.checkpoints import open_checkpoint
+from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS, Variant
 
@@ -18,6 +21,9 @@ GOLDEN = Path(__file__).parent / "data" / "golden"
 
 #: The architecture of T in the smallest sizes that it allows, for tests that need many runs.
 SMALL = VARIANTS["T"].with_(depths=(1, 2, 1), template_size=64, search_size=96)
+
+#: The smallest network that this architecture allows: a file of 4 MB.
+TINY = VARIANTS["T"].with_(widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
 
 
 def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -80,3 +86,25 @@ def official_shapes(name: str) -> Dict[str, Tuple[int, ...]]:
     """Keys and shapes of the published network's state_dict, unused modules included."""
     keys = json.loads((GOLDEN / f"official_keys_{name}.json").read_text())
     return {key: tuple(shape) for key, shape in keys.items()}
+
+
+def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) -> str:
+    """The one line with which a checkpoint is refused."""
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path, weights).tensors(variant)
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+class Calls:
+    """Pickles as a call of ``function``, whose result is then given a ``state``."""
+
+    def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+    def __call__(self) -> None:
+        """Lets pickle accept it as a function in turn."""

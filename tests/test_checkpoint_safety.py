@@ -25,8 +25,7 @@ from torch import Tensor
 from asymtrack_edge import _torch_files
 from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.errors import CheckpointError
-from tests.checkpoint_files import TINY, Calls, refused
-from tests.helpers import filled_model
+from tests.helpers import TINY, Calls, filled_model, refused
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint
 from asymtrack_edge.errors import CheckpointError, MissingDependencyError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS
-from tests.checkpoint_files import TINY, Calls, refused
-from tests.helpers import fill_all, filled_model, official_shapes
+from tests.helpers import TINY, Calls, fill_all, filled_model, official_shapes, refused
 
 T, S, B = (VARIANTS[name] for name in "TSB")
 Weights = Dict[str, Tensor]

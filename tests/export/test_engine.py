@@ -24,12 +24,7 @@ from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, export_small, filled_model
 
 has_rtx = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
-
-
-def needs_rtx(test: Any) -> Any:
-    return pytest.mark.tensorrt(pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed")(test))
-
-
+needs_rtx = pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed")
 XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 
@@ -42,6 +37,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return export_small(tmp_path / "export", "fp16", "xavier")
 
 
+@pytest.mark.tensorrt
 @needs_rtx
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -60,6 +56,7 @@ def test_rtx_builds_every_model(variant: str, precision: str, batch: int, tmp_pa
     assert all(loaded.files[name].bytes > 100_000 for name in expected)
 
 
+@pytest.mark.tensorrt
 @needs_rtx
 def test_what_rtx_cannot_parse_is_named(tmp_path: Path) -> None:
     import onnx

@@ -27,7 +27,7 @@ from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 from tests.runtime.fakes import imitation
 from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
-from tests.runtime.simulated import check_several
+from tests.runtime.simulated import as_argument, check_several, write_video
 
 WINDOW = CropWindow(10, 10, 40, (30.0, 30.0))
 
@@ -55,7 +55,10 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
 @pytest.mark.parametrize("integrated", [True, False])
 def test_bench_times_both_ways_of_a_frame_on_a_jetson(imitated: Imitated, integrated: bool, capsys: Any) -> None:
     imitated.calls.driver.fake_gpu(integrated, 87, 16, 31)
-    assert bench(["speed", str(imitated.folder), "--backend", "tensorrt", "--protocol", "P5", "--seconds", "0.5"]) == 0
+    clip = imitated.folder.with_name("clip.avi")
+    ((box, *_), *_) = write_video(clip, 4)
+    arguments = ["--backend", "tensorrt", "--protocol", "P5", "--seconds", "0.1", "--clip", str(clip)]
+    assert bench(["speed", str(imitated.folder), *arguments, "--box", as_argument(box)]) == 0
     assert (", mapped" in capsys.readouterr().out) == integrated
 
 

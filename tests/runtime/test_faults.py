@@ -22,7 +22,7 @@ scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.tex
 anything = scalars | st.lists(st.integers(), max_size=3)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.lists(st.floats(), min_size=4, max_size=4), st.lists(anything, max_size=6), anything))
 def test_any_box_is_refused_or_can_be_followed(box: Any) -> None:
     try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Dict, Iterator, List, Tuple
 
 import cv2
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from asymtrack_edge.errors import BackendError, ExportError, MissingDependencyError, ServerError, UsageError
@@ -23,16 +25,66 @@ from asymtrack_edge.runtime.sources.clip import default_clip
 from asymtrack_edge.runtime.tracker import MultiTracker, Tracker
 
 pytest.importorskip("tritonclient.grpc", exc_type=ImportError)
+import grpc
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
 from asymtrack_edge.export.triton import write_repository
-from tests.runtime.inference_servers import SmallServer
 from tests.runtime.simulated import as_argument, check_several
 
 SEARCH = "asymtrack-t-fp32-search"
 FRAMES, BOX = default_clip(12)
 BOXES = [BOX, (40, 60, 50, 40), (200, 150, 40, 60)]
+
+
+class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """A small inference server: KServe v2 over gRPC, for what ``asymtrack-export --triton`` writes."""
+
+    def __init__(self, repository: Path, port: int = 0) -> None:
+        self.configs: Dict[str, Any] = {}
+        self.networks: Dict[Tuple[str, str], ort.InferenceSession] = {}
+        self.regions: Dict[str, np.ndarray] = {}
+        for path in repository.glob("*/config.pbtxt"):
+            config = self.configs[path.parent.name] = parsed(path)
+            for version in (p for p in path.parent.iterdir() if p.is_dir()):
+                path = version / config.default_model_filename
+                self.networks[config.name, version.name] = ort.InferenceSession(str(path))
+        self._server = grpc.server(ThreadPoolExecutor(80), options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(0).wait()
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:
+        return service_pb2.ModelConfigResponse(config=self.configs[request.name])
+
+    def SystemSharedMemoryRegister(self, request: Any, context: Any) -> Any:
+        self.regions[request.name] = np.memmap(f"/dev/shm/{request.key}", np.uint8, "r", shape=(request.byte_size,))
+        return service_pb2.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(self, request: Any, context: Any) -> Any:
+        self.regions.pop(request.name, None)
+        return service_pb2.SystemSharedMemoryUnregisterResponse()
+
+    def ModelInfer(self, request: Any, context: Any) -> Any:
+        raw, inputs = iter(request.raw_input_contents), {}
+        for tensor in request.inputs:
+            where = tensor.parameters
+            if "shared_memory_region" in where:
+                begin, size = (where[f"shared_memory_{key}"].int64_param for key in ("offset", "byte_size"))
+                content: Any = self.regions[where["shared_memory_region"].string_param][begin : begin + size]
+            else:
+                content = next(raw)
+            inputs[tensor.name] = np.frombuffer(content, triton_to_np_dtype(tensor.datatype)).reshape(tensor.shape)
+        network = self.networks[request.model_name, request.model_version]
+        response = service_pb2.ModelInferResponse()
+        for output, values in zip(network.get_outputs(), network.run(None, inputs)):
+            response.outputs.add(name=output.name, datatype=np_to_triton_dtype(values.dtype), shape=values.shape)
+            response.raw_output_contents.append(values.tobytes())
+        return response
 
 
 @pytest.fixture

@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("asymtrack_edge", "export", "runtime", "benchmarks")
+from tests.test_architecture import ROOMS, ROOT, module
 
 
 def test_every_package_is_listed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    listed = set(setup["options"]["packages"].split())
-    found = set()
-    for folder in FOLDERS:
-        for init in (ROOT / folder).rglob("__init__.py"):
-            parts = init.parent.relative_to(ROOT).parts
-            found.add(".".join(parts if parts[0] == "asymtrack_edge" else ("asymtrack_edge", *parts)))
-    assert listed == found
+    found = {module(init) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")}
+    assert set(setup["options"]["packages"].split()) == found
 
 
 @pytest.mark.slow

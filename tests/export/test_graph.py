@@ -17,7 +17,7 @@ from asymtrack_edge.export.quantise import costly_convolutions
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
-from tests.helpers import SMALL, filled_model
+from tests.helpers import SMALL, filled_model, random_inputs
 
 #: What TensorRT 8.5 (JetPack 5) reads as it is meant, of the operators of opset 16 and the types of casts. It refuses
 #: others, and from opset 18 on it reads some differently from what they say (reductions whose axes are an input).
@@ -114,8 +114,9 @@ def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
 
 def test_products_are_spelled_out_for_turing(tmp_path: Path) -> None:
     """The fp16 form for TensorRT-RTX has no fp32 matrix product, and the same numbers as the one for Orin."""
-    model, random, predictions = filled_model(SMALL), np.random.RandomState(0), []
-    for platform, left in (("orin", 6), ("rtx", 0)):
+    model, predictions = filled_model(SMALL), []
+    template, search = (crop.numpy() for crop in random_inputs(SMALL, 2))
+    for platform in ("orin", "rtx"):
         manifest = Export(model, ExportOptions("fp16", platform, max_batch=3)).write(tmp_path)
         products = 0
         for name in ("template.onnx", "search.onnx"):
@@ -123,10 +124,7 @@ def test_products_are_spelled_out_for_turing(tmp_path: Path) -> None:
             types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
             single = [n for n in inferred.node if types.get(n.output[0]) == onnx.TensorProto.FLOAT]
             products += sum(n.op_type in ("MatMul", "Gemm") for n in single)
-        assert (products > 0) == (left > 0)
-        made = {k: random.normal(0, 1, (2, *s.shape)).astype(s.dtype) for k, s in
-                (("template", manifest.template), ("search", manifest.search))}  # fmt: skip
-        random.seed(0)
-        predictions.append(predict(tmp_path, manifest, made["template"], made["search"]))
+        assert (products > 0) == (platform == "orin")
+        predictions.append(predict(tmp_path, manifest, template, search))
     # fp16 rounds what follows; the limits of an fp16 export are the measure.
     np.testing.assert_allclose(predictions[0], predictions[1], atol=2e-3)

@@ -136,6 +136,12 @@ class Manifest:
         """Side of the search crop in pixels."""
         return self.search.shape[1]
 
+    def tensors(self, network: str) -> Tuple[Tuple[TensorSpec, ...], Tuple[TensorSpec, ...]]:
+        """Inputs, the image first, and outputs of the ``"template"`` or the ``"search"`` network."""
+        if network == "template":
+            return (self.template,), self.state
+        return (self.search, *self.state), (self.output,)
+
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` into ``folder``; a reader sees the earlier one or this, whole."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self), "how_to": _HOW_TO}

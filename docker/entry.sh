@@ -19,7 +19,7 @@ if [ -n "$model" ] && [ -n "${ASYMTRACK_ENGINES:-}" ]; then
         chmod -R u+w "$own.new"
         mv "$own.new" "$own"
     fi
-    python -m asymtrack_edge.runtime.commands.build "$own"
+    asymtrack-build "$own"
     model=$own
 fi
 

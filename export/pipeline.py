@@ -21,14 +21,13 @@ from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.fold import fold, to_half
 from asymtrack_edge.export.graph import write_onnx
 from asymtrack_edge.export.quantise import quantise
-from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe, example_inputs, fold_input
+from asymtrack_edge.export.split import NETWORKS, describe, example_inputs, fold_input
 from asymtrack_edge.export.verify import verify
 from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
 
-TEMPLATE, SEARCH = "template.onnx", "search.onnx"
 #: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
 #: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
 #: no LayerNormalization, so opset 16 spells it out.
@@ -140,26 +139,25 @@ class Export:
         half = options.precision == "fp16"
         folded = to_half(folded) if half else folded
         fold_input(folded, input_format)
-        template, search = example_inputs(manifest, min(batch, 2))
-        for name, network, inputs, outputs in (
-            (TEMPLATE, TemplateNetwork(folded, input_format), template, [spec.name for spec in manifest.state]),
-            (SEARCH, SearchNetwork(folded, input_format), search, [manifest.output.name]),
-        ):
-            spell_out = half and options.platform == "rtx"
-            write_onnx(network, inputs, outputs, folder / name, opset, batch > 1, options.half_storage, spell_out)
+        spell_out = half and options.platform == "rtx"
+        for name, kind in NETWORKS.items():
+            network, path = kind(folded, input_format), folder / f"{name}.onnx"
+            inputs = example_inputs(manifest, name, min(batch, 2))
+            outputs = [spec.name for spec in manifest.tensors(name)[1]]
+            write_onnx(network, inputs, outputs, path, opset, batch > 1, options.half_storage, spell_out)
         if options.precision == "int8":
             quantise(folder, manifest, *(self.clip or default_clip()))
-        files = {name: file_entry(folder / name) for name in (TEMPLATE, SEARCH)}
+        files = {f"{name}.onnx": file_entry(folder / f"{name}.onnx") for name in NETWORKS}
         return replace(manifest, files=files, provenance=provenance)
 
 
 def model_size(folded: AsymTrack) -> Dict[str, Any]:
     """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a folded model's networks."""
     sizes = {"parameters": sum(p.numel() for p in folded.parameters())}
-    template, search = example_inputs(describe(folded.variant), 1)
-    for name, network, inputs in (("search", SearchNetwork, search), ("template", TemplateNetwork, template)):
+    manifest = describe(folded.variant)
+    for name, network in NETWORKS.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(folded, FLOAT_RGB)(*inputs.values())
+            network(folded, FLOAT_RGB)(*example_inputs(manifest, name, 1).values())
         sizes[f"{name}_multiply_adds"] = counter.get_total_flops() // 2
     return sizes
 

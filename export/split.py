@@ -73,6 +73,10 @@ class SearchNetwork(_Network):
         return torch.cat([box, localisation_score(probability.view_as(maps))], 1)
 
 
+#: Both networks, by the name of their files.
+NETWORKS = {"template": TemplateNetwork, "search": SearchNetwork}
+
+
 def _box_of_cells(side: int) -> Tensor:
     """The box ``(4, 2 * side * side)`` that each cell of both corner maps stands for.
 
@@ -132,10 +136,7 @@ def describe(
     )
 
 
-def example_inputs(manifest: Manifest, batch: int) -> Tuple[Dict[str, Tensor], Dict[str, Tensor]]:
-    """Zeros of the right shapes and types: the inputs of the template network and of the search network."""
-
-    def zeros(*specs: TensorSpec) -> Dict[str, Tensor]:
-        return {spec.name: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in specs}
-
-    return zeros(manifest.template), zeros(manifest.search, *manifest.state)
+def example_inputs(manifest: Manifest, network: str, batch: int) -> Dict[str, Tensor]:
+    """Zeros of the shapes and types of a network's inputs, by name."""
+    specs, _ = manifest.tensors(network)
+    return {spec.name: torch.zeros((batch, *spec.shape), dtype=getattr(torch, spec.dtype)) for spec in specs}

@@ -69,8 +69,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
 def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool = False) -> str:
     """The text of ``config.pbtxt``; ``manifest`` is of the newest of ``versions``."""
     search = network == "search"
-    inputs = (manifest.search, *manifest.state) if search else (manifest.template,)
-    outputs = (manifest.output,) if search else manifest.state
+    inputs, outputs = manifest.tensors(network)
     # An engine of the template network takes one template at a time.
     batch = manifest.max_batch if search or not plan else 1
 

@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Sequence, Set, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.manifest import BATCH_AXIS, Manifest, TensorSpec
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, find_gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import cache_file
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
@@ -91,9 +91,7 @@ class OnnxRuntimeNetwork(Network):
         self._path = folder / f"{network}.onnx"
         self._provider = provider
         self._cuda = cuda
-        image = manifest.template if network == "template" else manifest.search
-        self._inputs: Tuple[TensorSpec, ...] = (image,) if network == "template" else (image, *manifest.state)
-        self._outputs = manifest.state if network == "template" else (manifest.output,)
+        self._inputs, self._outputs = manifest.tensors(network)
         self._precision = manifest.precision
         self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._graph_ids = itertools.count(1)

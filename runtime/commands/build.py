@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -52,7 +51,3 @@ def _main(arguments: argparse.Namespace) -> None:
 
     manifest = build_in_place(Path(arguments.model), options, device_index(arguments.device), report)
     cli.write_json(arguments.json, {"engines": manifest.engines})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

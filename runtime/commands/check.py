@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 from dataclasses import asdict
 from typing import Any, Dict, Optional, Sequence
 
@@ -70,11 +69,7 @@ def _main(arguments: argparse.Namespace) -> int:
     cli.write_json(arguments.json, {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()})
     figures = agreement.figures(report)
     if not report["passed"]:
-        print(f"error: {backend.description} does not compute what the model says: {figures}", file=sys.stderr)
+        cli.say(f"error: {backend.description} does not compute what the model says: {figures}")
     elif arguments.json != "-":
         print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures}")
     return 0 if report["passed"] else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -221,7 +221,3 @@ def _sentence(summary: Dict[str, Any]) -> str:
         text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
     alone = f"update alone {summary['update_fps']} fps on " if summary["update_fps"] is not None else ""
     return f"{text} ({alone}{summary['backend']}; ms per frame: {stages}); lost in {summary['lost']} frames"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -209,11 +209,10 @@ class TensorRTNetwork(Network):
         self._logger = collecting_logger(self._trt, warn=True)
         self._runtime = self._trt.Runtime(self._logger)
         self.engine = self._deserialise()
-        image = manifest.template if network == "template" else manifest.search
-        self._inputs = [image] if network == "template" else [image, *manifest.state]
+        self._inputs, outputs = manifest.tensors(network)
         self._check(self._inputs, self._trt.TensorIOMode.INPUT)
-        self._check(manifest.state if network == "template" else [manifest.output], self._trt.TensorIOMode.OUTPUT)
-        self._dynamic = self.engine.get_tensor_shape(image.name)[0] < 0
+        self._check(outputs, self._trt.TensorIOMode.OUTPUT)
+        self._dynamic = self.engine.get_tensor_shape(self._inputs[0].name)[0] < 0
         # Before TensorRT 10 the contexts of an engine with a free batch cannot share its optimization profile.
         before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
         self._one_context = self._dynamic and before_10

@@ -78,7 +78,6 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
     tracker.update(FRAMES[4])
     for never in ("capture", "cuMemAlloc", "cuMemHostAlloc", "cuModuleLoadData", "cuCtxSynchronize"):
         assert calls[never] == 0, never
-    backend.close()
 
 
 @pytest.mark.parametrize("imitated", ["fp32 3", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
@@ -148,7 +147,6 @@ def test_a_call_that_fails_leaves_nothing_in_flight(imitated: Imitated, fails: s
     assert imitated.calls.driver.fake_pending() == 0
     imitated.refuse(fails, 0)
     assert tracker.update(FRAMES[1]) == wanted
-    backend.close()
 
 
 def test_warnings_of_tensorrt_at_load_are_told(caplog: Any) -> None:
@@ -170,7 +168,6 @@ def test_a_capture_that_fails_is_said_and_does_no_harm(imitated: Imitated, call:
         with pytest.raises(KeyboardInterrupt):
             backend.cuda.capture(MagicMock(side_effect=KeyboardInterrupt))
         backend.cuda.synchronise()
-    backend.close()
 
 
 def test_images_that_the_kernel_cannot_write_are_refused(imitated: Imitated) -> None:
@@ -195,7 +192,6 @@ def test_a_frame_too_large_for_the_memory_does_no_harm(imitated: Imitated) -> No
         imitated.calls.forget()
         backend.template(frame, WINDOW)
         assert imitated.calls["cuMemAlloc"] == allocations
-    backend.close()
 
 
 def there(frame: np.ndarray, version: Optional[int] = 3, dlpack: Optional[int] = None, **more: Any) -> Any:
@@ -254,7 +250,6 @@ def test_frames_on_the_device_are_read_in_place(imitated: Imitated, kind: str) -
     assert imitated.calls["cuCtxSynchronize"] == stops * len(FRAMES)
     for frame in frames:
         assert frame.asked == ([5] if hasattr(frame, "__dlpack__") else []), "once, and told our stream"
-    backend.close()
 
 
 def test_unusable_frames_are_refused(imitated: Imitated) -> None:
@@ -270,7 +265,6 @@ def test_unusable_frames_are_refused(imitated: Imitated) -> None:
     ):
         with pytest.raises(FrameError, match=words):
             backend.check_frame(wrong)
-    backend.close()
 
 
 def test_a_foreign_or_altered_engine_is_never_loaded(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,4 +319,4 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
     del opened
     gc.collect()
     assert left == [(0, 1)], "stream and memory go before the context"
-    assert context.push.call_count == cuda.Context.pop.call_count == 3
+    assert context.push.call_count == cuda.Context.pop.call_count

@@ -104,7 +104,6 @@ def test_a_file_is_tracked_without_a_copy_to_the_host(
         tracker.init(frames[0], BOX)
         np.testing.assert_array_equal([tracker.update(frame).box for frame in frames[1:]], wanted)
     assert utils.closed == 1
-    backend.close()
 
 
 def test_cameras_and_streams_are_live(utils: Utils) -> None:

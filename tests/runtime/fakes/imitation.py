@@ -22,13 +22,7 @@ from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
 from asymtrack_edge.runtime.backends.device import DeviceBackend
-from asymtrack_edge.runtime.backends.tensorrt.backend import (
-    NETWORKS,
-    TENSORRT,
-    TensorRT,
-    TensorRTBackend,
-    engine_key,
-)
+from asymtrack_edge.runtime.backends.tensorrt.backend import NETWORKS, TENSORRT, TensorRT, TensorRTBackend, engine_key
 from asymtrack_edge.runtime.sources.clip import default_clip
 
 GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)
@@ -188,6 +182,7 @@ class Imitated(NamedTuple):
     library: Any
 
     def open(self, **options: Any) -> DeviceBackend:
+        """A backend, which a test need not close: dropped, it gives everything back."""
         return TensorRTBackend(self.folder, load_manifest(self.folder), **options)
 
     def refuse(self, call: str, code: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import UsageError, require
 from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, UINT8_BGR, file_entry
 from asymtrack_edge.runtime.agreement import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
@@ -82,9 +82,8 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.triton and arguments.batch == 1:
         raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
     # torch takes seconds to import: not before the arguments are known to be right.
-    from asymtrack_edge.export.pipeline import Export, ExportOptions
-
-    options = ExportOptions(
+    pipeline = require("asymtrack_edge.export.pipeline", "export", "an export")
+    options = pipeline.ExportOptions(
         precision="fp16" if arguments.fp16 else "int8" if arguments.int8 else "fp32",
         platform=arguments.target,
         opset=arguments.opset,
@@ -97,7 +96,7 @@ def _main(arguments: argparse.Namespace) -> int:
     say = (lambda line: None) if arguments.json == "-" else partial(print, flush=True)
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
     model, weights = _load(arguments, variant, say)
-    manifest = Export(model, options, weights, clip).run(output, not arguments.no_engine, say)
+    manifest = pipeline.Export(model, options, weights, clip).run(output, not arguments.no_engine, say)
     if arguments.triton:
         from asymtrack_edge.export.triton import write_repository
 

@@ -7,7 +7,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence
 
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -49,9 +51,8 @@ def write_onnx(
 
     Raises:
         ExportError: the model that came out is not what was asked for.
-        MissingDependencyError: onnx or its simplifier is absent.
+        MissingDependencyError: onnx's simplifier is absent.
     """
-    onnx = require("onnx", "export", "writing ONNX models")
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
         # The exporter announces its successor and the constants it traced: neither is news here.
@@ -94,8 +95,6 @@ def _simplified(model: Any) -> Any:
 
 def _store_as_half(model: Any) -> None:
     """See ``write_onnx``; changes ``model``."""
-    from onnx import TensorProto, helper, numpy_helper
-
     casts = []
     for weight in model.graph.initializer:
         if weight.data_type == TensorProto.FLOAT and len(weight.raw_data) >= 4 * _WORTH_HALF:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
+import onnx
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,8 +120,6 @@ class Export:
         Returns:
             The manifest, not yet written, with the files' hashes and what made them.
         """
-        import onnx
-
         options = self.options
         opset, input_format = PLATFORMS[options.platform]
         opset, input_format = options.opset or opset, options.input_format or input_format

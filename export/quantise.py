@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, List, Sequence
 
 import numpy as np
+import onnx
 
 from asymtrack_edge.export.verify import search_inputs
 from asymtrack_edge.geometry import Box
@@ -34,7 +35,6 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
         frames: BGR uint8 frames of a clip to calibrate on.
         box: the target in the first of them.
     """
-    import onnx
     from onnxruntime import quantization
 
     every = max(1, (len(frames) - 1) // MAX_CROPS)
@@ -64,8 +64,6 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
 
 def costly_convolutions(model: Any) -> List[str]:
     """Names of the ungrouped 3x3 convolutions with at least ``MIN_MULTIPLY_ADDS`` per crop."""
-    import onnx
-
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred.value_info}
     weights = {i.name: list(i.dims) for i in inferred.initializer}

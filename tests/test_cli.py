@@ -86,6 +86,13 @@ def test_mistakes_in_commands(arguments: List[str], words: str, capsys: pytest.C
     assert code == 2 and words in error and len(error.splitlines()) == 1
 
 
+def test_a_command_names_the_extra_that_it_lacks() -> None:
+    code = "import sys; sys.modules['torch'] = None; from asymtrack_edge import commands; sys.exit(commands.main())"
+    ran = subprocess.run([sys.executable, "-c", code, "export"], cwd=ROOT, capture_output=True, text=True)
+    wanted = "error: an export needs torch, which is not installed: pip install 'asymtrack-edge[export]'\n"
+    assert (ran.returncode, ran.stderr) == (2, wanted)
+
+
 def test_entry_points_are_the_commands() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

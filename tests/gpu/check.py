@@ -343,7 +343,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 print(f"would run   {check.name}" if lack is None else f"cannot run  {check.name}: {lack}")
             return 0
         results = [_run(check, machine, began) for check in chosen]
-    rows = _rows(results)
+    rows = [row for result in results for row in result.get("rows", ())]
     report = {
         "date": datetime.date.today().isoformat(),
         "gpu": machine.gpu and machine.gpu.__dict__,
@@ -387,15 +387,10 @@ def _run(check: Check, machine: Machine, began: float) -> Dict[str, Any]:
     return result
 
 
-def _rows(results: Sequence[Row]) -> List[Row]:
-    """The figures among the results of the checks."""
-    return [row for result in results for row in result.get("rows", ())]
-
-
 def markdown(report: Row) -> str:
     """The table of docs/gpu.md from a report."""
     table: Dict[str, Row] = {}
-    for row in _rows(report["checks"]):
+    for row in (row for check in report["checks"] for row in check.get("rows", ())):
         if "ms" in row:
             text = f"{row['ms']:.3f} ms ({row.get('times_reference', '-')} x)"
             table.setdefault(row["what"], {"step": row["what"]})[f"batch {row['batch']}"] = text

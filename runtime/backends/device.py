@@ -78,15 +78,14 @@ class DeviceBackend(Backend):
 
     ``seconds["crop"]`` counts the host's work until the frame is on its way, ``"infer"`` all the rest:
     the GPU crops and infers in one go. A backend that is dropped without ``close`` gives everything back.
-    ``graph`` says whether to capture the step as a CUDA graph; ``BackendError`` if the GPU or the model cannot be used.
+    ``BackendError`` if the GPU or the model cannot be used.
     """
 
-    def __init__(self, manifest: Manifest, description: str, device: int = 0, graph: bool = True) -> None:
+    def __init__(self, manifest: Manifest, description: str, device: int = 0) -> None:
         kernel.check_images(manifest)
         super().__init__(manifest, description)
         self.cuda = open_cuda(device)
         self.integrated = self.cuda.gpu.integrated
-        self._use_graph = graph
         self._open = _Open(self.cuda)
         self._finalizer = weakref.finalize(self, self._open.close)
         self._predictions = np.zeros((0, 5), np.float32)
@@ -100,13 +99,13 @@ class DeviceBackend(Backend):
             raise
 
     @abstractmethod
-    def _open_network(self, name: str, graph: bool) -> Network:
+    def _open_network(self, name: str) -> Network:
         """Opens the ``"template"`` or the ``"search"`` network on ``cuda``, whose context is current."""
 
     @property
     def graphs(self) -> bool:
         """Whether every step so far runs as a CUDA graph."""
-        return self._use_graph and all(group.captured for group in self._open.groups)
+        return all(group.captured for group in self._open.groups)
 
     def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
@@ -125,7 +124,7 @@ class DeviceBackend(Backend):
             # The template network writes here; a slot's part of a batch need not be aligned.
             self._fresh = {spec.name: cuda.allocate(nbytes(spec)) for spec in manifest.state}
             for name in ("template", "search"):
-                self._open.networks[name] = self._open_network(name, self._use_graph and name == "search")
+                self._open.networks[name] = self._open_network(name)
             bound = {manifest.template.name: self._template_image, **self._fresh}
             self._open.run_template = self._open.networks["template"].bind(bound, 1)
 
@@ -153,8 +152,8 @@ class DeviceBackend(Backend):
                     size = min(batch, before + slots - self.capacity)
                     if last is not None:
                         last.close_steps()
-                    run = self._open.networks["search"], self._crop, self._use_graph
-                    grown = _Group(self.manifest, self.cuda, size, last, *run)
+                    network = self._open.networks["search"]
+                    grown = _Group(self.manifest, self.cuda, size, last, network, self._crop)
                     self.cuda.synchronise()
                     if last is not None:
                         groups.pop().close()
@@ -233,7 +232,6 @@ class _Group:
         before: a smaller group whose state to begin with.
         network: the search network.
         crop: queues the crop kernel: device addresses of windows and images, side of a crop, targets.
-        graph: whether to capture the step.
 
     Attributes:
         state: device address of each state tensor, targets one behind the other.
@@ -249,10 +247,9 @@ class _Group:
         before: Optional[_Group],
         network: Network,
         crop: Callable[[int, int, int, int], None],
-        graph: bool,
     ) -> None:
         self.size = size
-        self._network, self._crop, self._graph = network, crop, graph
+        self._network, self._crop = network, crop
         self.captured = True
         self._manifest = manifest
         self._cuda = cuda
@@ -296,7 +293,7 @@ class _Group:
         addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
         queue = partial(self._queue, count, self._network.bind(addresses, count))
         graph = None
-        if self._graph and self._network.capturable:
+        if self._network.capturable:
             # A network has to run once with these shapes before it can be captured.
             queue()
             cuda.synchronise()

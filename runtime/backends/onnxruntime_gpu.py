@@ -37,15 +37,13 @@ _WARM_UP = 3
 
 
 class OnnxRuntimeGpuBackend(DeviceBackend):
-    """ONNX Runtime on a CUDA device; takes exports of either input format. Arguments as in ``DeviceBackend``.
+    """ONNX Runtime on a CUDA device; takes exports of either input format.
 
     ``provider`` is ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA. ``BackendError`` if it or a
     GPU is absent, or the model cannot be loaded.
     """
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0, graph: bool = True
-    ) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
         self.name = f"onnxruntime-{provider}"
         if _PROVIDERS[provider] not in ort.get_available_providers():
             raise BackendError(
@@ -53,7 +51,7 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
                 "then pip install onnxruntime-gpu, or use --backend onnxruntime for the CPU"
             )
         self._folder, self._provider = folder, provider
-        super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device, graph)
+        super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device)
 
     @property
     def graphs(self) -> bool:
@@ -62,8 +60,8 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
         assert isinstance(network, OnnxRuntimeNetwork)
         return network.graph
 
-    def _open_network(self, name: str, graph: bool) -> Network:
-        return OnnxRuntimeNetwork(self._folder, self.manifest, name, self._provider, self.cuda, graph)
+    def _open_network(self, name: str) -> Network:
+        return OnnxRuntimeNetwork(self._folder, self.manifest, name, self._provider, self.cuda)
 
 
 @contextlib.contextmanager
@@ -84,10 +82,9 @@ class OnnxRuntimeNetwork(Network):
 
     capturable = False
 
-    def __init__(
-        self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice, graph: bool
-    ) -> None:
-        self.graph = graph  # whether it runs as a CUDA graph: False as well where it cannot
+    def __init__(self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice) -> None:
+        # Whether it runs as a CUDA graph. The template network, which runs once per target, need not.
+        self.graph = network == "search"
         self._path = folder / f"{network}.onnx"
         self._provider = provider
         self._cuda = cuda

@@ -136,8 +136,8 @@ def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitate
 
 @pytest.mark.parametrize("fails", ["upload", "download", "kernel"])
 def test_a_call_that_fails_leaves_nothing_in_flight(imitated: Imitated, fails: str) -> None:
-    backend = imitated.open(graph=False)
-    tracker = Tracker(backend)
+    imitated.refuse("end capture", 900)  # runs call by call
+    tracker = Tracker(imitated.open())
     tracker.init(FRAMES[0], BOX)
     wanted = tracker.update(FRAMES[1])
     tracker.init(FRAMES[0], BOX)

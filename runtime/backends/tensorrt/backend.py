@@ -176,7 +176,7 @@ class TensorRTBackend(DeviceBackend):
 
     name = "tensorrt"
 
-    def __init__(self, folder: Path, manifest: Manifest, device: int = 0, graph: bool = True) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, device: int = 0) -> None:
         if manifest.input_format != FLOAT_RGB:
             raise BackendError(
                 f"the model takes {manifest.input_format}, which is for ONNX Runtime: "
@@ -186,9 +186,9 @@ class TensorRTBackend(DeviceBackend):
         self._tensorrt = load_tensorrt(flavour_of(manifest.target))
         # Before anything of the GPU is taken.
         self._engines = {name: fitting_engine(manifest, name, self._tensorrt, gpu) for name in NETWORKS}
-        super().__init__(manifest, f"{self._tensorrt.name} on {gpu.name}", device, graph)
+        super().__init__(manifest, f"{self._tensorrt.name} on {gpu.name}", device)
 
-    def _open_network(self, name: str, graph: bool) -> Network:
+    def _open_network(self, name: str) -> Network:
         file = self._engines[name]
         # Deserialising runs code from the file: not before its hash has been checked.
         content = check_file(self._folder, file, self.manifest.files[file]).read_bytes()

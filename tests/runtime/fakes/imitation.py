@@ -181,9 +181,9 @@ class Imitated(NamedTuple):
     calls: Calls
     library: Any
 
-    def open(self, **options: Any) -> DeviceBackend:
+    def open(self) -> DeviceBackend:
         """A backend, which a test need not close: dropped, it gives everything back."""
-        return TensorRTBackend(self.folder, load_manifest(self.folder), **options)
+        return TensorRTBackend(self.folder, load_manifest(self.folder))
 
     def refuse(self, call: str, code: int) -> None:
         self.calls.driver.fake_refuse(call.encode(), code)

@@ -66,7 +66,7 @@ class SearchNetwork(_Network):
     def forward(self, image: Tensor, *state: Tensor) -> Tensor:
         """See ``image`` for the shape; the state as the template network gave it."""
         named: Dict[str, Tensor] = dict(zip(self.model.variant.state_shapes, state))
-        _, *corners = self.model.search(self.image(image), named)
+        corners, _ = self.model.score_maps(self.image(image), named)
         maps = torch.stack(corners, 1).float()
         probability = maps.flatten(2).softmax(-1)
         box = (probability.flatten(1).unsqueeze(1) * self.grid).sum(-1)

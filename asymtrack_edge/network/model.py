@@ -126,12 +126,16 @@ class AsymTrack(nn.Module):
 
     def search_and_features(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
         """As ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
+        maps, features = self.score_maps(image, state)
+        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+
+    def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
+        """What ``search`` reads the corners out of, the maps ``(B, H, W)`` of both before softmax, and the features."""
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
             features: Tensor = layer(x, state)
             x = layer.downsample(features)  # type: ignore[operator]
-        maps = self.box_head(self.bottleneck(x))
-        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+        return self.box_head(self.bottleneck(x)), features
 
     def forward(self, template: Tensor, search: Tensor) -> Prediction:
         """Both branches, for training: see ``template`` and ``search`` for the shapes."""

@@ -173,6 +173,8 @@ def _run(args: argparse.Namespace) -> int:
     names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
     specs = [TrackerSpec.of(name, args, args.recover) for name in names]
     _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
+    if args.plots:
+        report.figure(1, 1)  # not only after the evaluation: is there what draws?
     data = _read(args)
     evaluations = []
     if specs:

@@ -82,6 +82,12 @@ def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
     assert json.loads(evaluate("folder", folder_set, *STILL, json_to="-").out)["trackers"] == [tracker]
 
 
+def test_plots_that_nothing_can_draw_are_told_before_the_work(folder_set, output, evaluate, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    ran = evaluate("folder", folder_set, *STILL, "--plots", "plots")
+    assert ran.code == 2 and "asymtrack-edge[bench]" in ran.err and not output.exists()
+
+
 def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, evaluate):
     arguments = ("folder", folder_set, *STILL)
     assert evaluate(*arguments, "--jobs", 2).code == 0

@@ -41,11 +41,10 @@ class Augmentation:
     blur: float = 0.0  #: the search crop is blurred along a random direction
     occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
     fill: float = 0.0  #: what lies outside the picture in the search crop shows another picture, not black
-    #: Shares of pairs made from one still's box, from a pasted cut-out, and from an arbitrary region of any picture
-    #: (with a teacher the search crop is of another frame of its clip); the rest comes from clips. They say how a
-    #: ``Pool`` is used; data sets on disk are drawn in equal parts.
+    #: Shares of pairs made from one still's box, and from an arbitrary region of any picture (with a teacher the search
+    #: crop is of another frame of its clip); the rest comes from clips. They say how a ``Pool`` is used; data sets on
+    #: disk are drawn in equal parts.
     stills: float = 0.0
-    cutouts: float = 0.0
     patches: float = 0.0
     negatives: float = 0.0  #: the target is not in the search crop: its template belongs to another pair
 
@@ -253,22 +252,3 @@ def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:
     padded = F.pad(search[chosen], (reach,) * 4, mode="replicate")
     search[chosen] = F.conv2d(padded, kernel.expand(3, 1, -1, -1), groups=3)
     return search
-
-
-def paste(scene: Tensor, cutouts: Tensor, sizes: Tensor, at: Tensor, extent: Tensor, flip: Tensor) -> Tensor:
-    """Lays cut-outs, uint8 RGBA ``(B, C, C, 4)``, over scenes, uint8 ``(B, 3, S, S)``; some of them mirrored.
-
-    Each is in its top-left corner and of ``sizes`` ``(B, 2)`` in pixels. ``at`` and ``extent`` ``(B, 2)`` say where
-    their middles go and how large they become, in scene units.
-    """
-    size, side = scene.shape[-1], cutouts.shape[1]
-    axis = (torch.arange(size, device=scene.device) + 0.5) / size
-    u = (axis - at[:, :1]) / extent[:, :1] * torch.where(flip, -1.0, 1.0)[:, None] + 0.5
-    v = (axis - at[:, 1:]) / extent[:, 1:] + 0.5
-    grid_x = (2 * u * sizes[:, :1] / side - 1)[:, None, :].expand(-1, size, -1)
-    grid_y = (2 * v * sizes[:, 1:] / side - 1)[:, :, None].expand(-1, -1, size)
-    source = cutouts.permute(0, 3, 1, 2).float()
-    # Colours are weighted by alpha before they are interpolated: no fringe of what lies behind it.
-    source = torch.cat([source[:, :3] * source[:, 3:] / 255, source[:, 3:]], 1)
-    laid = F.grid_sample(source, torch.stack([grid_x, grid_y], -1), padding_mode="zeros", align_corners=False)
-    return (scene * (1 - laid[:, 3:] / 255) + laid[:, :3]).round().clamp(0, 255).to(torch.uint8)

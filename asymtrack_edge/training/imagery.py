@@ -31,11 +31,9 @@ TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
 #: The lists of a collection, and what is in them.
-INDEXES = {"stills.json": STILL, "clips.json": CLIP, "cutouts.json": None}
+INDEXES = {"stills.json": STILL, "clips.json": CLIP}
 #: Smallest box that is learnt from, per side: in canvas pixels, and for stills in the image's own.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
-#: Items decoded at a time, so that few images are held twice.
-CHUNK = 64
 
 
 @dataclass
@@ -57,8 +55,6 @@ class Pool:
     weight: Tensor  #: ``(T,)``, how often a target is drawn relative to others of its kind
     image: Tensor  #: ``(E,)`` index into ``canvases``
     box: Tensor  #: ``(E, 4)`` x, y, w, h in pixels
-    cutouts: Tensor  #: uint8 ``(M, C, C, 4)`` RGBA, cropped tight, in the top-left corner
-    cutout_sizes: Tensor  #: ``(M, 2)``
 
     def to(self, device: torch.device) -> Pool:
         """Moves everything to ``device``."""
@@ -75,85 +71,13 @@ class Pool:
 
 
 class _Item(NamedTuple):
-    """A still, a clip or a cut-out that is yet to be read."""
+    """A still or a clip that is yet to be read."""
 
-    kind: Optional[int]  #: ``CLIP``, ``STILL`` or None for a cut-out
+    kind: int  #: ``CLIP`` or ``STILL``
     source: str  #: where it comes from; targets of one source share its weight
     images: Sequence[Any]  #: its image files: paths, or names in a shard
     read: Callable[[Any], bytes]  #: gives the content of one
     tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
-
-    def decode(self) -> List[np.ndarray]:
-        """Its images, see ``decode_image``."""
-        return [decode_image(self.read(name), name) for name in self.images]
-
-
-class _Builder:
-    """Collects images and targets straight into canvases."""
-
-    def __init__(self, count: int, side: int) -> None:
-        self.side = side
-        # Untouched pages of zeros cost nothing, so memory follows what the images cover.
-        self.canvases = np.zeros((count, side, side, 3), np.uint8)
-        self.sizes: List[Tuple[int, int]] = []
-        self.stills: List[int] = []
-        self.targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
-        self.cutouts: List[np.ndarray] = []
-
-    def add(self, item: _Item, images: Sequence[np.ndarray]) -> None:
-        """Stores a still, a clip or a cut-out whose decoded images are RGB or RGBA."""
-        transparent = images[0].shape[2] == 4 and (images[0][..., 3] < 128).mean() > 0.02
-        if item.kind is None or (transparent and not item.tracks and item.kind == STILL):
-            self._add_cutout(item, images[0])
-            return
-        first, number, scales = len(self.sizes), self.stills[-1] + 1 if self.stills else 0, []
-        for i, whole in enumerate(images, start=first):
-            image, scale = shrink(np.ascontiguousarray(whole[..., :3]), self.side)
-            height, width = image.shape[:2]
-            self.canvases[i, :height, :width] = image
-            self.sizes.append((width, height))
-            self.stills.append(number)
-            scales.append(scale)
-        smallest = SMALLEST_STILL if item.kind == STILL else 0.0
-        for boxes in item.tracks:
-            scaled = boxes * np.array(scales)[:, None]
-            large = (boxes[:, 2:].min(1) >= smallest) & (scaled[:, 2:].min(1) >= SMALLEST_BOX)
-            known = large & np.isfinite(boxes).all(1)
-            if known.any():
-                self.targets.append((item.kind, item.source, first + np.flatnonzero(known), scaled[known]))
-
-    def _add_cutout(self, item: _Item, image: np.ndarray) -> None:
-        """Stores what is not transparent, no larger than half a canvas."""
-        if image.shape[2] != 4:
-            raise DatasetError(f"{item.images[0]} has no alpha channel")
-        ys, xs = np.nonzero(image[..., 3] > 127)
-        if len(xs):
-            tight = image[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1]
-            self.cutouts.append(shrink(np.ascontiguousarray(tight), self.side // 2)[0])
-
-    def build(self) -> Pool:
-        """Lays everything out as tensors."""
-        side = max([max(c.shape[:2]) for c in self.cutouts], default=1)
-        cutouts = np.zeros((len(self.cutouts), side, side, 4), np.uint8)
-        for target, cutout in zip(cutouts, self.cutouts):
-            target[: cutout.shape[0], : cutout.shape[1]] = cutout
-        lengths = np.array([len(t[2]) for t in self.targets], np.int64)
-        # A source with many targets is drawn more often, but not in proportion: square root.
-        count = Counter(target[:2] for target in self.targets)
-        return Pool(
-            canvases=torch.from_numpy(self.canvases[: len(self.sizes)]),
-            sizes=torch.tensor(self.sizes, dtype=torch.float32),
-            still=torch.tensor(self.stills, dtype=torch.int64),
-            scenery=torch.arange(len(self.sizes)),
-            start=torch.from_numpy(np.cumsum(lengths) - lengths),
-            length=torch.from_numpy(lengths),
-            kind=torch.tensor([t[0] for t in self.targets], dtype=torch.int64),
-            weight=torch.tensor([count[target[:2]] ** -0.5 for target in self.targets]),
-            image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(t[2] for t in self.targets)])),
-            box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(t[3] for t in self.targets)])).float(),
-            cutouts=torch.from_numpy(cutouts),
-            cutout_sizes=torch.tensor([c.shape[1::-1] for c in self.cutouts], dtype=torch.float32).view(-1, 2),
-        )
 
 
 def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1)) -> Pool:
@@ -163,23 +87,52 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     reads every n-th still and clip. DatasetError where a file is missing or unreadable, or nothing is to train on.
     """
     items = [item for folder in folders for item in _find(folder)]
-    rank, size = share
-    # A handful is not worth dividing, and would leave a process with nothing.
-    if sum(item.kind is not None for item in items) >= 8 * size:
-        items = [item for i, item in enumerate(items) if item.kind is None or i % size == rank]
-    count = sum(len(item.images) for item in items if item.kind is not None)
-    if not count:
+    if not any(item.images for item in items):
         names = ", ".join(map(str, folders))
         raise DatasetError(f"{names}: no collection, no annotated clip and no image is here; nothing to train on")
-    builder = _Builder(count, side)
+    rank, size = share
+    # A handful is not worth dividing, and would leave a process with nothing.
+    items = items[rank::size] if len(items) >= 8 * size else items
+    counts = [len(item.images) for item in items]
+    ends = np.cumsum(counts)
+    # Untouched pages of zeros cost nothing, so memory follows what the images cover.
+    canvases = np.zeros((ends[-1], side, side, 3), np.uint8)
+    sizes, scales = np.zeros((ends[-1], 2), np.float32), np.zeros(ends[-1])
+
+    def store(item: _Item, end: int) -> None:
+        for i, name in enumerate(item.images, start=end - len(item.images)):
+            image, scales[i] = shrink(decode_image(item.read(name), name), side)
+            height, width = image.shape[:2]
+            canvases[i, :height, :width], sizes[i] = image, (width, height)
+
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for first in cli.progress(range(0, len(items), CHUNK), "imagery"):
-            chunk = items[first : first + CHUNK]
-            for item, images in zip(chunk, threads.map(_Item.decode, chunk)):
-                builder.add(item, images)
-    if not builder.sizes:
-        raise DatasetError("there are cut-outs only: add images to lay them on")
-    return builder.build()
+        for _ in cli.progress(threads.map(store, items, ends), "imagery", len(items)):
+            pass
+    targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
+    for item, end in zip(items, ends):
+        first = end - len(item.images)
+        smallest = SMALLEST_STILL if item.kind == STILL else 0.0
+        for boxes in item.tracks:
+            scaled = boxes * scales[first:end, None]
+            large = (boxes[:, 2:].min(1) >= smallest) & (scaled[:, 2:].min(1) >= SMALLEST_BOX)
+            known = large & np.isfinite(boxes).all(1)
+            if known.any():
+                targets.append((item.kind, item.source, first + np.flatnonzero(known), scaled[known]))
+    lengths = np.array([len(images) for *_, images, _ in targets], np.int64)
+    # A source with many targets is drawn more often, but not in proportion: square root.
+    count = Counter(target[:2] for target in targets)
+    return Pool(
+        canvases=torch.from_numpy(canvases),
+        sizes=torch.from_numpy(sizes),
+        still=torch.from_numpy(np.repeat(np.arange(len(items)), counts)),
+        scenery=torch.arange(len(canvases)),
+        start=torch.from_numpy(np.cumsum(lengths) - lengths),
+        length=torch.from_numpy(lengths),
+        kind=torch.tensor([target[0] for target in targets], dtype=torch.int64),
+        weight=torch.tensor([count[target[:2]] ** -0.5 for target in targets]),
+        image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(target[2] for target in targets)])),
+        box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(target[3] for target in targets)])).float(),
+    )
 
 
 def files_under(folder: Path) -> List[Path]:
@@ -218,7 +171,7 @@ def _collection(folder: Path) -> Iterator[_Item]:
             if kind == CLIP:
                 names, tracks = record["frames"], [track["boxes"] for track in record["tracks"]]
             else:
-                names, tracks = [record["file"]], [[box] for box in record["boxes"]] if kind == STILL else []
+                names, tracks = [record["file"]], [[box] for box in record["boxes"]]
             shards = record["shard"] if isinstance(record["shard"], list) else [record["shard"]]
             files = ChainMap(*map(shard, shards))
             content = {name: files[name] for name in names}
@@ -264,16 +217,10 @@ def shrink(image: np.ndarray, side: int) -> Tuple[np.ndarray, float]:
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, or RGBA with alpha; DatasetError if it is no image."""
-    # A photograph is turned upright as it says; only other formats have an alpha channel.
-    flags = cv2.IMREAD_COLOR if data[:2] == b"\xff\xd8" else cv2.IMREAD_UNCHANGED
+    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, turned upright; DatasetError if it is no image."""
     image: Optional[np.ndarray] = None
     with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise DatasetError(f"cannot decode the training image {printable(name)}: remove or replace the file")
-    if image.dtype != np.uint8:
-        image = cv2.convertScaleAbs(image, alpha=255 / np.iinfo(image.dtype).max if image.dtype.kind == "u" else 255)
-    if image.ndim == 2:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

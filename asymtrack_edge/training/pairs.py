@@ -27,7 +27,6 @@ from asymtrack_edge.training.crops import (
     inside,
     motion_blur,
     occlude,
-    paste,
     windows_around,
 )
 from asymtrack_edge.training.imagery import CLIP, STILL, Pool
@@ -122,7 +121,7 @@ class PairSampler:
         self.weight = pool.weight
         clips, stills = (pool.weight * (pool.kind == kind) for kind in (CLIP, STILL))
         if clips.sum() > 0 and stills.sum() > 0:
-            share = min(1.0, aug.stills / max(1e-6, 1 - aug.cutouts - aug.patches))
+            share = min(1.0, aug.stills / max(1e-6, 1 - aug.patches))
             self.weight = clips / clips.sum() * (1 - share) + stills / stills.sum() * share
         _, group, count = torch.unique_consecutive(pool.still, return_inverse=True, return_counts=True)
         end = count.cumsum(0)[group]
@@ -137,14 +136,8 @@ class PairSampler:
         around, region, corners = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], around, variant.template_size)
         search = self._fill(self._cut(image[:, 1], region, variant.search_size), image[:, 1], region)
-        identity = pool.still[image[:, 1]]
-        count = round(self.augmentation.cutouts * batch) if len(pool.cutouts) else 0
-        if count:
-            template[:count], search[:count], corners[:count], chosen = self._cutouts(count)
-            identity[:count] = -1 - chosen
-            known[:count] = True
         pairs = Pairs(template, search, corners, torch.ones_like(known), known)
-        return finish_pairs(pairs, identity, self.augmentation, random)
+        return finish_pairs(pairs, pool.still[image[:, 1]], self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
@@ -183,10 +176,14 @@ class PairSampler:
 
     def _fill(self, search: Tensor, image: Tensor, windows: Windows) -> Tensor:
         """Shows another picture where some of the search crops leave theirs."""
-        share, size = self.augmentation.fill, search.shape[-1]
-        chosen = self.random.some(len(search), share)
-        if len(chosen):
-            behind = self._background(len(chosen), size)
+        random, size = self.random, search.shape[-1]
+        chosen = random.some(len(search), self.augmentation.fill)
+        count = len(chosen)
+        if count:
+            picture, sizes = self._scenery(count)
+            side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
+            centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
+            behind = self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
             seen = inside(Windows(*(v[chosen] for v in windows)), self.pool.sizes[image[chosen]], size)
             search[chosen] = torch.where(seen, search[chosen], behind)
         return search
@@ -195,42 +192,6 @@ class PairSampler:
         """Arbitrary pictures of those that may be used, int64 ``(count,)``, and their sizes ``(count, 2)``."""
         picture = self.pool.scenery[self.random.integers(count, len(self.pool.scenery))]
         return picture, self.pool.sizes[picture]
-
-    def _background(self, count: int, size: int) -> Tensor:
-        random = self.random
-        picture, sizes = self._scenery(count)
-        side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
-        centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
-        return self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
-
-    def _cutouts(self, count: int) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Crops and corners of one cut-out on two backgrounds, beside two others in the search crop; and which."""
-        aug, pool, random = self.augmentation, self.pool, self.random
-        chosen = random.integers(count, len(pool.cutouts))
-        shape = pool.cutout_sizes[chosen]
-        shape = shape / shape.prod(1, keepdim=True).sqrt()
-        flip = random.uniform(count) < aug.flip
-
-        def lay(scene: Tensor, which: Tensor, at: Tensor, extent: Tensor, mirrored: Tensor) -> Tensor:
-            return paste(scene, pool.cutouts[which], pool.cutout_sizes[which], at, extent, mirrored)
-
-        template = self._background(count, self.variant.template_size)
-        middle = torch.full((count, 2), 0.5, device=random.device)
-        template = lay(template, chosen, middle, shape / self.variant.template_factor, flip)
-        search = self._background(count, self.variant.search_size)
-        factor = self.variant.search_factor
-        others = len(pool.cutouts) - 1
-        for _ in range(2 if others else 0):
-            other = (chosen + 1 + random.integers(count, others)) % len(pool.cutouts)
-            extent = shape / factor * torch.exp(0.4 * random.normal(count, 2))
-            search = lay(search, other, random.uniform(count, 2), extent, random.uniform(count) < 0.5)
-        extent = shape / factor * torch.exp(aug.size_jitter * random.normal(count, 1))
-        extent = extent * torch.exp(0.1 * random.normal(count, 2))
-        at = 0.5 + (random.uniform(count, 2) - 0.5) * aug.centre_jitter / 4.0
-        search = lay(search, chosen, at, extent, flip)
-        # The corners follow the published convention, in which the crop's centre is (S - 1) / 2.
-        at = at - 0.5 / self.variant.search_size
-        return template, search, torch.cat([at - extent / 2, at + extent / 2], 1), chosen
 
 
 #: Template, search crop and the search frame's width and height of a pair.

@@ -167,7 +167,7 @@ def _open_data(
             world.wait()
         folders.append(data)
     pool = load_pool(folders, config.canvas, share).to(world.device)
-    what = f"{len(pool.canvases):,} images, {len(pool):,} targets, {len(pool.cutouts):,} cut-outs"
+    what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
     held_out = None
     if len(pool.still[pool.image].unique()) > FEWEST_TO_SPLIT:
         held = pool.still % 50 == 49

@@ -76,7 +76,7 @@ def got10k(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: Any) -> Path:
-    """Four stills with a box each, two clips with a track each, a cut-out."""
+    """Four stills with a box each, two clips with a track each."""
     root = tmp_path_factory.mktemp("data") / "collection"
     images = {f"s{i}.png": moving(i, 1)[0] for i in range(4)}
     stills = [{"file": name, "boxes": BOXES[:1], "source": "a", "shard": "all.tar"} for name in images]
@@ -86,8 +86,7 @@ def collection(tmp_path_factory: Any) -> Path:
         images.update(frames)
         tracks = [{"boxes": [*BOXES[:3], None, *BOXES[4:6]], "kind": "gt"}]
         clips.append({"frames": list(frames), "tracks": tracks, "source": f"b:{n}", "shard": ["all.tar"]})
-    images["o.png"] = np.zeros((60, 60, 4), np.uint8)
-    cv2.circle(images["o.png"], (30, 30), 20, (0, 0, 255, 255), -1)
+    # Former collections have a list of cut-outs, too, which is not looked at.
     index: Dict[str, Any] = {"stills": stills, "clips": clips, "cutouts": [{"file": "o.png", "shard": "all.tar"}]}
     for name, records in index.items():
         save(root / f"{name}.json", json.dumps(records))

@@ -98,7 +98,6 @@ def test_a_pool_holds_what_the_collection_says(collection: Path) -> None:
     assert pool.length.tolist() == [1, 1, 1, 1, 5, 5]  # the unknown box is left out
     scale = 100 / 120
     assert pool.box[pool.start[4] + 3].tolist() == pytest.approx([32 * scale, 34 * scale, 24 * scale, 24 * scale])
-    assert pool.cutouts.shape == (1, 41, 41, 4)
 
 
 def test_a_damaged_collection_or_image_is_named(collection: Path, tmp_path: Path) -> None:
@@ -132,12 +131,10 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path) -> None:
     for i in range(3):
         cv2.imwrite(str(tmp_path / "deep" / f"{i}.png"), picture(i))
     cv2.imwrite(str(tmp_path / "grey.jpg"), picture(7)[..., 0])
-    rgba = np.dstack([picture(8, 40, 40), np.zeros((40, 40), np.uint8)])
-    rgba[10:30, 10:30, 3] = 255
-    cv2.imwrite(str(tmp_path / "cutout.png"), rgba)
-    cv2.imwrite(str(tmp_path / "._0.png"), rgba)
+    cv2.imwrite(str(tmp_path / "transparent.png"), np.dstack([picture(8), np.zeros((90, 120), np.uint8)]))
+    cv2.imwrite(str(tmp_path / "._0.png"), picture(0))
     pool = load_pool([tmp_path], 96)
-    assert len(pool) == 0 and len(pool.canvases) == 4 and len(pool.cutouts) == 1
+    assert len(pool) == 0 and len(pool.canvases) == 5
     pairs, other = (PairSampler(pool, TINY, SMALL.augmentation, rank=rank).draw(200, 0) for rank in (0, 1))
     assert not torch.equal(pairs.search, other.search)  # of another process
     assert pixels(pairs.search).min() > -0.01 and pixels(pairs.search).max() < 255.01
@@ -170,16 +167,6 @@ def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
     assert whole == parts[0] | parts[1] and not parts[0] & parts[1]
     # Too little to divide: all of it for each.
     assert len(load_pool([tmp_path], 32, share=(3, 4)).canvases) == 20
-
-
-def test_the_only_cutout_is_not_its_own_distractor(collection: Path) -> None:
-    pool = load_pool([collection], 100)
-    pool.canvases = torch.zeros_like(pool.canvases)
-    pairs = PairSampler(pool, TINY, replace(PLAIN, cutouts=1.0)).draw(8, 0)
-    shown = (pixels(pairs.search).round() > 0).any(1).nonzero()
-    low, high = ((pairs.corners * TINY.search_size)[shown[:, 0]]).split(2, 1)
-    place = shown[:, [2, 1]]
-    assert len(shown) and ((place >= low - 2) & (place <= high + 2)).all()
 
 
 def test_what_is_held_out_is_not_seen_in_training(collection: Path) -> None:

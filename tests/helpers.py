@@ -97,6 +97,15 @@ def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) 
     return message
 
 
+def write_tree(root: Path, files: Dict[str, str]) -> Path:
+    """Writes texts by their paths below ``root``, which it returns."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
 class Calls:
     """Pickles as a call of ``function``, whose result is then given a ``state``."""
 

@@ -19,6 +19,7 @@ from asymtrack_edge.runtime.backends import loading
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.threads import cpu_quota, processors
+from tests.helpers import write_tree
 from tests.runtime.simulated import ColourBackend
 
 
@@ -87,14 +88,6 @@ def test_arguments_that_contradict_each_other_are_one_line(arguments: Any, words
         open_backend("T", **arguments)
 
 
-def made(root: Path, files: Dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
 CGROUP = "sys/fs/cgroup"
 
 
@@ -117,7 +110,7 @@ CGROUP = "sys/fs/cgroup"
 )
 def test_a_containers_quota_is_found(cgroup: str, files: Dict[str, str], quota: float, tmp_path: Path) -> None:
     there = {f"{CGROUP}/{name}": text for name, text in files.items()}
-    assert cpu_quota(made(tmp_path, {"proc/self/cgroup": cgroup, **there} if cgroup else {})) == quota
+    assert cpu_quota(write_tree(tmp_path, {"proc/self/cgroup": cgroup, **there} if cgroup else {})) == quota
 
 
 def test_threads_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,10 +119,10 @@ def test_threads_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     siblings = {
         f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}" for n in range(8)
     }
-    assert processors(made(tmp_path, siblings)) == 4
-    made(tmp_path, {"proc/self/cgroup": "0::/", f"{CGROUP}/cpu.max": "290000 100000"})
+    assert processors(write_tree(tmp_path, siblings)) == 4
+    write_tree(tmp_path, {"proc/self/cgroup": "0::/", f"{CGROUP}/cpu.max": "290000 100000"})
     assert processors(tmp_path) == 2
-    made(tmp_path, {f"{CGROUP}/cpu.max": "10000 100000"})
+    write_tree(tmp_path, {f"{CGROUP}/cpu.max": "10000 100000"})
     assert processors(tmp_path) == 1
 
 

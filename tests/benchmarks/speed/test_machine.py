@@ -12,14 +12,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.speed import energy, machine
 from asymtrack_edge.errors import BackendError
-
-
-def write(root, files):
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
+from tests.helpers import write_tree
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +85,12 @@ def test_rails_of_a_jetson(tmp_path):
         "hwmon4/in3_input": "5000\n", "hwmon4/curr3_input": "607\n", "hwmon0/name": "nvme\n",
         "hwmon0/in1_label": "other\n",
     }  # fmt: skip
-    assert energy.ina3221(write(tmp_path, files))() == {"VDD_GPU_SOC": 5206, "VIN_SYS_5V0": 3035}
+    assert energy.ina3221(write_tree(tmp_path, files))() == {"VDD_GPU_SOC": 5206, "VIN_SYS_5V0": 3035}
     assert energy.ina3221(tmp_path / "none") is None
 
 
 def test_rapl_counters(tmp_path):
-    write(tmp_path, {"intel-rapl:0/name": "package-0\n", "intel-rapl:0/energy_uj": "1000000\n"})
+    write_tree(tmp_path, {"intel-rapl:0/name": "package-0\n", "intel-rapl:0/energy_uj": "1000000\n"})
     times = iter([0.0, 2.0, 3.0])
     counters = energy.rapl(tmp_path, lambda: next(times))
     assert counters() == {}

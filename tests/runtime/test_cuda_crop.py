@@ -33,7 +33,11 @@ def by_kernel(
 ) -> np.ndarray:
     record = np.zeros(1, kernel.WINDOW)
     out = np.zeros((size, size, 3), np.uint8) if as_bytes else np.zeros((3, size, size), np.float32)
-    kernel.write_windows(record, (window,), frame.ctypes.data, frame.strides[0], frame.shape, rgb)
+    left, top, right, bottom = kernel.covered((window,), frame.shape)
+    assert left <= right and top <= bottom
+    shown = np.full_like(frame, 77)  # no more of a frame than this is sent to a GPU
+    shown[top:bottom, left:right] = frame[top:bottom, left:right]
+    kernel.write_windows(record, (window,), shown.ctypes.data, frame.strides[0], frame.shape, rgb)
     grid = (ctypes.c_int * 6)(*kernel.grid(size, 1), *kernel.BLOCK)
     numbers = (ctypes.c_float * 6)(*SCALE, *OFFSET)
     there = ctypes.c_void_p(record.ctypes.data)

@@ -84,12 +84,14 @@ class FoldedDynamicConv(DynamicConv):
     def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
         """As ``DynamicConv``."""
         gathered = F.pad(prototypes, (1, 1))[..., self.neighbours]  # (B, N, 3, C)
-        mixed = (gathered * kernels["taps"].unsqueeze(-1)).sum(-2)
+        mixed = (kernels["taps"].unsqueeze(-2) @ gathered).squeeze(-2)
         return self.norm(kernels["pointwise"] @ F.relu(mixed))
 
 
 class FoldedAttentionBlock(AttentionBlock):
-    """Attention written out, its softmax in fp32, the scale in the query weights."""
+    """Attention written out, the scale in the query weights."""
+
+    casts = True  #: around the softmax, to fp32 and back
 
     def __init__(self, block: AttentionBlock) -> None:
         nn.Module.__init__(self)
@@ -100,7 +102,7 @@ class FoldedAttentionBlock(AttentionBlock):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The queries are scaled already."""
-        return (q @ k.transpose(2, 3)).float().softmax(-1).to(q.dtype) @ v
+        return (q @ k.transpose(2, 3)).softmax(-1, torch.float32 if self.casts else None).to(q.dtype) @ v
 
 
 def fold(model: AsymTrack) -> AsymTrack:
@@ -129,18 +131,12 @@ def fold(model: AsymTrack) -> AsymTrack:
     return folded.requires_grad_(False)
 
 
-class _Float32LayerNorm(LayerNorm):
-    """LayerNorm computed in fp32 between fp16 layers: its variance overflows fp16."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
-
-
-def to_half(folded: AsymTrack) -> AsymTrack:
+def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
     """Returns a copy with fp16 weights and arithmetic, fp32 where fp16 has been seen to fail.
 
     In fp32 stay: every LayerNorm, the softmax of the attention, the sums over all positions in ETM
-    and what is computed from them up to the modulated prototypes, and the soft-argmax.
+    and what is computed from them up to the modulated prototypes, and the soft-argmax. Without ``casts``
+    around LayerNorm and softmax it is left to them to compute in fp32 inside, as ONNX Runtime and PyTorch do.
     """
     half = copy.deepcopy(folded).half()
     for module in half.modules():
@@ -148,10 +144,6 @@ def to_half(folded: AsymTrack) -> AsymTrack:
             module.conv_att.float()
             if module.proj_Cto1 is not None:
                 module.proj_Cto1.float()
-    for module in list(half.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, LayerNorm):
-                norm = _Float32LayerNorm(child.normalized_shape, child.eps)
-                norm.load_state_dict(child.float().state_dict())
-                setattr(module, name, norm.requires_grad_(False))
+        elif isinstance(module, (LayerNorm, FoldedAttentionBlock)):
+            module.casts = casts
     return half

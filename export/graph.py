@@ -110,7 +110,7 @@ def _store_as_half(model: Any) -> None:
 class SpelledOutProducts(TorchFunctionMode):
     """Computes fp32 matrix products as multiplications and sums, for TensorRT-RTX on Turing GPUs (RTX 2080 Ti).
 
-    There TensorRT-RTX refuses fp32 matrix products ("FP32 GEMM is not supported"). The fp16 export has six of them,
+    There TensorRT-RTX refuses fp32 matrix products ("FP32 GEMM is not supported"). The fp16 export has ten of them,
     all tiny: the prototypes of ETM, which are summed in fp32 because the sums leave fp16's range.
     """
 

@@ -117,8 +117,7 @@ class Export:
     def write(self, folder: Path) -> Manifest:
         """Folds, splits and writes ``template.onnx`` and ``search.onnx`` into an existing directory.
 
-        Returns:
-            The manifest, not yet written, with the files' hashes and what made them.
+        Returns the manifest, not yet written, with the files' hashes and what made them.
         """
         options = self.options
         opset, input_format = PLATFORMS[options.platform]
@@ -136,7 +135,7 @@ class Export:
             **self.weights,
         }
         half = options.precision == "fp16"
-        folded = to_half(folded) if half else folded
+        folded = to_half(folded, casts=options.platform != "onnx") if half else folded
         fold_input(folded, input_format)
         spell_out = half and options.platform == "rtx"
         for name, kind in NETWORKS.items():

@@ -20,12 +20,18 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 def fold_input(model: AsymTrack, input_format: str) -> None:
     """Folds scale and channel order of the input format into the stem, in place.
 
-    The mean cannot be folded: the stem pads the normalised image with zeros.
+    The mean cannot be folded: the stem pads the normalised image with zeros. In fp16 the stem's 7x7 kernel with stride
+    4 becomes a 3x3 kernel on tiles of 4x4 pixels: tensor cores take many channels at once, not three.
     """
     if input_format == UINT8_BGR:
-        weight = model.backbone.patch_embed.proj.weight
-        std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=weight.device).view(1, 3, 1, 1) * 255
-        weight.data = (weight.data.float() / std).flip(1).to(weight.dtype).contiguous()
+        stem = model.backbone.patch_embed.proj
+        std = torch.tensor(IMAGE_STD, dtype=torch.float32, device=stem.weight.device).view(1, 3, 1, 1) * 255
+        weight = (stem.weight.data.float() / std).flip(1).to(stem.weight.dtype)
+        if weight.dtype == torch.float16:
+            tiles = F.pad(weight, (1, 4, 1, 4)).unflatten(3, (3, 4)).unflatten(2, (3, 4))
+            weight = tiles.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+            stem.stride, stem.padding = (1, 1), (1, 1)
+        stem.weight.data = weight.contiguous()
 
 
 class _Network(nn.Module):
@@ -35,14 +41,18 @@ class _Network(nn.Module):
         super().__init__()
         self.model = model
         self.as_bytes = input_format == UINT8_BGR
-        self.dtype = model.backbone.patch_embed.proj.weight.dtype
-        mean = torch.tensor(IMAGE_MEAN[::-1]).view(3, 1, 1) * 255
+        weight = model.backbone.patch_embed.proj.weight
+        self.dtype, self.in_tiles = weight.dtype, weight.shape[1] != 3
+        mean = torch.tensor(IMAGE_MEAN[::-1]).repeat(weight.shape[1] // 3).view(-1, 1, 1) * 255
         self.register_buffer("mean", mean.to(self.dtype))
 
     def image(self, image: Tensor) -> Tensor:
-        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to what the stem takes, ``(B, 3, S, S)``."""
+        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to what the stem takes."""
         if not self.as_bytes:
             return image.to(self.dtype)
+        if self.in_tiles:  # (B, S / 4, S / 4, 4 * 4 * 3), see fold_input
+            side = image.shape[1] // 4
+            image = image.reshape(-1, side, 4, side, 12).permute(0, 1, 3, 2, 4).flatten(3)
         return image.permute(0, 3, 1, 2).to(self.dtype) - self.mean
 
 
@@ -94,8 +104,10 @@ def localisation_score(probability: Tensor) -> Tensor:
     corner is located (a corner between cells fills four of them), ``4 / (H * W)`` when the map is
     flat. The score is the geometric mean of both corners'.
     """
-    peak = F.avg_pool2d(probability, 2, 1).amax((2, 3))
-    return peak.prod(1, keepdim=True).sqrt() * 4
+    windows = F.avg_pool2d(probability, 2, 1)
+    # Pooling and a split, because a reduction on a GPU waits for memory to be cleared.
+    top_left, bottom_right = F.max_pool2d(windows, windows.shape[-1]).flatten(1).split(1, 1)
+    return (top_left * bottom_right).sqrt() * 4
 
 
 def describe(

@@ -45,21 +45,11 @@ class TorchBackend(HostBackend):
 def verify(
     folder: Path, manifest: Manifest, model: AsymTrack, frames: Sequence[np.ndarray], box: Box, limits: Limits
 ) -> Dict[str, Any]:
-    """Holds the ONNX models in ``folder`` against the fp32 PyTorch model in training form.
+    """Holds the ONNX models in ``folder``, described by ``manifest``, against the trained fp32 ``model``.
 
-    Args:
-        folder: holds the models; the manifest need not be written yet.
-        manifest: describes them.
-        model: the trained model, neither folded nor split.
-        frames: BGR uint8 frames of one clip.
-        box: the target in the first of them.
-        limits: how far they may differ.
-
-    Returns:
-        What was compared and measured, for the manifest.
-
-    Raises:
-        ExportError: they differ by more; gives the figures.
+    The model is neither folded nor split. ``frames`` are BGR uint8 frames of one clip, ``box`` the target in the first.
+    Returns what was compared and measured, for the manifest; ExportError, with the figures, if they differ by more than
+    ``limits``.
     """
     reference = TorchBackend(model)
     exported = OnnxRuntimeBackend(folder, manifest)

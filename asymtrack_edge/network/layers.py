@@ -26,11 +26,14 @@ class LayerNorm(nn.LayerNorm):
     Autocast would compute it in fp32, and all that is added to its output with it.
     """
 
+    casts = False  #: around it, for runtimes that would compute the statistics in the input's type
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., C)`` to the same shape and type."""
+        kind = torch.float32 if self.casts else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-            return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+            weight, bias = self.weight.to(kind), self.bias.to(kind)
+            return F.layer_norm(x.to(kind), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -172,7 +175,7 @@ class TemplateModulation(nn.Module):
         if self.proj_Cto1 is not None:
             # The attention weighs channels, so it can be applied to the N prototypes instead of to
             # all HW positions (eq. 7, reassociated).
-            attention = (self.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
+            attention = (self.proj_Cto1(mixed).transpose(1, 2) @ mixed).sigmoid()
             mixed = mixed * attention
         return x + F.relu(self.ln(selection @ mixed.to(selection.dtype))).view_as(x)
 

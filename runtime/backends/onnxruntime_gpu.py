@@ -151,10 +151,12 @@ class OnnxRuntimeNetwork(Network):
         options.log_severity_level = 3
         options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
         stream, first = str(self._cuda.stream), _PROVIDERS[self._provider]
-        providers = self._options(stream)
+        # As Gemm, a matrix product and its bias write the bias out first: for several targets that takes longer.
+        without = ["MatMulAddFusion"] if batch > 1 else []
+        choices = {"providers": self._options(stream), "disabled_optimizers": without}
         try:
             # Its fallback would open another session silently, without our stream.
-            session = ort.InferenceSession(str(self._path), options, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(str(self._path), options, enable_fallback=0, **choices)
         except Exception as error:  # onnxruntime raises many unrelated types here
             reason = str(error).splitlines()[0]
             raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._path}: {reason}") from None

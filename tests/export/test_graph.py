@@ -22,8 +22,8 @@ from tests.helpers import SMALL, filled_model, random_inputs
 #: What TensorRT 8.5 (JetPack 5) reads as it is meant, of the operators of opset 16 and the types of casts. It refuses
 #: others, and from opset 18 on it reads some differently from what they say (reductions whose axes are an input).
 TENSORRT8 = (
-    "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul Mul Pad Pow ReduceMax "
-    "ReduceMean ReduceProd ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
+    "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul MaxPool Mul Pad Pow "
+    "ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
     "Unsqueeze"
 )
 CASTS = {("", getattr(TensorProto, name)) for name in ("FLOAT", "FLOAT16", "INT32", "INT64", "BOOL")}

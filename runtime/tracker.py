@@ -165,7 +165,7 @@ class _BackendTracker:
         windows = [target.window(shape) for target in self._targets]
         predictions = self.backend.search(frame, windows)
         began = perf_counter()
-        tracks = [t.advance(p, w, shape) for t, p, w in zip(self._targets, predictions, windows)]
+        tracks = [t.advance(p, w, shape) for t, p, w in zip(self._targets, predictions.tolist(), windows)]
         self._decode_seconds += perf_counter() - began
         return tracks
 

@@ -105,7 +105,7 @@ def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> T
     outputs.extend(value for value in opened.graph.value_info if value.name not in already)
     names = [value.name for value in outputs if value.type.tensor_type.elem_type == half]
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level, options.enable_mem_pattern = 3, False  # see open_session
     session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
     largest = (0.0, "")
     for feed in feeds:

@@ -91,7 +91,7 @@ class FoldedDynamicConv(DynamicConv):
 class FoldedAttentionBlock(AttentionBlock):
     """Attention written out, the scale in the query weights."""
 
-    casts = True  #: around the softmax, to fp32 and back
+    casts = True  #: whether the softmax stands between casts to fp32 and back
 
     def __init__(self, block: AttentionBlock) -> None:
         nn.Module.__init__(self)
@@ -135,8 +135,8 @@ def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
     """Returns a copy with fp16 weights and arithmetic, fp32 where fp16 has been seen to fail.
 
     In fp32 stay: every LayerNorm, the softmax of the attention, the sums over all positions in ETM
-    and what is computed from them up to the modulated prototypes, and the soft-argmax. Without ``casts``
-    around LayerNorm and softmax it is left to them to compute in fp32 inside, as ONNX Runtime and PyTorch do.
+    and what is computed from them up to the modulated prototypes, and the soft-argmax. ``casts`` puts
+    LayerNorm and softmax between casts; ONNX Runtime and PyTorch compute them in fp32 without.
     """
     half = copy.deepcopy(folded).half()
     for module in half.modules():

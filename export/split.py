@@ -47,10 +47,10 @@ class _Network(nn.Module):
         self.register_buffer("mean", mean.to(self.dtype))
 
     def image(self, image: Tensor) -> Tensor:
-        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to what the stem takes."""
+        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to ``(B, 3, S, S)``, or tiles ``(B, 48, S / 4, S / 4)``."""
         if not self.as_bytes:
             return image.to(self.dtype)
-        if self.in_tiles:  # (B, S / 4, S / 4, 4 * 4 * 3), see fold_input
+        if self.in_tiles:  # see fold_input
             side = image.shape[1] // 4
             image = image.reshape(-1, side, 4, side, 12).permute(0, 1, 3, 2, 4).flatten(3)
         return image.permute(0, 3, 1, 2).to(self.dtype) - self.mean

@@ -17,7 +17,7 @@ from asymtrack_edge.manifest import FLOAT_RGB, Manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.runtime.backends.base import HostBackend
-from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
 from asymtrack_edge.runtime.tracker import Tracker
 
 
@@ -104,9 +104,7 @@ def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> T
     already = {value.name for value in outputs}
     outputs.extend(value for value in opened.graph.value_info if value.name not in already)
     names = [value.name for value in outputs if value.type.tensor_type.elem_type == half]
-    options = ort.SessionOptions()
-    options.log_severity_level, options.enable_mem_pattern = 3, False  # see open_session
-    session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(opened.SerializeToString(), session_options(), providers=["CPUExecutionProvider"])
     largest = (0.0, "")
     for feed in feeds:
         for name, values in zip(names, session.run(names, feed) if names else ()):

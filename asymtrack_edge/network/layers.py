@@ -26,7 +26,7 @@ class LayerNorm(nn.LayerNorm):
     Autocast would compute it in fp32, and all that is added to its output with it.
     """
 
-    casts = False  #: around it, for runtimes that would compute the statistics in the input's type
+    casts = False  #: whether it casts to fp32 and back, for runtimes that compute statistics in the input's type
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., C)`` to the same shape and type."""

@@ -22,7 +22,7 @@ from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
-from asymtrack_edge.manifest import BATCH_AXIS, load_manifest
+from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
@@ -206,6 +206,8 @@ def profile(a: argparse.Namespace, bench: Bench) -> None:
     """Layers of the search network's graph, by ONNX Runtime's own profiler on the CPU: 20th percentiles."""
     import onnxruntime as ort
 
+    from asymtrack_edge.runtime.backends.onnxruntime import session_options
+
     folder = model_folder(a.model)
     manifest = load_manifest(folder)
     random = np.random.RandomState(0)
@@ -213,10 +215,8 @@ def profile(a: argparse.Namespace, bench: Bench) -> None:
         spec.name: random.uniform(0, 256 if spec.dtype == "uint8" else 1, (1, *spec.shape)).astype(spec.dtype)
         for spec in (manifest.search, *manifest.state)
     }
-    options = ort.SessionOptions()
+    options = session_options()
     options.intra_op_num_threads = a.threads
-    options.log_severity_level = 3
-    options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     options.enable_profiling = True
     options.profile_file_prefix = f"{bench.folder}/profile"
     session = ort.InferenceSession(str(folder / "search.onnx"), options, providers=["CPUExecutionProvider"])

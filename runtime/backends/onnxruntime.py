@@ -25,17 +25,23 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     ort.disable_telemetry_events()
 
 
+def session_options() -> ort.SessionOptions:
+    """How the package runs models on the CPU: quietly, one target at a time."""
+    options = ort.SessionOptions()
+    # Planned memory saves no time, and before 1.19 gives wrong numbers where LayerNorm is fp16.
+    options.log_severity_level, options.enable_mem_pattern = 3, False
+    # Known before, the batch spares the operators that compute shapes.
+    options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
+    return options
+
+
 def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSession:
     """An ONNX Runtime session on the CPU, for batches of one where the model's batch axis is free.
 
     ``threads`` are for one operator; None means one per core that this process may use. ``BackendError`` if the model
     cannot be loaded.
     """
-    options = ort.SessionOptions()
-    # Planned memory saves no time, and before 1.19 gives wrong numbers where LayerNorm is fp16.
-    options.log_severity_level, options.enable_mem_pattern = 3, False
-    # Known before, the batch spares the operators that compute shapes.
-    options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
+    options = session_options()
     options.intra_op_num_threads = threads or processors()
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

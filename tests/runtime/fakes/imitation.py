@@ -152,10 +152,10 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
     """The module ``onnxruntime`` with a GPU: everything asked for ``cuda`` gets host memory."""
 
     class Session:
-        def __init__(self, path: str, options: Any, providers: Any, **_: Any) -> None:
+        def __init__(self, path: str, options: Any, providers: Any, **choices: Any) -> None:
             if refuses_graphs and providers[0][1]["enable_cuda_graph"] == "1":
                 raise RuntimeError("This session cannot use the graph capture feature")
-            self.real = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.real = ort.InferenceSession(path, options, ["CPUExecutionProvider"], **choices)
             self.get_provider_options = lambda: dict(providers)
 
         def get_providers(self) -> List[str]:

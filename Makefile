@@ -73,7 +73,7 @@ endif
 
 # On a machine with an NVIDIA GPU, with whatever Python is there (PYTHON=...); DRY=1 only says what it would do.
 gpu-check:
-	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m tests.gpu.check $(if $(DRY),--dry)
+	$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(PYTHON)) -m tests.gpu.check $(if $(DRY),--dry)
 
 $(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
 	test -x $(VENV38)/bin/python || $(PYTHON38) -m venv $(VENV38)

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, without_secrets
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.pictures import colour_of
 from asymtrack_edge.runtime.sources.cameras import split_options
@@ -70,7 +71,8 @@ class JetsonFrame:
     def copy(self) -> np.ndarray:
         """The frame on the host: BGR uint8 ``(H, W, 3)``."""
         module = jetson_utils()
-        module.cudaDeviceSynchronize()
+        with CAPTURE_LOCK:
+            module.cudaDeviceSynchronize()
         pixels = module.cudaToNumpy(self.image)
         return cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if self.format == "rgb8" else np.array(pixels)
 
@@ -104,7 +106,7 @@ class _JetsonCapture:
         image = self._latest
         shape = {"width": image.width, "height": image.height, "format": image.format}
         if shape != self._shape:
-            self._shape, self._ring = shape, cycle([self._utils.cudaAllocImage(**shape) for _ in range(KEPT)])
+            self._shape, self._ring = shape, cycle([self._utils.cudaAllocMapped(**shape) for _ in range(KEPT)])
         kept = next(self._ring)
         self._utils.cudaMemcpy(kept, image)
         return True, JetsonFrame(kept)
@@ -135,8 +137,7 @@ class JetsonWriter(Sink):
         """Draws into the frame, which is nobody's after this: name this sink last."""
         frame: Any = result.frame.image
         for target, track in result.tracks.items():
-            bgr, (x, y, w, h) = colour_of(track, target), track.box
-            colour = (*(bgr[::-1] if frame.format == "rgb8" else bgr), 255)
+            colour, (x, y, w, h) = (*colour_of(track, target)[::-1], 255), track.box  # it draws into RGB alone
             corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
             for start, end in zip(corners, corners[1:]):
                 self._utils.cudaDrawLine(frame.image, start, end, colour, 1 if track.state is State.LOST else 3)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import traceback
 import weakref
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import partial
 from time import perf_counter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
@@ -24,7 +25,7 @@ from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import Backend, nbytes
 from asymtrack_edge.runtime.backends.cuda import kernel
-from asymtrack_edge.runtime.backends.cuda.driver import CudaDevice, Graph, open_cuda
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, Graph, open_cuda
 from asymtrack_edge.runtime.backends.cuda.frame import FrameBuffer
 
 #: Numbers of targets of a group whose steps are kept ready; the one not used for longest goes first.
@@ -59,12 +60,9 @@ class _Open:
 
     def close(self) -> None:
         """Runs and graphs first, then networks, then the memory they were given, last the GPU's context."""
-        try:
-            with self.cuda.current():
-                self.cuda.synchronise()
-        except BackendError:
-            pass  # nothing runs on a GPU that answers no more
-        with self.cuda.current():
+        with suppress(BackendError), self.cuda.current():  # nothing runs on a GPU that answers no more
+            self.cuda.synchronise()
+        with CAPTURE_LOCK, self.cuda.current():
             while self.groups:
                 self.groups.pop().close()
             self.run_template = None
@@ -109,7 +107,7 @@ class DeviceBackend(Backend):
 
     def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
-        with cuda.current():
+        with CAPTURE_LOCK, cuda.current():
             launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
             picture = kernel.picture(manifest)
 
@@ -144,7 +142,7 @@ class DeviceBackend(Backend):
         if not self._finalizer.alive:
             raise BackendError("this backend has been closed: open another")
         groups, batch = self._open.groups, self.manifest.max_batch
-        with self.cuda.current():
+        with CAPTURE_LOCK, self.cuda.current():
             try:
                 while self.capacity < slots:
                     last = groups[-1] if groups and groups[-1].size < batch else None
@@ -282,8 +280,9 @@ class _Group:
         """
         step = self._steps.pop(count, None)
         if step is None:
-            self.close_steps(KEPT - 1)
-            step = self._new_step(count)
+            with CAPTURE_LOCK:
+                self.close_steps(KEPT - 1)
+                step = self._new_step(count)
         self._steps[count] = step  # the last one used is the last to go
         step.launch() if isinstance(step, Graph) else step()
         return self._predictions[:count]

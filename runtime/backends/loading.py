@@ -9,7 +9,7 @@ from typing import List, Optional, Union
 import asymtrack_edge
 from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
-from asymtrack_edge.manifest import Manifest, load_manifest
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.variants import VARIANTS
 
@@ -69,8 +69,9 @@ def open_backend(
         raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}")
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
-    # That a GPU lies idle is a surprise, unlike that there is none.
-    level = logging.WARNING if passed else logging.INFO
+    # That a GPU lies idle or an engine does not fit is a surprise, unlike that there is none.
+    surprise = passed and (opened.on_cpu or manifest.input_format == FLOAT_RGB)
+    level = logging.WARNING if surprise else logging.INFO
     logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)
     return opened
 

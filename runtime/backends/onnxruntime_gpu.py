@@ -15,7 +15,7 @@ import logging
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Mapping, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class OnnxRuntimeNetwork(Network):
         self._provider = provider
         self._cuda = cuda
         self._inputs, self._outputs = manifest.tensors(network)
-        self._precision = manifest.precision
+        self._precision, self._sha256 = manifest.precision, manifest.files[self._path.name].sha256
         self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._graph_ids = itertools.count(1)
         with CAPTURE_LOCK, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
@@ -106,8 +106,7 @@ class OnnxRuntimeNetwork(Network):
                     if session is None:
                         session = self._sessions[batch] = self._open(batch)
                     run = self._bound(session, addresses, batch)
-                    # At least once: cuDNN tries its plans in the first run.
-                    for _ in range(_WARM_UP if self.graph else 1):
+                    for _ in range(_WARM_UP):
                         run()
                     return run
                 except BackendError as error:
@@ -130,17 +129,15 @@ class OnnxRuntimeNetwork(Network):
         if self.graph:
             # A graph holds the addresses that it was captured with: each binding needs one of its own.
             options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
-        name, graph = self._path.name, self.graph
-        threads: Set[int] = set()
+        name, known = self._path.name, threading.local()
 
         def run() -> None:
-            # ONNX Runtime captures anew in every thread that runs a session.
-            thread = threading.get_ident()
-            lock = CAPTURE_LOCK if graph and thread not in threads else contextlib.nullcontext()
+            # ONNX Runtime allocates, and captures, anew in every thread that runs a session.
+            lock = contextlib.nullcontext() if hasattr(known, "thread") else CAPTURE_LOCK
             try:
                 with lock:
                     session.run_with_iobinding(binding, options)
-                threads.add(thread)
+                known.thread = True
             except Exception as error:  # onnxruntime raises many unrelated types here
                 raise BackendError(f"onnxruntime cannot run {name}: {str(error).splitlines()[0]}") from None
 
@@ -150,10 +147,10 @@ class OnnxRuntimeNetwork(Network):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
-        stream, first = str(self._cuda.stream), _PROVIDERS[self._provider]
+        first = _PROVIDERS[self._provider]
         # As Gemm, a matrix product and its bias write the bias out first: for several targets that takes longer.
         without = ["MatMulAddFusion"] if batch > 1 else []
-        choices = {"providers": self._options(stream), "disabled_optimizers": without}
+        choices = {"providers": self._options(batch), "disabled_optimizers": without}
         try:
             # Its fallback would open another session silently, without our stream.
             session = ort.InferenceSession(str(self._path), options, enable_fallback=0, **choices)
@@ -169,8 +166,8 @@ class OnnxRuntimeNetwork(Network):
             raise BackendError(f"onnxruntime {ort.__version__} does not run on a stream of ours: install 1.18 or newer")
         return session
 
-    def _options(self, stream: str) -> Sequence[Tuple[str, Dict[str, str]]]:
-        common = {"device_id": str(self._cuda.gpu.index), "user_compute_stream": stream}
+    def _options(self, batch: int) -> Sequence[Tuple[str, Dict[str, str]]]:
+        common = {"device_id": str(self._cuda.gpu.index), "user_compute_stream": str(self._cuda.stream)}
         cuda = {
             **common,
             "use_tf32": "0",  # fp32 means fp32
@@ -189,7 +186,8 @@ class OnnxRuntimeNetwork(Network):
                 "trt_int8_enable": str(int(self._precision == "int8")),
                 "trt_cuda_graph_enable": str(int(self.graph)),
             }
-            cache = cache_file("onnxruntime-tensorrt")
+            # ONNX Runtime tells its engines apart by names of files and tensors, not by weights and shapes.
+            cache = cache_file(f"onnxruntime-tensorrt/{self._sha256[:16]}-{batch}")
             if cache is not None:
                 tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
                 tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))

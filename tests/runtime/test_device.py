@@ -216,7 +216,7 @@ def there(frame: np.ndarray, version: Optional[int] = 3, dlpack: Optional[int] =
             **more,
         }
     if dlpack is not None:
-        found.__dlpack_device__ = lambda: (2, dlpack)
+        found.__dlpack_device__ = lambda: (2, dlpack) if dlpack >= 0 else (3, 0)  # pinned memory of the host
         found.__dlpack__ = lambda stream: found.asked.append(stream) or frame.__dlpack__()
     return found
 
@@ -261,6 +261,7 @@ def test_unusable_frames_are_refused(imitated: Imitated) -> None:
         (there(frame[..., 0]), "shape"),
         (there(frame, format="rgba8"), "bgr8 or rgb8, not rgba8"),
         (there(frame, dlpack=1), "lies on cuda:1, the tracker runs on cuda:0"),
+        (there(frame, version=None, dlpack=-1), "frame"),
         (None, "nothing"),
     ):
         with pytest.raises(FrameError, match=words):
@@ -285,7 +286,8 @@ def test_rtx_says_which_gpus_it_does_not_support(imitated: Imitated, monkeypatch
     monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: rtx)
     for capability, supported in ((75, True), (89, True), (90, False), (103, False), (120, True), (87, False)):
         imitated.calls.driver.fake_gpu(0, capability, 16, 31)
-        with pytest.raises(BackendError, match="asymtrack-build" if supported else "does not run on Imitation"):
+        mend = "only exports with --fp16" if capability == 75 else "asymtrack-build"
+        with pytest.raises(BackendError, match=mend if supported else "does not run on Imitation"):
             TensorRTBackend(imitated.folder, replace(load_manifest(imitated.folder), target="rtx"))
 
 

@@ -75,7 +75,7 @@ class Utils(ModuleType):
 
         self.videoSource, self.videoOutput = videoSource, videoOutput
 
-        self.cudaAllocImage = lambda width, height, format: Image(np.zeros((height, width, 3), np.uint8), format)
+        self.cudaAllocMapped = lambda width, height, format: Image(np.zeros((height, width, 3), np.uint8), format)
         self.cudaMemcpy = lambda target, source: np.copyto(target.pixels, source.pixels)
         self.cudaToNumpy = lambda image: image.pixels
         self.cudaDeviceSynchronize = lambda: None

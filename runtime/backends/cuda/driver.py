@@ -26,8 +26,8 @@ logger = logging.getLogger("asymtrack_edge")
 #: The driver's library, by the names under which systems have it.
 LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
 
-#: Held by whatever may allocate or capture. ONNX Runtime captures in a mode in which an allocation in any
-#: other thread of the process fails.
+#: Held by whatever may allocate, free, wait for the whole GPU, or capture. ONNX Runtime captures in a mode in
+#: which any of these in another thread of the process fails, and ends the capture.
 CAPTURE_LOCK = threading.RLock()
 
 _HANDLE = POINTER(c_void_p)
@@ -70,6 +70,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
 _GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags")
 
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
+_ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are faults of a driver that has one
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
 _ARGUMENTS: Dict[str, Any] = {"P": c_ulonglong, "i": c_int, "f": c_float}
@@ -100,7 +101,9 @@ def load_driver() -> Any:
             continue
         code = library.cuInit(0)
         if code:
-            raise NoGpuError(f"the CUDA driver cannot start (error {code}): there is no GPU that it can see")
+            if code in _ABSENT:
+                raise NoGpuError("the CUDA driver finds no GPU: is one plugged in, and visible to this container?")
+            raise BackendError(f"the CUDA driver cannot start (error {code}): see what nvidia-smi says")
         return library
     raise NoGpuError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
 
@@ -197,7 +200,7 @@ class _Held:
         self.enter = self.leave = self.release = self.wait = nothing
 
     def give_back(self) -> None:
-        with suppress(BackendError):  # a driver that has shut down already has taken everything back
+        with CAPTURE_LOCK, suppress(BackendError):  # a driver that has shut down has taken everything back itself
             self.enter()
             self.wait()
             while self.undo:
@@ -321,7 +324,8 @@ class CudaDevice:
 
     def synchronise_all(self) -> None:
         """Waits until everything that anybody queued on any stream of this GPU's primary context is done."""
-        self.driver.call("cuCtxSynchronize")
+        with CAPTURE_LOCK:  # it would end a capture
+            self.driver.call("cuCtxSynchronize")
 
     def wait_for(self, stream: int) -> None:
         """Makes our stream wait for what is queued on another one now (1: the default stream)."""

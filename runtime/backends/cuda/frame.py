@@ -46,7 +46,7 @@ def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[Devic
         kind, index = (int(value) for value in frame.__dlpack_device__())
         if kind not in _CUDA_KINDS:
             return None
-        if kind != _CUDA_HOST and index != device:
+        if index != device:
             raise FrameError(f"the frame lies on cuda:{index}, the tracker runs on cuda:{device}: copy it over")
     interface = getattr(frame, "__cuda_array_interface__", None)
     # Before version 3 (PyTorch) the interface does not tell the stream that the frame is made on;
@@ -81,8 +81,7 @@ def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]
     return int(strides[0])
 
 
-_CUDA_HOST = 3
-_CUDA_KINDS = (2, _CUDA_HOST, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
+_CUDA_KINDS = (2, 13)  # kDLCUDA, kDLCUDAManaged
 _UNSIGNED = 1
 
 
@@ -125,7 +124,10 @@ class FrameBuffer:
 
     def check(self, frame: Any) -> Sequence[int]:
         """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` of it asks no second time."""
-        there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
+        there = None
+        if not isinstance(frame, np.ndarray):
+            with self._cuda.current():  # PyTorch exports tensors of the current GPU alone
+                there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
         if there is None:
             return check_frame(frame).shape
         self._described = (frame, there)

@@ -164,7 +164,9 @@ def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gp
     key = engine_key(manifest, network, tensorrt, gpu)
     name = engine_file(network, key)
     if name not in manifest.engines or name not in manifest.files:
-        raise BackendError(f"the export has no {name}: build it here with asymtrack-build")
+        fp16 = "sm75" not in name or manifest.precision == "fp16"
+        mend = "build it here with asymtrack-build" if fp16 else "only exports with --fp16 have one"
+        raise BackendError(f"the export has no {name}: {mend}")
     reason = difference(manifest.engines[name], key)
     if reason is not None:
         raise BackendError(f"{name} does not fit, {reason}: build it here with asymtrack-build")
@@ -233,15 +235,13 @@ class TensorRTNetwork(Network):
         dtypes = {getattr(self._trt.DataType, theirs, theirs): name for theirs, name in ours.items()}
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {
-            TensorSpec(name, str(dtypes.get(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name))[1:])
+            (name, str(dtypes.get(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name))[1:])
             for name in names
             if engine.get_tensor_mode(name) == mode
         }
-        for spec in found.symmetric_difference(specs):
-            place = "engine" if spec in found else "manifest"
-            raise BackendError(
-                f"{self._name}: only the {place} has {spec.name} as {spec.dtype} {spec.shape}: build it again"
-            )
+        for name, dtype, shape in found.symmetric_difference((spec.name, spec.dtype, spec.shape) for spec in specs):
+            place = "engine" if (name, dtype, shape) in found else "manifest"
+            raise BackendError(f"{self._name}: only the {place} has {name} as {dtype} {shape}: build it again")
 
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         """Makes an execution context of its own: a captured graph must not see its context change."""

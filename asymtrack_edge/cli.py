@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Iterable, NoReturn, Optional, Sequence
 
@@ -89,7 +90,7 @@ def add_backend(parser: Any, several: bool = False) -> None:
     precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
     add("--precision", precision, "NAME", f"{', '.join(PRECISIONS)} (default: the model's)")
     add_device(parser)
-    add("--threads", positive, "N", "CPU threads (default: all that this process may use)")
+    add("--threads", threads, "N", "CPU threads (default: all that this process may use)")
 
 
 def add_device(parser: Any) -> None:
@@ -146,9 +147,18 @@ def _word(pattern: str, what: str) -> Callable[[str], str]:
     return convert
 
 
-def positive(text: str) -> int:
-    """Argument type of a whole number above zero."""
-    return int(_word(r"[1-9]\d*", "whole number above 0")(text))
+def number(kind: Any, low: float, high: float, what: str, text: str) -> Any:
+    """Argument type, with ``partial``, of numbers of a ``kind`` from ``low`` to ``high``."""
+    with suppress(ValueError):
+        value = kind(text)
+        if low <= value <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+
+
+positive = partial(number, int, 1, 1 << 20, "whole number from 1 to 1,048,576")
+threads = partial(number, int, 1, 1024, "number of threads from 1 to 1024")
+seed = partial(number, int, 0, (1 << 63) - 1, "whole number of 0 or more")
 
 
 def box_argument(text: str) -> Sequence[float]:

@@ -19,8 +19,8 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class Variant:
     """Architecture of one AsymTrack model.
 
-    The last four fields are the ablation switches of the paper's Tables 4 and 5; their defaults
-    give the published models. Stages are counted from 1.
+    The last two fields are the ablation switches of the paper's Table 4; their defaults give the published
+    models. Stages are counted from 1.
 
     Attributes:
         name: ``"T"``, ``"S"`` or ``"B"`` for the published models.
@@ -28,9 +28,6 @@ class Variant:
         template_size, search_size: sides of the square crops, in pixels.
         template_factor, search_factor: sides of the crops in frame pixels over ``sqrt(w * h)`` of the box.
         etm_stages: stages whose search stream is modulated by the template (ETM).
-        etm_interaction: ``"dtm"`` (dynamic template modulation) or ``"mhca"`` (multi-head
-            cross-attention over the prototypes, Table 5a).
-        prototype_attention: whether ETM weighs channels by prototype attention (eq. 7).
         ope_stages: stages that end in object perception enhancement (OPE).
     """
 
@@ -44,15 +41,11 @@ class Variant:
     attention_heads: int = 8
     attention_head_dim: int = 32
     etm_stages: Tuple[int, ...] = (2, 3)
-    etm_interaction: str = "dtm"
-    prototype_attention: bool = True
     ope_stages: Tuple[int, ...] = (1, 2, 3)
 
     def __post_init__(self) -> None:
         if self.template_size % 32 or self.search_size % 32:
             raise UsageError("crop sizes must be multiples of 32 (the stride of the encoder)")
-        if self.etm_interaction not in ("dtm", "mhca"):
-            raise UsageError(f"etm_interaction is 'dtm' or 'mhca', not {self.etm_interaction!r}")
         for stage in self.etm_stages + self.ope_stages:
             if stage not in (1, 2, 3):
                 raise UsageError(f"there is no stage {stage}: stages are 1, 2 and 3")
@@ -66,13 +59,9 @@ class Variant:
         """
         shapes: Dict[str, Tuple[int, ...]] = {}
         for stage in self.etm_stages:
-            width = self.widths[stage - 1]
-            prototypes = width // 32
-            if self.etm_interaction == "dtm":
-                shapes[f"etm{stage}_taps"] = (prototypes, 3)
-                shapes[f"etm{stage}_pointwise"] = (prototypes, prototypes)
-            else:
-                shapes[f"etm{stage}_prototypes"] = (prototypes, width)
+            prototypes = self.widths[stage - 1] // 32
+            shapes[f"etm{stage}_taps"] = (prototypes, 3)
+            shapes[f"etm{stage}_pointwise"] = (prototypes, prototypes)
         tokens = (self.template_size // 16) ** 2
         kv = (self.attention_heads, tokens, self.attention_head_dim)
         return {**shapes, "keys": kv, "values": kv}

@@ -88,14 +88,9 @@ def _modulate(block: TemplateModulation, x: Tensor, template: Tensor) -> Tensor:
     tokens = x.flatten(1, 2)
     selection = block.pre_kernels_x(tokens)
     prototypes = selection.transpose(1, 2) @ tokens
-    if isinstance(block.conv_att, DynamicConv):
-        mixed = torch.stack([_filter(block.conv_att, p, z) for p, z in zip(prototypes, template)])
-    else:
-        mixed = block.conv_att(prototypes, {"prototypes": template})
-    modulated = selection @ mixed
-    if block.proj_Cto1 is not None:
-        modulated = modulated * (block.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
-    return x + F.relu(block.ln(modulated)).view_as(x)
+    mixed = torch.stack([_filter(block.conv_att, p, z) for p, z in zip(prototypes, template)])
+    weights = (block.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
+    return x + F.relu(block.ln(selection @ mixed * weights)).view_as(x)
 
 
 def _filter(conv: DynamicConv, prototypes: Tensor, template: Tensor) -> Tensor:

@@ -30,43 +30,26 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "Fold and split a trained AsymTrack, write it as ONNX, verify it, and build engines.",
         EXAMPLES,
     )
-    parser.add_argument("--variant", default="T", metavar="{T,S,B}", help="size of the network (default: T)")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
-    parser.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        help="which weights, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
-        "(default: ema)",
-    )
-    parser.add_argument(
-        "--random-weights", type=int, metavar="SEED", help="untrained weights, to measure speed or try a device"
-    )
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument(
-        "--fp16", action="store_true", help="half precision, but fp32 where fp16 loses accuracy; for GPUs"
-    )
-    precision.add_argument("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
-    parser.add_argument(
-        "--target",
-        default="onnx",
-        choices=("onnx", "xavier", "orin", "rtx"),
-        help="what will run it: onnx (any runtime), xavier (TensorRT 8.5), orin (TensorRT 8.6 or newer), "
-        "rtx (TensorRT-RTX) (default: onnx)",
-    )
-    parser.add_argument("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)"
-    )
-    parser.add_argument(
-        "--input",
-        choices=(UINT8_BGR, FLOAT_RGB),
-        help=f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)",
-    )
+    add = parser.add_argument
+    add("--variant", default="T", metavar="{T,S,B}", help="size of the network (default: T)")
+    add("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
+    which = "which weights, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
+    add("--weights", choices=("ema", "raw"), help=which + "(default: ema)")
+    add("--random-weights", type=cli.seed, metavar="SEED", help="untrained weights, to measure speed or try a device")
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--fp16", action="store_true", help="half precision, but fp32 where fp16 loses accuracy; for GPUs")
+    one("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
+    platforms = "what will run it: onnx (any runtime), xavier (TensorRT 8.5), orin (TensorRT 8.6 or newer), "
+    platforms += "rtx (TensorRT-RTX) (default: onnx)"
+    add("--target", default="onnx", choices=("onnx", "xavier", "orin", "rtx"), help=platforms)
+    add("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
+    most = "most targets in one call, 1..64 (default: 1, static; 16 with --triton)"
+    add("--batch", type=int, metavar="N", help=most)
+    crops = f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
+    add("--input", choices=(UINT8_BGR, FLOAT_RGB), help=crops)
     cli.add_output(parser, "directory to write (default: exports/asymtrack-t-fp16 or the like)")
-    parser.add_argument(
-        "--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server"
-    )
-    parser.add_argument("--no-engine", action="store_true", help="write ONNX only")
+    add("--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server")
+    add("--no-engine", action="store_true", help="write ONNX only")
     cli.add_clip(parser)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))

@@ -121,7 +121,7 @@ def fold(model: AsymTrack) -> AsymTrack:
                 blocks[i] = FoldedEnhancement(block)
             elif isinstance(block, AttentionBlock):
                 blocks[i] = FoldedAttentionBlock(block)
-            elif isinstance(block, TemplateModulation) and isinstance(block.conv_att, DynamicConv):
+            elif isinstance(block, TemplateModulation):
                 block.conv_att = FoldedDynamicConv(block.conv_att)
     for name, layer in list(folded.box_head.named_children()):
         if isinstance(layer, nn.Sequential):
@@ -142,8 +142,7 @@ def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
     for module in half.modules():
         if isinstance(module, TemplateModulation):
             module.conv_att.float()
-            if module.proj_Cto1 is not None:
-                module.proj_Cto1.float()
+            module.proj_Cto1.float()
         elif isinstance(module, (LayerNorm, FoldedAttentionBlock)):
             module.casts = casts
     return half

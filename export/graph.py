@@ -82,12 +82,8 @@ def write_onnx(
 
 
 def _simplified(model: Any) -> Any:
-    """Folds constants and removes what does nothing, by onnxsim, or onnxslim where it is absent."""
-    try:
-        import onnxsim
-    except ImportError:
-        return require("onnxslim", "export", "simplifying ONNX models without onnxsim").slim(model)
-    simplified, same = onnxsim.simplify(model)
+    """Folds constants and removes what does nothing."""
+    simplified, same = require("onnxsim", "export", "an export").simplify(model)
     if not same:
         raise ExportError("onnxsim changed the model's predictions: try another onnxsim version")
     return simplified

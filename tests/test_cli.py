@@ -71,7 +71,7 @@ def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
         (["check", "T", "--backend", "tensorflow"], "'tensorflow' is no backend: choose among auto, onnxruntime"),
         (["check", "T", "--precision", "fp8"], "'fp8' is no precision"),
         (["check", "T", "--device", "1"], "'1' is no device: choose auto, cpu, cuda or cuda:N"),
-        (["check", "T", "--threads", "0"], "'0' is no whole number above 0"),
+        (["check", "T", "--threads", "0"], "'0' is no number of threads from 1 to 1024"),
         (["check", "T", "--dev", "cpu"], "unrecognized arguments: --dev cpu (see asymtrack-check --help)"),
         (["check", "T", "--clip", "a.mp4"], "go together"),
         (["check", "/no/such"], "there is no model"),

@@ -8,7 +8,7 @@ treats as its ``channels_last`` memory format: no copy is made.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,48 @@ from torch.nn import functional as F
 def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """Applies ``conv`` to a ``(B, H, W, C)`` tensor."""
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution that keeps the size, with gradients of its own for bfloat16 on a CPU."""
+
+    def __init__(self, width: int, kernel: int) -> None:
+        super().__init__(width, width, kernel, padding=kernel // 2, groups=width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps ``(B, C, H, W)`` to the same shape."""
+        if x.requires_grad and x.dtype == torch.bfloat16 and x.device.type == "cpu":
+            return _DepthwiseGradients.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype))  # type: ignore
+        return super().forward(x)
+
+
+class _DepthwiseGradients(torch.autograd.Function):
+    """The same convolution; PyTorch's own gradient of its kernels takes three to four times as long there."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tuple[Tensor, ...]:
+        (x, weight), (gradient,) = ctx.saved_tensors, gradients
+        batch, width, height, columns = x.shape
+        size, pad = weight.shape[-1], weight.shape[-1] // 2
+
+        def planes(maps: Tensor) -> Tensor:  # (C, B, H, W); PyTorch transposes a matrix faster than four axes
+            matrix = maps.permute(0, 2, 3, 1).reshape(-1, width)
+            return matrix.t().contiguous().view(width, batch, height, columns)
+
+        seen, flat = F.pad(planes(x), (pad,) * 4), planes(gradient).flatten(1, 2)
+        rows = []
+        for i in range(size):
+            # Row i of a kernel is the sums along the diagonals of all columns seen by all columns.
+            products = seen[:, :, i : i + height].flatten(1, 2).transpose(1, 2) @ flat
+            a, b, c = products.stride()
+            rows.append(products.as_strided((width, size, columns), (a, b, b + c)).sum(-1))
+        back = F.conv2d(gradient, weight.flip(2, 3), padding=pad, groups=width)
+        return back, torch.stack(rows, 1)[:, None], flat.sum((1, 2))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -56,7 +98,7 @@ class ContextLayer(nn.Module):
         super().__init__()
         self.f = nn.Linear(width, width)
         self.g = nn.Linear(width, width)
-        self.context_list = nn.ModuleList([nn.Conv2d(width, width, 7, padding=3, groups=width)])
+        self.context_list = nn.ModuleList([DepthwiseConv(width, 7)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
@@ -124,43 +166,23 @@ class DynamicConv(nn.Module):
         return self.norm(kernels["pointwise"] @ F.relu(mixed))
 
 
-class CrossAttention(nn.Module):
-    """Multi-head cross-attention from search to template prototypes, for the ablation of Table 5a."""
-
-    def __init__(self, width: int, prototypes: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(width, width // 16, batch_first=True)
-        self.norm = LayerNorm(width)
-
-    def kernels(self, prototypes: Tensor) -> Dict[str, Tensor]:
-        """The template prototypes ``(B, N, C)`` themselves."""
-        return {"prototypes": prototypes}
-
-    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
-        """Attends from search prototypes ``(B, N, C)`` to the template's."""
-        template = kernels["prototypes"]
-        mixed, _ = self.attention(prototypes, template, template, need_weights=False)
-        return self.norm(prototypes + mixed)
-
-
 class TemplateModulation(nn.Module):
-    """Efficient template modulation (ETM) of one stage (paper, eqs. 4-7 and Table 5a).
+    """Efficient template modulation (ETM) of one stage (paper, eqs. 4-7).
 
     The template is reduced to C / 32 prototypes, and those to the kernels of a dynamic separable 1-D convolution.
     The kernels are all the search stream ever needs, so they belong to the template state. The paper writes them
     as conditioned on the search prototypes; the published model conditions them on the template's, which is what
-    makes them computable once. This follows the published model. For ``interaction`` and
-    ``prototype_attention`` see ``Variant``.
+    makes them computable once. This follows the published model.
     """
 
-    def __init__(self, width: int, interaction: str = "dtm", prototype_attention: bool = True) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         prototypes = width // 32
         self.pre_kernels = nn.Linear(width, prototypes)
         self.pre_kernels_x = nn.Linear(width, prototypes)
-        self.proj_Cto1 = nn.Linear(width, 1) if prototype_attention else None
+        self.proj_Cto1 = nn.Linear(width, 1)
         self.ln = LayerNorm(width)
-        self.conv_att = (DynamicConv if interaction == "dtm" else CrossAttention)(width, prototypes)
+        self.conv_att = DynamicConv(width, prototypes)
 
     def template(self, z: Tensor) -> Dict[str, Tensor]:
         """Reduces template features ``(B, H, W, C)`` to this stage's part of the template state."""
@@ -172,11 +194,9 @@ class TemplateModulation(nn.Module):
         tokens = x.flatten(1, 2)
         selection = self.pre_kernels_x(tokens)  # S_x, (B, HW, N)
         mixed = self.conv_att(_contract(selection, tokens), kernels)  # P_mix, (B, N, C)
-        if self.proj_Cto1 is not None:
-            # The attention weighs channels, so it can be applied to the N prototypes instead of to
-            # all HW positions (eq. 7, reassociated).
-            attention = (self.proj_Cto1(mixed).transpose(1, 2) @ mixed).sigmoid()
-            mixed = mixed * attention
+        # The attention weighs channels, so it can be applied to the N prototypes instead of to
+        # all HW positions (eq. 7, reassociated).
+        mixed = mixed * (self.proj_Cto1(mixed).transpose(1, 2) @ mixed).sigmoid()
         return x + F.relu(self.ln(selection @ mixed.to(selection.dtype))).view_as(x)
 
 

@@ -48,7 +48,7 @@ class Stage(nn.Module):
         width, outputs = variant.widths[stage - 1 : stage + 1]
         blocks: List[nn.Module] = [EncoderBlock(width, (1, 6)[i % 2]) for i in range(variant.depths[stage - 1])]
         if stage in variant.etm_stages:
-            blocks.append(TemplateModulation(width, variant.etm_interaction, variant.prototype_attention))
+            blocks.append(TemplateModulation(width))
         if stage in variant.ope_stages:
             blocks.append(PerceptionEnhancement(width))
         if stage == 3:

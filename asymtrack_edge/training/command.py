@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -27,41 +26,38 @@ torchrun --nproc_per_node 2 -m asymtrack_edge.training --preset paper --got10k G
 asymtrack-train label videos/ --output labelled/ --model T
 asymtrack-train plot runs/t
 """
+_seconds = partial(cli.number, float, 0.0, 1e9, "number of seconds")
+_rate = partial(cli.number, float, 1e-12, 1e3, "positive number")
+_share = partial(cli.number, float, 0.0, 1.0, "number from 0 to 1")
+
 DATASETS = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "trackingnet": "TrackingNet"}
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; ``run`` is the one meant where none is named."""
-    parser = cli.parser(
-        "asymtrack-train", "Trains and fine-tunes AsymTrack. All options: asymtrack-train run --help", EXAMPLES
-    )
+    text = "Trains and fine-tunes AsymTrack. All options: asymtrack-train run --help"
+    parser = cli.parser("asymtrack-train", text, EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
     _add_run(commands)
-    label = commands.add_parser(
-        "label",
-        help="turn a folder of videos into training data, boxes included",
-        description="Turns a folder of videos into training data: finds objects and tracks them forward and backward.",
-    )
+    text = "Turns a folder of videos into training data: finds objects and tracks them forward and backward."
+    short = "turn a folder of videos into training data, boxes included"
+    label = commands.add_parser("label", help=short, description=text)
     label.add_argument("folder", type=Path, metavar="FOLDER", help="folder of videos")
     cli.add_output(label, "where the frames and boxes go (default: the folder's name with -labelled)")
     cli.add_model(label)
     cli.add_backend(label)
     label.add_argument("--ray", metavar="ADDRESS", help="label on a Ray cluster: its address, auto or local")
     label.set_defaults(func=_label)
-    plot = commands.add_parser(
-        "plot",
-        help="draw loss, IoU and learning rate of a run as an image",
-        description="Draws loss, IoU and learning rate of a run as plot.png in its folder.",
-    )
+    text = "Draws loss, IoU and learning rate of a run as plot.png in its folder."
+    plot = commands.add_parser("plot", help="draw loss, IoU and learning rate of a run as an image", description=text)
     plot.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the run")
     plot.set_defaults(func=_plot)
     return parser
 
 
 def _add_run(commands: Any) -> None:
-    run = commands.add_parser(
-        "run", help="train (this is what happens without a command's name)", description="Trains AsymTrack."
-    )
+    text = "train (this is what happens without a command's name)"
+    run = commands.add_parser("run", help=text, description="Trains AsymTrack.")
     run.set_defaults(func=_run)
     add = run.add_argument_group("data, held in memory or read from disk as published").add_argument
     add("--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos")
@@ -79,7 +75,7 @@ def _add_run(commands: Any) -> None:
     add("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
     add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
     add("--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero")
-    add("--seed", type=_seed, metavar="N", help="seed of weights and pairs (default: 0)")
+    add("--seed", type=cli.seed, metavar="N", help="seed of weights and pairs (default: 0)")
     add("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     add("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
@@ -87,15 +83,10 @@ def _add_run(commands: Any) -> None:
     cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
     add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     add("--time-budget", type=_seconds, default=math.inf, metavar="SECONDS", help="save and stop after this long")
-    add(
-        "--on-divergence",
-        choices=("stop", "retry"),
-        default="stop",
-        help="when the loss rises and stays high: stop, or go back to the last good state with half the rate "
-        "(default: stop)",
-    )
+    text = "when the loss rises and stays high: stop, or go back to the last good state with half the rate "
+    add("--on-divergence", choices=("stop", "retry"), default="stop", help=text + "(default: stop)")
     cli.add_device(call)
-    add("--threads", type=cli.positive, metavar="N", help="CPU threads")
+    add("--threads", type=cli.threads, metavar="N", help="CPU threads")
     cli.add_json(call)
 
 
@@ -175,17 +166,3 @@ def _plot(arguments: argparse.Namespace) -> None:
     from asymtrack_edge.training.log import plot_run
 
     print(plot_run(arguments.folder))
-
-
-def _number(kind: Any, low: float, high: float, what: str, text: str) -> Any:
-    with suppress(ValueError):
-        value = kind(text)
-        if low <= value <= high:
-            return value
-    raise argparse.ArgumentTypeError(f"takes {what}, not {text!r}")
-
-
-_seed = partial(_number, int, 0, (1 << 63) - 1, "a whole number of 0 or more")
-_seconds = partial(_number, float, 0.0, 1e9, "seconds, 0 or more")
-_rate = partial(_number, float, 1e-12, 1e3, "a positive number")
-_share = partial(_number, float, 0.0, 1.0, "a number from 0 to 1")

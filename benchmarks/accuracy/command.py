@@ -30,7 +30,6 @@ asymtrack-eval lasot /data/LaSOT --model exports/asymtrack-b --jobs 4 --json las
 asymtrack-eval got10k-test /data/GOT-10k --model T          (writes the zip for the server)
 asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing result files)
 asymtrack-eval attributes lasot /data/LaSOT results/lasot/asymtrack-t other/LaSOT
-asymtrack-eval features T --clip video.mp4 --box 120,80,40,60
 """
 
 _DESCRIPTION = f"""\
@@ -50,7 +49,7 @@ trackers:
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
   --tracker python:mod:name   your own: returns an object with init(frame, box) and update(frame)
 """
-_COMMANDS = ("run", "attributes", "features", *probes.COMMANDS)
+_COMMANDS = ("run", "attributes", *probes.COMMANDS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -72,9 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, metavar="DIR", help="score the result files in DIR", **several)
     cli.add_backend(run)
     run.add_argument("--no-recover", dest="recover", action="store_false", help="do not look for lost targets")
-    run.add_argument(
-        "--jobs", type=cli.positive, default=1, metavar="N", help="processes (default: 1, as timings want)"
-    )
+    text = "processes (default: 1, as timings want)"
+    run.add_argument("--jobs", type=cli.positive, default=1, metavar="N", help=text)
     run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto or local")
     run.add_argument("--fresh", action="store_true", help="run again what already has results")
     cli.add_output(run, "where results go (default: results)")
@@ -85,18 +83,10 @@ def make_parser() -> argparse.ArgumentParser:
     text = "draw the gap between trackers by attribute"
     attributes = commands.add_parser("attributes", help=text, description=text, allow_abbrev=False)
     _add_data(attributes)
-    attributes.add_argument(
-        "results", nargs="+", type=Path, metavar="RESULTS", help="the first: held against the others"
-    )
+    text = "the first: held against the others"
+    attributes.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help=text)
     cli.add_output(attributes, "where attributes.png and .svg go (default: plots)")
     attributes.set_defaults(body=_attributes, output=Path("plots"))
-
-    text = "draw feature maps with and without OPE"
-    maps = commands.add_parser("features", help=text, description=probes.features.__doc__, allow_abbrev=False)
-    maps.add_argument("model", metavar="MODEL", help="T for the bundled weights, or a checkpoint")
-    cli.add_clip(maps)
-    cli.add_output(maps, "the picture (default: features.png)", "FILE")
-    maps.set_defaults(body=probes.features, output=Path("features.png"))
 
     for name, (text, body) in probes.COMMANDS.items():
         probe = commands.add_parser(name, help=text, description=body.__doc__, allow_abbrev=False)
@@ -246,11 +236,7 @@ def _score_found(data: _Data, folder: Path) -> Evaluation:
 
 
 def _score(
-    data: _Data,
-    label: str,
-    results: Results,
-    failures: Dict[str, str],
-    identity: Optional[Dict[str, object]] = None,
+    data: _Data, label: str, results: Results, failures: Dict[str, str], identity: Optional[Dict[str, object]] = None
 ) -> Evaluation:
     """Scores the result files, so that what is reported is what is written."""
     scores, times, notes = [], [], {}

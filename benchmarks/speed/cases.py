@@ -16,13 +16,7 @@ import numpy as np
 from asymtrack_edge.benchmarks.speed.race import Case, settle, timed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.benchmarks.worker import Worker
-from asymtrack_edge.errors import (
-    BackendError,
-    ManifestError,
-    MissingDependencyError,
-    SourceError,
-    without_secrets,
-)
+from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, without_secrets
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.runtime.backends.loading import model_folder, open_backend

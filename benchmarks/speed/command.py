@@ -6,15 +6,16 @@ Nothing heavy is imported here, so that the parser is there at once.
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import without_secrets
 
+_positive = partial(cli.number, float, 1e-9, 1e9, "number above 0")
 PROTOCOLS = ("P1", "P2", "P5", "P6")
 EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in a minute
@@ -34,9 +35,8 @@ asymtrack-bench energy T                                      joules per frame
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = cli.parser(
-        "asymtrack-bench", "Measure speed by named protocols (docs/benchmarks.md explains them).", EXAMPLES
-    )
+    text = "Measure speed by named protocols (docs/benchmarks.md explains them)."
+    parser = cli.parser("asymtrack-bench", text, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, seconds: float = 0.0, what: str = "") -> Any:
@@ -53,16 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_backend(speed, several=True)
     cli.add_clip(speed)
     speed.add_argument("--reference", action="store_true", help="P1 and P2 of the published form in PyTorch as well")
-    speed.add_argument(
-        "--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=f"of {', '.join(PROTOCOLS)}"
-    )
-    speed.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="another tracker beside in P5, as asymtrack-eval --tracker names it, such as opencv:CSRT",
-    )
+    text = f"of {', '.join(PROTOCOLS)}"
+    speed.add_argument("--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=text)
+    text = "another tracker beside in P5, as asymtrack-eval --tracker names it, such as opencv:CSRT"
+    speed.add_argument("--peer", action="append", default=[], metavar="NAME", help=text)
     speed.add_argument("--full", action="store_true", help="all calls of the protocols, however long it takes")
 
     ab = add("ab", "which of several models or backends is faster, taking turns", 30.0, "in all")
@@ -73,13 +67,12 @@ def make_parser() -> argparse.ArgumentParser:
     targets = add("targets", "several targets: one call for all against one each", 40.0, "in all")
     cli.add_model(targets, positional=True)
     cli.add_backend(targets)
-    targets.add_argument(
-        "--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help="numbers of targets (default: 1,2,4,8)"
-    )
+    text = "numbers of targets (default: 1,2,4,8)"
+    targets.add_argument("--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help=text)
 
     profile = add("profile", "time of each layer of the search network, by ONNX Runtime's own profiler")
     cli.add_model(profile, positional=True)
-    profile.add_argument("--threads", type=cli.positive, default=1, metavar="N", help="CPU threads (default: 1)")
+    profile.add_argument("--threads", type=cli.threads, default=1, metavar="N", help="CPU threads (default: 1)")
 
     startup = add("startup", "start-up time and memory of a fresh tracking process")
     cli.add_model(startup, positional=True)
@@ -95,12 +88,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_backend(energy)
     energy.add_argument("--fps", type=_positive, default=30.0, metavar="N", help="camera to imitate (default: 30)")
     return parser
-
-
-def _positive(text: str) -> float:
-    if not re.fullmatch(r"\d*\.?\d*", text) or not text.strip("0."):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return float(text)
 
 
 def _protocols(text: str) -> Sequence[str]:

@@ -133,10 +133,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        source: Source,
-        patience: Optional[float] = 30.0,
-        report: Callable[[str], None] = lambda line: None,
+        self, source: Source, patience: Optional[float] = 30.0, report: Callable[[str], None] = lambda line: None
     ) -> None:
         self.source = source
         self.received = self.dropped = self.stalls = self.reconnects = 0

@@ -11,14 +11,12 @@ from tests.helpers import SMALL, filled_model, random_inputs
 
 CASES = [
     *VARIANTS.values(),
-    SMALL.with_(etm_interaction="mhca"),
-    SMALL.with_(prototype_attention=False),
     SMALL.with_(etm_stages=(2,), ope_stages=()),
     SMALL.with_(etm_stages=(1, 2, 3), ope_stages=(2, 3)),
 ]
 
 
-@pytest.mark.parametrize("variant", CASES, ids=lambda v: f"{v.name}-{v.etm_interaction}-{v.ope_stages}")
+@pytest.mark.parametrize("variant", CASES, ids=lambda v: f"{v.name}-{v.etm_stages}-{v.ope_stages}")
 def test_folded_equals_trained(variant: Variant) -> None:
     model = filled_model(variant)
     template, search = random_inputs(variant)

@@ -63,10 +63,7 @@ def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> 
     assert [128, 128, 3, 3] in kernels, "OPE of stage 3 is not one convolution"
 
 
-@pytest.mark.parametrize(
-    "variant",
-    [VARIANTS["T"], VARIANTS["B"], SMALL.with_(etm_interaction="mhca"), SMALL.with_(etm_stages=(2,))],
-)
+@pytest.mark.parametrize("variant", [VARIANTS["T"], VARIANTS["B"], SMALL.with_(etm_stages=(2,))])
 def test_tensors_are_the_manifests(variant: Variant, tmp_path: Path) -> None:
     manifest = Export(filled_model(variant), ExportOptions()).write(tmp_path)
     assert {spec.name: spec.shape for spec in manifest.state} == variant.state_shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Optional
@@ -21,6 +22,7 @@ from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends import device, onnxruntime_gpu
 from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
 from asymtrack_edge.runtime.backends.cuda import kernel
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
@@ -120,6 +122,33 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
         with monkeypatch.context() as patch, pytest.raises(BackendError, match=words):
             patch.setattr(ort if hasattr(ort, name) else ort.InferenceSession, name, broken, raising=False)
             boxes(OnnxRuntimeGpuBackend(imitated.folder, manifest))
+
+
+def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's engines in it are kept apart by model and batch: it would take one for the other."""
+    ort, alone, caches = imitation.onnxruntime_gpu(imitated.calls.driver), [], set()
+
+    class Session(ort.InferenceSession):  # type: ignore[misc, name-defined]
+        def __init__(self, *given: Any, **choices: Any) -> None:
+            super().__init__(*given, **choices)
+            caches.add(choices["providers"][0][1]["trt_engine_cache_path"])
+
+        def run_with_iobinding(self, *given: Any) -> None:
+            alone.append(CAPTURE_LOCK._is_owned())  # type: ignore[attr-defined]
+            super().run_with_iobinding(*given)
+
+    ort.InferenceSession = Session
+    monkeypatch.setattr(onnxruntime_gpu, "ort", ort)
+    backend = OnnxRuntimeGpuBackend(imitated.folder, load_manifest(imitated.folder), "tensorrt")
+    backend.reserve(2)
+    for count in (1, 2):
+        backend.search(FRAMES[0], [WINDOW] * count)
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread:
+            alone.clear()
+            list(thread.map(lambda _: backend.search(FRAMES[0], [WINDOW] * 2), range(2)))
+        assert alone == [True, False]
+    assert len(caches) == 3, "template, search for one, search for two"
 
 
 def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitated) -> None:

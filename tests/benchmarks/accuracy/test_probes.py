@@ -1,4 +1,4 @@
-"""asymtrack-eval starts, presence and features."""
+"""asymtrack-eval starts and presence."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy import probes
 from asymtrack_edge.benchmarks.accuracy.command import main
-from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
+from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 
 @pytest.fixture
@@ -46,25 +45,3 @@ def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     assert table["absent"]["50"] < table["present"]["50"]
     assert main(["presence", str(folder_set)]) == 2
     assert "more than 5 sequences" in capsys.readouterr().err
-
-
-def test_maps_with_ope_are_those_without_and_what_ope_adds(tmp_path, monkeypatch, capsys):
-    torch = pytest.importorskip("torch")
-    from asymtrack_edge.checkpoints import load_model
-    from asymtrack_edge.network.layers import PerceptionEnhancement
-    from asymtrack_edge.variants import VARIANTS
-
-    model = load_model(None, VARIANTS["T"])
-    search, maps = probes.feature_maps(model, *default_clip(2))
-    assert search.shape == (256, 256, 3)
-    sizes = {stage: with_ope.shape for stage, (_, with_ope) in maps.items()}
-    assert sizes == {1: (64, 64, 32), 2: (32, 32, 64), 3: (16, 16, 128)}
-    (ope,) = (block for block in model.backbone.layers[0].blocks if isinstance(block, PerceptionEnhancement))
-    without, with_ope = maps[1]  # before it nothing differs
-    with torch.inference_mode():
-        np.testing.assert_allclose(ope(torch.from_numpy(without)[None])[0], with_ope, atol=1e-5)
-    assert np.abs(with_ope - without).max() > 0.01
-    monkeypatch.chdir(tmp_path)
-    assert main(["features", "T"]) == 0 and cv2.imread("features.png").std() > 0
-    assert main(["features", "T", "--output", "x.jpg"]) == 2 and ".png" in capsys.readouterr().err
-    assert main(["features", str(tmp_path)]) == 2 and "give T, S, B or the checkpoint" in capsys.readouterr().err

@@ -37,12 +37,12 @@ def exported(tmp_path_factory):
 
 MISTAKES = [
     (["speed", "T", "--protocol", "P9"], "there is no 'P9'"),
-    (["speed", "T", "--threads", "2,0"], "no whole number above 0"),
+    (["speed", "T", "--threads", "2,0"], "no number of threads"),
     (["speed", "T", "--seconds", "-1"], "no number above 0"),
     (["speed", "T", "--clip", "x.mp4"], "go together"),
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),
     (["ab", "T"], "needs two"),
-    (["targets", "T", "--counts", "0,2"], "no whole number above 0"),
+    (["targets", "T", "--counts", "0,2"], "no whole number from 1"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
 ]
 

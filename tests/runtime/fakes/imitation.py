@@ -170,7 +170,7 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
             real, bound = self.real, binding.real
             queue(driver, binding.kept, lambda: real.run_with_iobinding(bound))
 
-    available = lambda: ["CUDAExecutionProvider"]  # noqa: E731
+    available = lambda: ["CUDAExecutionProvider", "TensorrtExecutionProvider"]  # noqa: E731
     return SimpleNamespace(**{**vars(ort), "InferenceSession": Session, "get_available_providers": available})
 
 

@@ -104,6 +104,11 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {what}: {hint}")
         weights = {name: torch.zeros((), dtype=torch.int64) for name in expected}  # BatchNorm's counters stay zero
         for name in need:
+            if not self.stored[name].is_floating_point():
+                kind = str(self.stored[name].dtype).rpartition(".")[2]
+                raise CheckpointError(
+                    f"{self.path}: tensor {name!r} is {kind}: give the checkpoint that is not quantised"
+                )
             weights[name] = self.stored[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[name]).all():
                 raise CheckpointError(

@@ -84,7 +84,7 @@ def add_backend(parser: Any, several: bool = False) -> None:
         more = ",..." if several else ""
         parser.add_argument(option, type=convert, default=default, metavar=metavar + more, help=text)
 
-    names = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:PORT"
+    names = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:8001"
     backend = _word("|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
     add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
     precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
@@ -220,7 +220,8 @@ def _open_standard_streams() -> None:
 def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:
     """Runs a command's body; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C.
 
-    SIGTERM ends the body like Ctrl-C, so that files are closed properly; the exit code is then 143.
+    SIGTERM, and SIGHUP of a terminal that is closed, end the body like Ctrl-C, so that files are closed properly; the
+    exit code is then 143 or 129. Under nohup SIGHUP stays ignored.
     """
 
     def interrupt(number: int, _: Any) -> NoReturn:
@@ -229,7 +230,9 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     _open_standard_streams()
     _quiet_opencv()
     with suppress(ValueError):  # not in the main thread: the caller handles signals
-        signal.signal(signal.SIGTERM, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, interrupt)
     code = 1
     try:
         code = main(arguments) or 0

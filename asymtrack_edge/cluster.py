@@ -47,7 +47,7 @@ def join_cluster(address: str, processors: int) -> Any:
 
 def needs_gpu(backend: str, device: str) -> bool:
     """Whether a task with this backend on this device has to ask the cluster for a GPU."""
-    return "cuda" in device or "cuda" in backend or "tensorrt" in backend
+    return "cuda" in device or backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 
 def spread(

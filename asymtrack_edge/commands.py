@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from typing import Dict, Optional, Sequence, Tuple
 
@@ -29,14 +30,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         # What a command needs is imported when it is asked for: torch alone takes seconds.
         code: int = importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
         return code
-    if name in ("-h", "--help", "help"):
-        print("usage: asymtrack COMMAND ...\n")
-        for command, (_, purpose) in COMMANDS.items():
-            print(f"  {command:8}{purpose}")
-        print("\nasymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same.")
-        return 0
-    if name == "--version":
-        print(f"asymtrack-edge {asymtrack_edge.__version__}")
+    if name in ("-h", "--help", "help", "--version"):
+        lines = [f"  {command:8}{purpose}" for command, (_, purpose) in COMMANDS.items()]
+        last = "asymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same."
+        version = f"asymtrack-edge {asymtrack_edge.__version__}"
+        text = version if name == "--version" else "\n".join(["usage: asymtrack COMMAND ...\n", *lines, f"\n{last}"])
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader of our output went away; keep Python from complaining at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
     hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"

@@ -1,6 +1,6 @@
 """Files of users: outputs that spare what is at their place, and inputs of any name.
 
-Every output of every command goes through ``OutputFile``. Every path that reaches OpenCV goes through
+Outputs of commands go through ``OutputFile``. Every path that reaches OpenCV goes through
 ``opencv_path``, ``open_video`` or ``read_image``: OpenCV crashes on names that are not UTF-8, takes what
 stands before a colon for a protocol, and a ``%`` for the pattern of an image sequence.
 """
@@ -272,8 +272,8 @@ def list_files(folder: AnyPath, suffixes: Tuple[str, ...] = IMAGE_SUFFIXES) -> L
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    # A link to nothing stands for a file that was not fetched: it is missed when it is read.
-    files = [e.name for e in visible if e.is_file() or (e.is_symlink() and not os.path.exists(e))]
+    # A link to nothing, or in a circle, stands for a file that was not fetched: it is missed when it is read.
+    files = [e.name for e in visible if (e.is_symlink() and not os.path.exists(e)) or e.is_file()]
     return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(suffixes)]
 
 

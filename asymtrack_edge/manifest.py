@@ -123,6 +123,10 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.input_format not in (UINT8_BGR, FLOAT_RGB) or not 1 <= self.max_batch <= 1024:
             raise ValueError(f"{self.input_format}, {self.max_batch}")
+        if not all(0 < factor < 100 for factor in (self.template_factor, self.search_factor)):
+            raise ValueError(f"factors {self.template_factor}, {self.search_factor}")
+        if not len(self.mean) == len(self.std) == 3 or not min(self.std) > 0:
+            raise ValueError(f"mean {self.mean}, std {self.std}")
         if not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.files):
             raise ValueError(f"file names {list(self.files)}")
 
@@ -184,7 +188,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise ManifestError(
             f"{folder} is no model (no {FILE_NAME} in it): give a directory written by asymtrack-export"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise ManifestError(f"cannot read {path}: {error}: export again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ManifestError(f"{path} is not an {FORMAT} manifest: make one with asymtrack-export")
@@ -194,7 +198,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         manifest: Manifest = _as(Manifest, content)
         for name in ("template.onnx", "search.onnx"):
             manifest.files[name]
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
         for name, entry in manifest.files.items():

@@ -24,7 +24,7 @@ HEAD = """# Commands
 | 0 | the command did what it was asked for |
 | 1 | it ran and the result is no: a backend that differs, a failed sequence, a video left out |
 | 2 | it was asked for something wrong; one line says what |
-| 130, 143 | Ctrl-C or SIGTERM interrupted it |
+| 129, 130, 143 | SIGHUP (a closed terminal), Ctrl-C or SIGTERM interrupted it |
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import pytest
@@ -97,12 +97,12 @@ def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) 
     return message
 
 
-def write_tree(root: Path, files: Dict[str, str]) -> Path:
-    """Writes texts by their paths below ``root``, which it returns."""
+def write_tree(root: Path, files: Mapping[str, Union[str, bytes]]) -> Path:
+    """Writes texts or bytes by their paths below ``root``, which it returns."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
     return root
 
 

@@ -194,6 +194,7 @@ def test_wrong_variant(official: Weights, tmp_path: Path) -> None:
         ("neck.weight", torch.zeros(2), "'neck.weight' is (2,), but variant T needs none"),
         ("bottleneck.bias", torch.full((32,), 1e300, dtype=torch.float64), "'bottleneck.bias' holds NaN or infinity"),
         ("bottleneck.bias", torch.full((32,), float("nan")), "'bottleneck.bias' holds NaN or infinity"),
+        ("bottleneck.bias", torch.zeros(32, dtype=torch.int8), "'bottleneck.bias' is int8: give the"),
     ],
 )
 def test_tensors_that_do_not_fit(

@@ -203,7 +203,8 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "3.jpg")
     # A link to nothing stands for a file that was not fetched: it is missed when it is read.
     (tmp_path / "11.jpg").symlink_to("not-fetched")
-    expected = ["01.jpg", "1.jpg", "2.JPG", "10.jpg", "11.jpg", LATIN + ".jpg"]
+    (tmp_path / "12.jpg").symlink_to("12.jpg")
+    expected = ["01.jpg", "1.jpg", "2.JPG", "10.jpg", "11.jpg", "12.jpg", LATIN + ".jpg"]
     assert [p.name for p in list_files(tmp_path, (".jpg",))] == expected
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -67,7 +68,9 @@ def _read_otb(root: Path) -> Loaders:
     does not cover and the first five frames of Tiger1 are left out as in the toolkit.
     """
     loaders: Loaders = {}
-    for folder, found in groupby(_find(root, "*/groundtruth_rect*.txt"), lambda path: path.parent.name):
+    for folder, found in groupby(
+        _find(root, "*/groundtruth_rect.txt", "*/groundtruth_rect.[0-9].txt"), lambda path: path.parent.name
+    ):
         files = list(found)
         if len(files) > 1:
             files = [path for path in files if path.read_bytes().strip()]
@@ -127,7 +130,8 @@ def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only
     if (base / "list.txt").is_file():
         folders = [base / name for name in read_lines(base / "list.txt")]
     else:
-        folders = [path.parent for path in _find(base, "*/groundtruth.txt")]
+        closed = (path for path in base.glob("*") if path.is_dir() and not os.access(path, os.X_OK))
+        folders = sorted([*closed, *(path.parent for path in _find(base, "*/groundtruth.txt"))])
     load = partial(_got10k, start_only=start_only, visible_only=visible_only)
     loaders: Loaders = {folder.name: partial(load, folder) for folder in folders}
     return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
@@ -305,7 +309,7 @@ class Dataset:
             if len(flags) != len(columns):
                 raise DatasetError(f"{printable(path)}: {len(flags)} attributes where {len(columns)} are known")
             return replace(sequence, attributes=tuple(n for n, flag in zip(columns, flags) if flag > 0))
-        except DatasetError as error:
+        except (DatasetError, OSError) as error:
             raise DatasetError(f"sequence {printable(name)}: {error}") from None
 
     def read(self, wanted: Optional[Iterable[str]] = None) -> Tuple[List[Sequence], Dict[str, str]]:

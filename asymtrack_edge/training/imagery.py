@@ -67,7 +67,7 @@ class Pool:
         """Draws from some images alone, bool ``(N,)``, the same for all of a clip; the imagery stays whole."""
         targets = images[self.image[self.start]]
         parts = {name: getattr(self, name)[targets] for name in ("start", "length", "kind", "weight")}
-        return replace(self, scenery=images.nonzero()[:, 0], **parts)
+        return replace(self, scenery=self.scenery[images[self.scenery]], **parts)
 
 
 class _Item(NamedTuple):
@@ -84,7 +84,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     """Loads folders, searched with all folders below them, into memory.
 
     Images larger than ``side`` pixels are shrunk. ``share`` is the number of this process and how many there are: each
-    reads every n-th still and clip. DatasetError where a file is missing or unreadable, or nothing is to train on.
+    reads every n-th still and clip. What is damaged is named and left out. DatasetError where nothing is to train on.
     """
     items = [item for folder in folders for item in _find(folder)]
     if not any(item.images for item in items):
@@ -99,20 +99,26 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     canvases = np.zeros((ends[-1], side, side, 3), np.uint8)
     sizes, scales = np.zeros((ends[-1], 2), np.float32), np.zeros(ends[-1])
 
-    def store(item: _Item, end: int) -> None:
-        for i, name in enumerate(item.images, start=end - len(item.images)):
-            image, scales[i] = shrink(decode_image(item.read(name), name), side)
-            height, width = image.shape[:2]
-            canvases[i, :height, :width], sizes[i] = image, (width, height)
+    def store(item: _Item, end: int) -> bool:
+        try:
+            for i, name in enumerate(item.images, start=end - len(item.images)):
+                image, scales[i] = shrink(decode_image(item.read(name), name), side)
+                height, width = image.shape[:2]
+                canvases[i, :height, :width], sizes[i] = image, (width, height)
+        except (DatasetError, OSError) as error:
+            cli.say(f"left out: {error}")
+            return False
+        return True
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
-        for _ in cli.progress(threads.map(store, items, ends), "imagery", len(items)):
-            pass
+        whole = list(cli.progress(threads.map(store, items, ends), "imagery", len(items)))
+    if not any(whole):
+        raise DatasetError("no image can be read: nothing to train on")
     targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
-    for item, end in zip(items, ends):
+    for item, end, good in zip(items, ends, whole):
         first = end - len(item.images)
         smallest = SMALLEST_STILL if item.kind == STILL else 0.0
-        for boxes in item.tracks:
+        for boxes in item.tracks if good else ():
             scaled = boxes * scales[first:end, None]
             large = (boxes[:, 2:].min(1) >= smallest) & (scaled[:, 2:].min(1) >= SMALLEST_BOX)
             known = large & np.isfinite(boxes).all(1)
@@ -125,7 +131,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
         canvases=torch.from_numpy(canvases),
         sizes=torch.from_numpy(sizes),
         still=torch.from_numpy(np.repeat(np.arange(len(items)), counts)),
-        scenery=torch.arange(len(canvases)),
+        scenery=torch.from_numpy(np.flatnonzero(np.repeat(whole, counts))),
         start=torch.from_numpy(np.cumsum(lengths) - lengths),
         length=torch.from_numpy(lengths),
         kind=torch.tensor([target[0] for target in targets], dtype=torch.int64),
@@ -152,9 +158,13 @@ def _find(folder: Path) -> Iterator[_Item]:
         yield from _collection(place)
     for truth in truths:
         frames = Frames(truth.parent) if len(Frames(truth.parent)) else Frames(truth.parent / "img")
-        table = read_boxes(truth)
-        if len(table) != len(frames):
-            raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
+        try:
+            table = read_boxes(truth)
+            if len(table) != len(frames):
+                raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
+        except DatasetError as error:
+            cli.say(f"left out: {error}")
+            continue
         table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
         yield _Item(CLIP, "", list(frames), Path.read_bytes, [table])
     for path in files:

@@ -100,7 +100,7 @@ def tracking_loss(
 
 @contextmanager
 def stop_signals() -> Iterator[List[int]]:
-    """Collects SIGINT and SIGTERM, as wishes to stop; a second SIGINT interrupts at once."""
+    """Collects SIGINT, SIGTERM and SIGHUP, as wishes to stop; a second SIGINT interrupts at once."""
     received: List[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -110,7 +110,9 @@ def stop_signals() -> Iterator[List[int]]:
 
     with ExitStack() as afterwards:
         with suppress(ValueError):  # only the main thread may install handlers
-            for ours in (signal.SIGINT, signal.SIGTERM):
+            for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(ours) is signal.SIG_IGN:
+                    continue
                 afterwards.callback(signal.signal, ours, signal.signal(ours, note))
         yield received
 

@@ -164,7 +164,8 @@ def _run(args: argparse.Namespace) -> int:
     specs = [TrackerSpec.of(name, args, args.recover) for name in names]
     _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
     if args.plots:
-        report.figure(1, 1)  # not only after the evaluation: is there what draws?
+        report.figure(1, 1)  # not only after the evaluation: is there what draws, and a place for it?
+        args.plots.mkdir(parents=True, exist_ok=True)
     data = _read(args)
     evaluations = []
     if specs:

@@ -15,7 +15,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy.metrics import is_box, overlaps, success_curve
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import Dataset, Sequence
-from asymtrack_edge.errors import DatasetError, UsageError
+from asymtrack_edge.errors import BoxError, DatasetError, UsageError
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -62,7 +62,7 @@ def starts(args: argparse.Namespace) -> int:
     for sequence in sequences:
         try:
             aucs = track_aucs(tracker, sequence)
-        except DatasetError as error:
+        except (BoxError, DatasetError) as error:
             left_out[sequence.name] = str(error)
             continue
         if aucs:

@@ -337,6 +337,8 @@ def main(a: argparse.Namespace) -> int:
     if a.command == "paper" and a.published:
         print(tables.tables(), end="")
         return 0
+    if a.output is not None:
+        a.output.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
     bench = Bench(Report(a.line), cases.gpu_index(getattr(a, "device", "cpu")))
     with bench.stack:
         _COMMANDS[a.command](a, bench)

@@ -69,7 +69,6 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """Writes ``report.json`` and ``report.md`` into ``folder``."""
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "report.json", json.dumps(self.document(), indent=1) + "\n")
         write_text(folder / "report.md", self.markdown())
 

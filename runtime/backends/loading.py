@@ -79,7 +79,7 @@ def open_backend(
 def _check(backend: str, device: str, threads: Optional[int]) -> None:
     remote = backend.startswith(TRITON)
     if backend not in BACKENDS and not remote:
-        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:PORT")
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:8001")
     if device != "cpu":
         device_index(device)
     if threads is not None and not 1 <= threads <= 1024:  # the libraries would start as many, for minutes

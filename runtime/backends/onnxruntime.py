@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +23,8 @@ from asymtrack_edge.runtime.backends.threads import processors, side_by_side
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     # The package sets the variable; a program that imported onnxruntime first did so without it.
     ort.disable_telemetry_events()
+
+_INHERITED: List[Any] = []
 
 
 def session_options() -> ort.SessionOptions:
@@ -44,7 +46,8 @@ def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSess
     options = session_options()
     options.intra_op_num_threads = threads or processors()
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its content: names may be of any encoding.
+        return ort.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types here
         reason = str(error).splitlines()[0]
         raise BackendError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}") from None
@@ -65,6 +68,7 @@ class OnnxRuntimeBackend(HostBackend):
         super().__init__(manifest, f"{self.name} CPU")
         self.threads = threads or processors()
         self._search_path = folder / "search.onnx"
+        self._process = os.getpid()
         #: Per network and slot what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
         self._template: Any = open_session(folder / "template.onnx", self.threads)
@@ -86,6 +90,10 @@ class OnnxRuntimeBackend(HostBackend):
 
     def close(self) -> None:
         """Gives back networks and threads."""
+        if os.getpid() != self._process:
+            # After a fork their threads are not there: they would be waited for without end.
+            _INHERITED.append(dict(vars(self)))
+            return
         self._bound.clear()
         self._template = self._search = self._lanes = self._pool = None
 
@@ -97,8 +105,9 @@ class OnnxRuntimeBackend(HostBackend):
 
     def _run_searches(self, count: int) -> None:
         spread = 0
-        if self._pool is not None and (spread := side_by_side(count, self.threads)):
-            runs = list(map(self._pool.submit, [self._bound_search(self._lanes, slot) for slot in range(spread)]))
+        pool = self._pool if os.getpid() == self._process else None  # a fork has no threads of it
+        if pool is not None and (spread := side_by_side(count, self.threads)):
+            runs = list(map(pool.submit, [self._bound_search(self._lanes, slot) for slot in range(spread)]))
             wait(runs)  # nobody may still write the predictions when this returns, whatever happened
             for run in runs:
                 run.result()

@@ -55,7 +55,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            model = self._core.read_model(str(self._search_path))
+            model = self._core.read_model(self._search_path.read_bytes(), b"")
             # One target per call: a free batch axis becomes 1.
             shapes = {i.any_name: [d.get_length() if d.is_static else 1 for d in i.partial_shape] for i in model.inputs}
             model.reshape(shapes)

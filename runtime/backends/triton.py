@@ -74,7 +74,7 @@ class TritonBackend(HostBackend):
 
         parts = re.fullmatch(r"triton://([^/@?#:\[\]]+|\[[\da-fA-F:.]+\])(?::(\d+))?/?", address)
         if parts is None:
-            raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:PORT")
+            raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:8001")
         url = f"{parts[1]}:{parts[2] or 8001}"
         super().__init__(manifest, f"Triton at {url}")
         self._grpc, self._error, self._dtype = grpc, InferenceServerException, np_to_triton_dtype

@@ -121,9 +121,10 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
     for place in places:
-        with suppress(OSError):
-            if os.path.samefile(arguments.source, place):
-                raise UsageError(f"{printable(place)} is the source itself: write to another file")
+        for taken in (place, os.path.dirname(place) if place == os.path.realpath(arguments.strip or "") else place):
+            with suppress(OSError):
+                if os.path.samefile(arguments.source, taken):
+                    raise UsageError(f"{printable(taken)} is the source itself: write somewhere else")
         if places.count(place) > 1 and (os.path.isfile(place) or not os.path.exists(place)):
             raise UsageError(f"two outputs are to be {without_secrets(printable(place))}: give each its own")
     boxes = [cli.box_argument(text) for text in arguments.box]

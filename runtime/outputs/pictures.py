@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.files import OutputFile, check_output, opencv_path, printable, write_image
+from asymtrack_edge.files import OutputFile, check_output, open_video, opencv_path, printable, write_image
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.tracker import State, Track
 
@@ -66,7 +66,7 @@ class VideoWriter(Sink):
             raise UsageError(f"{self.name} is a pipe: a video has to go back to write its index")
         opencv_path(path.parent)  # the name itself may be anything
         self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
-        self._checked = -1.0
+        self._checked, self._written = -1.0, 0
         self._file = OutputFile(path)
         try:
             self._check_disk()
@@ -74,7 +74,7 @@ class VideoWriter(Sink):
             fourcc = cv2.VideoWriter_fourcc(*code)  # type: ignore[attr-defined]
             self._writer = cv2.VideoWriter(opencv_path(self._file.place), fourcc, video_rate(fps), self._size)
             if not self._writer.isOpened():
-                raise SourceError(f"cannot encode {self.name}: this OpenCV has no {code} encoder; try an .avi")
+                raise SourceError(f"cannot encode {self.name}: no {code} encoder here for this size; try an .avi")
         except BaseException:
             self._file.discard()
             raise
@@ -83,19 +83,24 @@ class VideoWriter(Sink):
         now = monotonic()
         if now - self._checked > 0.5:
             self._checked = now
-            if shutil.disk_usage(self._file.place.parent).free < LEAST_FREE:
+            room = shutil.disk_usage(self._file.place.parent)
+            if room.total and room.free < LEAST_FREE:  # some file systems do not tell
                 raise OSError(errno.ENOSPC, "the disk is almost full", self.name)
 
     def write(self, result: Result) -> None:
         """Adds the frame; the disk being almost full is an OSError."""
         self._check_disk()
         picture = annotated(result)
+        self._written += 1
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file, or leaves an earlier one as it was."""
+        """Completes the file, or leaves an earlier one as it was, also if the encoder could not end its file."""
         self._writer.release()
-        self._file.close() if keep else self._file.discard()
+        whole = not self._written or open_video(self._file.place).get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        self._file.close() if keep and whole else self._file.discard()
+        if keep and not whole:  # encoders do not tell: their index, written last, is missing
+            raise OSError(errno.EFBIG, "the video could not be completed: a limit of disk or file size?", self.name)
 
 
 class StripWriter(Sink):
@@ -119,7 +124,7 @@ class StripWriter(Sink):
         """Writes what was kept."""
         if self._tiles:
             height = min(tile.shape[0] for tile in self._tiles)
-            tiles = [cv2.resize(t, (round(t.shape[1] * height / t.shape[0]), height)) for t in self._tiles]
+            tiles = [cv2.resize(t, (max(1, round(t.shape[1] * height / t.shape[0])), height)) for t in self._tiles]
             write_image(self._path, np.concatenate(tiles, 1))
 
 

@@ -119,7 +119,7 @@ def open_sender(where: str) -> Sink:
         return _UdpSender(where)
     if where == "-" or where.endswith((".jsonl", ".ndjson")):
         return RowWriter(Path("/dev/stdout" if where == "-" else where), as_json)
-    raise UsageError(f"--send takes - (stdout), udp://host:port or a file .jsonl, not {without_secrets(where)!r}")
+    raise UsageError(f"--send takes - (stdout), udp://10.0.0.2:5005 or a file .jsonl, not {without_secrets(where)!r}")
 
 
 class Progress(Sink):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 
+from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.sources.cameras import Pipeline, csi_pipeline, open_camera
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.sources.videos import STREAM_SCHEMES, open_path, open_stream
@@ -24,6 +25,8 @@ def open_source(source: str) -> Source:
 
     What does not exist or cannot be decoded is a ``SourceError``, an unknown option a ``UsageError``.
     """
+    if not source.strip():
+        raise UsageError("the source is empty: name a video, a folder of images, a camera or a stream")
     if source.startswith("jetson://"):
         from asymtrack_edge.runtime.jetson import open_jetson
 

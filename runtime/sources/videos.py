@@ -30,10 +30,13 @@ _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_C
 def open_path(source: str) -> Source:
     """A video file or a folder of images."""
     path, name = Path(source), printable(source)
-    if os.path.isdir(path):
-        return ImageFolder(path)
     if not os.path.exists(path):
         raise SourceError(f"there is no file or folder {name}")
+    folder = os.path.isdir(path)
+    if not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
+        raise SourceError(f"cannot read {name}: this user may not")
+    if folder:
+        return ImageFolder(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
     capture = open_video(path)

@@ -85,6 +85,7 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
 def test_otb_delimiters_ranges_and_two_targets(tmp_path):
     build(tmp_path, {
         "Boy/img/{:04d}.jpg": 3, "Boy/groundtruth_rect.txt": rows(drift(3), "\t"),
+        "Boy/groundtruth_rect (1).txt": drift(3),  # as a browser names a second download
         "Football1/img/{:04d}.jpg": 76, "Football1/groundtruth_rect.txt": drift(74),
         "Jogging/img/{:04d}.jpg": 2,
         "Jogging/groundtruth_rect.1.txt": drift(2, x=1), "Jogging/groundtruth_rect.2.txt": drift(2, x=2),

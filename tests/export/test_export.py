@@ -107,6 +107,8 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
         ({"format": "other"}, "not an asymtrack-edge-export"),
         ({"version": 99}, "version 99"),
         ({"max_batch": 10**9}, "damaged"),
+        ({"search_factor": float("nan")}, "damaged"),
+        ({"std": [1, 1, 0]}, "damaged"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "damaged"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**content, **change}))

@@ -2,7 +2,7 @@
 
 Usage: ``python -m tests.gpu.check [--dry] [--json FILE] [--only NAME,...]`` in the root of the repository. It needs
 numpy and OpenCV; with PyTorch, onnx, onnxruntime-gpu or TensorRT it checks more, and says what it could not.
-``pytest tests/gpu`` runs the same checks one by one. Exit code 1: a check failed.
+Exit code 1: a check failed.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def test_a_run_that_does_not_start_leaves_earlier_files_alone(
         monkeypatch.setattr(cv2, "VideoWriter", lambda *_: SimpleNamespace(isOpened=lambda: False))
         monkeypatch.setattr(cv2, "VideoWriter_fourcc", lambda *_: 0, raising=False)
     if "full" in wrong:
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=1000))
     assert track(video, "--boxes", "b.csv", "--send", "o.jsonl", *wrong.split()) == 2
     assert message in capsys.readouterr().err
     assert {name: Path(name).read_text() for name in os.listdir(".") if name != "in.avi"} == earlier

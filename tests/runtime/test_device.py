@@ -112,11 +112,7 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
     for name, broken, words in (
         ("get_available_providers", lambda: ["CPUExecutionProvider"], "pip uninstall onnxruntime, then"),
         ("get_providers", lambda _: ["CPUExecutionProvider"], "libraries do not load"),
-        (
-            "run_with_iobinding",
-            MagicMock(side_effect=RuntimeError("failure 700")),
-            "cannot run .*failure 700",
-        ),
+        ("run_with_iobinding", MagicMock(side_effect=RuntimeError("failure 700")), "cannot run .*failure 700"),
     ):
         monkeypatch.setattr(onnxruntime_gpu, "ort", ort)
         with monkeypatch.context() as patch, pytest.raises(BackendError, match=words):
@@ -125,15 +121,11 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
 
 
 def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT's engines in it are kept apart by model and batch: it would take one for the other."""
     ort, alone, caches = imitation.onnxruntime_gpu(imitated.calls.driver), [], set()
 
     class Session(ort.InferenceSession):  # type: ignore[misc, name-defined]
-        def __init__(self, *given: Any, **choices: Any) -> None:
-            super().__init__(*given, **choices)
-            caches.add(choices["providers"][0][1]["trt_engine_cache_path"])
-
         def run_with_iobinding(self, *given: Any) -> None:
+            caches.add(self.get_provider_options()["TensorrtExecutionProvider"]["trt_engine_cache_path"])
             alone.append(CAPTURE_LOCK._is_owned())  # type: ignore[attr-defined]
             super().run_with_iobinding(*given)
 
@@ -141,13 +133,11 @@ def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkey
     monkeypatch.setattr(onnxruntime_gpu, "ort", ort)
     backend = OnnxRuntimeGpuBackend(imitated.folder, load_manifest(imitated.folder), "tensorrt")
     backend.reserve(2)
-    for count in (1, 2):
-        backend.search(FRAMES[0], [WINDOW] * count)
-    for _ in range(2):
+    for windows in ([WINDOW], [WINDOW] * 2):
+        backend.search(FRAMES[0], windows)
         with ThreadPoolExecutor(1) as thread:
-            alone.clear()
-            list(thread.map(lambda _: backend.search(FRAMES[0], [WINDOW] * 2), range(2)))
-        assert alone == [True, False]
+            list(thread.map(backend.search, [FRAMES[0]] * 2, [windows] * 2))
+        assert alone[-2:] == [True, False]
     assert len(caches) == 3, "template, search for one, search for two"
 
 
@@ -313,10 +303,10 @@ def test_a_foreign_or_altered_engine_is_never_loaded(imitated: Imitated, monkeyp
 def test_rtx_says_which_gpus_it_does_not_support(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
     rtx = replace(tensorrt.load_tensorrt("tensorrt"), flavour="tensorrt-rtx")
     monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: rtx)
-    for capability, supported in ((75, True), (89, True), (90, False), (103, False), (120, True), (87, False)):
+    no, mend = "does not run on Imitation", "asymtrack-build"
+    for capability, said in ((75, "only .* --fp16"), (89, mend), (90, no), (103, no), (120, mend), (87, no)):
         imitated.calls.driver.fake_gpu(0, capability, 16, 31)
-        mend = "only exports with --fp16" if capability == 75 else "asymtrack-build"
-        with pytest.raises(BackendError, match=mend if supported else "does not run on Imitation"):
+        with pytest.raises(BackendError, match=said):
             TensorRTBackend(imitated.folder, replace(load_manifest(imitated.folder), target="rtx"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any, Dict
 
@@ -102,3 +104,19 @@ def test_one_that_fails_is_an_error_after_all_have_stopped(backend: str, batch_m
     assert sorted(ran) == [0, 1, 2, 3]
     assert list(many.update(FRAMES[0][0])) == numbers
     many.close()
+
+
+def test_a_forked_process_tracks_on_without_the_threads(batch_model: Path) -> None:
+    many = MultiTracker.load(batch_model, "onnxruntime", threads=2, capacity=2)
+    many.add(FRAMES[0][0], (10, 20, 30, 40)), many.add(FRAMES[0][0], (40, 20, 30, 40)), many.update(FRAMES[1][0])
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        try:
+            many.update(FRAMES[0][0])
+            many.close()
+            del many
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0

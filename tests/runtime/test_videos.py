@@ -37,10 +37,7 @@ def read(path: Path) -> Tuple[str, Source]:
 
 @pytest.mark.parametrize(
     ("damaged", "expected"),
-    [
-        ([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)),
-        (range(11, 30), ("1" * 11, 19, True)),
-    ],
+    [([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)), (range(11, 30), ("1" * 11, 19, True))],
 )
 def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path, damaged: Any, expected: Any) -> None:
     write_video(tmp_path / "v.avi", 30)

@@ -5,7 +5,7 @@ Needs numpy and a TensorRT, neither torch nor onnx, so that it runs on a device
 
 Precision policy, the same for every version: the types written in the ONNX model are the contract.
 The fp16 export holds fp16 tensors with fp32 islands (LayerNorm, softmax, sums over positions), was
-verified to hold no number that they cannot (``overflow``), and TensorRT has to keep to them:
+verified to hold no number that they cannot (``export.verify.largest_half_value``), and TensorRT has to keep to them:
 
 * TensorRT 10, 11 and TensorRT-RTX build *strongly typed*: types are taken from the model. (The flag
   is passed where it exists; TensorRT 11 and RTX know nothing else.)

@@ -23,7 +23,7 @@ class DeviceFrame(NamedTuple):
     address: int  # of its first byte
     shape: Tuple[int, int, int]  # height, width, 3
     pitch: int  # bytes from row to row
-    #: CUDA stream on which it was made; None if it is ready or ordered before ours; ``UNKNOWN`` where nobody tells.
+    #: CUDA stream on which it was made; None if that is ordered before ours; ``UNKNOWN`` where nobody tells.
     stream: Optional[int]
     rgb: bool  # whether its channels are red, green, blue
     owner: Any  # keeps it alive while it is read
@@ -62,9 +62,9 @@ def _from_interface(frame: Any, interface: Any) -> DeviceFrame:
         raise FrameError(f"a frame on the GPU is bgr8 or rgb8, not {layout}: capture it in one of them")
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     pitch = _check(shape, np.dtype(interface["typestr"]) == np.uint8, strides)
-    # Before version 3 nothing says on which stream it was made; then None means that it is ready. jetson-utils
-    # says nothing in version 3 either, and converts on a stream of its own.
-    stream = interface.get("stream", UNKNOWN) if interface.get("version", 0) >= 3 else UNKNOWN
+    # Before version 3 nothing says on which stream it was made. jetson-utils says nothing in version 3 either, and
+    # converts on a stream of its own. Numba says None for the default stream (1), though None means ready.
+    stream = (interface.get("stream", UNKNOWN) or 1) if interface.get("version", 0) >= 3 else UNKNOWN
     return DeviceFrame(int(interface["data"][0]), shape, pitch, stream, layout == "rgb8", frame)
 
 

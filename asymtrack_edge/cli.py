@@ -230,9 +230,9 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     _open_standard_streams()
     _quiet_opencv()
     with suppress(ValueError):  # not in the main thread: the caller handles signals
-        for each in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(each) is not signal.SIG_IGN:
-                signal.signal(each, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, interrupt)
     code = 1
     try:
         code = main(arguments) or 0

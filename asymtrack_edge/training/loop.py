@@ -110,9 +110,9 @@ def stop_signals() -> Iterator[List[int]]:
 
     with ExitStack() as afterwards:
         with suppress(ValueError):  # only the main thread may install handlers
-            for ours in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(ours) is signal.SIG_IGN:
-                    continue
+            # nohup has it ignored, and that stays so.
+            hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+            for ours in (signal.SIGINT, signal.SIGTERM, *hangup):
                 afterwards.callback(signal.signal, ours, signal.signal(ours, note))
         yield received
 

@@ -138,19 +138,19 @@ class Cropper:
 
 def box_from_crop(prediction: Sequence[float], window: CropWindow) -> Box:
     """Maps a prediction (cx, cy, w, h in units of the crop's side; more is ignored) to frame pixels."""
-    cx, cy, w, h = (float(v) * window.side for v in prediction[:4])
-    x = cx + window.centre[0] - 0.5 * window.side
-    y = cy + window.centre[1] - 0.5 * window.side
-    return Box(x - 0.5 * w, y - 0.5 * h, w, h)
+    _, _, side, (x, y) = window
+    cx, cy, w, h = map(float, prediction[:4])
+    w, h = w * side, h * side
+    return Box(cx * side + x - 0.5 * side - 0.5 * w, cy * side + y - 0.5 * side - 0.5 * h, w, h)
 
 
 def clip_box(box: Box, frame_shape: Sequence[int]) -> Box:
     """Clips a tracked box to a frame of ``frame_shape`` (H, W, ...), see ``MARGIN``."""
-    height, width = frame_shape[:2]
-    x0 = min(max(0.0, box.x), width - MARGIN)
-    x1 = min(max(MARGIN, box.x + box.w), float(width))
-    y0 = min(max(0.0, box.y), height - MARGIN)
-    y1 = min(max(MARGIN, box.y + box.h), float(height))
+    x0, y0, w, h = box
+    x1, y1, (height, width) = x0 + w, y0 + h, frame_shape[:2]
+    if x0 < 0 or y0 < 0 or x1 > width or y1 > height or w < 2 * MARGIN or h < 2 * MARGIN:  # else nothing is to clip
+        x0, x1 = min(max(0.0, x0), width - MARGIN), min(max(MARGIN, x1), float(width))
+        y0, y1 = min(max(0.0, y0), height - MARGIN), min(max(MARGIN, y1), float(height))
     return Box(x0, y0, max(MARGIN, x1 - x0), max(MARGIN, y1 - y0))
 
 

@@ -28,10 +28,6 @@ HEAD = """# Commands
 """
 
 
-class _Captured(Exception):
-    pass
-
-
 def parsers() -> Dict[str, argparse.ArgumentParser]:
     """The parser of each command (the first that its ``main`` is about to use), then those of its sub-commands."""
     found = {}
@@ -39,9 +35,9 @@ def parsers() -> Dict[str, argparse.ArgumentParser]:
 
         def capture(parser: argparse.ArgumentParser, *_: Any, name: str = name) -> None:
             found[name] = parser
-            raise _Captured
+            raise SystemExit
 
-        with patch.object(Parser, "parse_args", capture), suppress(_Captured):
+        with patch.object(Parser, "parse_args", capture), suppress(SystemExit):
             importlib.import_module(module).main([])
         for action in found[name]._actions:
             if isinstance(action, argparse._SubParsersAction):
@@ -78,7 +74,8 @@ def page() -> str:
     lines = [HEAD, *table(["command", "to"], rows)]
     for name, parser in found.items():
         heading = f"{'##' if name in COMMANDS else '###'} asymtrack {name}"
-        lines += [heading, "", " ".join((parser.description or "").split()), ""]
+        text = (parser.description or "").strip()
+        lines += [heading, "", *(["```", text, "```"] if "\n" in text else [text]), ""]
         lines += table(["option", "meaning"], options(parser))
     return "\n".join(lines).rstrip() + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from functools import partial
@@ -81,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.set_defaults(body=_run, output=Path("results"))
 
     text = "draw the gap between trackers by attribute"
-    attributes = commands.add_parser("attributes", help=text, description=text, allow_abbrev=False)
+    attributes = commands.add_parser("attributes", help=text, description=f"D{text[1:]}.", allow_abbrev=False)
     _add_data(attributes)
     text = "the first: held against the others"
     attributes.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help=text)
@@ -89,7 +90,7 @@ def make_parser() -> argparse.ArgumentParser:
     attributes.set_defaults(body=_attributes, output=Path("plots"))
 
     for name, (text, body) in probes.COMMANDS.items():
-        probe = commands.add_parser(name, help=text, description=body.__doc__, allow_abbrev=False)
+        probe = commands.add_parser(name, help=text, description=inspect.getdoc(body), allow_abbrev=False)
         probe.add_argument("root", type=Path, metavar="FOLDER", help="sequences in GOT-10k's layout")
         cli.add_model(probe)
         cli.add_backend(probe)

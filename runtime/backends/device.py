@@ -253,13 +253,17 @@ class _Group:
         self._cuda = cuda
         self._steps: Dict[int, Union[Graph, Callable[[], None]]] = {}
         self._keys: List[int] = []
-        self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
-        self._image = self._allocate(size * nbytes(manifest.search))
-        self._output = self._allocate(size * nbytes(manifest.output))
-        self._host = self._pinned(size * kernel.WINDOW.itemsize)
-        self._there = self._allocate(self._host.nbytes)
+        try:
+            self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
+            self._image = self._allocate(size * nbytes(manifest.search))
+            self._output = self._allocate(size * nbytes(manifest.output))
+            self._host = self._pinned(size * kernel.WINDOW.itemsize)
+            self._there = self._allocate(self._host.nbytes)
+            self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
+        except BackendError:  # there is no room for so many: others may follow on
+            self.close()
+            raise
         self.windows = self._host.view(kernel.WINDOW)
-        self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
         if before is not None:
             for spec in manifest.state:
                 cuda.copy(self.state[spec.name], before.state[spec.name], before.size * nbytes(spec))

@@ -6,6 +6,7 @@ import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Optional
 from unittest.mock import MagicMock
@@ -197,15 +198,17 @@ def test_images_that_the_kernel_cannot_write_are_refused(imitated: Imitated) -> 
     assert imitated.calls["cuMemAlloc"] == 0, "nothing was bound"
 
 
-def test_a_frame_too_large_for_the_memory_does_no_harm(imitated: Imitated) -> None:
+def test_frames_and_targets_too_large_for_the_memory_do_no_harm(imitated: Imitated) -> None:
     backend = imitated.open()
     small, large = np.zeros((60, 80, 3), np.uint8), np.zeros((600, 800, 3), np.uint8)
     backend.template(small, WINDOW)
-    imitated.calls.driver.fake_largest(large.nbytes - 1)
-    for _ in range(2):
+    imitated.calls.driver.fake_largest(300_000)
+    held = imitated.calls.driver.fake_allocated()
+    for fails in (partial(backend.template, large, WINDOW), partial(backend.reserve, 3)) * 2:
         with pytest.raises(BackendError, match="cuMemAlloc"):
-            backend.template(large, WINDOW)
+            fails()
         backend.template(small, WINDOW)  # the driver refuses copies to memory that is not allocated
+    assert imitated.calls.driver.fake_allocated() == held
     imitated.calls.driver.fake_largest(-1)
     for frame, allocations in ((large, 1), (small, 0), (large, 0)):
         imitated.calls.forget()

@@ -340,7 +340,7 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
         opened.kernel(b"", kernel.KERNEL, kernel.TYPES)((1, 1, 1), (1, 1, 1), ())
         opened.pinned(16)
     assert cuda.module_from_buffer().get_function().prepared_async_call.call_count == 1
-    del opened
-    gc.collect()
+    opened.driver.get(cuda_driver.c_void_p, "cuDevicePrimaryCtxRetain", 0)  # as PyCUDA does
+    ThreadPoolExecutor(1).submit(opened.close).result()  # where PyCUDA does not give it back
     assert left == [(0, 1)], "stream and memory go before the context"
     assert context.push.call_count == cuda.Context.pop.call_count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from ctypes import c_void_p
 from typing import Any, Callable, List, Sequence
 
@@ -35,7 +36,7 @@ class PycudaDevice(CudaDevice):
         context = cuda.Device(self.gpu.index).retain_primary_context()
         self._held.enter = _translated(context.push)
         self._held.leave = _translated(cuda.Context.pop)
-        driver = self.driver
+        driver, opened_by = self.driver, threading.get_ident()
 
         def release() -> None:
             # PyCUDA pushes the context to detach it and does not pop it: who else works on this thread
@@ -44,6 +45,8 @@ class PycudaDevice(CudaDevice):
             context.detach()
             if driver.get(c_void_p, "cuCtxGetCurrent") != before:
                 driver.get(c_void_p, "cuCtxPopCurrent_v2")
+            if threading.get_ident() != opened_by:  # there PyCUDA only forgets the context
+                driver.try_call("cuDevicePrimaryCtxRelease_v2", device)
 
         self._held.release = release
 

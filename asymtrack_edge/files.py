@@ -97,6 +97,17 @@ class OutputFile:
             raise
         self._size += len(data)
 
+    def check_growth(self) -> None:
+        """Raises OSError where a regular file cannot grow by a byte: who wrote it could not write all of it."""
+        if self._regular:
+            size = os.fstat(self._descriptor).st_size
+            try:
+                os.pwrite(self._descriptor, b"\0", size)
+            except OSError as error:
+                error.filename = printable(self.path)
+                raise
+            os.ftruncate(self._descriptor, size)
+
     def close(self) -> None:
         """Completes the file: it is at its place now. Safe to call twice."""
         if self._release() and self._beside:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.errors import SourceError, UsageError
-from asymtrack_edge.files import OutputFile, check_output, open_video, opencv_path, printable, write_image
+from asymtrack_edge.files import OutputFile, check_output, opencv_path, printable, write_image
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.tracker import State, Track
 
@@ -66,7 +66,7 @@ class VideoWriter(Sink):
             raise UsageError(f"{self.name} is a pipe: a video has to go back to write its index")
         opencv_path(path.parent)  # the name itself may be anything
         self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
-        self._checked, self._written = -1.0, 0
+        self._checked = -1.0
         self._file = OutputFile(path)
         try:
             self._check_disk()
@@ -91,16 +91,17 @@ class VideoWriter(Sink):
         """Adds the frame; the disk being almost full is an OSError."""
         self._check_disk()
         picture = annotated(result)
-        self._written += 1
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file, or leaves an earlier one as it was, also if the encoder could not end its file."""
+        """Completes the file, or leaves an earlier one as it was, also if it came to a limit: encoders do not tell."""
         self._writer.release()
-        whole = not self._written or open_video(self._file.place).get(cv2.CAP_PROP_FRAME_COUNT) > 0
-        self._file.close() if keep and whole else self._file.discard()
-        if keep and not whole:  # encoders do not tell: their index, written last, is missing
-            raise OSError(errno.EFBIG, "the video could not be completed: a limit of disk or file size?", self.name)
+        try:
+            if keep:
+                self._file.check_growth()
+                self._file.close()
+        finally:
+            self._file.discard()  # nothing is left to discard of what is complete
 
 
 class StripWriter(Sink):

@@ -120,11 +120,13 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
             raise UsageError(problem)
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
+    # Among the images of the source, a strip would be one of them in the next run.
+    folders = [os.path.dirname(os.path.realpath(arguments.strip))] if arguments.strip else []
+    for place in (*places, *folders):
+        with suppress(OSError):
+            if os.path.samefile(arguments.source, place):
+                raise UsageError(f"{printable(place)} is the source itself: write somewhere else")
     for place in places:
-        for taken in (place, os.path.dirname(place) if place == os.path.realpath(arguments.strip or "") else place):
-            with suppress(OSError):
-                if os.path.samefile(arguments.source, taken):
-                    raise UsageError(f"{printable(taken)} is the source itself: write somewhere else")
         if places.count(place) > 1 and (os.path.isfile(place) or not os.path.exists(place)):
             raise UsageError(f"two outputs are to be {without_secrets(printable(place))}: give each its own")
     boxes = [cli.box_argument(text) for text in arguments.box]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -53,6 +54,8 @@ def write_onnx(
         ExportError: the model that came out is not what was asked for.
         MissingDependencyError: onnx's simplifier is absent.
     """
+    # Before PyTorch 2.5 there is no other exporter, nor the argument.
+    tracing: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
         # The exporter announces its successor and the constants it traced: neither is news here.
@@ -65,7 +68,7 @@ def write_onnx(
             output_names=list(outputs),
             opset_version=opset,
             dynamic_axes=axes,
-            dynamo=False,
+            **tracing,
         )
     model = _simplified(onnx.load(str(path)))
     # Shapes noted while tracing are not always those of the simplified graph: have them inferred anew.

@@ -24,6 +24,7 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     # The package sets the variable; a program that imported onnxruntime first did so without it.
     ort.disable_telemetry_events()
 
+#: What forked processes were given and cannot take apart; see ``OnnxRuntimeBackend.close``.
 _INHERITED: List[Any] = []
 
 
@@ -47,7 +48,7 @@ def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSess
     options.intra_op_num_threads = threads or processors()
     try:
         # Its content: names may be of any encoding.
-        return ort.InferenceSession(Path(path).read_bytes(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types here
         reason = str(error).splitlines()[0]
         raise BackendError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}") from None

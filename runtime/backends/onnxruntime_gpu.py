@@ -189,7 +189,9 @@ class OnnxRuntimeNetwork(Network):
             # ONNX Runtime tells its engines apart by names of files and tensors, not by weights and shapes.
             cache = cache_file(f"onnxruntime-tensorrt/{self._sha256[:16]}-{batch}")
             if cache is not None:
-                tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
-                tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))
+                with contextlib.suppress(OSError):  # that nothing can be kept only costs time
+                    cache.mkdir(parents=True, exist_ok=True)  # it makes none of the folders above
+                    tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
+                    tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))
             providers.insert(0, (_PROVIDERS["tensorrt"], tensorrt))
         return providers

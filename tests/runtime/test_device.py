@@ -122,16 +122,15 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
 
 
 def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort, alone, caches = imitation.onnxruntime_gpu(imitated.calls.driver), [], set()
+    ort, alone = imitation.onnxruntime_gpu(imitated.calls.driver), []  # type: ignore[var-annotated]
 
     class Session(ort.InferenceSession):  # type: ignore[misc, name-defined]
         def run_with_iobinding(self, *given: Any) -> None:
-            caches.add(self.get_provider_options()["TensorrtExecutionProvider"]["trt_engine_cache_path"])
             alone.append(CAPTURE_LOCK._is_owned())  # type: ignore[attr-defined]
             super().run_with_iobinding(*given)
 
-    ort.InferenceSession = Session
-    monkeypatch.setattr(onnxruntime_gpu, "ort", ort)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(imitated.folder / "cache"))
+    monkeypatch.setattr(onnxruntime_gpu, "ort", SimpleNamespace(**{**vars(ort), "InferenceSession": Session}))
     backend = OnnxRuntimeGpuBackend(imitated.folder, load_manifest(imitated.folder), "tensorrt")
     backend.reserve(2)
     for windows in ([WINDOW], [WINDOW] * 2):
@@ -139,7 +138,8 @@ def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkey
         with ThreadPoolExecutor(1) as thread:
             list(thread.map(backend.search, [FRAMES[0]] * 2, [windows] * 2))
         assert alone[-2:] == [True, False]
-    assert len(caches) == 3, "template, search for one, search for two"
+    kept = list((imitated.folder / "cache" / "asymtrack-edge").glob("*/*-[12]"))
+    assert len(kept) == 3, "engines of the template network, of the search network for one and for two"
 
 
 def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitated) -> None:

@@ -70,6 +70,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
 _GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags")
 
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
+_NO_GPU = "the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?"
 _ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are faults of a driver that has one
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
@@ -102,7 +103,7 @@ def load_driver() -> Any:
         code = library.cuInit(0)
         if code:
             if code in _ABSENT:
-                raise NoGpuError("the CUDA driver finds no GPU: is one plugged in, and visible to this container?")
+                raise NoGpuError(_NO_GPU)
             raise BackendError(f"the CUDA driver cannot start (error {code}): see what nvidia-smi says")
         return library
     raise NoGpuError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
@@ -153,7 +154,7 @@ def find_gpu(index: int = 0) -> Gpu:
     count = driver.get(c_int, "cuDeviceGetCount")
     if not 0 <= index < count:
         if not count:
-            raise NoGpuError("the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?")
+            raise NoGpuError(_NO_GPU)
         there = ", ".join(f"cuda:{i}" for i in range(count))
         raise BackendError(f"there is no GPU cuda:{index}: the driver knows {there}; choose another --device")
     device = driver.get(c_int, "cuDeviceGet", index)

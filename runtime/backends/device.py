@@ -294,7 +294,9 @@ class _Group:
     def _new_step(self, count: int) -> Union[Graph, Callable[[], None]]:
         manifest, cuda = self._manifest, self._cuda
         addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
-        queue = partial(self._queue, count, self._network.bind(addresses, count))
+        windows = self._host[: count * kernel.WINDOW.itemsize]
+        run = self._network.bind(addresses, count)
+        queue = partial(self._queue, count, windows, run, self._predictions[:count])
         graph = None
         if self._network.capturable:
             # A network has to run once with these shapes before it can be captured.
@@ -304,12 +306,11 @@ class _Group:
             self.captured = self.captured and graph is not None
         return graph or queue
 
-    def _queue(self, count: int, run: Callable[[], None]) -> None:
-        cuda = self._cuda
-        cuda.upload(self._there, self._host[: count * kernel.WINDOW.itemsize])
+    def _queue(self, count: int, windows: np.ndarray, run: Callable[[], None], predictions: np.ndarray) -> None:
+        self._cuda.upload(self._there, windows)
         self._crop(self._there, self._image, self._manifest.search_size, count)
         run()
-        cuda.download(self._predictions[:count], self._output)
+        self._cuda.download(predictions, self._output)
 
     def close_steps(self, leave: int = 0) -> None:
         """Gives graphs and bound runs back but the ``leave`` used last; they are made anew when asked for."""

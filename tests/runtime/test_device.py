@@ -256,6 +256,7 @@ PLACES = {
     "Numba, padded rows": (lambda f: there(padded(f), stream=None), 1, 0),
     "dlpack": (lambda f: there(f, version=None, dlpack=0), 0, 0),
     "both, as PyTorch": (lambda f: there(f, version=2, dlpack=0), 0, 0),
+    "both, rgb8": (lambda f: there(np.ascontiguousarray(f[..., ::-1]), dlpack=0, format="rgb8"), 0, 0),
 }
 
 

@@ -15,6 +15,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Callable, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
@@ -301,7 +302,7 @@ class CudaDevice:
 
     def kernel(
         self, module: bytes, name: str, types: str
-    ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
+    ) -> Callable[[Sequence[int], Sequence[int], Tuple[Any, ...]], None]:
         """Loads the kernel ``name`` of a cubin; returns a function of grid, block and arguments that launches it.
 
         ``types`` has a letter for each argument: P address, i int32, f float32.
@@ -312,10 +313,13 @@ class CudaDevice:
         self._held.undo[("module", loaded)] = lambda: driver.try_call("cuModuleUnload", loaded)
         function = driver.get(c_void_p, "cuModuleGetFunction", loaded, name.encode())
 
-        def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
+        @lru_cache(maxsize=64)  # those of a step come again in every frame
+        def packed(arguments: Tuple[Any, ...]) -> Tuple[Any, Any]:
             values = [_ARGUMENTS[kind](value) for kind, value in zip(types, arguments)]
-            pointers = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-            driver.call("cuLaunchKernel", function, *grid, *block, 0, stream, pointers, None)
+            return (c_void_p * len(values))(*(ctypes.addressof(value) for value in values)), values
+
+        def launch(grid: Sequence[int], block: Sequence[int], arguments: Tuple[Any, ...]) -> None:
+            driver.call("cuLaunchKernel", function, *grid, *block, 0, stream, packed(arguments)[0], None)
 
         return launch
 

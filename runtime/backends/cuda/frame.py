@@ -1,7 +1,8 @@
 """The way of a frame to the GPU: only what the windows show is copied, once, through pinned memory.
 
-A frame that lies in device memory already is read where it is, by the two protocols that arrays share:
-``__cuda_array_interface__`` (CuPy, Numba, jetson-utils, PyTorch) and DLPack (those, JAX and others).
+A frame that lies in device memory already is read where it is, by the two protocols that arrays share: DLPack
+(PyTorch, CuPy, JAX and others), else ``__cuda_array_interface__`` (Numba, jetson-utils). The owner of a DLPack
+tensor orders its stream before ours; before version 3 the interface does not tell the stream.
 """
 
 from __future__ import annotations
@@ -41,31 +42,31 @@ def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[Devic
     """
     if isinstance(frame, np.ndarray):
         return None
-    dlpack = hasattr(frame, "__dlpack__")
-    if dlpack:
+    layout = getattr(frame, "format", "bgr8")
+    if hasattr(frame, "__dlpack__"):
         kind, index = (int(value) for value in frame.__dlpack_device__())
         if kind not in _CUDA_KINDS:
             return None
         if index != device:
             raise FrameError(f"the frame lies on cuda:{index}, the tracker runs on cuda:{device}: copy it over")
+        return _from_dlpack(frame, stream, _is_rgb(layout))
     interface = getattr(frame, "__cuda_array_interface__", None)
-    # Before version 3 (PyTorch) the interface does not tell the stream that the frame is made on;
-    # the owner of a DLPack tensor orders its stream before ours.
-    if dlpack and (interface is None or interface.get("version", 0) < 3):
-        return _from_dlpack(frame, stream)
-    return None if interface is None else _from_interface(frame, interface)
+    return None if interface is None else _from_interface(frame, interface, _is_rgb(layout))
 
 
-def _from_interface(frame: Any, interface: Any) -> DeviceFrame:
-    layout = getattr(frame, "format", "bgr8")
+def _is_rgb(layout: str) -> bool:
     if layout not in ("rgb8", "bgr8"):
         raise FrameError(f"a frame on the GPU is bgr8 or rgb8, not {layout}: capture it in one of them")
+    return layout == "rgb8"
+
+
+def _from_interface(frame: Any, interface: Any, rgb: bool) -> DeviceFrame:
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     pitch = _check(shape, np.dtype(interface["typestr"]) == np.uint8, strides)
     # Before version 3 nothing says on which stream it was made. jetson-utils says nothing in version 3 either, and
     # converts on a stream of its own. Numba says None for the default stream (1), though None means ready.
     stream = (interface.get("stream", UNKNOWN) or 1) if interface.get("version", 0) >= 3 else UNKNOWN
-    return DeviceFrame(int(interface["data"][0]), shape, pitch, stream, layout == "rgb8", frame)
+    return DeviceFrame(int(interface["data"][0]), shape, pitch, stream, rgb, frame)
 
 
 def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]]) -> int:
@@ -99,16 +100,17 @@ _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
 
-def _from_dlpack(frame: Any, stream: int) -> DeviceFrame:
+def _from_dlpack(frame: Any, stream: int, rgb: bool) -> DeviceFrame:
     # The capsule is not consumed: it gives the tensor back itself when it is dropped.
     capsule = frame.__dlpack__(stream=stream or None)
     tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
-    shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-    strides = tuple(tensor.strides[i] for i in range(tensor.ndim)) if tensor.strides else None
+    axes = tensor.ndim
+    shape = tuple(tensor.shape[:axes])
+    strides = tuple(tensor.strides[:axes]) if tensor.strides else None
     pitch = _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (_UNSIGNED, 8, 1), strides)
     address = int(tensor.data or 0) + tensor.byte_offset
     # The owner has ordered its work before ours: nothing left to wait for.
-    return DeviceFrame(address, (shape[0], shape[1], 3), pitch, None, False, (frame, capsule))
+    return DeviceFrame(address, (shape[0], shape[1], 3), pitch, None, rgb, (frame, capsule))
 
 
 class FrameBuffer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from ctypes import c_void_p
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, List, Sequence, Tuple
 
 import numpy as np
 import pycuda.driver as cuda
@@ -80,14 +80,14 @@ class PycudaDevice(CudaDevice):
     @_translated
     def kernel(
         self, module: bytes, name: str, types: str
-    ) -> Callable[[Sequence[int], Sequence[int], Sequence[Any]], None]:
+    ) -> Callable[[Sequence[int], Sequence[int], Tuple[Any, ...]], None]:
         """Loads a kernel as ``CudaDevice`` does, as a PyCUDA module, which is unloaded before its context goes."""
         module_, streams = cuda.module_from_buffer(module), self._streams
         functions = [module_.get_function(name)]
         functions[0].prepare(types)
 
         @_translated
-        def launch(grid: Sequence[int], block: Sequence[int], arguments: Sequence[Any]) -> None:
+        def launch(grid: Sequence[int], block: Sequence[int], arguments: Tuple[Any, ...]) -> None:
             functions[0].prepared_async_call(tuple(grid), tuple(block), streams[0], *arguments)
 
         held: List[Any] = [module_]

@@ -62,7 +62,7 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
     """Adds ``args.model``, a bundled variant or a directory; with ``several`` a list, None where it is not given."""
-    text = "T or S for the bundled weights, or a directory written by asymtrack-export"
+    text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
     text += "" if positional else " (default: T)"
     options: Any = {} if positional else {"default": None if several else "T"}
     if several:

@@ -107,7 +107,7 @@ class _BackendTracker:
         """Opens a model. A tracker that is dropped without ``close()`` gives back what its backend holds.
 
         Args:
-            model: ``"T"`` or ``"S"`` for the bundled weights, or a directory written by ``asymtrack-export``.
+            model: ``"T"``, ``"S"`` or ``"B"`` for the bundled weights, or a directory written by ``asymtrack-export``.
             backend: ``"auto"`` takes TensorRT where the model has an engine for this GPU, else ONNX
                 Runtime on the GPU where onnxruntime-gpu is installed, else ONNX Runtime on the CPU. Or
                 one of ``asymtrack_edge.runtime.BACKENDS``.

@@ -67,7 +67,7 @@ def _add_run(commands: Any) -> None:
     add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
-    add("--init", metavar="FILE", help="weights to start from: a file, or T or S for the bundled weights")
+    add("--init", metavar="FILE", help="weights to start from: a file, or T, S or B for the bundled weights")
     add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
     add = run.add_argument_group("recipe").add_argument
     add("--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)")

@@ -19,7 +19,7 @@ _ON_CPU = ("onnxruntime", "openvino")
 
 
 def model_folder(model: Union[str, Path]) -> Path:
-    """Directory of bundled weights (``"T"``, ``"S"``), or the given one; ``ManifestError`` if there is none."""
+    """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given one; ``ManifestError`` if there is none."""
     if isinstance(model, str) and model.upper() in VARIANTS:
         name = model.upper()
         folder = Path(asymtrack_edge.__path__[0], "weights", name)

@@ -86,7 +86,8 @@ SMALL = Recipe(
     ),
 )
 
-#: As ``small``, for a batch that fills a GPU. A rate that falls has made worse weights there than averaging at a high one.
+#: As ``small``, for a batch that fills a GPU. Averaging at a high rate has made better weights there than a rate that
+#: falls (docs/training.md).
 GPU = replace(SMALL, batch=256, cooldown=0.0, warmup=500, shallow_every=1)
 
 PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "gpu": GPU}

@@ -107,12 +107,12 @@ def agrees(backend: str, precision: str, machine: Machine) -> str:
 
 
 def nothing_leaks(machine: Machine) -> str:
-    """200 trackers (or as many as a minute has) opened, used and dropped without ``close``."""
+    """200 trackers (or as many as two minutes have) opened, used and dropped without ``close``."""
     backend, precision = machine.backends()[0]
     frames, box = default_clip(2)
     watch = open_cuda(0)
     began, free, opened = time.monotonic(), [], 0
-    while opened < 200 and time.monotonic() - began < 60:
+    while opened < 200 and time.monotonic() - began < 120:
         follow(Tracker(machine.open(backend, precision)), frames, box)
         opened += 1
         with watch.current():

@@ -17,12 +17,12 @@ from asymtrack_edge.runtime.commands.track import main as track
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 
-@pytest.mark.parametrize("backend", ["auto", "openvino"])
-def test_bundled_weights_follow_a_moving_target(backend: str) -> None:
+@pytest.mark.parametrize(("model", "backend"), [("T", "auto"), ("S", "auto"), ("B", "auto"), ("T", "openvino")])
+def test_bundled_weights_follow_a_moving_target(model: str, backend: str) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino")
     clip = list(synthetic_clip(frames=30))
-    tracker = Tracker.load("T", backend, threads=1)
+    tracker = Tracker.load(model, backend, threads=1)
     tracker.init(*clip[0])
     tracks = [tracker.update(frame) for frame, _ in clip[1:]]
     overlaps = [iou(track.box, box) for track, (_, box) in zip(tracks, clip[1:])]

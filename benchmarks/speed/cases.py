@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from contextlib import suppress
 from itertools import cycle, product
 from pathlib import Path
 from time import perf_counter
@@ -16,10 +15,10 @@ import numpy as np
 from asymtrack_edge.benchmarks.speed.race import Case, settle, timed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.benchmarks.worker import Worker
-from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, without_secrets
+from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, without_secrets
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
-from asymtrack_edge.runtime.backends.loading import model_folder, open_backend
+from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 
@@ -96,14 +95,12 @@ def reference_case(
     larger block. In this process, which has loaded other models, the same step can be a third faster than in the
     script of somebody who runs just this network.
 
-    A changed variant, and one without bundled weights, is untrained. ``device`` is ``"cpu"`` or ``"cuda:N"``. Raises
+    A changed variant is untrained. ``device`` is ``"cpu"`` or ``"cuda:N"``. Raises
     AsymTrackError where PyTorch or the device is not there.
     """
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
-    trained = False
-    with suppress(ManifestError):
-        trained = VARIANTS.get(variant.name) == variant and model_folder(variant.name).is_dir()
+    trained = VARIANTS.get(variant.name) == variant
     worker = Worker(_reference, variant, trained, device, threads)
 
     def timed(times: int, calls: int) -> List[float]:

@@ -21,7 +21,7 @@ from asymtrack_edge.benchmarks.speed.machine import conditions, package
 from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
-from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.sources import open_source
@@ -278,18 +278,10 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
 
 
 def paper(a: argparse.Namespace, bench: Bench) -> None:
-    """The variants beside Tables 1 and 2, the models of Table 4 beside it, in the authors' form too.
-
-    Untrained where no weights are bundled: speed does not depend on them.
-    """
+    """The variants beside Tables 1 and 2, the models of Table 4 beside it, in the authors' form too."""
     torch = package("torch") is not None
     bench.expect(a.seconds * (1 + torch))
-    raced = []
-    for name in VARIANTS:
-        try:
-            raced.append(bench.keep(cases.network_case(name, TrackerSpec.of(name, a))))
-        except ManifestError as error:
-            bench.report.say(str(error))
+    raced = [bench.keep(cases.network_case(name, TrackerSpec.of(name, a))) for name in VARIANTS]
     device = raced[0].device
     for variant in VARIANTS.values() if torch else ():
         name = f"{variant.name}, reference form, PyTorch"

@@ -6,6 +6,7 @@ import contextlib
 import ctypes.util
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -29,6 +30,7 @@ class Machine:
         self.gpu: Optional[Gpu] = None
         self.missing: Dict[str, str] = {}
         self.folder = folder
+        self.began = time.monotonic()
         for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export):
             try:
                 find()

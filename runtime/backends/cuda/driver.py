@@ -75,6 +75,9 @@ _NO_GPU = "the CUDA driver knows no GPU: is one plugged in, and visible to this 
 _ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are faults of a driver that has one
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
+#: Launches a kernel: grid, block, arguments.
+Launch = Callable[[Sequence[int], Sequence[int], Tuple[Any, ...]], None]
+
 _ARGUMENTS: Dict[str, Any] = {"P": c_ulonglong, "i": c_int, "f": c_float}
 
 
@@ -300,9 +303,7 @@ class CudaDevice:
         """Copies between device addresses."""
         self.driver.call("cuMemcpyDtoDAsync_v2", target, source, size, self.stream)
 
-    def kernel(
-        self, module: bytes, name: str, types: str
-    ) -> Callable[[Sequence[int], Sequence[int], Tuple[Any, ...]], None]:
+    def kernel(self, module: bytes, name: str, types: str) -> Launch:
         """Loads the kernel ``name`` of a cubin; returns a function of grid, block and arguments that launches it.
 
         ``types`` has a letter for each argument: P address, i int32, f float32.

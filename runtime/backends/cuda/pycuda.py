@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from ctypes import c_void_p
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 import pycuda.driver as cuda
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, HostBuffer
+from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, HostBuffer, Launch
 
 
 def _translated(function: Any) -> Any:
@@ -78,9 +78,7 @@ class PycudaDevice(CudaDevice):
         return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.ctypes.data)
 
     @_translated
-    def kernel(
-        self, module: bytes, name: str, types: str
-    ) -> Callable[[Sequence[int], Sequence[int], Tuple[Any, ...]], None]:
+    def kernel(self, module: bytes, name: str, types: str) -> Launch:
         """Loads a kernel as ``CudaDevice`` does, as a PyCUDA module, which is unloaded before its context goes."""
         module_, streams = cuda.module_from_buffer(module), self._streams
         functions = [module_.get_function(name)]

@@ -44,7 +44,7 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
 
     Args:
         machine: ``machine.facts``.
-        device: ``"cpu"`` or ``"cuda:N"``: where the network ran.
+        device: ``"cuda:N"``, ``"cpu"`` or ``"server"``: where the network ran.
 
     Returns:
         Key of ``MACHINES``, and whether the machine is the paper's own.

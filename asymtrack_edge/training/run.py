@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -92,6 +94,8 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             if RunConfig.load(folder) != config:
                 # Another rate, size or data set changes the loss: its best is to be found anew.
                 state.guard = Guard()
+        if world.device.type == "cpu":
+            _keep_freed_memory()
         bf16 = recipe.bf16 and _has_bf16(world.device)
         world.wait()
         if world.is_main:
@@ -187,6 +191,16 @@ def held_out_iou(model: AsymTrack, weights: Dict[str, Tensor], draw: DrawPairs) 
             prediction = functional_call(model, weights, (pairs.template, pairs.search))
             ious.append(iou_and_giou(prediction.corners, pairs.corners.clamp(0, 1))[0])
     return float(torch.cat(ious).mean())
+
+
+def _keep_freed_memory() -> None:
+    """Lets glibc reuse what a step frees; else it goes back to Linux, which clears each page again (mallopt(3))."""
+    trim_threshold, mmap_max = -1, -4
+    # Other systems have no mallopt, and Windows no library of the process itself.
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_max, 0)
 
 
 def _has_bf16(device: torch.device) -> bool:

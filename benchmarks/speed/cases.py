@@ -50,11 +50,12 @@ def gpu_index(device: str) -> int:
 def _facts(backend: Backend, spec: TrackerSpec, note: str = "") -> Dict[str, Any]:
     """What is printed with the figures of an open backend: fields of ``Case``."""
     manifest = backend.manifest
+    away = "server" if backend.name == "triton" else f"cuda:{gpu_index(spec.device)}"
     untrained = str(manifest.provenance.get("weights", "")).startswith("random")
     return {
         "tracker": f"AsymTrack-{manifest.variant}",
         "backend": backend.name,
-        "device": "cpu" if backend.on_cpu else f"cuda:{gpu_index(spec.device)}",
+        "device": "cpu" if backend.on_cpu else away,
         "precision": backend.precision,
         "threads": spec.threads if backend.on_cpu else None,
         "model_sha256": manifest.files["search.onnx"].sha256,
@@ -95,9 +96,10 @@ def reference_case(
     larger block. In this process, which has loaded other models, the same step can be a third faster than in the
     script of somebody who runs just this network.
 
-    A changed variant is untrained. ``device`` is ``"cpu"`` or ``"cuda:N"``. Raises
+    A changed variant is untrained. ``device`` is a case's: where it is no ``"cuda:N"``, the CPU is used. Raises
     AsymTrackError where PyTorch or the device is not there.
     """
+    device = device if device.startswith("cuda") else "cpu"
     if importlib.util.find_spec("torch") is None:
         raise MissingDependencyError("torch", "export", "timing the reference form")
     trained = VARIANTS.get(variant.name) == variant

@@ -41,7 +41,7 @@ class Case:
     burst: Optional[Callable[[int], float]] = None
     tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
     backend: str = ""  # of cli.BACKENDS, or "torch", "opencv", ...
-    device: str = "cpu"  # or "cuda:0": where the network ran
+    device: str = "cpu"  # or "cuda:0" or "server": where the network ran
     precision: str = ""  # where somebody says
     threads: Optional[int] = None  # None: the runtime's own choice
     batch: int = 1  # targets in one call

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from asymtrack_edge.benchmarks.speed import command as bench
 from asymtrack_edge.errors import BackendError, ExportError, MissingDependencyError, ServerError, UsageError
 from asymtrack_edge.manifest import FileEntry, load_manifest
 from asymtrack_edge.runtime.backends import triton as backend_module
@@ -149,7 +150,7 @@ def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_ow
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "plain"])
-def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     if not shared:
         monkeypatch.setattr(backend_module, "_SHARED_MEMORY", Path("/nowhere"))
     at = address(start())
@@ -157,6 +158,8 @@ def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pyte
         check_several(many, single, FRAMES, BOXES, pixels=5e-3, score=1e-3)
         assert bool(many.backend._region) is shared  # type: ignore[attr-defined]
     assert not list(Path("/dev/shm").glob("asymtrack-*"))
+    assert bench.main(["speed", "T", "--protocol", "P1", "--seconds", "0.1", "--backend", at, "--json"]) == 0
+    assert '"device": "server"' in capsys.readouterr().out
 
 
 def test_a_run_reports_a_server_that_goes_away_and_goes_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,19 +22,10 @@ from asymtrack_edge.training import state as training_state
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.log import read_log
-from asymtrack_edge.training.loop import (
-    GIOU,
-    L1,
-    DivergedError,
-    Trainer,
-    corner_targets,
-    iou_and_giou,
-    make_state,
-    tracking_loss,
-)
+from asymtrack_edge.training.loop import DivergedError, Trainer, corner_targets, iou_and_giou, make_state, tracking_loss
 from asymtrack_edge.training.pairs import Pairs, PairSampler
 from asymtrack_edge.training.recipes import PAPER, SMALL, Recipe
-from asymtrack_edge.training.run import load_initial
+from asymtrack_edge.training.run import _keep_freed_memory, load_initial
 from asymtrack_edge.training.state import Guard, RunState, has_state
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL as MINI
@@ -155,19 +147,25 @@ def test_the_guard_forgives_noise_and_short_rises() -> None:
     assert guard.above > 10 and not guard.good
 
 
-def test_presets_are_the_published_recipe_and_one_that_cools_down() -> None:
-    assert (PAPER.lr, PAPER.epochs, PAPER.pairs_per_epoch, PAPER.decay_epoch) == (4e-4, 500, 60_000, 400)
-    assert (PAPER.batch, PAPER.weight_decay, PAPER.clip) == (64, 1e-4, 0.1)
-    assert (GIOU, L1, PAPER.corner_loss) == (2.0, 5.0, 0.0)
-    aug = PAPER.augmentation
-    assert (aug.centre_jitter, aug.size_jitter, aug.max_gap) == (3.5, 0.5, 200)
-    assert (aug.greyscale, aug.flip, aug.brightness) == (0.05, 0.5, 0.2)
+def test_the_rate_of_the_paper_drops_and_that_of_small_data_falls_to_zero() -> None:
     groups = [make_state(AsymTrack(VARIANTS[name]), PAPER).optimiser.param_groups for name in "TB"]
     assert [[group["scale"] for group in one] for one in groups] == [[0.1, 1.0], [1.0, 1.0]]
     rates = [PAPER.rate(step, progress) for step, progress in ((0, 0.0), (10**6, 0.799), (10**6, 0.8))]
     assert rates == pytest.approx([4e-4, 4e-4, 4e-5])
     rates = [SMALL.rate(10**4, progress) for progress in (0.7, 0.875, 1.0)]
     assert SMALL.rate(0, 0.0) < 1e-5 and rates == pytest.approx([SMALL.lr, SMALL.lr / 2, 0])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_what_a_step_frees_is_used_again_and_not_asked_of_linux() -> None:
+    import resource
+
+    _keep_freed_memory()
+    for _ in range(20):
+        torch.ones(1 << 24)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000  # all of its pages would be 16,384
 
 
 def test_losses_of_known_boxes() -> None:

@@ -112,5 +112,5 @@ def _finish(args: argparse.Namespace, answer: Dict[str, Any], left_out: Dict[str
 #: Name -> what ``--help`` says, and the body.
 COMMANDS = {
     "starts": ("success AUC over many tracks of few sequences", starts),
-    "presence": ("does the score tell whether the target is there?", presence),
+    "presence": ("does the score tell whether the target is there? (six sequences or more)", presence),
 }

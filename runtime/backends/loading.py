@@ -21,17 +21,10 @@ _ON_CPU = ("onnxruntime", "openvino")
 def model_folder(model: Union[str, Path]) -> Path:
     """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given one; ``ManifestError`` if there is none."""
     if isinstance(model, str) and model.upper() in VARIANTS:
-        name = model.upper()
-        folder = Path(asymtrack_edge.__path__[0], "weights", name)
-        if folder.is_dir():
-            return folder
-        raise ManifestError(
-            f"no weights of variant {name} come with this package: export a checkpoint with "
-            f"asymtrack-export --variant {name} --checkpoint FILE and give its directory instead"
-        )
+        return Path(asymtrack_edge.__path__[0], "weights", model.upper())
     folder = Path(model)
     if not folder.is_dir():
-        raise ManifestError(f"there is no model {folder}: give T, or a directory written by asymtrack-export")
+        raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")
     return folder
 
 

@@ -47,8 +47,8 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
         self.name = f"onnxruntime-{provider}"
         if _PROVIDERS[provider] not in ort.get_available_providers():
             raise BackendError(
-                f"onnxruntime {ort.__version__} here has no {_PROVIDERS[provider]}: pip uninstall onnxruntime, "
-                "then pip install onnxruntime-gpu, or use --backend onnxruntime for the CPU"
+                f"onnxruntime {ort.__version__} here has no {_PROVIDERS[provider]}: pip uninstall -y onnxruntime, "
+                "then pip install --force-reinstall --no-deps onnxruntime-gpu, or use --backend onnxruntime for the CPU"
             )
         self._folder, self._provider = folder, provider
         super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device)

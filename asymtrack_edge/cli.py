@@ -244,7 +244,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (AsymTrackError, OSError) as error:
-        say(f"error: {without_secrets(str(error))}")
+    except (AsymTrackError, MemoryError, OSError) as error:
+        say(f"error: {without_secrets(str(error)) or 'not enough memory'}")
         return 2
     return code

@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import select
 import shutil
 import stat
 from contextlib import suppress
@@ -220,21 +221,27 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
     try:
         if "%" not in name and not stat.S_ISFIFO(os.stat(path).st_mode):
             return cv2.VideoCapture(name)
-        # A FIFO has us wait for its writer: signals end that here, and not in OpenCV.
+        # A FIFO has us wait for its writer, and for its first byte: signals end that here, and not in OpenCV.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return cv2.VideoCapture()
     try:
+        select.select([descriptor], [], [])
         return cv2.VideoCapture(f"/proc/self/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
-def read_image(path: AnyPath) -> Optional[np.ndarray]:
-    """An image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it cannot be read."""
+def read_image(path: AnyPath, deep: bool = False) -> Optional[np.ndarray]:
+    """An image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it cannot be read.
+
+    ``deep``: one of 16 bits as uint16, where otherwise the upper byte is taken.
+    """
     try:
         data = np.fromfile(path, np.uint8)
-        return cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)) if data.size else None
+        known = image is None or image.dtype in (np.uint8, np.uint16)
+        return image if known else read_image(path)
     except (OSError, cv2.error):  # cv2: a header that promises an image larger than OpenCV accepts
         return None
 

@@ -185,4 +185,8 @@ def _opencv(kind: str) -> Tuple[Callable[[], Any], List[Path]]:
     parameters = getattr(cv2, f"{class_name}_Params")()
     for attribute, path in zip(files, models):
         setattr(parameters, attribute, opencv_path(path))
+    try:
+        create(parameters)
+    except cv2.error as error:
+        raise UsageError(f"opencv:{kind}: OpenCV cannot load it: {error.err}") from None
     return partial(create, parameters), models

@@ -164,12 +164,15 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
 def replaced_directory(output: Path) -> Iterator[Path]:
     """Gives a new directory beside ``output`` that takes its place when the block ends well.
 
-    If the block raises, the new directory is removed and ``output`` stays as it was. Two processes
-    that write to the same output take turns at the exchange; the later one's directory stays.
+    A link stays one: what it names is replaced. If the block raises, the new directory is removed and ``output``
+    stays as it was. Two processes that write to the same output take turns at the exchange; the later one's
+    directory stays.
 
     Raises:
         ExportError: ``output`` is something that an export must not replace, or cannot be written.
     """
+    if output.is_symlink():
+        output = output.resolve()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # Under the lock: while another process exchanges the directory, it is neither here nor there.

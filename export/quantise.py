@@ -22,8 +22,8 @@ from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 #: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
-#: Crops taken from a clip, evenly spread over it.
-MAX_CROPS = 32
+#: Crops taken from a clip that has them, evenly spread over it: at least so many, and fewer than twice as many.
+LEAST_CROPS = 32
 
 
 def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box) -> None:
@@ -37,7 +37,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
     """
     from onnxruntime import quantization
 
-    every = max(1, (len(frames) - 1) // MAX_CROPS)
+    every = max(1, (len(frames) - 1) // LEAST_CROPS)
     feeds = search_inputs(OnnxRuntimeBackend(folder, manifest), frames, box, every)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]

@@ -108,6 +108,7 @@ def test_entry_points_are_the_commands() -> None:
         ("import asymtrack_edge", "numpy"),
         ("from asymtrack_edge import Box, MultiTracker, State, Track, Tracker", "torch onnx onnxruntime openvino"),
         ("import asymtrack_edge.runtime.commands.track", "torch starlette uvicorn asyncio"),
+        ("from asymtrack_edge.benchmarks.speed import command; command.make_parser()", "torch onnxruntime"),
         ("import asymtrack_edge.commands as c; c.main([])", "numpy cv2 torch onnxruntime"),
     ],
 )

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import List
 
@@ -208,15 +209,20 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in list_files(tmp_path, (".jpg",))] == expected
 
 
-def test_a_fifo_without_writer_ends_at_a_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("silent_writer", [False, True])
+def test_a_fifo_without_a_byte_ends_at_a_signal(tmp_path: Path, silent_writer: bool) -> None:
     os.mkfifo(tmp_path / "v.ts")
+    held = os.open(tmp_path / "v.ts", os.O_RDWR) if silent_writer else os.open(os.devnull, os.O_RDWR)
     # A test run in a script's background ignores the signal, its children must not.
-    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); from asymtrack_edge.files import open_video"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code += "; from asymtrack_edge.files import open_video"
     command = [sys.executable, "-c", f"{code}; print(1, flush=True); open_video({str(tmp_path / 'v.ts')!r})"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        time.sleep(0.5)  # it waits
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(10) == -signal.SIGINT
         finally:
             process.kill()
+            os.close(held)

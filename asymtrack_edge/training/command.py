@@ -126,7 +126,12 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     retry = arguments.on_divergence == "retry"
-    finished = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
+    try:
+        finished = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
+    except RuntimeError as error:  # of PyTorch, by device
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        raise UsageError("not enough memory: give a smaller --batch or --canvas, or less --data") from None
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})

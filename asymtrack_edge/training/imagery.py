@@ -193,8 +193,9 @@ def _collection(folder: Path) -> Iterator[_Item]:
             yield _Item(kind, source, names, content.__getitem__, tables)
     except KeyError as error:
         raise DatasetError(f"the collection in {folder} lacks {error}") from None
-    except (TypeError, ValueError):
-        raise DatasetError(f"boxes of the collection in {folder} are not x, y, w, h for each image") from None
+    except (AttributeError, TypeError, ValueError):
+        what = "boxes are not x, y, w, h for each image, or a source is no text"
+        raise DatasetError(f"cannot read the collection in {folder}: {what}") from None
 
 
 def read_records(path: Path) -> List[Dict[str, Any]]:

@@ -54,13 +54,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     group = parser.add_argument_group("outputs")
     cli.add_output(group, "annotated video (.mp4, .mkv or .avi)", metavar="FILE")
     add = group.add_argument
-    columns = "boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target"
+    columns = "boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target; - for stdout"
     add("--boxes", type=Path, metavar="FILE", help=columns)
     add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")
     add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
     places = "a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable"
     add("--send", action="append", default=[], metavar="WHERE", help=places)
-    add("--show", action="store_true", help="show the tracked video in a window; q ends")
+    add("--show", action="store_true", help="show the tracked video in a window; q or closing it ends the run")
     cli.add_json(group)
     add = parser.add_argument_group("web view").add_argument
     add("--web", type=int, metavar="PORT", help="serve a page to watch, and to draw targets on")
@@ -118,6 +118,8 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     for problem, holds in wrong.items():
         if holds:
             raise UsageError(problem)
+    if str(arguments.boxes) == "-":
+        arguments.boxes = Path("/dev/stdout")
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
     # Among the images of the source, a strip would be one of them in the next run.

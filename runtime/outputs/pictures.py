@@ -125,19 +125,27 @@ class StripWriter(Sink):
         """Writes what was kept."""
         if self._tiles:
             height = min(tile.shape[0] for tile in self._tiles)
+            width = sum(tile.shape[1] * height / tile.shape[0] for tile in self._tiles)
+            height = max(1, int(height * min(1, 65_000 / width)))  # JPEG has no wider pictures
             tiles = [cv2.resize(t, (max(1, round(t.shape[1] * height / t.shape[0])), height)) for t in self._tiles]
             write_image(self._path, np.concatenate(tiles, 1))
 
 
 class Window(Sink):
-    """Shows the annotated frames; the key q ends the run."""
+    """Shows the annotated frames; the key q ends the run, and so does closing the window."""
 
     name = "window"
+    _seen = False
 
     def write(self, result: Result) -> None:
         """Shows the frame."""
         cv2.imshow("asymtrack-track", annotated(result))
         self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
+        visible = False
+        with suppress(cv2.error):  # Qt's, of a window that is closed
+            visible = cv2.getWindowProperty("asymtrack-track", cv2.WND_PROP_VISIBLE) >= 1
+        self.wants_end |= self._seen and not visible
+        self._seen |= visible
 
 
 def check_display(option: str, instead: str) -> None:

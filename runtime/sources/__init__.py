@@ -37,7 +37,8 @@ def open_source(source: str) -> Source:
         return LiveSource(device, lambda: Pipeline(pipeline))
     if " ! " in source and not os.path.exists(source):
         return LiveSource("GStreamer pipeline", lambda: Pipeline(source))
-    if re.fullmatch(r"\d+|/dev/video\w+", device):
+    folder = os.path.isdir(source) and not os.path.exists(f"/dev/video{source}")
+    if re.fullmatch(r"\d+|/dev/video\w+", device) and not folder:
         return LiveSource(f"camera {device}", lambda: open_camera(source))
     if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):
         return open_stream(source)

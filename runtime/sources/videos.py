@@ -9,7 +9,7 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 from time import monotonic
-from typing import Iterator, Optional, Tuple
+from typing import BinaryIO, Iterator, Optional, Tuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
@@ -59,7 +59,10 @@ def open_stream(url: str) -> Source:
 
 
 class ImageFolder(Source):
-    """The visible images of a folder in the natural order of their names (``2.jpg`` before ``10.jpg``)."""
+    """The visible images of a folder in the natural order of their names (``2.jpg`` before ``10.jpg``).
+
+    Those of 16 bits are stretched alike, by the range of values in the first.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.name = printable(folder)
@@ -72,7 +75,16 @@ class ImageFolder(Source):
         self.length = len(self.files)
 
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        return map(read_image, self.files)
+        low = high = 0
+        for file in self.files:
+            image = read_image(file, deep=True)
+            if image is not None and image.dtype == np.uint16:
+                # Sensors use a small part of the 16 bits: the first frame's, with room for what comes.
+                if not high:
+                    low, high = map(int, np.percentile(image, (0.1, 99.9)))  # without dead pixels
+                    low, high = max(0, low - (high - low) // 4), min(65535, high + (high - low) // 4)
+                image = (np.clip(image, low, high) - low) * np.float32(255 / max(1, high - low))
+            yield None if image is None else image.astype(np.uint8, copy=False)
 
 
 class Video(Source):
@@ -115,7 +127,10 @@ class Video(Source):
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
-            self.damaged = gone or (self._path is not None and _is_damaged(self._path, self.missing))
+            if self._path is None:
+                self.damaged = gone or latest + 1 < (self.length or 0) / (self.fps or np.inf)
+            else:
+                self.damaged = _is_damaged(self._path, self.missing)
 
     def close(self) -> None:  # noqa: D102
         self._capture.release()
@@ -131,13 +146,17 @@ def _turn(capture: cv2.VideoCapture) -> Optional[int]:
 
 def _is_damaged(path: Path, missing: int) -> bool:
     """Whether a file is cut off or damaged. Else the number announced is an estimate, or counts hidden frames."""
-    if not path.exists():
+    if not path.is_file():  # gone, or a FIFO, which would wait for another writer
         return False
     size = path.stat().st_size
     with open(path, "rb") as file:
         head, end = file.read(8), 0
         if head[:4] == b"RIFF":
             return missing > 1 or 8 + int.from_bytes(head[4:], "little") > size
+        if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, and one segment with all else
+            file.seek(4)
+            file.seek(_matroska_size(file), os.SEEK_CUR)
+            return file.read(4) == b"\x18\x53\x80\x67" and _matroska_size(file) > size - file.tell()
         if head[4:] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
             return False
         while end + 8 <= size:  # from box to box of an mp4
@@ -148,6 +167,14 @@ def _is_damaged(path: Path, missing: int) -> bool:
                 return length > 0  # 0: to the end of the file
             end += length
     return end > size
+
+
+def _matroska_size(file: BinaryIO) -> int:
+    """Reads the size of an element (RFC 8794, section 4); 0 where it is unknown."""
+    first = (file.read(1) or b"\0")[0]
+    more = min(7, 8 - first.bit_length())
+    value = int.from_bytes(bytes([first & (1 << 7 - more) - 1]) + file.read(more), "big")
+    return 0 if value == (1 << 7 * (more + 1)) - 1 else value
 
 
 class _Stream(LiveSource):

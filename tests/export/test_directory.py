@@ -49,13 +49,14 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
 
 
 def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    _export_in_turn(str(folder), 1, 1)
+    folder, link = tmp_path / "export", tmp_path / "link"
+    link.symlink_to("export")
+    _export_in_turn(str(link), 1, 1)
     with pytest.raises(ExportError, match="No space left"), replaced_directory(folder) as new:
         (new / "manifest.json").write_text("2")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert (folder / "search.onnx").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["export"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "link"] and link.is_symlink()
 
 
 def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:

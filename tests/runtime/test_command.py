@@ -22,7 +22,7 @@ import pytest
 from asymtrack_edge.files import OutputFile
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.runtime.outputs import Result
-from asymtrack_edge.runtime.outputs.pictures import VideoWriter
+from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window
 from asymtrack_edge.runtime.outputs.rows import RowWriter
 from asymtrack_edge.runtime.sources.reader import Captured
 from tests.runtime import fake_command
@@ -87,6 +87,8 @@ def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Pat
     written = rows(tmp_path / "b.csv")
     assert list(written[0])[-2:] == ["state", "target"] and [row["target"] for row in written] == ["0", "1"] * 40
     assert all(b["time"] >= a["time"] > 1e9 for a, b in zip(sent, sent[1:]))
+    assert track(video, "--boxes", "-") == 0
+    assert capfd.readouterr().out.count("\n") == 41
 
 
 @pytest.mark.parametrize("fps", [105.613, 66.667, 29.97, 999.99, 0.5])
@@ -98,6 +100,21 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
     assert capture.read()[0]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(30 if fps < 1 else fps, rel=5e-4)
+
+
+def test_what_the_pictures_of_a_run_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip is never wider than a JPEG can be; a window that is closed shows nothing more and ends the run."""
+    strip, window, wishes = StripWriter(tmp_path / "s.jpg", 1), Window(), []
+    seen = iter([0.0, 1.0, 1.0, -1.0])  # not on the screen yet, there, there, closed
+    for name, answer in (("imshow", None), ("waitKey", -1)):
+        monkeypatch.setattr(cv2, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(seen))
+    for i in range(4):
+        for sink in (strip, window):
+            sink.write(Result(Captured(np.zeros((4, 40_000, 3), np.uint8), i, 0.0, 0.0), {}, 0.0))
+        wishes.append(window.wants_end)
+    strip.close()
+    assert wishes == [False, False, False, True] and cv2.imread(str(tmp_path / "s.jpg")).shape[1] < 65_500
 
 
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -139,6 +140,7 @@ def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_ow
     folder = model_folder("T")
     manifest = replace(load_manifest(folder), max_batch=8)
     other = replace(manifest, files={**manifest.files, "search.onnx": FileEntry(1, "0" * 64)})
+    shutil.copytree(repository / SEARCH / "1", repository / SEARCH / "1.bak")  # set aside by somebody
     assert write_repository(folder, other, repository) == 2
     assert write_repository(folder, manifest, repository) == 1
     hashes = {key: p.string_value for key, p in parsed(repository / SEARCH / "config.pbtxt").parameters.items()}

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Sequence, Tuple
 
+import cv2
 import numpy as np
 import pytest
 
@@ -80,7 +81,7 @@ def moov_first(data: bytes) -> bytes:
     return data[:media] + edited(data[moov:], table, moved) + data[media:moov]
 
 
-@pytest.mark.parametrize("kind", ["avi", "mp4"])
+@pytest.mark.parametrize("kind", ["avi", "mp4", "mkv"])
 def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path, kind: str) -> None:
     write_video(tmp_path / f"v.{kind}", 20)
     data = (tmp_path / f"v.{kind}").read_bytes()
@@ -97,6 +98,18 @@ def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path,
         assert source.missing == 20 - len(readable) and source.damaged == bool(source.missing)
         assert share == 99 or (readable == "1" * 20) == (share == 100)
         assert share < 50 or len(readable) > 5
+
+
+def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that has a number for a name, which is no camera's."""
+    (tmp_path / "0012").mkdir()
+    counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7, 3)).astype(np.uint16) for i in range(3)]
+    for i, image in enumerate(counts):
+        cv2.imwrite(str(tmp_path / "0012" / f"{i}.png"), image)
+    monkeypatch.chdir(tmp_path)
+    for image, frame in zip(counts, open_source("0012")):
+        assert frame is not None and frame.dtype == np.uint8 and frame.std() > 40
+        assert np.corrcoef(image.ravel(), frame.ravel())[0, 1] > 0.999
 
 
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 3), (180, 2), (270, 1)])

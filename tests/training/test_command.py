@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, List, Sequence
+from unittest.mock import MagicMock
 
 import cv2
 import numpy as np
@@ -142,6 +143,13 @@ def test_a_users_mistake_is_one_line_and_code_2(
         code = ended.code
     error = capsys.readouterr().err
     assert code == 2 and says in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
+def test_too_little_memory_is_one_line(words: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("asymtrack_edge.training.run.train", MagicMock(side_effect=RuntimeError(words)))
+    assert main(["--data", ".", "--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "error: not enough memory: give a smaller --batch or --canvas, or less --data\n"
 
 
 def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -295,6 +295,7 @@ def test_the_gap_by_attribute(tmp_path, output, evaluate):
         (["--tracker", "opencv:nano"], "opencv:nano=BACKBONE.onnx,HEAD.onnx"),
         (["--tracker", "opencv:vit=absent.onnx"], "there is no file absent.onnx"),
         (["--tracker", "opencv:MIL=x.onnx"], "opencv:mil alone"),
+        (["--tracker", f"opencv:vit={__file__}"], "OpenCV cannot load it"),
         (["--tracker", "opencv:KCF"], "opencv-contrib-python"),
         (["--model", "no/such/model"], "no/such/model"),
         (["--tracker", "python:absent_module:Tracker"], "cannot import the tracker"),

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.speed.race import LEAST_ROUNDS, Case, compare, flat, judge, race, summarise, timed
+from asymtrack_edge.benchmarks.speed.race import LEAST_ROUNDS, Case, compare, flat, judge, race, timed
 
 
 class World:
@@ -26,12 +26,6 @@ class World:
 
     def race(self, cases, seconds, calls=10**6, **more):
         return race(cases, seconds, calls, clock=lambda: self.now, **more)
-
-
-def test_summary_in_milliseconds():
-    s = summarise([0.001 * v for v in (1, 2, 3, 4, 5, 6, 7, 8, 9, 100)])
-    assert s["count"] == 10 and s["mean"] == pytest.approx(14.5) and s["median"] == pytest.approx(5.5)
-    assert s["min"] == pytest.approx(1) and 9 < s["p90"] < s["p99"] < s["max"] == pytest.approx(100)
 
 
 def test_a_race_finds_the_ratio_though_the_machine_changes_speed():

@@ -111,7 +111,7 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
     manifest = load_manifest(imitated.folder)
     ort = imitation.onnxruntime_gpu(imitated.calls.driver)
     for name, broken, words in (
-        ("get_available_providers", lambda: ["CPUExecutionProvider"], "pip uninstall onnxruntime, then"),
+        ("get_available_providers", lambda: ["CPUExecutionProvider"], "pip uninstall -y onnxruntime, then"),
         ("get_providers", lambda _: ["CPUExecutionProvider"], "libraries do not load"),
         ("run_with_iobinding", MagicMock(side_effect=RuntimeError("failure 700")), "cannot run .*failure 700"),
     ):

@@ -43,7 +43,6 @@ def bad(path: Path) -> Calls:
 
 ATTACKS: Dict[str, Callable[[Path], Any]] = {
     "system": bad,
-    "eval": lambda p: Calls(builtins.eval, touch(p)),
     "getattr": lambda p: Calls(Calls(getattr, Calls(__import__, "os"), "system"), f"touch {p}"),
     "nested": lambda p: {"a": [({"b": bad(p)},)]},
     "as a key": lambda p: {bad(p): 1},
@@ -66,6 +65,9 @@ def test_calls_in_a_checkpoint_are_not_made(
         weights = open_checkpoint(path).tensors(TINY)
         assert all(torch.equal(weights[name], tensor) for name, tensor in tiny.items())
         assert not marker.exists()
+    if attack is bad:  # made by plain pickle, it is one
+        pickle.loads(pickle.dumps(bad(marker), 2))
+        assert marker.exists()
 
 
 def zipped(path: Path, content: bytes, *storages: bytes) -> Path:
@@ -111,7 +113,6 @@ def test_a_file_changes_nothing_in_this_process(tmp_path: Path) -> None:
 
 SENSELESS = {
     "long string": b"\x80\x02X\xff\xff\xff\x7fabc.",
-    "longer string": b"\x80\x04\x8d" + struct.pack("<Q", 1 << 60) + b"abc.",
     "long array": b"\x80\x04\x96" + struct.pack("<Q", 1 << 31) + b"abc.",
     "long number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
     "memo index": b"\x80\x02]r\xff\xff\xff\x03.",

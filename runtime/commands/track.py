@@ -113,6 +113,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         "--box and --select exclude each other": arguments.box and arguments.select,
         "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
+        "--boxes - and --send - are both stdout": str(arguments.boxes) == "-" and "-" in arguments.send,
         "--pts is a column of --boxes FILE": arguments.pts and not arguments.boxes,
     }
     for problem, holds in wrong.items():

@@ -101,7 +101,6 @@ def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path,
 
 
 def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder that has a number for a name, which is no camera's."""
     (tmp_path / "0012").mkdir()
     counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7, 3)).astype(np.uint16) for i in range(3)]
     for i, image in enumerate(counts):

@@ -14,8 +14,6 @@ def test_figures_of_the_page_are_those_that_are_compared():
         assert one[3:6] == two[-3:] == list(map(str, speeds.values()))
     for label, (_, speeds) in paper.TABLE_4.items():
         assert [row[1:4] for row in rows if row[0] == label] == [list(map(str, speeds.values()))]
-    stages = [(variant.etm_stages, variant.ope_stages) for variant, _ in paper.TABLE_4.values()]
-    assert stages == [((), ()), ((2, 3), ()), ((), (1, 2, 3)), ((2, 3), (1, 2, 3))]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +25,6 @@ def test_figures_of_the_page_are_those_that_are_compared():
         (None, "Xavier", "Jetson-AGX Xavier", "cuda:0", ("agx", True)),
         (None, "Xavier", "Jetson-AGX Xavier", "cpu", ("agx", False)),
         (None, "Orin", "NVIDIA Jetson AGX Orin Developer Kit", "cuda:0", ("agx", False)),
-        (None, None, None, "cpu", ("cpu", False)),
     ],
 )
 def test_the_column_to_compare_with(cpu, gpu, board, device, expected):

@@ -43,7 +43,6 @@ def test_a_race_finds_the_ratio_though_the_machine_changes_speed():
     [
         (np.linspace(1.94, 2.06, 9), "faster", False),
         (np.linspace(1.0, 3.0, 9), "faster", True),
-        (np.linspace(0.49, 0.51, 9), "slower", False),
         (np.linspace(0.97, 1.03, 9), "equal", False),
         (np.linspace(0.6, 1.6, 9), "inconclusive", True),
         ([2.0] * (LEAST_ROUNDS - 1), "inconclusive", True),

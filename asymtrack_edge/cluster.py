@@ -1,7 +1,7 @@
 """Work spread over a Ray cluster: joining it, carrying a model there, taking the results.
 
-The files of a model travel through the object store, once. What the items of the work name (sequences, videos) does
-not: every node must see it under the same path. A task whose worker or node dies is run again.
+The files of a model travel through the object store, once. What the items of the work name (sequences) does not:
+every node must see it under the same path. A task whose worker or node dies is run again.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def spread(
     shipped = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
     carried = ray.put((build, {path.name: path.read_bytes() for path in shipped if path.is_file()}))
     task = ray.remote(num_cpus=processors, num_gpus=int(gpu), max_retries=_RETRIES)(_task)
-    # The reference goes in a list, lest Ray fetch the files for each task.
+    # In a list: Ray replaces a bare reference by its value, for each task anew.
     pending = {task.remote(work, [carried], item): i for i, item in enumerate(items)}
     try:
         while pending:

@@ -56,7 +56,8 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
     """Returns ``frame`` if it is a BGR uint8 ``(H, W, 3)`` image; else raises ``FrameError``."""
     if not isinstance(frame, np.ndarray):
         kind = "nothing (the image could not be read?)" if frame is None else type(frame).__name__
-        raise FrameError(f"a frame is a numpy array, got {kind}")
+        on_gpu = ": on the GPU, and this backend computes on the CPU" * hasattr(frame, "__cuda_array_interface__")
+        raise FrameError(f"a frame is a numpy array, got {kind}{on_gpu}")
     if frame.ndim != 3 or frame.shape[2] != 3:
         code = "BGRA2BGR" if frame.shape[-1:] == (4,) else "GRAY2BGR"
         raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}: see cv2.cvtColor with COLOR_{code}")

@@ -40,6 +40,7 @@ class Run:
         self.sinks: List[Sink] = []
         self.failures: List[str] = []
         self.count = 0  #: frames taken from the reader
+        self._updates = 0  #: of them those in which targets were followed
         self.latest: Optional[Result] = None
         self.paused = self.ended = False
         self._limit = limit
@@ -55,20 +56,22 @@ class Run:
         self._wish_came = threading.Condition()
 
     def first_frame(self) -> np.ndarray:
-        """Takes the frame in which the targets are marked; it becomes frame 0 of the run."""
+        """Takes the frame in which the targets are marked, and returns a copy; it becomes frame 0 of the run."""
         frame = self._next()
         if frame is None or frame.image is None:
             name = self.reader.source.name
             raise SourceError(f"the first frame of {name} cannot be read: the target is marked in it")
         self.tracker.backend.check_frame(frame.image)
         self.latest = Result(frame, {}, 0.0)
-        return frame.image
+        # Marking takes time, in which a camera on the GPU uses the memory of its frames again.
+        self._marked = np.array(frame.image)
+        return self._marked
 
     def start(self, boxes: Sequence[Sequence[float]]) -> None:
         """Marks targets in the first frame and hands it to the sinks; a ``BoxError`` if one cannot be there."""
-        assert self.latest is not None and self.latest.frame.image is not None
-        image, began = self.latest.frame.image, monotonic()
-        tracks = {self.tracker.add(image, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
+        assert self.latest is not None
+        began = monotonic()
+        tracks = {self.tracker.add(self._marked, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
         self._hand_over(self.latest.frame, tracks, began)
 
     def follow(self) -> None:
@@ -115,8 +118,10 @@ class Run:
         """Does what was submitted, and waits while the run is paused."""
         while True:
             with self._wish_came:
+                began = perf_counter()
                 while self.paused and not (self._step or self._wishes or self.ended):
                     self._wish_came.wait()
+                self._began += perf_counter() - began  # the run's speed is that of its frames
                 if self.ended or not self._wishes:
                     self._step = False
                     return
@@ -138,6 +143,7 @@ class Run:
             if frame.image is None:
                 raise FrameError("unreadable")
             tracks = self.tracker.update(frame.image)
+            self._updates += bool(tracks)
         except (FrameError, ServerError) as error:
             if isinstance(error, ServerError) and not self._away:
                 self._away = True
@@ -200,7 +206,7 @@ class Run:
     def summary(self) -> Dict[str, Any]:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""
         seconds = self.tracker.seconds
-        inside, updates = sum(seconds.values()), max(0, self.count - 1 - self._unreadable)
+        inside, updates = sum(seconds.values()), self._updates
         reader, source = self.reader, self.reader.source
         counts: Dict[str, Any] = {"frames": self.count, "unreadable": self._unreadable, "lost": self._lost}
         if source.missing:
@@ -208,12 +214,13 @@ class Run:
         if source.live:
             counts.update(dropped=reader.dropped, stalls=reader.stalls, reconnects=reader.reconnects)
             counts["worst_age_ms"] = round(1000 * reader.worst_age, 1)
-        stages = {"read": self._read_seconds, **seconds}
+        stages = {name: spent / max(1, updates) for name, spent in seconds.items()}
+        stages["read"] = self._read_seconds / max(1, self.count)
         return {
             **counts,
             "variable_rate": self._periods[1] > 1.5 * self._periods[0],
             "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
             "update_fps": round(updates / inside, 1) if updates and inside else None,
-            "milliseconds": {name: round(1000 * spent / max(1, updates), 3) for name, spent in stages.items()},
+            "milliseconds": {name: round(1000 * spent, 3) for name, spent in stages.items()},
             "backend": self.tracker.backend.name,
         }

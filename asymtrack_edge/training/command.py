@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.cluster import join_cluster
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 
 EXAMPLES = """
@@ -46,7 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_output(label, "where the frames and boxes go (default: the folder's name with -labelled)")
     cli.add_model(label)
     cli.add_backend(label)
-    label.add_argument("--ray", metavar="ADDRESS", help="label on a Ray cluster: its address, auto or local")
     label.set_defaults(func=_label)
     text = "Draws loss, IoU and learning rate of a run as plot.png in its folder."
     plot = commands.add_parser("plot", help="draw loss, IoU and learning rate of a run as an image", description=text)
@@ -161,8 +159,7 @@ def _label(arguments: argparse.Namespace) -> int:
 
     output = arguments.output or Path(os.path.abspath(arguments.folder) + "-labelled")
     load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
-    ray = join_cluster(arguments.ray, len(os.sched_getaffinity(0))) if arguments.ray else None
-    count, left_out = label_videos(arguments.folder, output, load, ray)
+    count, left_out = label_videos(arguments.folder, output, load)
     print(f"{output}: {count} tracks on which both directions agree")
     return 1 if left_out else 0
 

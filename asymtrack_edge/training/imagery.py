@@ -145,7 +145,8 @@ def files_under(folder: Path) -> List[Path]:
     """All visible files below ``folder``, sorted; DatasetError if there is no such folder."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {printable(folder)}")
-    return sorted(path for path in folder.rglob("*") if not path.name.startswith(".") and path.is_file())
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
 
 
 def _find(folder: Path) -> Iterator[_Item]:

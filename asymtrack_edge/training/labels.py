@@ -6,16 +6,14 @@ import io
 import sys
 import tarfile
 import zlib
-from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 import asymtrack_edge
 from asymtrack_edge import cli
-from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
 from asymtrack_edge.files import open_video, printable, write_bytes
 from asymtrack_edge.geometry import iou
@@ -30,9 +28,6 @@ FRAMES, STRIDE, CLIPS = 16, 3, 20
 SIDE = 320
 #: Most objects per clip, and the IoU of forward and backward box that is asked of them: on average, and in each frame.
 TRACKS, MEAN_AGREEMENT, LEAST_AGREEMENT = 3, 0.75, 0.5
-
-#: The bytes of a tar of a video's clips, and their records; or why there are none.
-Labels = Union[Tuple[bytes, List[Dict[str, Any]]], AsymTrackError]
 
 
 def forward_backward(tracker: Any, frames: Sequence[np.ndarray], box: Sequence[float]) -> Tuple[List[Any], List[float]]:
@@ -103,32 +98,32 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
         yield clip
 
 
-def label_video(folder: Path, tracker: Any, path: Path) -> Labels:
-    """Labels one video; its name below ``folder`` decides which regions are tried."""
+def label_video(folder: Path, tracker: Any, path: Path) -> Tuple[bytes, List[Dict[str, Any]]]:
+    """A tar of one video's clips and their records; the video's name below ``folder`` decides which regions are tried.
+
+    DatasetError where OpenCV cannot read it.
+    """
     name = path.relative_to(folder).as_posix()
     random = np.random.default_rng([0, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
     packed = io.BytesIO()
     records: List[Dict[str, Any]] = []
-    try:
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for clip in read_clips(path):
-                tracks = []
-                for region in propose_regions(clip, random):
-                    boxes, agreement = forward_backward(tracker, clip, region)
-                    mean = float(np.mean(agreement))
-                    if mean >= MEAN_AGREEMENT and min(agreement) >= LEAST_AGREEMENT:
-                        tracks.append({"boxes": boxes, "kind": "pseudo", "fb": round(mean, 3)})
-                names = [f"{len(records):03d}/{k:02d}.jpg" for k in range(len(clip))]
-                if not tracks:
-                    continue
-                records.append({"frames": names, "tracks": tracks, "source": name, "shard": "clips.tar"})
-                for file, frame in zip(names, clip):
-                    data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
-                    member = tarfile.TarInfo(file)
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
-    except AsymTrackError as error:
-        return error
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for clip in read_clips(path):
+            tracks = []
+            for region in propose_regions(clip, random):
+                boxes, agreement = forward_backward(tracker, clip, region)
+                mean = float(np.mean(agreement))
+                if mean >= MEAN_AGREEMENT and min(agreement) >= LEAST_AGREEMENT:
+                    tracks.append({"boxes": boxes, "kind": "pseudo", "fb": round(mean, 3)})
+            names = [f"{len(records):03d}/{k:02d}.jpg" for k in range(len(clip))]
+            if not tracks:
+                continue
+            records.append({"frames": names, "tracks": tracks, "source": name, "shard": "clips.tar"})
+            for file, frame in zip(names, clip):
+                data = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+                member = tarfile.TarInfo(file)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     return packed.getvalue(), records
 
 
@@ -137,12 +132,12 @@ def find_videos(folder: Path) -> List[Path]:
     return [path for path in files_under(folder) if path.name.lower().endswith(VIDEO_SUFFIXES)]
 
 
-def label_videos(folder: Path, output: Path, load: Mapping[str, Any], ray: Any = None) -> Tuple[int, int]:
+def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[int, int]:
     """Turns each video below a folder into a collection in ``output``, under the video's name.
 
     Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
-    stderr at the end, and tried when called again. ``load`` is what ``asymtrack_edge.Tracker.load`` takes; ``ray``, a
-    cluster that was joined, labels a video a task. Returns how many tracks there are, and how many videos are left out.
+    stderr at the end, and tried when called again. ``load`` is what ``asymtrack_edge.Tracker.load`` takes. Returns how
+    many tracks there are, and how many videos are left out.
 
     Raises:
         DatasetError: there is no video, or none can be read.
@@ -152,27 +147,18 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any], ray: Any =
         raise DatasetError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
     indexes = {path: output / path.relative_to(folder) / "clips.json" for path in videos}
     waiting = [path for path in videos if not indexes[path].is_file()]
-
-    def build(model: Optional[str]) -> Any:
-        return asymtrack_edge.Tracker.load(**{**load, "model": model or load["model"]})
-
-    work = partial(label_video, folder)
-    results: Iterator[Tuple[int, Labels]]
-    if ray is None:
-        tracker = build(None) if waiting else None
-        results = enumerate(work(tracker, path) for path in waiting)
-    else:
-        gpu = needs_gpu(load["backend"], load["device"])
-        results = spread(ray, build, work, str(load["model"]), waiting, load["threads"] or 1, gpu)
+    tracker = asymtrack_edge.Tracker.load(**load) if waiting else None
     failed = []
-    for i, result in cli.progress(results, "videos", len(waiting)):
-        if isinstance(result, AsymTrackError):
-            failed.append(str(result))
+    for path in cli.progress(waiting, "videos"):
+        try:
+            clips, records = label_video(folder, tracker, path)
+        except AsymTrackError as error:
+            failed.append(str(error))
             continue
-        index = indexes[waiting[i]]
+        index = indexes[path]
         index.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(index.with_name("clips.tar"), result[0])
-        save_json(index, result[1])
+        write_bytes(index.with_name("clips.tar"), clips)
+        save_json(index, records)
     if len(failed) == len(videos):
         raise DatasetError(failed[0])
     for reason in failed:

@@ -99,9 +99,8 @@ def tracking_loss(
 
 
 @contextmanager
-def stop_signals() -> Iterator[List[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP, as wishes to stop; a second SIGINT interrupts at once."""
-    received: List[int] = []
+def stop_signals(received: List[int]) -> Iterator[None]:
+    """Collects SIGINT, SIGTERM and SIGHUP in ``received``; a second SIGINT interrupts at once."""
 
     def note(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
@@ -114,7 +113,7 @@ def stop_signals() -> Iterator[List[int]]:
             hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
             for ours in (signal.SIGINT, signal.SIGTERM, *hangup):
                 afterwards.callback(signal.signal, ours, signal.signal(ours, note))
-        yield received
+        yield
 
 
 def make_state(model: AsymTrack, recipe: Recipe, taught: bool = False) -> RunState:
@@ -155,11 +154,13 @@ class Trainer:
         self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
         self._ready: Optional[Tuple[int, Batch]] = None
         self.total = self.recipe.epochs * self.recipe.pairs_per_epoch
+        self.signals: List[int] = []  # that came during the run: wishes to stop
 
     def run(self) -> bool:
         """Trains, saving as it goes; returns whether the recipe's pairs are used up.
 
-        A signal to terminate or interrupt ends the run after the current step, saved.
+        A signal to terminate or interrupt ends the run after the current step. The end is saved, unless the loss has
+        risen too high: then the last good state stays.
 
         Raises:
             DivergedError: the loss diverged; the last good state is on disk.
@@ -173,14 +174,14 @@ class Trainer:
         budget = self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         log = Log(self.folder if self.world.is_main else None, self.log_every)
-        with log.bar, stop_signals() as signals:
+        with log.bar, stop_signals(self.signals):
             began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began
                 progress = state.pairs / self.total
                 if self.recipe.budget_is_length:
                     progress = max(progress, elapsed / max(1e-9, budget))
-                wish = bool(signals) or (state.step > first and elapsed >= budget)
+                wish = bool(self.signals) or (state.step > first and elapsed >= budget)
                 progress, stop, diverged = self.world.agree(min(1, progress), wish, state.guard.above >= PATIENCE)
                 if diverged:
                     self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")
@@ -195,12 +196,14 @@ class Trainer:
                 state.guard.add(values["loss"])
                 state.seconds = spent_before + time.monotonic() - began
                 log.add(state.step, state.pairs, count, progress, values)
-                # What may be on its way down must not take the place of what was good.
+                # While the loss may be diverging, the last good state stays.
                 if time.monotonic() - saved > self.save_every and state.guard.good:
                     self.save()
                     saved = time.monotonic()
             if state.guard.above == 0:
                 self.save()
+            elif self.world.is_main:
+                print(f"the loss is high: {self.folder} holds the last good state", file=sys.stderr)
         return state.pairs >= self.total
 
     def _back(self, what: str) -> None:

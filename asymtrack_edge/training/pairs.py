@@ -6,12 +6,13 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from asymtrack_edge import cli
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
@@ -222,23 +223,38 @@ class DiskPairs:
         self.planning, self.finishing = Random(torch.device("cpu")), Random(self.device)
         self.threads = ThreadPoolExecutor(self.workers or min(16, os.cpu_count() or 1))
         self.jobs: Dict[Tuple[int, int], _Job] = {}
+        self.left_out: Set[str] = set()  # why frames could not be read
 
     def draw(self, batch: int, step: int) -> Pairs:
-        """Makes the ``batch`` pairs of ``step``.
+        """Makes the ``batch`` pairs of ``step``. Another pair takes the place of one whose frames cannot be read.
 
         Raises:
-            DatasetError: a frame or an annotation cannot be read.
+            DatasetError: no frame of the batch can be read, or no annotation.
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
-        (_, region, corners), identity, crops = self.jobs.pop((batch, step))
-        templates, searches, sizes = zip(*(future.result() for future in crops))
+        (_, region, corners), identity, jobs = self.jobs.pop((batch, step))
+        read = {i: job.result() for i, job in enumerate(jobs) if self._can_be_read(job)}
+        if not read:
+            raise DatasetError(str(jobs[0].exception()))
+        places = [i if i in read else list(read)[i % len(read)] for i in range(batch)]
+        region, corners, identity = Windows(*(v[places] for v in region)), corners[places], identity[places]
+        templates, searches, sizes = zip(*(read[i] for i in places))
         template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(self.seed, self.share[0], step, 1)
         search = self._fill(search, region, torch.tensor(sizes, dtype=torch.float32))
         yes = torch.ones(batch, dtype=torch.bool, device=self.device)
         pairs = Pairs(template, search, corners.to(self.device), yes, yes)
         return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
+
+    def _can_be_read(self, job: Future[_Crops]) -> bool:
+        error = job.exception()
+        if error is not None and not isinstance(error, DatasetError):
+            raise error
+        if error is not None and str(error) not in self.left_out:
+            self.left_out.add(str(error))
+            cli.say(f"left out: {error}")
+        return error is None
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""

@@ -68,32 +68,34 @@ class RunConfig:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 
-def train(config: RunConfig, folder: Path, device: str, time_budget: float = math.inf, **options: Any) -> bool:
-    """Trains, from the beginning or from where the run in ``folder`` stopped; for ``options`` see ``Trainer``.
+def train(config: RunConfig, folder: Path, device: str, time_budget: float = math.inf, retry: bool = False) -> bool:
+    """Trains, from the beginning or from where the run in ``folder`` stopped; for ``retry`` see ``Trainer``.
 
     Returns whether the recipe's pairs are used up. Raises AsymTrackError where data, weights or extras are missing, or
-    the loss diverged.
+    the loss diverged, and KeyboardInterrupt with the signal that ended the run, once all is saved.
     """
     recipe, variant = config.recipe, get_variant(config.variant)
     with join_world(device) as world:
         # What takes no time comes first: a mistake there is told at once.
         torch.manual_seed(config.seed)
-        model, init = AsymTrack(variant), config.init
-        if init is not None:
+        model, init, here = AsymTrack(variant), config.init, has_state(folder)
+        if init is not None and not here:
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
         draw, held_out, what = _open_data(config, folder, variant, world)
         state = make_state(model, recipe, taught=teacher is not None)
-        here = has_state(folder)
         some, none = world.agree(here, not here)
         if some and none:
             raise UsageError(f"not every process sees the run in {folder}: use a folder that all machines share")
         if here:
             state.load(folder)
-            if RunConfig.load(folder) != config:
+            before = RunConfig.load(folder)
+            if before != config:
                 # Another rate, size or data set changes the loss: its best is to be found anew.
                 state.guard = Guard()
+            if before.recipe.lr != recipe.lr:
+                state.rate = 1.0  # what the run was slowed down to was a share of the rate before
         if world.device.type == "cpu":
             _keep_freed_memory()
         bf16 = recipe.bf16 and _has_bf16(world.device)
@@ -104,8 +106,9 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             print(f"AsymTrack-{config.variant} on {where}: {what}", file=sys.stderr)
-        options.update(bf16=bf16, metadata={"variant": config.variant, "seed": str(config.seed)})
-        finished = Trainer(state, draw, recipe, folder, world, teacher, time_budget, **options).run()
+        metadata = {"variant": config.variant, "seed": str(config.seed)}
+        trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
+        finished = trainer.run()
         if world.is_main:
             if held_out is not None:
                 iou = held_out_iou(model, state.best_weights(), held_out)
@@ -116,6 +119,8 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             if not finished:
                 print(f"continue with: asymtrack-train --resume {folder}", file=sys.stderr)
         world.wait()
+        if trainer.signals:
+            raise KeyboardInterrupt(trainer.signals[0])
         return finished
 
 

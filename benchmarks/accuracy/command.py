@@ -30,7 +30,6 @@ asymtrack-eval folder my-sequences --model T exports/mine --tracker opencv:MIL -
 asymtrack-eval lasot /data/LaSOT --model exports/asymtrack-b --jobs 4 --json lasot.json
 asymtrack-eval got10k-test /data/GOT-10k --model T          (writes the zip for the server)
 asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing result files)
-asymtrack-eval attributes lasot /data/LaSOT results/lasot/asymtrack-t other/LaSOT
 """
 
 _DESCRIPTION = f"""\
@@ -50,7 +49,7 @@ trackers:
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
   --tracker python:mod:name   your own: returns an object with init(frame, box) and update(frame)
 """
-_COMMANDS = ("run", "attributes", *probes.COMMANDS)
+_COMMANDS = ("run", *probes.COMMANDS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -65,7 +64,11 @@ def make_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_data(run)
+    run.add_argument("dataset", choices=_NAMES, metavar="DATASET", help="which data set (above)")
+    run.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
+    run.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
+    run.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
+    cli.add_json(run)
     cli.add_model(run, several=True)
     several: Dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     run.add_argument("--tracker", metavar="NAME", help="opencv:... and python:... (above)", **several)
@@ -81,14 +84,6 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--plots", type=Path, metavar="DIR", help="draw success and precision plots, PNG and SVG")
     run.set_defaults(body=_run, output=Path("results"))
 
-    text = "draw the gap between trackers by attribute"
-    attributes = commands.add_parser("attributes", help=text, description=f"D{text[1:]}.", allow_abbrev=False)
-    _add_data(attributes)
-    text = "the first: held against the others"
-    attributes.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help=text)
-    cli.add_output(attributes, "where attributes.png and .svg go (default: plots)")
-    attributes.set_defaults(body=_attributes, output=Path("plots"))
-
     for name, (text, body) in probes.COMMANDS.items():
         probe = commands.add_parser(name, help=text, description=inspect.getdoc(body), allow_abbrev=False)
         probe.add_argument("root", type=Path, metavar="FOLDER", help="sequences in GOT-10k's layout")
@@ -97,14 +92,6 @@ def make_parser() -> argparse.ArgumentParser:
         cli.add_json(probe)
         probe.set_defaults(body=body)
     return parser
-
-
-def _add_data(parser: Any) -> None:
-    parser.add_argument("dataset", choices=_NAMES, metavar="DATASET", help="which data set (above)")
-    parser.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
-    parser.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
-    parser.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
-    cli.add_json(parser)
 
 
 def main(argv: Optional[Items[str]] = None) -> int:
@@ -163,7 +150,10 @@ def _say(args: argparse.Namespace, text: str) -> None:
 def _run(args: argparse.Namespace) -> int:
     names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
     specs = [TrackerSpec.of(name, args, args.recover) for name in names]
-    _refuse_namesakes([spec.label for spec in specs] + [path.resolve().name for path in args.results])
+    labels = [spec.label for spec in specs] + [path.resolve().name for path in args.results]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them apart")
     if args.plots:
         report.figure(1, 1)  # not only after the evaluation: is there what draws, and a place for it?
         args.plots.mkdir(parents=True, exist_ok=True)
@@ -189,26 +179,6 @@ def _run(args: argparse.Namespace) -> int:
     summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
     drawn = report.draw_curves(data.title, summaries, args.plots) if args.plots and summaries else []
     return _finish(args, data, evaluations, drawn)
-
-
-def _attributes(args: argparse.Namespace) -> int:
-    _refuse_namesakes([path.resolve().name for path in args.results])
-    data = _read(args)
-    evaluations = [_score_found(data, path) for path in args.results]
-    scores = {e.tracker: e.attributes for e in evaluations if e.attributes}
-    if not scores:
-        raise UsageError(f"no sequence of {data.kind.title} has attributes here: give --attributes DIR, the toolkit's")
-    _say(args, report.text_report(evaluations))
-    (first, _), *others = report.gaps(scores).items()
-    for name, gap in others:
-        _say(args, f"{name} - {first}: {', '.join(f'{tag} {value:+.2f}' for tag, value in gap.items())}")
-    return _finish(args, data, evaluations, report.draw_attributes(data.title, scores, args.output))
-
-
-def _refuse_namesakes(labels: List[str]) -> None:
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
-        raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them apart")
 
 
 def _track(

@@ -23,6 +23,8 @@ from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.errors import AsymTrackError, BackendError
 from asymtrack_edge.files import printable
+from asymtrack_edge.runtime.backends.threads import processors
+from asymtrack_edge.variants import VARIANTS
 
 #: Frames between two reports of progress.
 _REPORT_EVERY = 20
@@ -68,6 +70,11 @@ def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
     return Outcome(sequence, boxes, times)
 
 
+def _limited(spec: TrackerSpec, threads: int) -> TrackerSpec:
+    """The tracker on so many CPU threads, unless it names a number itself or runs on a server."""
+    return spec if spec.threads or "://" in spec.backend else replace(spec, threads=threads)
+
+
 def _make(spec: TrackerSpec) -> Callable[[Advanced, Sequence], Outcome]:
     tracker = spec.build()
     return lambda advanced, sequence: track(tracker, sequence, advanced)
@@ -79,12 +86,13 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
     An interrupt ends the workers and names the sequences they were in.
     """
     waiting = sorted(sequences, key=len)
+    ours = spec if jobs == 1 else _limited(spec, max(1, processors() // jobs))
     idle: List[Worker] = []
     busy: Dict[Any, Sequence] = {}  # by its worker
     try:
         while waiting or busy:
             while waiting and len(busy) < jobs:
-                worker: Any = idle.pop() if idle else Worker(_make, spec)
+                worker: Any = idle.pop() if idle else Worker(_make, ours)
                 if worker.send(waiting[-1]):  # else it died between two sequences: none is to blame
                     busy[worker] = waiting.pop()
             for worker in wait(list(busy)):
@@ -113,14 +121,15 @@ def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanc
     """A Ray cluster: one task a sequence (see ``cluster``). Progress is told when a sequence is done."""
     longest_first = sorted(sequences, key=len, reverse=True)
     gpu = needs_gpu(spec.backend, spec.device)
-    model = spec.name if spec.kind == "model" else ""
+    model = spec.name if spec.kind == "model" and spec.name.upper() not in VARIANTS else ""
+    ours = _limited(spec, 1)
 
     def build(path: Optional[str]) -> Any:
-        return (replace(spec, name=path) if path else spec).build()
+        return (replace(ours, name=path) if path else ours).build()
 
     def work(tracker: Any, sequence: Sequence) -> Outcome:
         return track(tracker, sequence, lambda frames: None)
 
-    for i, outcome in spread(ray, build, work, model, longest_first, spec.threads or 1, gpu):
+    for i, outcome in spread(ray, build, work, model, longest_first, ours.threads or 1, gpu):
         advanced(len(longest_first[i]))
         yield Outcome(longest_first[i], error=str(outcome)) if isinstance(outcome, AsymTrackError) else outcome

@@ -18,6 +18,7 @@ from asymtrack_edge.benchmarks.worker import Worker
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, without_secrets
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
+from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
@@ -57,7 +58,7 @@ def _facts(backend: Backend, spec: TrackerSpec, note: str = "") -> Dict[str, Any
         "backend": backend.name,
         "device": "cpu" if backend.on_cpu else away,
         "precision": backend.precision,
-        "threads": spec.threads if backend.on_cpu else None,
+        "threads": backend.threads or None,
         "model_sha256": manifest.files["search.onnx"].sha256,
         "notes": tuple(n for n in (UNTRAINED if untrained else "", note) if n),
     }
@@ -66,9 +67,8 @@ def _facts(backend: Backend, spec: TrackerSpec, note: str = "") -> Dict[str, Any
 def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool = True) -> Case:
     """The search network of a model on random crops, the template cached: no cropping, no decoding.
 
-    The time is what the backend itself books as ``infer``. With ONNX Runtime on a GPU it includes copying the crop
-    there and the prediction back; with TensorRT cutting the crop on the GPU, in the same launch. One call takes all
-    ``targets`` ``together``, or one call each.
+    The time is what the backend itself books as ``infer``. On a GPU it includes cutting the crop, in the same launch,
+    and copying the prediction back. One call takes all ``targets`` ``together``, or one call each.
     """
     backend = open_backend(**spec.opening)
     backend.reserve(targets)
@@ -81,7 +81,8 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     window = CropWindow(0, 0, side, centre)
     calls = [[window] * targets] if together else [[window]] * targets
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
-    note = "with the crop, which the GPU cuts in the same launch" if backend.name == "tensorrt" else ""
+    on_gpu = isinstance(backend, DeviceBackend)
+    note = "with the crop, which the GPU cuts in the same launch" if on_gpu else ""
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
 
 

@@ -104,8 +104,10 @@ def conditions(gpu: int = 0) -> Dict[str, Any]:
             temperatures.update({s.label or name: s.current for s in sensors if s.current > -200})
         clock = psutil.cpu_freq()
         mhz = clock.current if clock else None
-    for path in Path("/sys/class/devfreq").glob("*gpu*/cur_freq"):  # Jetson
-        gpu_mhz = int(read(path)) / 1e6
+    for path in Path("/sys/class/devfreq").glob("*/cur_freq"):  # Jetson: 17000000.gpu, of JetPack 5 .gv11b or .ga10b
+        if re.search("gpu|gv11b|ga10b", path.parent.name):
+            with suppress(ValueError):  # not readable
+                gpu_mhz = int(read(path)) / 1e6
     if nvml:
         with suppress(nvml[0].NVMLError):
             temperatures["GPU"] = float(nvml[0].nvmlDeviceGetTemperature(nvml[1], 0))

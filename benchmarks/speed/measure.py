@@ -282,17 +282,17 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
     torch = package("torch") is not None
     bench.expect(a.seconds * (1 + torch))
     raced = [bench.keep(cases.network_case(name, TrackerSpec.of(name, a))) for name in VARIANTS]
-    device = raced[0].device
+    device, threads = raced[0].device, raced[0].threads
     for variant in VARIANTS.values() if torch else ():
         name = f"{variant.name}, reference form, PyTorch"
-        raced.append(bench.keep(cases.reference_case(variant, device, a.threads, name)))
+        raced.append(bench.keep(cases.reference_case(variant, device, threads, name)))
     networks(bench, raced, a.seconds)
     bench.report.paper += tables.beside_table_1(bench.report.rows)
     if not torch:
         bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
         return
     models = [
-        bench.keep(cases.reference_case(variant, device, a.threads, f"Table 4, {label}"))
+        bench.keep(cases.reference_case(variant, device, threads, f"Table 4, {label}"))
         for label, (variant, _) in tables.TABLE_4.items()
     ]
     first = len(bench.report.rows)

@@ -17,7 +17,7 @@ def open_source(source: str) -> Source:
     """Opens what a user names.
 
     - a video file, or a folder of images;
-    - a camera: ``0`` or ``/dev/video0``, with ``?width=1280&height=720&fps=60&format=MJPG`` at will;
+    - a camera: ``0``, ``/dev/video0``, ``/dev/v4l/by-id/...``, with ``?width=1280&height=720&fps=60&format=MJPG``;
     - ``rtsp://...``, ``http://...`` and other URLs that FFmpeg reads;
     - ``csi://0?width=1280&height=720&fps=30&flip=0``: a ribbon-cable camera of a Jetson;
     - ``jetson://csi://0``, ``jetson://rtsp://...``, ``jetson://file.mp4``: by jetson-utils, on a Jetson's GPU;
@@ -38,7 +38,8 @@ def open_source(source: str) -> Source:
     if " ! " in source and not os.path.exists(source):
         return LiveSource("GStreamer pipeline", lambda: Pipeline(source))
     folder = os.path.isdir(source) and not os.path.exists(f"/dev/video{source}")
-    if re.fullmatch(r"\d+|/dev/video\w+", device) and not folder:
+    names = (device, os.path.realpath(device))  # udev gives cameras links as names
+    if any(re.fullmatch(r"\d+|/dev/(video|v4l/).+", name) for name in names) and not folder:
         return LiveSource(f"camera {device}", lambda: open_camera(source))
     if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):
         return open_stream(source)

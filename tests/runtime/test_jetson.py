@@ -17,8 +17,9 @@ from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import Tracker, jetson, open_source
 from asymtrack_edge.runtime.jetson import JetsonFrame, JetsonWriter
 from asymtrack_edge.runtime.outputs import Result
-from asymtrack_edge.runtime.sources.reader import Captured
-from asymtrack_edge.runtime.tracker import State, Track
+from asymtrack_edge.runtime.run import Run
+from asymtrack_edge.runtime.sources.reader import Captured, Reader
+from asymtrack_edge.runtime.tracker import MultiTracker, State, Track
 from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
 
 
@@ -104,6 +105,18 @@ def test_a_file_is_tracked_without_a_copy_to_the_host(
         tracker.init(frames[0], BOX)
         np.testing.assert_array_equal([tracker.update(frame).box for frame in frames[1:]], wanted)
     assert utils.closed == 1
+
+
+def test_targets_are_marked_in_the_frame_that_was_shown(imitated: Imitated, utils: Utils, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    backend = imitated.open()
+    wanted, run = boxes(backend)[0], Run(MultiTracker(backend), Reader(open_source(f"jetson://{tmp_path}/clip.mp4")))
+    np.testing.assert_array_equal(run.first_frame(), FRAMES[0])
+    run.latest.frame.image.image.pixels[:] = 0  # type: ignore[union-attr]  # the camera uses its memory again
+    run.start([BOX])
+    np.testing.assert_array_equal(run.tracker.update(FRAMES[1])[0].box, wanted)
+    run.close()
+    run.tracker.close()
 
 
 def test_cameras_and_streams_are_live(utils: Utils) -> None:

@@ -184,6 +184,7 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no/such/file.mp4", "there is no file"),
         ("97", "cannot open camera 97"),
         ("/dev/video97", "cannot open camera /dev/video97"),
+        ("/dev/v4l/by-id/none?fps=30", "cannot open camera /dev/v4l/by-id/none"),
         ("http://127.0.0.1:1/x", "cannot open http"),
         ("rtsp://u:secret@127.0.0.1:9/x", r"cannot open rtsp://127.0.0.1:9/\*\*\*:"),
         ("videotestsrc ! fakesink", r"gstreamer1\.0-tools"),

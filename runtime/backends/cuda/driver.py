@@ -338,12 +338,6 @@ class CudaDevice:
         self.driver.call("cuEventRecord", self._event, stream)
         self.driver.call("cuStreamWaitEvent", self.stream, self._event, 0)
 
-    def free_memory(self) -> int:
-        """Bytes of device memory that nobody has taken."""
-        free, total = c_size_t(), c_size_t()
-        self.driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
-        return free.value
-
     def capture(self, work: Callable[[], None]) -> Optional[Graph]:
         """Records what ``work`` queues as a CUDA graph, without running it; None, and why in the log, if it cannot."""
         driver = self.driver

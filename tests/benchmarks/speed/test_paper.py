@@ -22,8 +22,9 @@ def test_figures_of_the_page_are_those_that_are_compared():
         ("Intel(R) Core(TM) i7-9700KF CPU @ 3.60GHz", None, None, "cpu", ("cpu", True)),
         ("AMD EPYC", "NVIDIA GeForce RTX 2080 Ti", None, "cuda:0", ("gpu", True)),
         ("AMD EPYC", "NVIDIA GeForce RTX 4090", None, "cuda:0", ("gpu", False)),
-        (None, "Xavier", "Jetson-AGX Xavier", "cuda:0", ("agx", True)),
-        (None, "Xavier", "Jetson-AGX Xavier", "cpu", ("agx", False)),
+        (None, "Xavier", "Jetson-AGX", "cuda:0", ("agx", True)),
+        (None, "Xavier", "Jetson-AGX", "cpu", ("agx", False)),
+        (None, "Xavier", "NVIDIA Jetson Xavier NX Developer Kit", "cuda:0", ("agx", False)),
         (None, "Orin", "NVIDIA Jetson AGX Orin Developer Kit", "cuda:0", ("agx", False)),
     ],
 )

@@ -225,7 +225,7 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     label, choice, place = labels.pop(taken), "", places[taken]
     for flag, other in labels.items():
         choice = f"holds two sets of weights: takes the {label}; --weights {flag} takes the {other}"
-    # What lies beside the copy is taken for a part of it, and will not fit.
+    # Tensors beside the copy stay, so that they are named as ones that do not fit.
     beside = (name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place)
     found = {name[len(place) :]: tensors[name] for name in beside}
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}

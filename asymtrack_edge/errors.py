@@ -47,7 +47,7 @@ class BackendError(AsymTrackError):
 
 
 class ServerError(BackendError):
-    """An inference server that does not answer. The tracker stays as it was and can go on with the next frame."""
+    """An inference server that does not answer. The tracker keeps its box and can go on with the next frame."""
 
 
 class FrameError(AsymTrackError, ValueError):

@@ -17,8 +17,8 @@ class Worker:
     """The process; ends with this one, which alone decides what an interrupt from the keyboard ends.
 
     Args:
-        make: called there with ``arguments``; returns what answers calls. That is called with a function that sends
-            a message, and with what ``send`` is given.
+        make: called once in the process, with ``arguments``. It returns a function, which is called for each ``send``
+            with its arguments, after a function that sends a message back.
         arguments: what can be pickled.
     """
 

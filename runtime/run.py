@@ -1,4 +1,4 @@
-"""A tracking run: frames in, decisions out, and the wishes of others obeyed in between."""
+"""A tracking run: frames in, decisions out, and calls of other threads run in between."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Run:
         self._step = self._away = False
         #: Shortest and longest time between frames on the source's own clock.
         self._periods = (float("inf"), 0.0)
-        self._wishes: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._wish_came = threading.Condition()
+        self._calls: Deque[Tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._call_came = threading.Condition()
 
     def first_frame(self) -> np.ndarray:
         """Takes the frame in which the targets are marked, and returns a copy; it becomes frame 0 of the run."""
@@ -77,36 +77,36 @@ class Run:
     def follow(self) -> None:
         """Goes on to the end of the source, the limit or ``end()``."""
         while not self.ended and (self._limit is None or self.count < self._limit):
-            self._obey()
+            self._run_calls()
             frame = None if self.ended else self._next()
             if frame is None:
                 return
             self._track(frame)
 
     def linger(self) -> None:
-        """Goes on obeying until ``end()``, after the source has ended."""
+        """Goes on running what is submitted until ``end()``, after the source has ended."""
         while not self.ended:
             self.paused = True
-            self._obey()
+            self._run_calls()
 
-    def submit(self, wish: Callable[[], Any]) -> Future[Any]:
-        """Has ``wish`` called between two frames, on the thread of the run; from any thread."""
+    def submit(self, call: Callable[[], Any]) -> Future[Any]:
+        """Has ``call`` called between two frames, on the thread of the run; from any thread."""
         future: Future[Any] = Future()
-        with self._wish_came:
+        with self._call_came:
             if self.ended:
                 future.set_exception(UsageError("the run has ended"))
             else:
-                self._wishes.append((wish, future))
-                self._wish_came.notify_all()
+                self._calls.append((call, future))
+                self._call_came.notify_all()
         return future
 
     def end(self) -> None:
-        """Ends the run after the current frame; from any thread. Wishes not yet obeyed are refused."""
-        with self._wish_came:
+        """Ends the run after the current frame; from any thread. Calls that have not run are refused."""
+        with self._call_came:
             self.ended = True
-            self._wish_came.notify_all()
-            while self._wishes:
-                self._wishes.popleft()[1].set_exception(UsageError("the run has ended"))
+            self._call_came.notify_all()
+            while self._calls:
+                self._calls.popleft()[1].set_exception(UsageError("the run has ended"))
 
     def pause(self, paused: bool, step: bool = False) -> None:
         """Stops, with ``step`` after one more frame, or goes on; to be submitted."""
@@ -114,20 +114,20 @@ class Run:
             raise UsageError("a live source cannot be paused")
         self.paused, self._step = paused, step
 
-    def _obey(self) -> None:
+    def _run_calls(self) -> None:
         """Does what was submitted, and waits while the run is paused."""
         while True:
-            with self._wish_came:
+            with self._call_came:
                 began = perf_counter()
-                while self.paused and not (self._step or self._wishes or self.ended):
-                    self._wish_came.wait()
+                while self.paused and not (self._step or self._calls or self.ended):
+                    self._call_came.wait()
                 self._began += perf_counter() - began  # the run's speed is that of its frames
-                if self.ended or not self._wishes:
+                if self.ended or not self._calls:
                     self._step = False
                     return
-                wish, future = self._wishes.popleft()
+                call, future = self._calls.popleft()
             try:
-                future.set_result(wish())
+                future.set_result(call())
             except Exception as error:  # belongs to whoever submitted it
                 future.set_exception(error)
 

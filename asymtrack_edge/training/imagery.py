@@ -47,7 +47,7 @@ class Pool:
 
     canvases: Tensor  #: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere
     sizes: Tensor  #: ``(N, 2)`` width and height of each image
-    still: Tensor  #: ``(N,)``; the frames of a clip follow each other and share a number, other images have their own
+    group: Tensor  #: ``(N,)``; the frames of a clip follow each other and share a number, other images have their own
     scenery: Tensor  #: ``(K,)``, the images that may serve as background and for arbitrary regions
     start: Tensor  #: ``(T,)``, as ``length`` and ``kind``
     length: Tensor
@@ -130,7 +130,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     return Pool(
         canvases=torch.from_numpy(canvases),
         sizes=torch.from_numpy(sizes),
-        still=torch.from_numpy(np.repeat(np.arange(len(items)), counts)),
+        group=torch.from_numpy(np.repeat(np.arange(len(items)), counts)),
         scenery=torch.from_numpy(np.flatnonzero(np.repeat(whole, counts))),
         start=torch.from_numpy(np.cumsum(lengths) - lengths),
         length=torch.from_numpy(lengths),

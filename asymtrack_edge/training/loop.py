@@ -154,7 +154,7 @@ class Trainer:
         self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
         self._ready: Optional[Tuple[int, Batch]] = None
         self.total = self.recipe.epochs * self.recipe.pairs_per_epoch
-        self.signals: List[int] = []  # that came during the run: wishes to stop
+        self.signals: List[int] = []  # that came during the run and end it
 
     def run(self) -> bool:
         """Trains, saving as it goes; returns whether the recipe's pairs are used up.
@@ -181,8 +181,8 @@ class Trainer:
                 progress = state.pairs / self.total
                 if self.recipe.budget_is_length:
                     progress = max(progress, elapsed / max(1e-9, budget))
-                wish = bool(self.signals) or (state.step > first and elapsed >= budget)
-                progress, stop, diverged = self.world.agree(min(1, progress), wish, state.guard.above >= PATIENCE)
+                over = bool(self.signals) or (state.step > first and elapsed >= budget)
+                progress, stop, diverged = self.world.agree(min(1, progress), over, state.guard.above >= PATIENCE)
                 if diverged:
                     self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")
                     continue
@@ -303,7 +303,7 @@ class Trainer:
         if not self.world.is_main:
             return
         self.state.save(self.folder)
-        path, weights = self.folder / WEIGHTS, self.state.best_weights()
+        path, weights = self.folder / WEIGHTS, self.state.deployed_weights()
         metadata = {**self.metadata, "pairs": self.state.pairs}
         try:
             save_weights(path, weights, metadata)

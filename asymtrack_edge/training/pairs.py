@@ -33,8 +33,8 @@ from asymtrack_edge.training.crops import (
 from asymtrack_edge.training.imagery import CLIP, STILL, Pool
 from asymtrack_edge.variants import Variant
 
-#: So many places on in the batch stands the pair that a negative takes its template from: neighbours
-#: lend each other occluders, and those must not tell whether the target is there.
+#: A negative takes its template from the pair this many places further on, not from the next one, whose
+#: crop may be its occluder: what occludes must not tell whether the target is there.
 STRANGER = 2
 #: Batches that are prepared while one is learnt from.
 AHEAD = 3
@@ -124,7 +124,7 @@ class PairSampler:
         if clips.sum() > 0 and stills.sum() > 0:
             share = min(1.0, aug.stills / max(1e-6, 1 - aug.patches))
             self.weight = clips / clips.sum() * (1 - share) + stills / stills.sum() * share
-        _, group, count = torch.unique_consecutive(pool.still, return_inverse=True, return_counts=True)
+        _, group, count = torch.unique_consecutive(pool.group, return_inverse=True, return_counts=True)
         end = count.cumsum(0)[group]
         #: First and last frame of the clip of each image.
         self.clip = torch.stack([end - count[group], end - 1], 1)
@@ -138,7 +138,7 @@ class PairSampler:
         template = self._cut(image[:, 0], around, variant.template_size)
         search = self._fill(self._cut(image[:, 1], region, variant.search_size), image[:, 1], region)
         pairs = Pairs(template, search, corners, torch.ones_like(known), known)
-        return finish_pairs(pairs, pool.still[image[:, 1]], self.augmentation, random)
+        return finish_pairs(pairs, pool.group[image[:, 1]], self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
         return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)

@@ -1,4 +1,4 @@
-"""How to train: the paper's recipe, and two for little data and little time."""
+"""How to train: the paper's recipe, and two for little data, on a CPU and on a GPU."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         finished = trainer.run()
         if world.is_main:
             if held_out is not None:
-                iou = held_out_iou(model, state.best_weights(), held_out)
+                iou = held_out_iou(model, state.deployed_weights(), held_out)
                 append(folder, {"step": state.step, "pairs": state.pairs, "held_out_iou": iou})
                 print(f"held-out IoU {iou:.3f} after {state.pairs:,} pairs", file=sys.stderr)
             if (folder / LOG).is_file():
@@ -178,8 +178,8 @@ def _open_data(
     pool = load_pool(folders, config.canvas, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
     held_out = None
-    if len(pool.still[pool.image].unique()) > FEWEST_TO_SPLIT:
-        held = pool.still % 50 == 49
+    if len(pool.group[pool.image].unique()) > FEWEST_TO_SPLIT:
+        held = pool.group % 50 == 49
         held_out = PairSampler(pool.only(held), variant, HELD_OUT, config.seed).draw
         pool = pool.only(~held)
     sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)

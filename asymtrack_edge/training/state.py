@@ -86,7 +86,7 @@ class RunState:
             if averaged:
                 torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def best_weights(self) -> Dict[str, Tensor]:
+    def deployed_weights(self) -> Dict[str, Tensor]:
         """Averaged weights where they are kept, else the model's."""
         return self.ema or self.model.state_dict()
 

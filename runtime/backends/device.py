@@ -50,7 +50,7 @@ class Network(ABC):
 
 
 class _Open:
-    """What a backend holds of the GPU, in an object of its own that can be closed when the backend is gone."""
+    """What a backend holds of the GPU. It does not refer to the backend, so that it can be closed after it."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self.cuda = cuda

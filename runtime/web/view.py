@@ -77,7 +77,7 @@ class Shown(NamedTuple):
     image: np.ndarray
 
 
-class Wish(NamedTuple):
+class Command(NamedTuple):
     """A message of a browser.
 
     ``ack``: the last picture has been shown. ``hold``: the user began to draw on a picture. ``mark``: a
@@ -90,14 +90,14 @@ class Wish(NamedTuple):
     target: Optional[int] = None  #: its id, for remove, and for mark where an old target is moved
 
 
-def parse_wish(text: str) -> Wish:
+def parse_command(text: str) -> Command:
     """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``."""
     try:
         content = json.loads(text)
         action, target = content["action"], content.get("target")
         if action not in ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end"):
             raise ValueError
-        return Wish(
+        return Command(
             action,
             operator.index(content["frame"]) if action in ("hold", "mark") else None,
             Box(*map(float, content["box"])) if action == "mark" else None,
@@ -174,26 +174,26 @@ class WebView(Sink):
             self._encoded = Shown(len(header).to_bytes(4, "big") + header + jpeg, result, image)
             return self._encoded
 
-    def obey(self, wish: Wish, held: Optional[np.ndarray]) -> Dict[str, Any]:
+    def handle(self, command: Command, held: Optional[np.ndarray]) -> Dict[str, Any]:
         """Does what a browser asks for, which waits for the tracker's thread; ``held``: what a box was drawn on."""
         run = self.run
         actions: Dict[str, Callable[[], Any]] = {
-            "mark": lambda: self._mark(wish, held),
-            "remove": lambda: self._remove(wish.target),
+            "mark": lambda: self._mark(command, held),
+            "remove": lambda: self._remove(command.target),
             "pause": lambda: run.pause(True),
             "resume": lambda: run.pause(False),
             "step": lambda: run.pause(True, step=True),
             "end": run.end,
         }
         try:
-            done = run.submit(actions[wish.action]).result(timeout=10)
+            done = run.submit(actions[command.action]).result(timeout=10)
         except FutureTimeout:
             raise SourceError("the source gives no frames now: this happens with the next") from None
-        return {"done": wish.action, "target": done, "paused": run.paused}
+        return {"done": command.action, "target": done, "paused": run.paused}
 
-    def _mark(self, wish: Wish, held: Optional[np.ndarray]) -> int:
+    def _mark(self, command: Command, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
-        tracker, box, number = self.run.tracker, wish.box, wish.target
+        tracker, box, number = self.run.tracker, command.box, command.target
         if held is None or box is None:
             # Not from another frame instead: something else may be in that place by now.
             raise UsageError("that picture is not known any more: draw the box again")
@@ -364,14 +364,14 @@ class _Viewer:
         while True:
             text = await self._socket.receive_text()
             try:
-                wish = parse_wish(text)
-                if wish.action == "ack":
+                command = parse_command(text)
+                if command.action == "ack":
                     self._shown.set()
                     continue
-                if wish.action == "hold":
-                    self._held = wish.frame, self._known(wish.frame)
+                if command.action == "hold":
+                    self._held = command.frame, self._known(command.frame)
                     continue
-                answer = await run_in_threadpool(self._view.obey, wish, self._known(wish.frame))
+                answer = await run_in_threadpool(self._view.handle, command, self._known(command.frame))
             except AsymTrackError as error:
                 answer = {"error": str(error)}
             async with self._sending:

@@ -105,7 +105,7 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
 
 def test_what_the_pictures_of_a_run_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A strip is never wider than a JPEG can be; a window that is closed shows nothing more and ends the run."""
-    strip, window, wishes = StripWriter(tmp_path / "s.jpg", 1), Window(), []
+    strip, window, ended = StripWriter(tmp_path / "s.jpg", 1), Window(), []
     seen = iter([0.0, 1.0, 1.0, -1.0])  # not on the screen yet, there, there, closed
     for name, answer in (("imshow", None), ("waitKey", -1)):
         monkeypatch.setattr(cv2, name, lambda *_, answer=answer: answer)
@@ -113,9 +113,9 @@ def test_what_the_pictures_of_a_run_cannot_show(tmp_path: Path, monkeypatch: pyt
     for i in range(4):
         for sink in (strip, window):
             sink.write(Result(Captured(np.zeros((4, 40_000, 3), np.uint8), i, 0.0, 0.0), {}, 0.0))
-        wishes.append(window.wants_end)
+        ended.append(window.wants_end)
     strip.close()
-    assert wishes == [False, False, False, True] and cv2.imread(str(tmp_path / "s.jpg")).shape[1] < 65_500
+    assert ended == [False, False, False, True] and cv2.imread(str(tmp_path / "s.jpg")).shape[1] < 65_500
 
 
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> None:

@@ -42,17 +42,17 @@ messages = junk | st.fixed_dictionaries({}, optional=fields)
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=300) | st.sampled_from(["[" * 99999, '{"action":' * 5000]) | messages.map(json.dumps))
-def test_any_text_is_a_sound_wish_or_a_usage_error(text: str) -> None:
+def test_any_text_is_a_sound_command_or_a_usage_error(text: str) -> None:
     try:
-        wish = view.parse_wish(text)
+        command = view.parse_command(text)
     except UsageError as error:
         assert "\n" not in str(error)
         return
-    assert wish.action in ACTIONS[:-2]
-    if wish.action == "mark":
-        assert wish.box is not None and isinstance(wish.frame, int)
-    if wish.action == "remove":
-        assert isinstance(wish.target, int)
+    assert command.action in ACTIONS[:-2]
+    if command.action == "mark":
+        assert command.box is not None and isinstance(command.frame, int)
+    if command.action == "remove":
+        assert isinstance(command.target, int)
 
 
 def asked(kind: str = "http", path: str = "/", query: str = "", **headers: str) -> Any:
@@ -154,9 +154,9 @@ def run(video: Path) -> Iterator[Callable[..., Running]]:
         running.close()
 
 
-def answer_to(socket: Any, text: str = "", **wish: Any) -> Dict[str, Any]:
-    """Sends a wish or any text and returns the next text message, acknowledging pictures on the way."""
-    socket.send(json.dumps(wish) if wish else text)
+def answer_to(socket: Any, text: str = "", **command: Any) -> Dict[str, Any]:
+    """Sends a command or any text and returns the next text message, acknowledging pictures on the way."""
+    socket.send(json.dumps(command) if command else text)
     while True:
         data = socket.recv(timeout=10)
         if isinstance(data, str):

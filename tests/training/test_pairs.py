@@ -127,7 +127,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
         load_pool([tmp_path / "bad"])
     cv2.imwrite(str(tmp_path / "bad" / "good.png"), picture(0))
     pool = load_pool([tmp_path / "bad"])
-    assert pool.scenery.tolist() == pool.only(pool.still >= 0).scenery.tolist() == [3]
+    assert pool.scenery.tolist() == pool.only(pool.group >= 0).scenery.tolist() == [3]
     assert capsys.readouterr().err.count("left out: cannot decode the training image") == 6
 
 
@@ -175,7 +175,7 @@ def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
 
 def test_what_is_held_out_is_not_seen_in_training(collection: Path) -> None:
     pool = load_pool([collection], 100)
-    out = pool.still % 3 == 2
+    out = pool.group % 3 == 2
     pool.canvases = 255 * out.view(-1, 1, 1, 1).expand(pool.canvases.shape).to(torch.uint8)
     learnt, held = pool.only(~out), pool.only(out)
     assert len(learnt) + len(held) == len(pool)
@@ -220,7 +220,7 @@ def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> N
 def test_a_teachers_regions_are_looked_for_in_other_frames_of_their_clip(collection: Path) -> None:
     pool = load_pool([collection], 128)
     image, box, known = PairSampler(pool, TINY, replace(PLAIN, max_gap=2), teacher=True)._regions(200)
-    assert torch.equal(pool.still[image[:, 0]], pool.still[image[:, 1]])
+    assert torch.equal(pool.group[image[:, 0]], pool.group[image[:, 1]])
     assert (image[:, 0] - image[:, 1]).abs().max() == 2 and torch.equal(known, image[:, 0] == image[:, 1])
     assert known[image[:, 0] < 4].all() and torch.equal(box[:, 0], box[:, 1])
     assert PairSampler(pool, TINY, PLAIN)._regions(50)[2].all()

@@ -197,7 +197,7 @@ class Graph:
 
 
 class _Held:
-    """What a device has to give back, in the order in which it was taken; knows nothing of the device."""
+    """Gives back what a device has taken, newest first; does not refer to the device, whose end calls it."""
 
     def __init__(self) -> None:
         self.undo: Dict[Any, Callable[[], Any]] = {}

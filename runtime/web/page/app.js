@@ -47,8 +47,8 @@ function connection(state, text) {
   $("connection").textContent = text;
 }
 
-function send(wish) {
-  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(wish));
+function send(command) {
+  if (socket.readyState === WebSocket.OPEN) socket.send(JSON.stringify(command));
 }
 
 function answer(content) {
@@ -146,10 +146,10 @@ function begin(x0, y0, x1, y1) {
 
 function finish() {
   const box = drawn();
-  const wish = { action: "mark", frame: drawing.frame, box };
-  if (moving !== null) wish.target = moving;
+  const command = { action: "mark", frame: drawing.frame, box };
+  if (moving !== null) command.target = moving;
   if (box[2] >= LEAST_SIDE && box[3] >= LEAST_SIDE) {
-    send(wish);
+    send(command);
     move(null);
   } else if (keyboard || box[2] > 0 || box[3] > 0) {
     $("notice").textContent = "the box is too small: draw a larger one";

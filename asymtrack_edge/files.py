@@ -14,6 +14,7 @@ import select
 import shutil
 import stat
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import List, Optional, Tuple, Type, Union
@@ -232,18 +233,46 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
         os.close(descriptor)
 
 
-def read_image(path: AnyPath, deep: bool = False) -> Optional[np.ndarray]:
-    """An image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it cannot be read.
+def read_image(path: AnyPath, first: Optional[AnyPath] = None) -> Optional[np.ndarray]:
+    """An image file as ``decode_image`` gives it; None if it cannot be read."""
+    with suppress(OSError):
+        return decode_image(np.fromfile(path, np.uint8), first)
+    return None
 
-    ``deep``: one of 16 bits as uint16, where otherwise the upper byte is taken.
+
+def decode_image(data: np.ndarray, first: Optional[AnyPath] = None) -> Optional[np.ndarray]:
+    """The bytes of an image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it is no image.
+
+    One of 16 bits is stretched by the range of values in the file ``first``, of its sequence, else in itself.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0)) if data.size else None
+    image = _decode(data)
+    if image is None or image.dtype == np.uint8:
+        return image
+    low, high = (first and _range_of_file(os.fspath(first))) or _range_of(image)
+    return ((np.clip(image, low, high) - low) * np.float32(255 / max(1, high - low))).astype(np.uint8)
+
+
+@lru_cache(maxsize=16)
+def _range_of_file(path: AnyPath) -> Optional[Tuple[int, int]]:
+    with suppress(OSError):
+        image = _decode(np.fromfile(path, np.uint8))
+        return None if image is None else _range_of(image)
+    return None
+
+
+def _range_of(image: np.ndarray) -> Tuple[int, int]:
+    """The values that are shown from black to white. Sensors use a small part of 16 bits; there is room for more."""
+    low, high = map(int, np.percentile(image, (0.1, 99.9)))  # without dead pixels
+    return max(0, low - (high - low) // 4), min(65535, high + (high - low) // 4)
+
+
+def _decode(data: np.ndarray) -> Optional[np.ndarray]:
+    """An image of uint8 or uint16."""
+    with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         known = image is None or image.dtype in (np.uint8, np.uint16)
-        return image if known else read_image(path)
-    except (OSError, cv2.error):  # cv2: a header that promises an image larger than OpenCV accepts
-        return None
+        return image if known else cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return None
 
 
 def write_image(path: AnyPath, image: np.ndarray) -> None:

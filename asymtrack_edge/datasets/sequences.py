@@ -93,13 +93,13 @@ class Sequence:
         return x, y, w, h
 
     def read(self, index: int) -> np.ndarray:
-        """Decodes one frame as ``read_frame`` does."""
-        return read_frame(self.frames[index])
+        """Decodes one frame as ``read_frame`` does; those of 16 bits are stretched alike."""
+        return read_frame(self.frames[index], self.frames[0])
 
 
-def read_frame(path: Path) -> np.ndarray:
-    """Decodes an image file to BGR uint8 ``(H, W, 3)``; DatasetError where it is missing or no image."""
-    frame = read_image(path)
+def read_frame(path: Path, first: Optional[Path] = None) -> np.ndarray:
+    """Decodes an image file as ``files.decode_image`` does; DatasetError where it is missing or no image."""
+    frame = read_image(path, first)
     if frame is None:
         state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
         raise DatasetError(f"the frame {printable(path)} {state}: download it again, or remove its sequence")

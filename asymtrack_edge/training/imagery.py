@@ -10,11 +10,10 @@ import os
 import tarfile
 from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 from asymtrack_edge import cli
 from asymtrack_edge.datasets.sequences import Frames, read_boxes
 from asymtrack_edge.errors import DatasetError
-from asymtrack_edge.files import IMAGE_SUFFIXES, printable
+from asymtrack_edge.files import IMAGE_SUFFIXES, decode_image, printable
 
 TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
 
@@ -102,9 +101,13 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     def store(item: _Item, end: int) -> bool:
         try:
             for i, name in enumerate(item.images, start=end - len(item.images)):
-                image, scales[i] = shrink(decode_image(item.read(name), name), side)
+                decoded = decode_image(np.frombuffer(item.read(name), np.uint8))
+                if decoded is None:
+                    what = f"cannot decode the training image {printable(name)}"
+                    raise DatasetError(f"{what}: remove or replace the file")
+                image, scales[i] = shrink(decoded, side)
                 height, width = image.shape[:2]
-                canvases[i, :height, :width], sizes[i] = image, (width, height)
+                canvases[i, :height, :width], sizes[i] = image[..., ::-1], (width, height)
         except (DatasetError, OSError) as error:
             cli.say(f"left out: {error}")
             return False
@@ -226,13 +229,3 @@ def shrink(image: np.ndarray, side: int) -> Tuple[np.ndarray, float]:
         return image, scale
     width, height = (max(1, round(v * scale)) for v in image.shape[1::-1])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), scale
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file's bytes to uint8 RGB ``(H, W, 3)``, turned upright; DatasetError if it is no image."""
-    image: Optional[np.ndarray] = None
-    with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DatasetError(f"cannot decode the training image {printable(name)}: remove or replace the file")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -75,16 +75,7 @@ class ImageFolder(Source):
         self.length = len(self.files)
 
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        low = high = 0
-        for file in self.files:
-            image = read_image(file, deep=True)
-            if image is not None and image.dtype == np.uint16:
-                # Sensors use a small part of the 16 bits: the first frame's, with room for what comes.
-                if not high:
-                    low, high = map(int, np.percentile(image, (0.1, 99.9)))  # without dead pixels
-                    low, high = max(0, low - (high - low) // 4), min(65535, high + (high - low) // 4)
-                image = (np.clip(image, low, high) - low) * np.float32(255 / max(1, high - low))
-            yield None if image is None else image.astype(np.uint8, copy=False)
+        return (read_image(file, self.files[0]) for file in self.files)
 
 
 class Video(Source):

@@ -56,23 +56,13 @@ def spread(
     work: Callable[[Any, Any], Any],
     model: str,
     items: Sequence[Any],
-    processors: int = 1,
-    gpu: bool = False,
+    processors: int,
+    gpu: bool,
 ) -> Iterator[Tuple[int, Union[Any, AsymTrackError]]]:
-    """Runs a function for each item.
+    """Calls ``work(tracker, item)`` for each item on a worker; a task asks for ``processors`` and a ``gpu``.
 
-    Args:
-        ray: from ``join_cluster``.
-        build: called once on a worker with the model's directory there, None without one; makes a tracker, which stays,
-            as loading takes longer than a short sequence.
-        work: called there with the tracker and an item.
-        model: a model directory; a name, or nothing, is not carried.
-        items: begun in this order.
-        processors: that a task asks for.
-        gpu: whether a task asks for a GPU.
-
-    Yields:
-        The number of an item and its result, or the error for which Ray gave up, as they are done.
+    ``build`` makes the tracker once on each worker, from the folder there with the files of ``model``, or from None if
+    that is no directory. Yields the number of each item with its result, or the error for which Ray gave up.
     """
     shipped = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
     carried = ray.put((build, {path.name: path.read_bytes() for path in shipped if path.is_file()}))

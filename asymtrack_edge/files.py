@@ -243,35 +243,37 @@ def read_image(path: AnyPath, first: Optional[AnyPath] = None) -> Optional[np.nd
 def decode_image(data: np.ndarray, first: Optional[AnyPath] = None) -> Optional[np.ndarray]:
     """The bytes of an image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it is no image.
 
-    One of 16 bits is stretched by the range of values in the file ``first``, of its sequence, else in itself.
+    One of more than 8 bits is stretched by the range of values in the file ``first``, of its sequence, else in itself.
     """
     image = _decode(data)
     if image is None or image.dtype == np.uint8:
         return image
-    low, high = (first and _range_of_file(os.fspath(first))) or _range_of(image)
-    return ((np.clip(image, low, high) - low) * np.float32(255 / max(1, high - low))).astype(np.uint8)
+    span = None
+    with suppress(OSError):
+        span = first and _range_of_file(os.fspath(first), os.stat(first).st_mtime_ns)
+    low, high = span or _range_of(image)
+    image = ((np.clip(image, low, high) - low) * (255 / max(1e-6, high - low))).astype(np.uint8)
+    return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
 @lru_cache(maxsize=16)
-def _range_of_file(path: AnyPath) -> Optional[Tuple[int, int]]:
-    with suppress(OSError):
-        image = _decode(np.fromfile(path, np.uint8))
-        return None if image is None else _range_of(image)
-    return None
+def _range_of_file(path: AnyPath, changed: int) -> Optional[Tuple[float, float]]:
+    image = _decode(np.fromfile(path, np.uint8))
+    return None if image is None or image.dtype == np.uint8 else _range_of(image)
 
 
-def _range_of(image: np.ndarray) -> Tuple[int, int]:
+def _range_of(image: np.ndarray) -> Tuple[float, float]:
     """The values that are shown from black to white. Sensors use a small part of 16 bits; there is room for more."""
-    low, high = map(int, np.percentile(image, (0.1, 99.9)))  # without dead pixels
-    return max(0, low - (high - low) // 4), min(65535, high + (high - low) // 4)
+    low, high = np.nanpercentile(image, (0.1, 99.9))  # without dead pixels
+    return float(low - (high - low) / 4), float(high + (high - low) / 4)
 
 
 def _decode(data: np.ndarray) -> Optional[np.ndarray]:
-    """An image of uint8 or uint16."""
+    """An image as it is stored, uint8 as BGR."""
     with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-        known = image is None or image.dtype in (np.uint8, np.uint16)
-        return image if known else cv2.imdecode(data, cv2.IMREAD_COLOR)
+        other = image is None or image.dtype not in (np.uint8, np.uint16)
+        return cv2.imdecode(data, cv2.IMREAD_ANYDEPTH) if other else image
     return None
 
 

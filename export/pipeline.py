@@ -181,10 +181,17 @@ def replaced_directory(output: Path) -> Iterator[Path]:
             # Others have files of that name too: web pages, browser extensions.
             if not empty and not is_export(output):
                 raise ExportError(f"{output} exists and is no model directory: choose another --output")
-        beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+            beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+            old = beside.with_name(beside.name + "-old")
+            if output.exists():  # a mounted folder, or one named ".", cannot be exchanged: that is told before the work
+                try:
+                    os.rename(output, old)
+                    os.rename(old, output)
+                except OSError:
+                    beside.rmdir()
+                    raise ExportError(f"{output} cannot be replaced: name a folder in it as --output") from None
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror}") from None
-    old = beside.with_name(beside.name + "-old")
     try:
         yield beside
         beside.chmod(0o755)

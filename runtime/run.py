@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import ExitStack
 from time import monotonic, perf_counter
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from asymtrack_edge.errors import FrameError, ServerError, SourceError, UsageError
+from asymtrack_edge.errors import AsymTrackError, FrameError, ServerError, SourceError, UsageError
+from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.sources.reader import Captured, Reader
@@ -176,16 +176,32 @@ class Run:
 
     def _drop(self, sink: Sink, error: OSError) -> None:
         self.sinks.remove(sink)
-        sink.close()
+        whole = self._complete(sink)
         alone = not any(other.essential for other in self.sinks)
         if isinstance(error, BrokenPipeError):  # whoever read it has had enough: no failure
             self._report(f"{sink.name}: nobody reads it any more")
             if alone:
                 self.end()
             return
-        line = f"{sink.name}: {error.strerror or error}; it holds what was written until frame {self.count - 1}"
+        if whole:
+            until = self.count - 1
+            held = f"it holds what was written until frame {until}" if until else "nothing was written"
+            self._fail(f"{sink.name}: {error.strerror or error}; {held}")
         if alone:
-            raise SourceError(line)
+            raise SourceError("no output is left: the run ends")
+
+    def _complete(self, sink: Sink, keep: bool = True) -> bool:
+        """Closes a sink; returns whether that went well."""
+        try:
+            sink.close(keep)
+        except (AsymTrackError, OSError) as error:
+            part = getattr(error, "filename", None)
+            where = f"; what was written may be in {printable(part)}" if part else ""
+            self._fail(f"{sink.name} cannot be completed: {getattr(error, 'strerror', None) or error}{where}")
+            return False
+        return True
+
+    def _fail(self, line: str) -> None:
         self.failures.append(line)
         self._report(line)
 
@@ -193,9 +209,8 @@ class Run:
         """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""
         self.end()
         self.reader.close()
-        with ExitStack() as stack:  # if one cannot be completed, the others are all the same
-            while self.sinks:
-                stack.callback(self.sinks.pop().close, self.count > 0)
+        while self.sinks:
+            self._complete(self.sinks.pop(), self.count > 0)
 
     @property
     def whole(self) -> bool:

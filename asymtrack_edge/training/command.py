@@ -150,7 +150,11 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     changes = given("seed", "init", "teacher", "canvas", "workers", "variant")
     datasets = given(*DATASETS)
     if arguments.data or datasets:
-        changes.update(data=tuple(arguments.data or ()), datasets=datasets)
+        # Absolute, so that the run can go on from another place.
+        folders = {name: os.path.abspath(folder) for name, folder in datasets.items()}
+        changes.update(data=tuple(map(os.path.abspath, arguments.data or ())), datasets=folders)
+    if arguments.teacher:
+        changes.update(teacher=os.path.abspath(arguments.teacher))
     return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
 
 

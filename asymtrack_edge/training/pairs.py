@@ -234,9 +234,16 @@ class DiskPairs:
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
         (_, region, corners), identity, jobs = self.jobs.pop((batch, step))
-        read = {i: job.result() for i, job in enumerate(jobs) if self._can_be_read(job)}
+        read: Dict[int, _Crops] = {}
+        for i, job in enumerate(jobs):
+            try:
+                read[i] = job.result()
+            except DatasetError as error:
+                if str(error) not in self.left_out:
+                    cli.say(f"left out: {error}")
+                self.left_out.add(str(error))
         if not read:
-            raise DatasetError(str(jobs[0].exception()))
+            jobs[0].result()
         places = [i if i in read else list(read)[i % len(read)] for i in range(batch)]
         region, corners, identity = Windows(*(v[places] for v in region)), corners[places], identity[places]
         templates, searches, sizes = zip(*(read[i] for i in places))
@@ -246,15 +253,6 @@ class DiskPairs:
         yes = torch.ones(batch, dtype=torch.bool, device=self.device)
         pairs = Pairs(template, search, corners.to(self.device), yes, yes)
         return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
-
-    def _can_be_read(self, job: Future[_Crops]) -> bool:
-        error = job.exception()
-        if error is not None and not isinstance(error, DatasetError):
-            raise error
-        if error is not None and str(error) not in self.left_out:
-            self.left_out.add(str(error))
-            cli.say(f"left out: {error}")
-        return error is None
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and lets the threads cut them."""

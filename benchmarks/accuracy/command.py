@@ -166,7 +166,8 @@ def _run(args: argparse.Namespace) -> int:
         for spec in specs:
             identity = spec.identity()
             results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences)
-            results.claim(identity, args.fresh)
+            if not args.fresh:
+                results.check(identity)
             failures = _track(args, data, spec, results, executor)
             evaluation = _score(data, spec.label, results, failures, identity)
             if data.withheld and not (evaluation.failures or data.left_out):
@@ -185,7 +186,7 @@ def _track(
     args: argparse.Namespace, data: _Data, spec: TrackerSpec, results: Results, executor: Executor
 ) -> Dict[str, str]:
     """Runs a tracker where results are missing, and writes them; returns sequence -> error."""
-    missing = [sequence for sequence in data.sequences if not results.complete(sequence)]
+    missing = [sequence for sequence in data.sequences if args.fresh or not results.complete(sequence)]
     done = len(data.sequences) - len(missing)
     if done:
         _say(args, f"{spec.label}: {done} sequences already have results (--fresh redoes them)")
@@ -193,7 +194,9 @@ def _track(
     # In a file the bar is seldom renewed, and stays.
     seldom: Dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 30, "leave": True}
     with cli.progress(title=spec.label, total=frames, unit="frame", disable=not frames, **seldom) as bar:
-        for sequence, boxes, times, error, detail in executor(spec, missing, bar.update):
+        for number, (sequence, boxes, times, error, detail) in enumerate(executor(spec, missing, bar.update)):
+            if number == 0:  # the tracker can be made: not before may anything of another go
+                results.claim(spec.identity(), args.fresh)
             if boxes is not None and times is not None:
                 results.write(sequence.name, boxes, times)
                 continue

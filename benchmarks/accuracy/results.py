@@ -85,9 +85,10 @@ class Results:
         return boxes, seconds if len(seconds) == len(sequence) else np.zeros(0), note
 
     def complete(self, sequence: Sequence) -> bool:
-        """Whether the sequence has a result for every frame, and no more."""
+        """Whether the sequence has a result for every frame, and no more, from its start box on."""
         with suppress(DatasetError):
-            return not self.read(sequence)[2]
+            boxes, _, note = self.read(sequence)
+            return not note and np.allclose(boxes[0], sequence.start, atol=1e-3)
         return False
 
     def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
@@ -101,16 +102,16 @@ class Results:
         return _write(self.root / "errors" / f"{name}.txt", text)
 
     def claim(self, identity: Dict[str, Any], fresh: bool = False) -> None:
-        """Makes the folder this tracker's; UsageError where it is another's.
+        """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
+        for file in (file for files in self.files.values() for file in files if fresh):
+            with suppress(FileNotFoundError):
+                file.unlink()
+        _write(self.root / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
-        ``fresh`` takes it over, and removes the results of these sequences.
-        """
+    def check(self, identity: Dict[str, Any]) -> None:
+        """UsageError where the folder is another tracker's."""
         path = self.root / IDENTITY_FILE
-        if fresh:
-            for file in (file for files in self.files.values() for file in files):
-                with suppress(FileNotFoundError):
-                    file.unlink()
-        elif path.exists():
+        if path.exists():
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:
@@ -120,7 +121,6 @@ class Results:
             if changes:
                 advice = "redo them with --fresh, or give another --output"
                 raise UsageError(f"the results in {self.root} were made otherwise ({changes}): {advice}")
-        _write(path, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
     def submission(self) -> Path:
         """Packs the results as the data set's server wants them; returns the zip file.

@@ -81,8 +81,7 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     window = CropWindow(0, 0, side, centre)
     calls = [[window] * targets] if together else [[window]] * targets
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
-    on_gpu = isinstance(backend, DeviceBackend)
-    note = "with the crop, which the GPU cuts in the same launch" if on_gpu else ""
+    note = "with the crop, which the GPU cuts in the same launch" * isinstance(backend, DeviceBackend)
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
 
 

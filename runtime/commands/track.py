@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import UsageError, require, without_secrets
-from asymtrack_edge.files import printable
+from asymtrack_edge.errors import SourceError, UsageError, require, without_secrets
+from asymtrack_edge.files import IMAGE_SUFFIXES, printable
 from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
@@ -92,7 +92,12 @@ def _main(arguments: argparse.Namespace) -> int:
         run.start(boxes)
         run.paused = not boxes and not reader.source.live  # a file waits for the first box
         with suppress(KeyboardInterrupt):
-            run.follow()
+            try:
+                run.follow()
+            except SourceError as error:  # the outputs and the summary are completed all the same
+                run.failures.append(str(error))
+                cli.say(f"error: {error}")
+                run.end()
             if arguments.web is not None and not run.ended:
                 cli.say("the source has ended; the page stays until Ctrl-C or its End button")
                 run.linger()
@@ -123,8 +128,8 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         arguments.boxes = Path("/dev/stdout")
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
-    # Among the images of the source, a strip would be one of them in the next run.
-    folders = [os.path.dirname(os.path.realpath(arguments.strip))] if arguments.strip else []
+    # Among the images of the source, another would be one of them in the next run.
+    folders = [os.path.dirname(place) for place in places if place.lower().endswith(IMAGE_SUFFIXES)]
     for place in (*places, *folders):
         with suppress(OSError):
             if os.path.samefile(arguments.source, place):

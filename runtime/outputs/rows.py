@@ -73,17 +73,17 @@ class RowWriter(Sink):
 
     def __init__(self, path: Path, rows: Callable[[Result], str], header: str = "") -> None:
         self.name = printable(path)
-        self._rows, self._header = rows, header
+        self._rows, self._header, self._begun = rows, header, False
         self._file = OutputFile(path)
 
     def write(self, result: Result) -> None:
         """Adds the frame's rows."""
         self._file.write((self._header + self._rows(result)).encode())
-        self._header = ""
+        self._header, self._begun = "", True
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file, or leaves an earlier one as it was."""
-        self._file.close() if keep else self._file.discard()
+        """Completes the file; without ``keep``, or if nothing could be written, an earlier one stays."""
+        self._file.close() if keep and self._begun else self._file.discard()
 
 
 class _UdpSender(Sink):
@@ -95,11 +95,12 @@ class _UdpSender(Sink):
             parts = urlsplit(url)
             if not parts.hostname or not parts.port:
                 raise ValueError
-            family, *_, address = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)[0]
+            found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
+            # localhost is ::1 too, where few listen.
+            family, *_, self._address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
             self._socket = socket.socket(family, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            self._socket.connect(address)
         except OSError as error:
             raise SourceError(f"cannot send to {self.name}: {error.strerror or error}") from None
         except ValueError:
@@ -107,7 +108,8 @@ class _UdpSender(Sink):
 
     def write(self, result: Result) -> None:
         with suppress(OSError):  # a receiver that starts later must find us still sending
-            self._socket.send(as_json(result).rstrip().encode())
+            # Connected, a socket would keep the address that this machine had at first.
+            self._socket.sendto(as_json(result).rstrip().encode(), self._address)
 
     def close(self, keep: bool = True) -> None:
         self._socket.close()

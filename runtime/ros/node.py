@@ -50,7 +50,10 @@ def image_to_bgr(message: Any) -> np.ndarray:
     if step < width * channels or data.size < height * step:
         raise FrameError(f"an image of {width}x{height} has only {data.size} bytes")
     pixels = data[: height * step].reshape(height, step)[:, : width * channels].reshape(height, width, channels)
-    return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    try:
+        return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
+    except cv2.error:  # an empty image, or one of an odd width in YUV
+        raise FrameError(f"cannot use an image of {width}x{height} in {message.encoding}") from None
 
 
 def detection(number: int, track: Track, header: Any, messages: Any) -> Any:

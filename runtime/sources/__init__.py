@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Union
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.sources.cameras import Pipeline, csi_pipeline, open_camera
@@ -13,7 +14,7 @@ from asymtrack_edge.runtime.sources.videos import STREAM_SCHEMES, open_path, ope
 __all__ = ["LiveSource", "Source", "open_source"]
 
 
-def open_source(source: str) -> Source:
+def open_source(source: Union[str, int, os.PathLike[str]]) -> Source:
     """Opens what a user names.
 
     - a video file, or a folder of images;
@@ -25,6 +26,7 @@ def open_source(source: str) -> Source:
 
     What does not exist or cannot be decoded is a ``SourceError``, an unknown option a ``UsageError``.
     """
+    source = str(source) if isinstance(source, int) else os.fspath(source)
     if not source.strip():
         raise UsageError("the source is empty: name a video, a folder of images, a camera or a stream")
     if source.startswith("jetson://"):
@@ -41,6 +43,6 @@ def open_source(source: str) -> Source:
     names = (device, os.path.realpath(device))  # udev gives cameras links as names
     if any(re.fullmatch(r"\d+|/dev/(video|v4l/).+", name) for name in names) and not folder:
         return LiveSource(f"camera {device}", lambda: open_camera(source))
-    if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source):
+    if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source, re.IGNORECASE):
         return open_stream(source)
     return open_path(source)

@@ -7,6 +7,7 @@ ahead while the tracker works.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -148,6 +149,8 @@ class Reader:
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._read, name=f"reader of {source.name}", daemon=True)
         self._thread.start()
+        # A thread that is inside OpenCV when Python ends would abort the process.
+        atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Captured]:
         return self
@@ -187,6 +190,7 @@ class Reader:
             self._thread.join(2)
         with self._changed:
             self._queue.clear()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> Reader:
         return self

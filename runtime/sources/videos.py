@@ -41,7 +41,7 @@ def open_path(source: str) -> Source:
         raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
     capture = open_video(path)
     if not capture.isOpened():
-        raise SourceError(f"cannot decode {name}: not a video, or of a format this OpenCV cannot read")
+        raise SourceError(f"cannot decode {name}: no video, of a format this OpenCV cannot read, or never finished")
     return Video(capture, name, path)
 
 
@@ -116,6 +116,9 @@ class Video(Source):
             if time > latest:
                 self.pts = latest = time
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
+        if not given:
+            codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin1")
+            raise SourceError(f"{self.name} has no frame that this OpenCV can decode ({codec}): convert it to H.264")
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
             if self._path is None:
@@ -137,8 +140,8 @@ def _turn(capture: cv2.VideoCapture) -> Optional[int]:
 
 def _is_damaged(path: Path, missing: int) -> bool:
     """Whether a file is cut off or damaged. Else the number announced is an estimate, or counts hidden frames."""
-    if not path.is_file():  # gone, or a FIFO, which would wait for another writer
-        return False
+    if not path.is_file():  # a FIFO would wait for another writer
+        return not path.exists()
     size = path.stat().st_size
     with open(path, "rb") as file:
         head, end = file.read(8), 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import onnxruntime as ort
 import pytest
 
 from asymtrack_edge.benchmarks.speed import command as bench
-from asymtrack_edge.errors import BackendError, ExportError, MissingDependencyError, ServerError, UsageError
+from asymtrack_edge.errors import BackendError, ExportError, ServerError, UsageError
 from asymtrack_edge.manifest import FileEntry, load_manifest
 from asymtrack_edge.runtime.backends import triton as backend_module
 from asymtrack_edge.runtime.backends.loading import model_folder
@@ -221,9 +220,3 @@ def test_what_cannot_be_an_address_or_an_argument_is_said() -> None:
         Tracker.load("T", backend="triton://127.0.0.1", device="cpu")
     with pytest.raises(ServerError, match=r"Triton at 127\.0\.0\.1:9 cannot be used"):
         Tracker.load("T", backend="triton://127.0.0.1:9")
-
-
-def test_without_the_client_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tritonclient.grpc", None)
-    with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[triton\]"):
-        Tracker.load("T", backend="triton://127.0.0.1:8001")

@@ -93,9 +93,11 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     assert evaluate(*arguments, "--jobs", 2).code == 0
     results = output / "folder" / LABEL
     (results / "b.txt").write_text("1,2,3,4\n")  # not whole
-    (results / "a.txt").write_text(rows(drift(6, x=3)))
-    assert "2 sequences already have results" in evaluate(*arguments).out
-    assert (results / "a.txt").read_text() == rows(drift(6, x=3))
+    (results / "a.txt").write_text(rows(drift(6, x=3)))  # of another folder: it begins elsewhere
+    assert "1 sequences already have results" in evaluate(*arguments).out
+    (results / "a.txt").write_text(rows(drift(6, x=12, step=2)))
+    assert "3 sequences already have results" in evaluate(*arguments).out
+    assert (results / "a.txt").read_text() == rows(drift(6, x=12, step=2))
     assert len(np.loadtxt(results / "b.txt", delimiter=",")) == 5
     ran = evaluate(*arguments, "--threads", "2")
     assert ran.code == 2 and "threads was None, is 2" in ran.err
@@ -106,6 +108,9 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     assert evaluate(*arguments, "--fresh").code == 0
     assert json.loads((results / "tracker.json").read_text())["tracker"] == STILL[1]
     np.testing.assert_array_equal(np.loadtxt(results / "a.txt", delimiter=","), drift(6, x=12))
+    save(output / "folder" / "asymtrack-t" / "a.txt", drift(6, x=12))
+    assert evaluate("folder", folder_set, "--device", "cuda:99", "--fresh").code == 2
+    assert [path.name for path in (output / "folder" / "asymtrack-t").iterdir()] == ["a.txt"]
 
 
 @pytest.mark.parametrize(

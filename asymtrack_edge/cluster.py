@@ -15,9 +15,6 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple, Uni
 
 from asymtrack_edge.errors import AsymTrackError, require
 
-#: How often a task is run again when its worker or node dies.
-_RETRIES = 3
-
 
 def join_cluster(address: str, processors: int) -> Any:
     """Joins a cluster; returns the module ``ray``.
@@ -66,7 +63,7 @@ def spread(
     """
     shipped = sorted(Path(model).iterdir()) if model and Path(model).is_dir() else []
     carried = ray.put((build, {path.name: path.read_bytes() for path in shipped if path.is_file()}))
-    task = ray.remote(num_cpus=processors, num_gpus=int(gpu), max_retries=_RETRIES)(_task)
+    task = ray.remote(num_cpus=processors, num_gpus=int(gpu), max_retries=3)(_task)
     # In a list: Ray replaces a bare reference by its value, for each task anew.
     pending = {task.remote(work, [carried], item): i for i, item in enumerate(items)}
     try:

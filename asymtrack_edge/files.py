@@ -116,8 +116,12 @@ class OutputFile:
             try:
                 os.replace(self.place, self.path)
             except OSError:  # a file of the same device is mounted there
-                shutil.copyfile(self.place, self.path)
-                os.unlink(self.place)
+                try:
+                    shutil.copyfile(self.place, self.path)
+                    os.unlink(self.place)
+                except OSError as error:
+                    error.filename = str(self.place)
+                    raise
 
     def discard(self) -> None:
         """Ends without a file; an earlier one stays as it was, unless it was written straight into."""

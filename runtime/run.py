@@ -195,8 +195,7 @@ class Run:
         try:
             sink.close(keep)
         except (AsymTrackError, OSError) as error:
-            part = getattr(error, "filename", None)
-            where = f"; what was written may be in {printable(part)}" if part else ""
+            where = f"; what was written is in {printable(part)}" if (part := getattr(error, "filename", None)) else ""
             self._fail(f"{sink.name} cannot be completed: {getattr(error, 'strerror', None) or error}{where}")
             return False
         return True

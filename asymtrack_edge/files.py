@@ -277,7 +277,7 @@ def _decode(data: np.ndarray) -> Optional[np.ndarray]:
     with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         other = image is None or image.dtype not in (np.uint8, np.uint16)
-        return cv2.imdecode(data, cv2.IMREAD_ANYDEPTH) if other else image
+        return cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if other else image
     return None
 
 

@@ -191,6 +191,16 @@ def test_failed_output_is_completed_and_the_others_go_on(
     assert (tmp_path / "b.csv").read_text().endswith("\n")
     assert count_frames(tmp_path / "out.mp4") == 40
 
+    def gone(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for module, name, what in ((os, "write", real), (os, "replace", gone), (shutil, "copyfile", gone)):
+        monkeypatch.setattr(module, name, what)
+    assert track(video, "--boxes", tmp_path / "c.csv") == 2
+    summary, said = capsys.readouterr()
+    assert "c.csv cannot be completed: Read-only" in said and f"/.c.{os.getpid()}.part.csv\n" in said
+    assert summary.startswith("40 frames at")
+
 
 @pytest.mark.parametrize(
     ("wrong", "message"),

@@ -97,7 +97,6 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     assert "1 sequences already have results" in evaluate(*arguments).out
     (results / "a.txt").write_text(rows(drift(6, x=12, step=2)))
     assert "3 sequences already have results" in evaluate(*arguments).out
-    assert (results / "a.txt").read_text() == rows(drift(6, x=12, step=2))
     assert len(np.loadtxt(results / "b.txt", delimiter=",")) == 5
     ran = evaluate(*arguments, "--threads", "2")
     assert ran.code == 2 and "threads was None, is 2" in ran.err
@@ -275,7 +274,6 @@ def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluat
 
 
 def test_scores_by_attribute(tmp_path, evaluate):
-    """One of two trackers loses what is occluded: its score is lower there and nowhere else."""
     for name, flags in (("Boy", "1,0,0,0,0,0,0,0,0,0,0"), ("Car", "0,0,0,1,0,0,0,0,0,0,1")):
         write_frames(tmp_path / "otb" / name / "img", 4, "{:04d}.jpg")
         save(tmp_path / "otb" / name / "groundtruth_rect.txt", drift(4))

@@ -24,7 +24,6 @@ def test_figures_of_the_page_are_those_that_are_compared():
         ("AMD EPYC", "NVIDIA GeForce RTX 4090", None, "cuda:0", ("gpu", False)),
         (None, "Xavier", "Jetson-AGX", "cuda:0", ("agx", True)),
         (None, "Xavier", "Jetson-AGX", "cpu", ("agx", False)),
-        (None, "Xavier", "NVIDIA Jetson Xavier NX Developer Kit", "cuda:0", ("agx", False)),
         (None, "Orin", "NVIDIA Jetson AGX Orin Developer Kit", "cuda:0", ("agx", False)),
     ],
 )

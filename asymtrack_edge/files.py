@@ -256,14 +256,15 @@ def decode_image(data: np.ndarray, first: Optional[AnyPath] = None) -> Optional[
     with suppress(OSError):
         span = first and _range_of_file(os.fspath(first), os.stat(first).st_mtime_ns)
     low, high = span or _range_of(image)
+    image = np.nan_to_num(image.astype(np.float32), nan=low)
     image = ((np.clip(image, low, high) - low) * (255 / max(1e-6, high - low))).astype(np.uint8)
     return image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
 
 
 @lru_cache(maxsize=16)
 def _range_of_file(path: AnyPath, changed: int) -> Optional[Tuple[float, float]]:
-    image = _decode(np.fromfile(path, np.uint8))
-    return None if image is None or image.dtype == np.uint8 else _range_of(image)
+    first = _decode(np.fromfile(path, np.uint8))
+    return None if first is None or first.dtype == np.uint8 else _range_of(first)
 
 
 def _range_of(image: np.ndarray) -> Tuple[float, float]:

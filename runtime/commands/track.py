@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List, NoReturn, Optional, Sequence, Tuple
 
 import cv2
-import numpy as np
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError, require, without_secrets
@@ -83,7 +82,7 @@ def _main(arguments: argparse.Namespace) -> int:
         signals = stack.enter_context(_completed(run))
         first = run.first_frame()
         if arguments.select:
-            boxes = [cv2.selectROI("Draw the target, then press Enter", np.asarray(first), showCrosshair=False)]
+            boxes = [cv2.selectROI("Draw the target, then press Enter", first, showCrosshair=False)]
             cv2.destroyAllWindows()
         for box in boxes:
             check_box(box, first.shape)  # before any file is made

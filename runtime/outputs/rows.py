@@ -96,8 +96,8 @@ class _UdpSender(Sink):
             if not parts.hostname or not parts.port:
                 raise ValueError
             found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
-            # localhost is ::1 too, where few listen.
-            family, *_, self._address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
+            family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # localhost may be ::1, too
+            self._address: Any = address
             self._socket = socket.socket(family, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)

@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"^-\.?\d")
 
     def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2 and one line, a short one where a shell has turned ``*.jpg`` into thousands of names."""
+        """Ends with exit code 2 and one line, cut where a shell has turned ``*.jpg`` into thousands of names."""
         self.exit(2, f"error: {without_secrets(' '.join(message.split()))[:300]} (see {self.prog} --help)\n")
 
 

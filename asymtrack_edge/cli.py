@@ -166,7 +166,7 @@ def box_argument(text: str) -> Sequence[float]:
     try:
         x, y, w, h = map(float, text.split(","))
     except ValueError:
-        raise UsageError(f"--box takes x,y,w,h in pixels, for example 120,80,40,60, not {text!r}") from None
+        raise UsageError(f"a box is x,y,w,h in pixels, for example 120,80,40,60, not {text!r}") from None
     return [x, y, w, h]
 
 

@@ -198,6 +198,8 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         manifest: Manifest = _as(Manifest, content)
         for name in ("template.onnx", "search.onnx"):
             manifest.files[name]
+        if manifest.precision not in ("fp32", "fp16", "int8") or not manifest.state:
+            raise ValueError("an unknown precision, or no template state")
     except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:

@@ -64,6 +64,8 @@ def _main(arguments: argparse.Namespace) -> int:
     clip = clip_argument(arguments.clip, arguments.box)
     if arguments.triton and arguments.batch == 1:
         raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
+    if arguments.triton and arguments.triton.exists() and not arguments.triton.is_dir():
+        raise UsageError(f"--triton takes a folder, and {arguments.triton} is a file")
     # torch takes seconds to import: not before the arguments are known to be right.
     pipeline = require("asymtrack_edge.export.pipeline", "export", "an export")
     options = pipeline.ExportOptions(

@@ -186,7 +186,7 @@ class Run:
         if whole:
             until = self.count - 1
             held = f"it holds what was written until frame {until}" if until else "nothing was written"
-            self._fail(f"{sink.name}: {error.strerror or error}; {held}")
+            self.fail(f"{sink.name}: {error.strerror or error}; {held}")
         if alone:
             raise SourceError("no output is left: the run ends")
 
@@ -196,11 +196,12 @@ class Run:
             sink.close(keep)
         except (AsymTrackError, OSError) as error:
             where = f"; what was written is in {printable(part)}" if (part := getattr(error, "filename", None)) else ""
-            self._fail(f"{sink.name} cannot be completed: {getattr(error, 'strerror', None) or error}{where}")
+            self.fail(f"{sink.name} cannot be completed: {getattr(error, 'strerror', None) or error}{where}")
             return False
         return True
 
-    def _fail(self, line: str) -> None:
+    def fail(self, line: str) -> None:
+        """Reports what went wrong, and keeps it."""
         self.failures.append(line)
         self._report(line)
 

@@ -24,7 +24,7 @@ def test_negative_numbers_are_values() -> None:
     cli.add_clip(parser)
     assert cli.box_argument(parser.parse_args(["--box", "-5,-2.5,40,60"]).box) == [-5, -2.5, 40, 60]
     for text in ("1,2,3", "a,b,c,d", ""):
-        with pytest.raises(UsageError, match="--box takes x,y,w,h in pixels"):
+        with pytest.raises(UsageError, match="a box is x,y,w,h in pixels"):
             cli.box_argument(text)
 
 

@@ -173,7 +173,8 @@ def _run(args: argparse.Namespace) -> int:
             if data.withheld and not (evaluation.failures or data.left_out):
                 evaluation.submission = str(results.submission())
             evaluations.append(evaluation)
-    evaluations += [_score_found(data, path) for path in args.results]
+    found = ((path.resolve().name, Results.found(path, data.sequences)) for path in args.results)
+    evaluations += [_score(data, name, results, {}) for name, results in found]
     _say(args, f"{data.protocol.definition}\n\n{report.text_report(evaluations, args.per_sequence)}")
     if args.jobs > 1 or args.ray:
         _say(args, "note: speeds were measured with several processes side by side")
@@ -204,10 +205,6 @@ def _track(
             if detail:
                 failures[sequence.name] += f" (traceback: {printable(results.log(sequence.name, detail))})"
     return failures
-
-
-def _score_found(data: _Data, folder: Path) -> Evaluation:
-    return _score(data, folder.resolve().name, Results.found(folder, data.sequences), {})
 
 
 def _score(

@@ -67,8 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     targets = add("targets", "several targets: one call for all against one each", 40.0, "in all")
     cli.add_model(targets, positional=True)
     cli.add_backend(targets)
-    text = "numbers of targets (default: 1,2,4,8)"
-    targets.add_argument("--counts", type=_counts, default=(1, 2, 4, 8), metavar="N,...", help=text)
+    counts: Any = {"type": lambda text: sorted({*map(cli.positive, text.split(","))}), "default": (1, 2, 4, 8)}
+    targets.add_argument("--counts", metavar="N,...", help="numbers of targets (default: 1,2,4,8)", **counts)
 
     profile = add("profile", "time of each layer of the search network, by ONNX Runtime's own profiler")
     cli.add_model(profile, positional=True)
@@ -96,10 +96,6 @@ def _protocols(text: str) -> Sequence[str]:
         if name not in PROTOCOLS:
             raise argparse.ArgumentTypeError(f"there is no {name!r} here: choose among {', '.join(PROTOCOLS)}")
     return names
-
-
-def _counts(text: str) -> Sequence[int]:
-    return sorted({cli.positive(part) for part in text.split(",")})
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -162,6 +162,8 @@ def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
     """P1, P2, P5 and P6 of all combinations."""
     seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
+    if (a.peer and "P5" not in wanted) or (a.clip and not wanted & {"P5", "P6"}):
+        raise UsageError("peers are timed by P5, and a clip is for P5 and P6: add P5 to --protocol")
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
     clip = cases.make_clip(bench.folder, a.clip, a.box) if wanted & {"P5", "P6"} else None

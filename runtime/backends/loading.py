@@ -75,8 +75,8 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:8001")
     if device != "cpu":
         device_index(device)
-    if threads is not None and not 1 <= threads <= 1024:  # the libraries would start as many, for minutes
-        raise UsageError(f"threads must be 1 to 1024, not {threads}")
+    if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more start, but take minutes
+        raise UsageError(f"threads must be 1 to 1024, not {threads!r}")
     if remote and (device != "auto" or threads is not None):
         raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
     if device.startswith("cuda") and backend in _ON_CPU:

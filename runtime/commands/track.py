@@ -94,8 +94,7 @@ def _main(arguments: argparse.Namespace) -> int:
             try:
                 run.follow()
             except SourceError as error:  # the outputs and the summary are completed all the same
-                run.failures.append(str(error))
-                cli.say(f"error: {error}")
+                run.fail(f"error: {error}")
                 run.end()
             if arguments.web is not None and not run.ended:
                 cli.say("the source has ended; the page stays until Ctrl-C or its End button")

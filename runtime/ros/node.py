@@ -132,6 +132,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         import sensor_msgs.msg
         import std_msgs.msg
         import vision_msgs.msg
+        from rclpy.exceptions import ParameterException
         from rclpy.executors import ExternalShutdownException
         from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
     except ImportError as error:
@@ -145,7 +146,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         node = rclpy.create_node("asymtrack")
         TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it
         rclpy.spin(node)
-    except AsymTrackError as problem:
+    except (AsymTrackError, ParameterException) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -75,7 +75,7 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
         ({"backend": "magic"}, "unknown backend 'magic'"),
         ({"device": "gpu"}, "'gpu' is no GPU: choose auto, cuda or cuda:N"),
         ({"device": 0}, "0 is no GPU"),
-        ({"threads": 0}, "threads must be 1 to 1024"),
+        ({"threads": "2"}, "threads must be 1 to 1024, not '2'"),
         ({"threads": 100_000}, "threads must be 1 to 1024"),
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
         ({"backend": "tensorrt", "device": "cpu"}, "runs on a GPU, not on the CPU"),

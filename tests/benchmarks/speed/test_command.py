@@ -35,7 +35,7 @@ def exported(tmp_path_factory):
 
 MISTAKES = [
     (["speed", "T", "--protocol", "P9"], "there is no 'P9'"),
-    (["speed", "T", "--threads", "2,0"], "no number of threads"),
+    (["speed", "T", "--protocol", "P1", "--peer", "opencv:MIL"], "add P5"),
     (["speed", "T", "--seconds", "-1"], "no number above 0"),
     (["speed", "T", "--clip", "x.mp4"], "go together"),
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),

@@ -49,7 +49,7 @@ _OTHERS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights, not yet held against a variant.
+    """A file of weights, not yet compared with a variant.
 
     Attributes:
         path: the file.

@@ -14,7 +14,7 @@ import asymtrack_edge
 COMMANDS: Dict[str, Tuple[str, str]] = {
     "export": ("asymtrack_edge.export.command", "write a checkpoint as verified ONNX models and engines"),
     "build": ("asymtrack_edge.runtime.commands.build", "build TensorRT engines on the device that runs them"),
-    "check": ("asymtrack_edge.runtime.commands.check", "hold a backend of this device against the verified model"),
+    "check": ("asymtrack_edge.runtime.commands.check", "compare a backend of this device with the verified model"),
     "track": ("asymtrack_edge.runtime.commands.track", "follow objects in videos, cameras and streams"),
     "bench": ("asymtrack_edge.benchmarks.speed.command", "measure speed, energy and memory"),
     "eval": ("asymtrack_edge.benchmarks.accuracy.command", "measure accuracy on data sets"),

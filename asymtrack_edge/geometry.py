@@ -57,10 +57,12 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
     if not isinstance(frame, np.ndarray):
         kind = "nothing (the image could not be read?)" if frame is None else type(frame).__name__
         on_gpu = ": on the GPU, and this backend computes on the CPU" * hasattr(frame, "__cuda_array_interface__")
-        raise FrameError(f"a frame is a numpy array, got {kind}{on_gpu}")
+        raise FrameError(f"a frame is a numpy array (height, width, 3) of BGR bytes, got {kind}{on_gpu}")
     if frame.ndim != 3 or frame.shape[2] != 3:
         code = "BGRA2BGR" if frame.shape[-1:] == (4,) else "GRAY2BGR"
-        raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}: see cv2.cvtColor with COLOR_{code}")
+        colour = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 4))
+        advice = f"see cv2.cvtColor with COLOR_{code}" if colour else "transpose it, one frame at a time"
+        raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}: {advice}")
     if frame.dtype != np.uint8:
         raise FrameError(f"a frame is uint8 with values 0..255, got {frame.dtype}: scale and convert it")
     if min(frame.shape[:2]) < 2:
@@ -72,7 +74,7 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
     """Returns ``box`` as a ``Box`` if it can be a target in a frame of ``frame_shape`` (H, W, ...).
 
     Raises:
-        BoxError: not four finite numbers, no positive size, or no overlap with the frame.
+        BoxError: not four finite numbers, smaller than a pixel, or no overlap with the frame.
     """
     try:
         x, y, w, h = (float(v) for v in box)
@@ -81,8 +83,8 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
     what, (height, width) = f"the box {x:g},{y:g},{w:g},{h:g}", frame_shape[:2]
     if not all(math.isfinite(v) for v in (x, y, w, h)):
         raise BoxError(f"{what} is not finite")
-    if w <= 0 or h <= 0:
-        raise BoxError(f"{what} has no area: width and height must be positive")
+    if w < 1 or h < 1:
+        raise BoxError(f"{what} has no area: width and height are pixels, 1 or more")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise BoxError(f"{what} lies outside the frame of {width}x{height} pixels")
     if max(w, h) > 100 * max(width, height):

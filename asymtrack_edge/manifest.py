@@ -46,8 +46,8 @@ _HOW_TO = {
     "output": (
         "prediction (batch, 5): cx, cy, w, h of the target in units of the crop's side, and a score in 0..1 "
         "(how sharply both corners are located; low when the target is gone). In the frame: "
-        "centre = last centre - side / 2 + (cx, cy) * side; size = (w, h) * side; then clip so that 10 pixels "
-        "stay inside the frame."
+        "centre = last centre - side / 2 + (cx, cy) * side; size = (w, h) * side; then left = min(max(0, "
+        "left), width - 10), right = min(max(10, right), width), w = max(10, right - left), and y likewise."
     ),
 }
 

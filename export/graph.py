@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from asymtrack_edge.errors import ExportError, require
 from asymtrack_edge.manifest import BATCH_AXIS
 
-#: Old runtimes (onnxruntime 1.14 to 1.16, TensorRT 8.5's parser) read this IR version.
+#: TensorRT 8.5's parser reads this IR version.
 IR_VERSION = 8
 #: Smaller tensors are not stored in half: they hold constants and biases, and little room.
 _WORTH_HALF = 1024

@@ -56,7 +56,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=costly_convolutions(onnx.load(str(path))),
-            op_types_to_quantize=["Conv"],
+            op_types_to_quantize=["Conv", "Softmax"],  # the ranges of Softmax are needed by ONNX Runtime 1.23
         )
     finally:
         logging.disable(logging.NOTSET)

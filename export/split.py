@@ -106,7 +106,7 @@ def localisation_score(probability: Tensor) -> Tensor:
     """
     windows = F.avg_pool2d(probability, 2, 1)
     # Pooling and a split, because a reduction on a GPU waits for memory to be cleared.
-    top_left, bottom_right = F.max_pool2d(windows, windows.shape[-1]).flatten(1).split(1, 1)
+    top_left, bottom_right = F.max_pool2d(windows, int(windows.shape[-1])).flatten(1).split(1, 1)
     return (top_left * bottom_right).sqrt() * 4
 
 

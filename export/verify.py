@@ -1,4 +1,4 @@
-"""An export held against the trained model: tensor by tensor, and track by track."""
+"""An export compared with the trained model: tensor by tensor, and track by track."""
 
 from __future__ import annotations
 

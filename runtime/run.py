@@ -47,7 +47,7 @@ class Run:
         self._report = report
         self._began = perf_counter()
         self._read_seconds = 0.0
-        #: Frames that could not be used or that a server did not answer; decisions of state LOST.
+        #: Frames that could not be used or that a server did not answer; frames with a lost target.
         self._unreadable = self._lost = 0
         self._step = self._away = False
         #: Shortest and longest time between frames on the source's own clock.
@@ -165,7 +165,7 @@ class Run:
         since = frame.received if self.reader.source.live else began
         self.latest = result = Result(frame, tracks, monotonic() - since)
         self.count += 1
-        self._lost += sum(track.state is State.LOST for track in tracks.values())
+        self._lost += any(track.state is State.LOST for track in tracks.values())
         for sink in list(self.sinks):
             try:
                 sink.write(result)

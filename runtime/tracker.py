@@ -31,7 +31,7 @@ MOST_WINDOWS = 64  #: a frame that would need more of them gets larger ones
 SIZE_CHANGE = 4.0  #: a candidate's area is at most this many times the lost target's, or its inverse
 
 
-class State(enum.Enum):
+class State(str, enum.Enum):
     """Whether the tracker believes that its box shows the target."""
 
     TRACKING = "tracking"

@@ -98,7 +98,7 @@ def test_impossible_boxes_are_named() -> None:
     for word, boxes in {
         "four numbers": [(1, 2, 3), "abc"],
         "not finite": [(1, 2, float("nan"), 4), (1, 2, float("inf"), 4)],
-        "no area": [(1, 2, 0, 4), (1, 2, -5, 4)],
+        "no area": [(1, 2, 0, 4), (1, 2, -5, 4), (0.3, 0.1, 0.3, 0.5)],
         "outside the frame": [(200, 2, 5, 4), (-50, 2, 5, 4)],
         "far larger": [(0, 0, 1e9, 1e9)],
     }.items():
@@ -114,6 +114,7 @@ def test_unusable_frames_are_named() -> None:
         ("too small", np.zeros((1, 1, 3), np.uint8)),
         ("COLOR_GRAY2BGR", np.zeros((40, 40), np.uint8)),
         ("COLOR_BGRA2BGR", np.zeros((40, 40, 4), np.uint8)),
+        ("transpose it", np.zeros((3, 40, 40), np.uint8)),
         ("uint8", np.zeros((40, 40, 3), np.float32)),
         ("numpy array", [[1]]),
     ):

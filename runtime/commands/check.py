@@ -1,7 +1,7 @@
 """``asymtrack-check``: does this device compute what the verified model says?
 
 ``asymtrack-export`` verifies its ONNX models against the trained model, as ONNX Runtime computes them on
-a CPU in fp32. Here another backend, with its own kernels, engines and precision, is held against that on
+a CPU in fp32. Here another backend, with its own kernels, engines and precision, is compared with that on
 the device that will run it. Exit code 0: it agrees; 1: it does not; 2: it could not be tried.
 """
 

@@ -63,7 +63,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     cli.add_json(group)
     add = parser.add_argument_group("web view").add_argument
     add("--web", type=int, metavar="PORT", help="serve a page to watch, and to draw targets on")
-    add("--host", default="127.0.0.1", help="address to serve it on (default: this machine only)")
+    add("--host", help="address to serve it on (default: this machine only)")
     add = parser.add_argument_group("run").add_argument
     add("--max-frames", type=int, metavar="N", help="stop after this many frames")
     silence = "give up a camera or stream that is silent for this many seconds; 0: never (default: 30)"
@@ -118,6 +118,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
         "--boxes - and --send - are both stdout": str(arguments.boxes) == "-" and "-" in arguments.send,
         "--pts is a column of --boxes FILE": arguments.pts and not arguments.boxes,
+        "--host is the address of --web PORT": arguments.host is not None and web is None,
     }
     for problem, holds in wrong.items():
         if holds:
@@ -189,7 +190,7 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
         yield Window()
     if arguments.web is not None:
         module = require("asymtrack_edge.runtime.web.view", "web", "the web view")
-        view = module.WebView(run, arguments.web, arguments.host)
+        view = module.WebView(run, arguments.web, arguments.host or "127.0.0.1")
         cli.say(f"watch and draw at {view.url}")
         yield view
     if arguments.output:  # last: what is no plain file is written into from here on

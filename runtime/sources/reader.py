@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        """Yields the frames."""
+        """Yields the frames, once."""
 
     def close(self) -> None:  # noqa: B027
         """Releases the file or device."""

@@ -156,6 +156,7 @@ BOX = ["--box", "5,5,9,9"]
         ([*BOX, "--web", "99999"], "--web takes a port"),
         ([*BOX, "--patience", "-1"], "--patience"),
         ([*BOX, "--pts"], "--pts is a column of --boxes"),
+        ([*BOX, "--host", "0.0.0.0"], "--host is the address of --web PORT"),
         ([*BOX, "--show"], "--show needs a display"),
         (["--select"], "--select needs a display"),
     ],

@@ -191,7 +191,7 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
             assert iou(target["box"], TRUTH[header["frame"]][k]) > 0.7
         assert answer_to(socket, action="remove", target=0)["done"] == "remove"
         assert "no target 0" in answer_to(socket, action="remove", target=0)["error"]
-        for box, problem in (([1, 1, 0, 5], "positive"), ([9000, 1, 9, 5], "outside")):
+        for box, problem in (([1, 1, 0, 5], "no area"), ([9000, 1, 9, 5], "outside")):
             number = next_header(socket)["frame"]
             assert problem in answer_to(socket, action="mark", frame=number, box=box)["error"]
     status, body, headers = running.get("/boxes.csv")

@@ -240,7 +240,7 @@ def build_engine(
     if serialized is None and pinned:
         report(
             f"{model.name}: {tensorrt.name} cannot keep every fp32 layer in fp32 ({logger.last_words(1)}); "
-            "built as near to it as it can: hold it against the model with asymtrack-check"
+            "built as near to it as it can: compare it with the model by asymtrack-check"
         )
         config.clear_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)

@@ -13,11 +13,10 @@ from typing import Sequence as Items
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.accuracy import metrics, probes, report
-from asymtrack_edge.benchmarks.accuracy.executors import Executor, local_executor, ray_executor
+from asymtrack_edge.benchmarks.accuracy.executors import Executor, join_cluster, local_executor, ray_executor
 from asymtrack_edge.benchmarks.accuracy.report import Evaluation
 from asymtrack_edge.benchmarks.accuracy.results import Results, speed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
-from asymtrack_edge.cluster import join_cluster
 from asymtrack_edge.datasets import DATASETS, Dataset, Sequence
 from asymtrack_edge.datasets.readers import Kind
 from asymtrack_edge.errors import DatasetError, UsageError

@@ -7,21 +7,24 @@ files are the same wherever the tracker ran.
 
 from __future__ import annotations
 
+import socket
 import sys
+import tempfile
 import traceback
 from dataclasses import replace
+from functools import lru_cache
 from multiprocessing.connection import wait
+from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from typing import Sequence as Items
 
 import numpy as np
 
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.benchmarks.worker import Worker
-from asymtrack_edge.cluster import needs_gpu, spread
 from asymtrack_edge.datasets import Sequence
-from asymtrack_edge.errors import AsymTrackError, BackendError
+from asymtrack_edge.errors import AsymTrackError, BackendError, require
 from asymtrack_edge.files import printable
 from asymtrack_edge.runtime.backends.threads import processors
 from asymtrack_edge.variants import VARIANTS
@@ -117,19 +120,71 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
             worker.close()
 
 
+def join_cluster(address: str, processors: int) -> Any:
+    """Joins a Ray cluster; returns the module ``ray``.
+
+    Args:
+        address: of the cluster; ``"auto"`` finds the one that runs, ``"local"`` starts one on this machine.
+        processors: of one that is started here.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        AsymTrackError: there is no such cluster.
+    """
+    ray = require("ray", "ray", "--ray")
+    try:
+        if ":" in address:  # Ray itself tries for minutes where nobody answers
+            host, _, port = address.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), 10).close()
+        # Workers find what this process finds, modules in the working directory among it.
+        environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
+        options = {"num_cpus": processors} if address == "local" else {}
+        quiet = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "error"}
+        ray.init(address, runtime_env=environment, **options, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise AsymTrackError(f"cannot join a Ray cluster at {address}: {error}") from None
+    return ray
+
+
 def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-    """A Ray cluster: one task a sequence (see ``cluster``). Progress is told when a sequence is done."""
-    longest_first = sorted(sequences, key=len, reverse=True)
-    gpu = needs_gpu(spec.backend, spec.device)
-    model = spec.name if spec.kind == "model" and spec.name.upper() not in VARIANTS else ""
+    """Tasks of a Ray cluster, one a sequence; progress is told when it is done. One whose worker dies is run again.
+
+    The files of a model travel through the object store, once. Those of the sequences do not: every node must see
+    them under the same path.
+    """
     ours = _limited(spec, 1)
+    on_gpu = "cuda" in ours.device or ours.backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+    shipped = spec.kind == "model" and spec.name.upper() not in VARIANTS
+    files = [path for path in Path(spec.name).iterdir() if path.is_file()] if shipped else []
+    carried = ray.put((ours, {path.name: path.read_bytes() for path in files}))
+    task = ray.remote(num_cpus=ours.threads or 1, num_gpus=int(on_gpu), max_retries=3)(_task)
+    # In a list: Ray replaces a bare reference by its value, for each task anew.
+    pending = {task.remote([carried], s): s for s in sorted(sequences, key=len, reverse=True)}
+    try:
+        while pending:
+            (done,), _ = ray.wait(list(pending))
+            sequence = pending.pop(done)
+            advanced(len(sequence))
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield Outcome(sequence, error=f"Ray gave up: {str(error).strip().splitlines()[-1]}")
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
 
-    def build(path: Optional[str]) -> Any:
-        return (replace(ours, name=path) if path else ours).build()
 
-    def work(tracker: Any, sequence: Sequence) -> Outcome:
-        return track(tracker, sequence, lambda frames: None)
+def _task(carried: List[Any], sequence: Sequence) -> Outcome:
+    return track(_built(carried[0])[0], sequence, lambda frames: None)
 
-    for i, outcome in spread(ray, build, work, model, longest_first, ours.threads or 1, gpu):
-        advanced(len(longest_first[i]))
-        yield Outcome(longest_first[i], error=str(outcome)) if isinstance(outcome, AsymTrackError) else outcome
+
+@lru_cache(maxsize=2)
+def _built(carried: Any) -> Tuple[Any, tempfile.TemporaryDirectory]:
+    """This worker's tracker, and the folder with its model's files; both stay as long as the cache holds them."""
+    import ray
+
+    spec, content = ray.get(carried)
+    folder = tempfile.TemporaryDirectory()
+    for name, data in content.items():
+        Path(folder.name, name).write_bytes(data)
+    return (replace(spec, name=folder.name) if content else spec).build(), folder

@@ -71,6 +71,12 @@ class TensorSpec:
             raise ValueError(f"tensor {self}")
 
 
+def image_spec(input_format: str, side: int) -> TensorSpec:
+    """What a network of ``input_format`` takes: a crop of ``side`` x ``side`` pixels."""
+    as_bytes = input_format == UINT8_BGR
+    return TensorSpec("image", *(("uint8", (side, side, 3)) if as_bytes else ("float32", (3, side, side))))
+
+
 @dataclass(frozen=True)
 class FileEntry:
     """Size and hash (hexadecimal) of a file of the directory."""
@@ -123,6 +129,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if self.input_format not in (UINT8_BGR, FLOAT_RGB) or not 1 <= self.max_batch <= 1024:
             raise ValueError(f"{self.input_format}, {self.max_batch}")
+        for image in (self.template, self.search):
+            if image != image_spec(self.input_format, image.shape[1]):
+                raise ValueError(f"{self.input_format} as {image}")
         if not all(0 < factor < 100 for factor in (self.template_factor, self.search_factor)):
             raise ValueError(f"factors {self.template_factor}, {self.search_factor}")
         if not len(self.mean) == len(self.std) == 3 or not min(self.std) > 0:
@@ -200,7 +209,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
             manifest.files[name]
         if manifest.precision not in ("fp32", "fp16", "int8") or not manifest.state:
             raise ValueError("an unknown precision, or no template state")
-    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
         for name, entry in manifest.files.items():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, TensorSpec
+from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, TensorSpec, image_spec
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
@@ -120,10 +120,6 @@ def describe(
 ) -> Manifest:
     """Describes the tensors of an export; files, provenance and verification are left empty."""
 
-    def image(size: int) -> TensorSpec:
-        as_bytes = input_format == UINT8_BGR
-        return TensorSpec("image", *(("uint8", (size, size, 3)) if as_bytes else ("float32", (3, size, size))))
-
     def state(name: str, shape: Tuple[int, ...]) -> TensorSpec:
         # The kernels of ETM are computed and used in fp32.
         half = precision == "fp16" and not name.startswith("etm")
@@ -136,8 +132,8 @@ def describe(
         opset=opset,
         max_batch=max_batch,
         input_format=input_format,
-        template=image(variant.template_size),
-        search=image(variant.search_size),
+        template=image_spec(input_format, variant.template_size),
+        search=image_spec(input_format, variant.search_size),
         state=tuple(state(name, shape) for name, shape in variant.state_shapes.items()),
         output=TensorSpec("prediction", "float32", (5,)),
         template_factor=variant.template_factor,

@@ -80,7 +80,6 @@ class DeviceBackend(Backend):
     """
 
     def __init__(self, manifest: Manifest, description: str, device: int = 0) -> None:
-        kernel.check_images(manifest)
         super().__init__(manifest, description)
         self.cuda = open_cuda(device)
         self.integrated = self.cuda.gpu.integrated

@@ -109,6 +109,8 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
         ({"max_batch": 10**9}, "damaged"),
         ({"search_factor": float("nan")}, "damaged"),
         ({"std": [1, 1, 0]}, "damaged"),
+        ({"search": {**content["search"], "dtype": "float16"}}, "damaged"),
+        ({"template": {**content["template"], "shape": [128, 128, 4]}}, "damaged"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "damaged"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**content, **change}))

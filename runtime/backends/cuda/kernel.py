@@ -56,20 +56,6 @@ def picture(manifest: Manifest) -> Tuple[Any, ...]:
     return (int(manifest.input_format == UINT8_BGR), *(float(v) for v in (*(1 / std), *offset)))
 
 
-def check_images(manifest: Manifest) -> None:
-    """``BackendError`` unless the kernel writes what the networks read: buffers are sized by the manifest."""
-    for spec in (manifest.template, manifest.search):
-        if manifest.input_format == UINT8_BGR:
-            wanted: Tuple[str, Tuple[int, ...]] = ("uint8", (spec.shape[0], spec.shape[0], 3))
-        else:
-            wanted = ("float32", (3, spec.shape[-1], spec.shape[-1]))
-        if (spec.dtype, spec.shape) != wanted:
-            raise BackendError(
-                f"the crop kernel writes {wanted[0]} {wanted[1]}, the model takes {spec.name} as {spec.dtype} "
-                f"{spec.shape}: export it again"
-            )
-
-
 def write_windows(
     out: np.ndarray, windows: Sequence[CropWindow], pixels: int, pitch: int, shape: Sequence[int], rgb: bool = False
 ) -> None:
@@ -150,8 +136,7 @@ def _nvrtc() -> Iterator[Any]:
     for toolkit in (os.environ.get("CUDA_HOME", ""), *_TOOLKITS):
         names += sorted(glob.glob(f"{toolkit}/lib64/libnvrtc.so*")) if toolkit else []
     for folder in sys.path:
-        # The wheels nvidia-cuda-nvrtc*.
-        names += sorted(glob.glob(f"{folder}/nvidia/cuda_nvrtc/lib/libnvrtc.so*"))
+        # The wheels nvidia-cuda-nvrtc*, in cuda_nvrtc or cu13.
         names += sorted(glob.glob(f"{folder}/nvidia/cu*/lib/libnvrtc.so*"))
     for name in names:
         with suppress(OSError):

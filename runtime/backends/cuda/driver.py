@@ -67,9 +67,6 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
 }
 
-#: Calls without which everything works but graphs (drivers before CUDA 11.4).
-_GRAPH_CALLS = ("cuStreamBeginCapture_v2", "cuStreamEndCapture", "cuGraphInstantiateWithFlags")
-
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
 _NO_GPU = "the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?"
 _ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are faults of a driver that has one
@@ -122,12 +119,9 @@ class Driver:
         for name, types in _CALLS.items():
             function = getattr(library, name, None)
             if function is None:
-                if name in _GRAPH_CALLS:
-                    continue
                 raise BackendError(f"the CUDA driver is too old, it has no {name}: update it to CUDA 11.4")
             # A prototype of our own: the library object's would be shared with other users of ctypes.
             self._functions[name] = ctypes.CFUNCTYPE(c_int, *types)((name, library))
-        self.has_graphs = all(name in self._functions for name in _GRAPH_CALLS)
 
     def call(self, name: str, *arguments: Any) -> None:
         """Calls a function; ``BackendError`` if it fails."""
@@ -341,9 +335,6 @@ class CudaDevice:
     def capture(self, work: Callable[[], None]) -> Optional[Graph]:
         """Records what ``work`` queues as a CUDA graph, without running it; None, and why in the log, if it cannot."""
         driver = self.driver
-        if not driver.has_graphs:
-            logger.warning("no CUDA graphs: the driver is older than CUDA 11.4")
-            return None
         with CAPTURE_LOCK:
             # What a collection of garbage drops may free device memory, which ends a capture.
             collects = gc.isenabled()

@@ -36,6 +36,7 @@ class Network(ABC):
     """A network that runs on the GPU, on the stream it was opened with."""
 
     capturable = True  # whether what it queues can be captured as part of a CUDA graph
+    graph = True  # whether all that was queued so far runs as one
 
     @abstractmethod
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
@@ -102,7 +103,7 @@ class DeviceBackend(Backend):
     @property
     def graphs(self) -> bool:
         """Whether every step so far runs as a CUDA graph."""
-        return all(group.captured for group in self._open.groups)
+        return self._open.networks["search"].graph
 
     def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
@@ -233,7 +234,6 @@ class _Group:
     Attributes:
         state: device address of each state tensor, targets one behind the other.
         windows: ``kernel.WINDOW`` records ``(size,)``, read by ``run``.
-        captured: whether all steps so far run as graphs.
     """
 
     def __init__(
@@ -247,7 +247,6 @@ class _Group:
     ) -> None:
         self.size = size
         self._network, self._crop = network, crop
-        self.captured = True
         self._manifest = manifest
         self._cuda = cuda
         self._steps: Dict[int, Union[Graph, Callable[[], None]]] = {}
@@ -302,7 +301,7 @@ class _Group:
             queue()
             cuda.synchronise()
             graph = cuda.capture(queue)
-            self.captured = self.captured and graph is not None
+            self._network.graph &= graph is not None
         return graph or queue
 
     def _queue(self, count: int, windows: np.ndarray, run: Callable[[], None], predictions: np.ndarray) -> None:

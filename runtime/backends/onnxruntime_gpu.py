@@ -53,13 +53,6 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
         self._folder, self._provider = folder, provider
         super().__init__(manifest, f"onnxruntime {provider} on {find_gpu(device).name}", device)
 
-    @property
-    def graphs(self) -> bool:
-        """Whether the search network runs as ONNX Runtime's CUDA graph."""
-        network = self._open.networks["search"]
-        assert isinstance(network, OnnxRuntimeNetwork)
-        return network.graph
-
     def _open_network(self, name: str) -> Network:
         return OnnxRuntimeNetwork(self._folder, self.manifest, name, self._provider, self.cuda)
 
@@ -83,7 +76,7 @@ class OnnxRuntimeNetwork(Network):
     capturable = False
 
     def __init__(self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice) -> None:
-        # Whether it runs as a CUDA graph. The template network, which runs once per target, need not.
+        # The template network, which runs once per target, need not be one.
         self.graph = network == "search"
         self._path = folder / f"{network}.onnx"
         self._provider = provider

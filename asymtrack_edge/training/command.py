@@ -8,12 +8,11 @@ import os
 import sys
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.errors import UsageError, require
 
 EXAMPLES = """
 asymtrack-train --preset small --data images/ clips/ --variant T --output runs/t --time-budget 3600
@@ -102,8 +101,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _dispatch(arguments: argparse.Namespace) -> Optional[int]:
     for package in ("matplotlib", "safetensors", "torch"):
-        if find_spec(package) is None:
-            raise MissingDependencyError(package, "train", "training")
+        require(package, "train", "training")
     return arguments.func(arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -29,14 +30,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     scratch = "scratch memory for one layer (default: 512)"
     add("--workspace", type=cli.positive, default=512, metavar="MB", help=scratch)
     level = "0 builds fast, 5 runs fast (TensorRT 8.6 and newer)"
-    add("--optimization-level", type=int, metavar="0..5", help=level)
+    add("--optimization-level", type=partial(cli.number, int, 0, 5, "level from 0 to 5"), metavar="0..5", help=level)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    if arguments.optimization_level is not None and not 0 <= arguments.optimization_level <= 5:
-        raise UsageError(f"--optimization-level lies in 0..5, not {arguments.optimization_level}")
     name = arguments.model.upper()
     if name in VARIANTS and not Path(arguments.model).exists():
         raise UsageError(

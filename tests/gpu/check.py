@@ -28,6 +28,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 import numpy as np
 
+from asymtrack_edge.benchmarks.speed.machine import facts
 from asymtrack_edge.benchmarks.speed.race import timed
 from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.checkpoints import load_model
@@ -41,7 +42,7 @@ from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.commands import check as check_command
 from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
 from asymtrack_edge.variants import VARIANTS
-from tests.gpu.machine import PRECISIONS, Machine, versions
+from tests.gpu.machine import PRECISIONS, Machine
 
 #: Seconds after which nothing new is begun, and no further tracker opened.
 LONGEST = 220.0
@@ -362,7 +363,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     report = {
         "date": datetime.date.today().isoformat(),
         "gpu": machine.gpu and machine.gpu.__dict__,
-        "versions": versions(),
+        "versions": {"python": facts()["python"], **facts()["versions"]},
         "seconds": round(time.monotonic() - machine.began, 1),
         "checks": results,
         "ratios": ratios(rows),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes.util
 import importlib.util
-import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -135,12 +133,3 @@ def _find_export() -> None:
 
 def _has_library(name: str) -> bool:
     return bool(ctypes.util.find_library(name) or importlib.util.find_spec("tensorrt_libs"))
-
-
-def versions() -> Dict[str, str]:
-    """Those of Python and of the packages that take part."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("numpy", "cv2", "onnxruntime", "torch", "tensorrt", "tensorrt_rtx_bindings", "pycuda"):
-        with contextlib.suppress(Exception):
-            found[name] = str(__import__(name).__version__)
-    return found

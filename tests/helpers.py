@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import pytest
@@ -95,6 +95,17 @@ def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) 
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     return message
+
+
+def refusal(main: Callable[[List[str]], Optional[int]], arguments: List[str], capsys: Any) -> str:
+    """The one line with which a command ends that is asked for something wrong."""
+    try:
+        code: Any = main(arguments)
+    except SystemExit as ended:  # argparse's
+        code = ended.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    return line
 
 
 def write_tree(root: Path, files: Mapping[str, Union[str, bytes]]) -> Path:

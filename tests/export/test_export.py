@@ -24,7 +24,7 @@ from asymtrack_edge.runtime.backends.tensorrt import build
 from asymtrack_edge.runtime.sources.clip import default_clip
 from asymtrack_edge.variants import VARIANTS
 from tests.export.test_graph import predict
-from tests.helpers import GOLDEN, filled_model, golden_answers, random_inputs
+from tests.helpers import GOLDEN, filled_model, golden_answers, random_inputs, refusal
 
 T = VARIANTS["T"]
 SHORT = default_clip(8)
@@ -162,6 +162,4 @@ def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
     ],
 )
 def test_command_names_the_mistake(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export_command(arguments) == 2
-    error = capsys.readouterr().err
-    assert word in error and len(error.splitlines()) == 1
+    assert word in refusal(export_command, arguments, capsys)

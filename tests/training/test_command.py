@@ -27,6 +27,7 @@ from asymtrack_edge.training.recipes import PAPER
 from asymtrack_edge.training.run import RunConfig
 from asymtrack_edge.training.state import save_json
 from asymtrack_edge.variants import VARIANTS
+from tests.helpers import refusal
 from tests.test_docs import blocks
 from tests.training.conftest import moving, picture
 
@@ -144,12 +145,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
     arguments: List[str], says: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    try:
-        code: Any = main(arguments)
-    except SystemExit as ended:
-        code = ended.code
-    error = capsys.readouterr().err
-    assert code == 2 and says in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+    assert says in refusal(main, arguments, capsys)
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])

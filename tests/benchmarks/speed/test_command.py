@@ -19,7 +19,7 @@ from asymtrack_edge.errors import BackendError
 from asymtrack_edge.files import write_image
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
-from tests.helpers import SMALL, filled_model
+from tests.helpers import SMALL, filled_model, refusal
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES)
 def test_mistakes_end_in_one_line(arguments, words, capsys):
-    try:
-        code = main(arguments)
-    except SystemExit as ended:
-        code = ended.code
-    assert code == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    line = refusal(main, arguments, capsys)
+    assert line.startswith("error: ") and words in line
 
 
 def run(capsys, *arguments):

@@ -319,6 +319,13 @@ def read_lines(path: AnyPath) -> List[str]:
     return [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
 
 
+def system_text(path: Path) -> str:
+    """A small text of the system's, as below /proc and /sys; empty where there is none."""
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    return ""
+
+
 def list_files(folder: AnyPath, suffixes: Tuple[str, ...] = IMAGE_SUFFIXES) -> List[Path]:
     """The files of a folder with one of ``suffixes`` (lower case), ``2.jpg`` before ``10.jpg``.
 

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
+from asymtrack_edge.files import system_text
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
@@ -212,8 +213,5 @@ def _has_bf16(device: torch.device) -> bool:
     """Whether ``device`` computes in bfloat16 by itself; emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
+    words = set(system_text(Path("/proc/cpuinfo")).split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

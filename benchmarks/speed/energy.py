@@ -15,8 +15,9 @@ from statistics import mean
 from time import monotonic, sleep
 from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
-from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts, read
+from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts
 from asymtrack_edge.errors import BackendError
+from asymtrack_edge.files import system_text
 
 #: Gives milliwatts by rail now; rails that have nothing to say yet are left out.
 Sensor = Callable[[], Dict[str, float]]
@@ -64,13 +65,13 @@ def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
     """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None without any."""
     rails: Dict[str, Tuple[Path, Path]] = {}
     for monitor in sorted(root.glob("hwmon*")):
-        for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in read(monitor / "name") else ():
-            rail, number = read(label), label.name[2]
+        for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in system_text(monitor / "name") else ():
+            rail, number = system_text(label), label.name[2]
             if rail and rail != "NC":  # not connected
                 rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")
 
     def milliwatts() -> Dict[str, float]:
-        texts = {rail: (read(volts), read(amperes)) for rail, (volts, amperes) in rails.items()}
+        texts = {rail: (system_text(volts), system_text(amperes)) for rail, (volts, amperes) in rails.items()}
         return {rail: int(v) * int(a) / 1000 for rail, (v, a) in texts.items() if v and a}
 
     return milliwatts if rails else None
@@ -81,14 +82,14 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
 
     A reading is the mean since the last one: without a rail the first time and where its counter wrapped.
     """
-    zones = {f"{read(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
-    files = {rail: file for rail, file in zones.items() if read(file).isdigit()}
+    zones = {f"{system_text(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
+    files = {rail: file for rail, file in zones.items() if system_text(file).isdigit()}
     last: Dict[str, Tuple[float, int]] = {}
 
     def milliwatts() -> Dict[str, float]:
         found = {}
         for rail, file in files.items():
-            now, energy = clock(), int(read(file))
+            now, energy = clock(), int(system_text(file))
             since, before = last.get(rail, (now, energy))
             last[rail] = (now, energy)
             if energy >= before and now > since:

@@ -19,6 +19,7 @@ from typing import Any, Dict, Optional, Tuple
 
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError
+from asymtrack_edge.files import system_text
 from asymtrack_edge.runtime.backends.cuda.driver import find_gpu, load_driver
 from asymtrack_edge.runtime.backends.threads import processors
 
@@ -41,13 +42,6 @@ def output_of(*command: str) -> str:
     return ""
 
 
-def read(path: Path) -> str:
-    """A small text file of the system; empty where there is none."""
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
-    return ""
-
-
 @lru_cache(maxsize=None)
 def facts(gpu: int = 0) -> Dict[str, Any]:
     """What does not change during a run; None for what is not known, or not there.
@@ -57,15 +51,15 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     """
     cpuinfo, nvml = package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
-    pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', read(Path("/etc/os-release")), re.MULTILINE)
-    l4t = read(Path("/etc/nv_tegra_release")).partition(", GCID")[0].lstrip("# ") or None
+    pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', system_text(Path("/etc/os-release")), re.MULTILINE)
+    l4t = system_text(Path("/etc/nv_tegra_release")).partition(", GCID")[0].lstrip("# ") or None
     mode = " ".join(output_of("nvpmodel", "-q").partition("NV Power Mode:")[2].split())
-    governor = read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    governor = system_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
     found: Dict[str, Any] = {
         "cpu": cpu.get("brand_raw") or platform.machine() or None,
         "cores": processors(),
         # Docker hides the device tree.
-        "board": read(Path("/proc/device-tree/model")) or ("Jetson" if l4t else None),
+        "board": system_text(Path("/proc/device-tree/model")) or ("Jetson" if l4t else None),
         "virtual_machine": "hypervisor" in cpu["flags"] if "flags" in cpu else None,
         "gpu": None,
         "compute_capability": None,
@@ -107,7 +101,7 @@ def conditions(gpu: int = 0) -> Dict[str, Any]:
     for path in Path("/sys/class/devfreq").glob("*/cur_freq"):  # Jetson: 17000000.gpu, of JetPack 5 .gv11b or .ga10b
         if re.search("gpu|gv11b|ga10b", path.parent.name):
             with suppress(ValueError):  # not readable
-                gpu_mhz = int(read(path)) / 1e6
+                gpu_mhz = int(system_text(path)) / 1e6
     if nvml:
         with suppress(nvml[0].NVMLError):
             temperatures["GPU"] = float(nvml[0].nvmlDeviceGetTemperature(nvml[1], 0))
@@ -146,7 +140,7 @@ def gpu_milliwatts(gpu: int = 0) -> Dict[str, float]:
 def process_memory(gpu: int = 0) -> Dict[str, float]:
     """Memory of this process in MB (10^6 bytes): at most, and on the GPU, where known."""
     found, nvml = {}, _nvml(gpu)
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", read(Path("/proc/self/status")), re.MULTILINE)
+    peak = re.search(r"^VmHWM:\s+(\d+) kB", system_text(Path("/proc/self/status")), re.MULTILINE)
     if peak:
         found["peak RSS (MB)"] = int(peak.group(1)) * 1024 / 1e6
     if nvml:

@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from asymtrack_edge.files import system_text
+
 
 def processors(root: Path = Path("/")) -> int:
     """Cores that this process may use, by its affinity and by the CPU quota of its container; at least 1.
@@ -15,7 +17,7 @@ def processors(root: Path = Path("/")) -> int:
     ``sys`` are below ``root``.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_read(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
+    cores = {system_text(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
     return max(1, int(min(len(cores), cpu_quota(root))))
 
 
@@ -25,7 +27,7 @@ def cpu_quota(root: Path = Path("/")) -> float:
     Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.
     """
     mounts, quota = root / "sys/fs/cgroup", math.inf
-    for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
+    for line in system_text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
         controllers, path = line.split(":", 2)[1:]
         if controllers and "cpu" not in controllers.split(","):
             continue
@@ -33,19 +35,12 @@ def cpu_quota(root: Path = Path("/")) -> float:
             # Seen from inside a container, the path may be the host's: then only the mount itself is there.
             group = mount / path.lstrip("/")
             for folder in (group, *group.parents):
-                old = f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-                for text in (_read(folder / "cpu.max"), old):
+                old = f"{system_text(folder / 'cpu.cfs_quota_us')} {system_text(folder / 'cpu.cfs_period_us')}"
+                for text in (system_text(folder / "cpu.max"), old):
                     with suppress(ValueError, ZeroDivisionError):  # "max", or no such file
                         allowed, period = map(int, text.split())
                         quota = min(quota, allowed / period) if allowed > 0 else quota
     return quota
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def side_by_side(targets: int, threads: int) -> int:

@@ -24,7 +24,7 @@ def forget():
 
 def test_what_a_jetson_says_of_itself(monkeypatch):
     release = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64"
-    monkeypatch.setattr(machine, "read", lambda path: release if path.name == "nv_tegra_release" else "")
+    monkeypatch.setattr(machine, "system_text", lambda path: release if path.name == "nv_tegra_release" else "")
     monkeypatch.setattr(machine, "output_of", lambda *command: "NV Fan Mode:quiet\nNV Power Mode: MODE_30W\n2\n")
     seen = machine.facts()
     assert (seen["l4t"], seen["power_mode"], seen["board"]) == ("R35 (release), REVISION: 4.1", "MODE_30W 2", "Jetson")

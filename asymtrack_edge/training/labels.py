@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -162,5 +161,5 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
     if len(failed) == len(videos):
         raise DatasetError(failed[0])
     for reason in failed:
-        print(f"error: left out: {reason}", file=sys.stderr)
+        cli.say(f"error: left out: {reason}")
     return sum(len(record["tracks"]) for index in indexes.values() for record in read_records(index)), len(failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -48,7 +47,7 @@ class Log:
         append(self.folder, {"step": step, "pairs": pairs, "pairs_per_s": speed, **self.values})
         text = f"{pairs:,} pairs, {speed:.1f} pairs/s, loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
         if self.bar.disable:
-            print(f"{100 * progress:5.1f} %  {text}", file=sys.stderr, flush=True)
+            cli.say(f"{100 * progress:5.1f} %  {text}")
         else:
             self.bar.n = min(1.0, progress)
             self.bar.set_postfix_str(text)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import save_weights
 from asymtrack_edge.errors import AsymTrackError, CheckpointError
 from asymtrack_edge.network import AsymTrack, Prediction
@@ -203,7 +203,7 @@ class Trainer:
             if state.guard.above == 0:
                 self.save()
             elif self.world.is_main:
-                print(f"the loss is high: {self.folder} holds the last good state", file=sys.stderr)
+                cli.say(f"the loss is high: {self.folder} holds the last good state")
         return state.pairs >= self.total
 
     def _back(self, what: str) -> None:
@@ -218,7 +218,7 @@ class Trainer:
             )
         state.rate = rate
         if self.world.is_main:
-            print(f"{what}: back to step {state.step} with {rate:g} of the rate", file=sys.stderr)
+            cli.say(f"{what}: back to step {state.step} with {rate:g} of the rate")
 
     def _prepare(self, step: int) -> Batch:
         """The pairs of a step and what the teacher says of them."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
@@ -106,7 +106,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             save_json(folder / CONFIG, asdict(config))
             threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
-            print(f"AsymTrack-{config.variant} on {where}: {what}", file=sys.stderr)
+            cli.say(f"AsymTrack-{config.variant} on {where}: {what}")
         metadata = {"variant": config.variant, "seed": str(config.seed)}
         trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
         finished = trainer.run()
@@ -114,11 +114,11 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             if held_out is not None:
                 iou = held_out_iou(model, state.deployed_weights(), held_out)
                 append(folder, {"step": state.step, "pairs": state.pairs, "held_out_iou": iou})
-                print(f"held-out IoU {iou:.3f} after {state.pairs:,} pairs", file=sys.stderr)
+                cli.say(f"held-out IoU {iou:.3f} after {state.pairs:,} pairs")
             if (folder / LOG).is_file():
                 plot_run(folder)
             if not finished:
-                print(f"continue with: asymtrack-train --resume {folder}", file=sys.stderr)
+                cli.say(f"continue with: asymtrack-train --resume {folder}")
         world.wait()
         if trainer.signals:
             raise KeyboardInterrupt(trainer.signals[0])

@@ -249,9 +249,9 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
         return 0
     names = dict.fromkeys(name for name, _ in problems)
     total = len(data.sequences) + len(data.left_out)
-    print(f"{len(names)} of {total} sequences are not whole: {', '.join(names)}", file=sys.stderr)
+    cli.say(f"{len(names)} of {total} sequences are not whole: {', '.join(names)}")
     for _, text in problems:
-        print(f"error: {text}", file=sys.stderr)
+        cli.say(f"error: {text}")
     return 1
 
 

@@ -21,6 +21,7 @@ from typing import Sequence as Items
 
 import numpy as np
 
+from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.trackers import TrackerSpec, box_of
 from asymtrack_edge.benchmarks.worker import Worker
 from asymtrack_edge.datasets import Sequence
@@ -113,7 +114,7 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
                 yield outcome
     except KeyboardInterrupt:
         names = ", ".join(printable(sequence.name) for sequence in busy.values())
-        print(f"\n{spec.label} is ended in {names or 'no sequence'}", file=sys.stderr)
+        cli.say(f"\n{spec.label} is ended in {names or 'no sequence'}")
         raise
     finally:
         for worker in [*idle, *busy]:

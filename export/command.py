@@ -32,10 +32,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     add = parser.add_argument
     add("--variant", default="T", metavar="{T,S,B}", help="size of the network (default: T)")
-    add("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
+    one = parser.add_mutually_exclusive_group().add_argument
+    one("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
     which = "which weights, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
     add("--weights", choices=("ema", "raw"), help=which + "(default: ema)")
-    add("--random-weights", type=cli.seed, metavar="SEED", help="untrained weights, to measure speed or try a device")
+    one("--random-weights", type=cli.seed, metavar="SEED", help="untrained weights, to measure speed or try a device")
     one = parser.add_mutually_exclusive_group().add_argument
     one("--fp16", action="store_true", help="half precision, but fp32 where fp16 loses accuracy; for GPUs")
     one("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
@@ -57,8 +58,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     variant = get_variant(arguments.variant)
-    if arguments.checkpoint is not None and arguments.random_weights is not None:
-        raise UsageError("--checkpoint and --random-weights exclude each other")
     if arguments.weights is not None and arguments.checkpoint is None:
         raise UsageError("--weights chooses among the weights of a checkpoint: give one with --checkpoint")
     clip = clip_argument(arguments.clip, arguments.box)

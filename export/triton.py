@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Dict
 
-from asymtrack_edge.errors import ExportError, UsageError
+from asymtrack_edge.errors import ExportError
 from asymtrack_edge.export.pipeline import replaced_directory
 from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, TensorSpec, load_manifest
@@ -34,11 +34,8 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     as ONNX models for Triton's ONNX Runtime backend. Returns the number of the model's version.
 
     Raises:
-        UsageError: the model has a static batch of one.
         ExportError: the repository has a network of that name with other inputs, or cannot be written.
     """
-    if manifest.max_batch == 1:
-        raise UsageError("a server joins requests in batches: export the model with --batch 16 or the like")
     plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
     kind = "plan" if plan else "onnx"
     versions: Dict[int, Manifest] = {}

@@ -146,8 +146,6 @@ def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_ow
     assert hashes == {"asymtrack_sha256_1": networks_hash(manifest), "asymtrack_sha256_2": networks_hash(other)}
     with pytest.raises(ExportError, match="another --batch"):
         write_repository(folder, replace(other, max_batch=2), repository)
-    with pytest.raises(UsageError, match="--batch 16"):
-        write_repository(folder, replace(manifest, max_batch=1), repository)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "plain"])

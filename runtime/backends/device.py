@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 from functools import partial
 from time import perf_counter
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -249,7 +249,7 @@ class _Group:
         self._network, self._crop = network, crop
         self._manifest = manifest
         self._cuda = cuda
-        self._steps: Dict[int, Union[Graph, Callable[[], None]]] = {}
+        self._steps: Dict[int, Callable[[], None]] = {}
         self._keys: List[int] = []
         try:
             self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
@@ -286,22 +286,22 @@ class _Group:
                 self.close_steps(KEPT - 1)
                 step = self._new_step(count)
         self._steps[count] = step  # the last one used is the last to go
-        step.launch() if isinstance(step, Graph) else step()
+        step()
         return self._predictions[:count]
 
-    def _new_step(self, count: int) -> Union[Graph, Callable[[], None]]:
+    def _new_step(self, count: int) -> Callable[[], None]:
         manifest, cuda = self._manifest, self._cuda
         addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
         windows = self._host[: count * kernel.WINDOW.itemsize]
         run = self._network.bind(addresses, count)
         queue = partial(self._queue, count, windows, run, self._predictions[:count])
-        graph = None
-        if self._network.capturable:
-            # A network has to run once with these shapes before it can be captured.
-            queue()
-            cuda.synchronise()
-            graph = cuda.capture(queue)
-            self._network.graph &= graph is not None
+        if not self._network.capturable:
+            return queue
+        # A network has to run once with these shapes before it can be captured.
+        queue()
+        cuda.synchronise()
+        graph = cuda.capture(queue)
+        self._network.graph &= graph is not None
         return graph or queue
 
     def _queue(self, count: int, windows: np.ndarray, run: Callable[[], None], predictions: np.ndarray) -> None:

@@ -181,7 +181,7 @@ class Graph:
     def __init__(self, cuda: CudaDevice, runnable: int, work: Callable[[], None]) -> None:
         self._cuda, self._runnable, self._work = cuda, runnable, work
 
-    def launch(self) -> None:
+    def __call__(self) -> None:
         """Queues all of it on the stream it was captured on."""
         self._cuda.driver.call("cuGraphLaunch", self._runnable, self._cuda.stream)
 

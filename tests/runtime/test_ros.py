@@ -16,11 +16,7 @@ from asymtrack_edge.runtime import MultiTracker, State, Track
 from asymtrack_edge.runtime.ros import node as ros_node
 from tests.runtime.simulated import ColourBackend, as_argument, coloured_patches
 
-
-def space(**fields: Any) -> Any:
-    return SimpleNamespace(**fields)
-
-
+space: Any = SimpleNamespace
 HUMBLE = space(
     Detection2DArray=lambda: space(header=None, detections=[]),
     Detection2D=lambda: space(id="", bbox=space(center=space(position=space()))),

@@ -226,7 +226,7 @@ def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, 
     failures = ran.tracker["failures"]
     assert "holds no result of it" in failures["b"] and "2 boxes for 4 frames" in failures["c"]
     (folder_set / "a" / "00000001.jpg").write_bytes(b"not an image")
-    assert "other failed on a: the frame" in evaluate("folder", folder_set, "--results", results).err
+    assert "00000001.jpg is not an image" in evaluate("folder", folder_set, "--results", results).err
     for name in "ac":
         (results / f"{name}.txt").unlink()
     ran = evaluate("folder", folder_set, "--results", results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.accuracy.metrics import PROTOCOLS, by_attribute, score_sequence, summarise
+from asymtrack_edge.benchmarks.accuracy.metrics import PROTOCOLS, score_sequence, summarise
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.datasets.sequences import Frames
 from asymtrack_edge.errors import DatasetError, UsageError
@@ -18,10 +18,10 @@ class Drawn(Sequence):
         return np.zeros((480, 640, 3), np.uint8)
 
 
-def sequence(truth, name="s", absent=None, attributes=()):
+def sequence(truth, name="s", absent=None):
     truth = np.asarray(truth, np.float64)
     frames = Frames("", (f"{i}.jpg" for i in range(len(truth))))
-    return Drawn(name, frames, truth, tuple(attributes), None if absent is None else np.array(absent, bool))
+    return Drawn(name, frames, truth, absent=None if absent is None else np.array(absent, bool))
 
 
 def score(protocol, truth, boxes, **kwargs):
@@ -70,18 +70,14 @@ def test_metrics_by_hand(protocol, truth, boxes, absent, expected):
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_averages_over_sequences_and_attributes():
-    protocol = PROTOCOLS["folder"]
+def test_averages_over_sequences():
     scores = [
-        score("folder", TRUTH[:2], TRUTH[:2], name="short", attributes=["x"]),
-        score("folder", TRUTH, np.full((4, 4), 200.0), name="long", attributes=["x", "y"]),
+        score("folder", TRUTH[:2], TRUTH[:2], name="short"),
+        score("folder", TRUTH, np.full((4, 4), 200.0), name="long"),
     ]
-    summary = summarise(protocol, scores)
+    summary = summarise(PROTOCOLS["folder"], scores)
     assert summary.metrics["sr50"] == 0.5  # over sequences
     assert summary.metrics["sr0.5"] == 0.25  # over frames: 1 of 4
-    tags = by_attribute(protocol, scores)
-    assert {tag: len(s.sequences) for tag, s in tags.items()} == {"x": 2, "y": 1}
-    assert tags["y"].metrics["sr50"] == 0
 
 
 def test_withheld_truth_and_wrong_lengths():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -44,10 +43,7 @@ def test_threads_are_not_pinned(batch_model: Path) -> None:
     """Two processes that pin their threads share the first processors and leave the others idle."""
     engine = backend.OpenVinoBackend(batch_model, load_manifest(batch_model), threads=2)
     engine.reserve(2)
-    for model in (engine._search, engine._lanes):
-        assert model is not None and not model.get_property("ENABLE_CPU_PINNING")
-    most = min(2, len(os.sched_getaffinity(0)))
-    assert engine._search.get_property("INFERENCE_NUM_THREADS") == engine._lanes.get_property("NUM_STREAMS") == most
+    assert not any(model.get_property("ENABLE_CPU_PINNING") for model in (engine._search, engine._lanes))
 
 
 @needs_bf16

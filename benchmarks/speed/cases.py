@@ -20,7 +20,7 @@ from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.runtime.backends.device import DeviceBackend
 from asymtrack_edge.runtime.backends.loading import open_backend
-from asymtrack_edge.runtime.sources.clip import clip_argument, synthetic_clip
+from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 
 #: OpenCV Zoo's and most cameras' frames.
@@ -177,14 +177,13 @@ def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = N
     given = clip_argument(source, box)
     if given is None or source is None:
         source = str(folder / "synthetic.mp4")
-        pairs = list(synthetic_clip(36, HD))
+        frames, _ = given = default_clip(size=HD)
         writer = cv2.VideoWriter(source, cv2.VideoWriter_fourcc(*"mp4v"), 30.0, HD)  # type: ignore[attr-defined]
         if not writer.isOpened():
             raise SourceError("this OpenCV cannot encode mp4v: give --clip FILE and --box")
-        for frame, _ in [*pairs, *pairs[-2::-1]]:  # there and back, without a cut
+        for frame in [*frames, *frames[-2::-1]]:  # there and back, without a cut
             writer.write(frame)
         writer.release()
-        given = [frame for frame, _ in pairs], pairs[0][1]
     return Clip(*given, source)
 
 

@@ -50,9 +50,9 @@ def synthetic_clip(
         yield np.clip(frame, 0, 255).astype(np.uint8), Box(x, y, w, h)
 
 
-def default_clip(frames: int = 36, seed: int = 0) -> Clip:
+def default_clip(frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int = 0) -> Clip:
     """The synthetic clip as frames and first box."""
-    pairs = list(synthetic_clip(frames, seed=seed))
+    pairs = list(synthetic_clip(frames, size, seed))
     return [frame for frame, _ in pairs], pairs[0][1]
 
 

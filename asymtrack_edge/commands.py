@@ -28,8 +28,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
         # What a command needs is imported when it is asked for: torch alone takes seconds.
-        code: int = importlib.import_module(COMMANDS[name][0]).main(arguments[1:])
-        return code
+        return int(importlib.import_module(COMMANDS[name][0]).main(arguments[1:]))
     if name in ("-h", "--help", "help", "--version"):
         lines = [f"  {command:8}{purpose}" for command, (_, purpose) in COMMANDS.items()]
         last = "asymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same."

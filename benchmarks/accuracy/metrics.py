@@ -103,14 +103,12 @@ def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool = False
     if normalised:
         side = truth[:, 2:]
         difference = np.divide(difference, side, out=np.full_like(difference, np.inf), where=side > 0)
-    distance: np.ndarray = np.sqrt((difference**2).sum(1))
-    return distance
+    return np.sqrt((difference**2).sum(1))
 
 
 def success_curve(overlap: np.ndarray, thresholds: np.ndarray = OPE_CURVES["success"]) -> np.ndarray:
     """Share of frames whose overlap is strictly greater than each threshold."""
-    share: np.ndarray = (overlap[:, None] > thresholds).mean(0)
-    return share
+    return (overlap[:, None] > thresholds).mean(0)
 
 
 class SequenceScore(NamedTuple):

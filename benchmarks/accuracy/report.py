@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
 def plain(e: Evaluation) -> Dict[str, Any]:
     """Everything in the tables and plots, JSON-serialisable; metrics are shares of 1, not percent."""
     scores = e.summary or Summary({}, {}, ())
-    document: Dict[str, Any] = _plain(
+    return _plain(
         {
             "tracker": e.tracker,
             "identity": e.identity,
@@ -109,7 +109,6 @@ def plain(e: Evaluation) -> Dict[str, Any]:
             "submission": e.submission,
         }
     )
-    return document
 
 
 def figure(width: float, height: float) -> Any:

@@ -13,10 +13,11 @@ import re
 import shutil
 import signal
 import sys
-from contextlib import suppress
+import threading
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, NoReturn, Optional, Sequence
+from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence
 
 import cv2
 
@@ -215,6 +216,17 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+
+
+@contextmanager
+def handled_signals(handler: Any) -> Iterator[None]:
+    """Gives SIGINT, SIGTERM and SIGHUP to ``handler`` within the block; those that nohup has ignored stay so."""
+    with ExitStack() as afterwards:
+        if threading.current_thread() is threading.main_thread():  # else the caller handles signals
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    afterwards.callback(signal.signal, number, signal.signal(number, handler))
+        yield
 
 
 def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:

@@ -9,10 +9,9 @@ import math
 import signal
 import time
 import warnings
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -98,24 +97,6 @@ def tracking_loss(
     return loss, {name: value.detach() for name, value in terms.items()}
 
 
-@contextmanager
-def stop_signals(received: List[int]) -> Iterator[None]:
-    """Collects SIGINT, SIGTERM and SIGHUP in ``received``; a second SIGINT interrupts at once."""
-
-    def note(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    with ExitStack() as afterwards:
-        with suppress(ValueError):  # only the main thread may install handlers
-            # nohup has it ignored, and that stays so.
-            hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-            for ours in (signal.SIGINT, signal.SIGTERM, *hangup):
-                afterwards.callback(signal.signal, ours, signal.signal(ours, note))
-        yield
-
-
 def make_state(model: AsymTrack, recipe: Recipe, taught: bool = False) -> RunState:
     """A run's state before its first step, with AdamW; with the read-outs that only a teacher needs, if ``taught``."""
     student = Student(model).to(next(model.parameters()).device) if taught else None
@@ -174,7 +155,7 @@ class Trainer:
         budget = self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         log = Log(self.folder if self.world.is_main else None, self.log_every)
-        with log.bar, stop_signals(self.signals):
+        with log.bar, cli.handled_signals(self._note):
             began = saved = time.monotonic()
             while state.pairs < self.total:
                 elapsed = time.monotonic() - began
@@ -205,6 +186,12 @@ class Trainer:
             elif self.world.is_main:
                 cli.say(f"the loss is high: {self.folder} holds the last good state")
         return state.pairs >= self.total
+
+    def _note(self, number: int, _: Any) -> None:
+        """Has a signal end the run after the current step; a second SIGINT interrupts at once."""
+        if self.signals and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signals.append(number)
 
     def _back(self, what: str) -> None:
         """Goes back to the last good state with half the rate, or ends the run there."""

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -148,31 +147,21 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
 def _completed(run: Run) -> Iterator[List[int]]:
     """Completes the outputs whatever happens; yields a list that gets the number of the signal that ends the run."""
     signals: List[int] = []
-    before: Dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # else the caller handles signals
-        before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-
-    def set_all(handler: Any) -> None:
-        for number, earlier in before.items():
-            # A terminal that is closed sends SIGHUP; nohup has it ignored, and that stays so.
-            if earlier not in (signal.SIG_IGN, None):
-                signal.signal(number, handler or earlier)
+    ignored = ExitStack()
 
     def once(number: int, _: Any) -> NoReturn:
-        set_all(signal.SIG_IGN)  # here and not later: the next may come before any other line of ours runs
+        # Here and not later: the next may come before any other line of ours runs.
+        ignored.enter_context(cli.handled_signals(signal.SIG_IGN))
         signals.append(number)
         run.end()  # an exception alone can be lost, for example in a destructor
         raise KeyboardInterrupt(number)
 
-    set_all(once)
-    try:
-        yield signals
-    finally:
-        set_all(signal.SIG_IGN)
+    with cli.handled_signals(once), ignored:
         try:
-            run.close()
+            yield signals
         finally:
-            set_all(None)
+            ignored.enter_context(cli.handled_signals(signal.SIG_IGN))
+            run.close()
 
 
 def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int, ...]) -> Iterator[Sink]:

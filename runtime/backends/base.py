@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from time import perf_counter
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Sequence, Tuple
 
 import numpy as np
 
@@ -29,6 +29,12 @@ def device_index(device: str) -> int:
 def nbytes(spec: TensorSpec) -> int:
     """Bytes of a tensor for one target."""
     return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+
+
+def normalisation(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
+    """What RGB bytes are multiplied by, then less by, to be normalised: float32 ``(3,)`` each."""
+    std = 255.0 * np.asarray(manifest.std, np.float32)
+    return 1 / std, 255.0 * np.asarray(manifest.mean, np.float32) / std
 
 
 class Backend(ABC):
@@ -86,9 +92,7 @@ class HostBackend(Backend):
         # Where the crop is not what the network takes, it is made here first; by side.
         sides = (manifest.template_size, manifest.search_size)
         self._scratch = {side: np.zeros((side, side, 3), np.uint8) for side in sides}
-        std = 255.0 * np.asarray(manifest.std, np.float32)
-        self._scale = (1 / std).reshape(3, 1, 1)
-        self._offset = (255.0 * np.asarray(manifest.mean, np.float32) / std).reshape(3, 1, 1)
+        self._scale, self._offset = (values.reshape(3, 1, 1) for values in normalisation(manifest))
         self._predictions = np.zeros((0, 5), np.float32)
         #: Per state tensor an array ``(capacity, ...)``, slot by slot.
         self.state: Dict[str, np.ndarray] = {}

@@ -27,6 +27,7 @@ from asymtrack_edge.errors import BackendError, UsageError
 from asymtrack_edge.files import write_bytes
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
+from asymtrack_edge.runtime.backends.base import normalisation
 
 #: What the kernel reads of one target: address of the frame's pixel (0, 0), bytes from row to row,
 #: size of the frame, first pixel and side of the window, whether the frame is RGB and not BGR.
@@ -51,9 +52,7 @@ def grid(size: int, targets: int) -> Tuple[int, int, int]:
 
 def picture(manifest: Manifest) -> Tuple[Any, ...]:
     """The kernel's arguments after the size: whether it writes bytes; factors, then subtrahends of red, green, blue."""
-    std = 255.0 * np.asarray(manifest.std, np.float32)
-    offset = 255.0 * np.asarray(manifest.mean, np.float32) / std
-    return (int(manifest.input_format == UINT8_BGR), *(float(v) for v in (*(1 / std), *offset)))
+    return (int(manifest.input_format == UINT8_BGR), *np.concatenate(normalisation(manifest)).tolist())
 
 
 def write_windows(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -119,12 +120,20 @@ def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
 
 
 def write_json(where: Optional[str], document: Any) -> None:
-    """Writes a result where ``--json`` says; does nothing for None."""
-    text = json.dumps(document, indent=2) + "\n"
+    """Writes a result where ``--json`` says, null for numbers that JSON does not know; does nothing for None."""
+    text = json.dumps(_known(document), indent=2) + "\n"
     if where == "-":
         sys.stdout.write(text)
     elif where is not None:
         write_text(where, text)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _writable(text: str) -> str:

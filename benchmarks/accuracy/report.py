@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 from typing import Sequence as Items
 
-import numpy as np
-
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
 from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.errors import require
@@ -83,32 +81,21 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> s
     return "\n\n".join(part for part in parts if part)
 
 
-def _plain(value: Any) -> Any:
-    """Makes numbers JSON can hold: nan becomes null."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
 def plain(e: Evaluation) -> Dict[str, Any]:
     """Everything in the tables and plots, JSON-serialisable; metrics are shares of 1, not percent."""
     scores = e.summary or Summary({}, {}, ())
-    return _plain(
-        {
-            "tracker": e.tracker,
-            "identity": e.identity,
-            "metrics": scores.metrics if e.summary else None,
-            "curves": {name: {"thresholds": x, "values": y} for name, (x, y) in scores.curves.items()},
-            "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
-            "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
-            "speed": e.speed,
-            "failures": e.failures,
-            "notes": e.notes,
-            "submission": e.submission,
-        }
-    )
+    return {
+        "tracker": e.tracker,
+        "identity": e.identity,
+        "metrics": scores.metrics if e.summary else None,
+        "curves": {name: {"thresholds": x.tolist(), "values": y.tolist()} for name, (x, y) in scores.curves.items()},
+        "sequences": {s.name: {"frames": s.counted, **s.metrics} for s in scores.sequences},
+        "attributes": {tag: {"sequences": len(s.sequences), **s.metrics} for tag, s in e.attributes.items()},
+        "speed": e.speed,
+        "failures": e.failures,
+        "notes": e.notes,
+        "submission": e.submission,
+    }
 
 
 def figure(width: float, height: float) -> Any:

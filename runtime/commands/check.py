@@ -12,8 +12,6 @@ import platform
 from dataclasses import asdict
 from typing import Any, Dict, Optional, Sequence
 
-import numpy as np
-
 from asymtrack_edge import cli
 from asymtrack_edge.runtime import agreement
 from asymtrack_edge.runtime.backends.base import Backend
@@ -65,8 +63,7 @@ def _main(arguments: argparse.Namespace) -> int:
         report["passed"] = agreement.within(report, limits)
     finally:
         backend.close()
-    # JSON knows no infinity, which stands for predictions that are no numbers.
-    cli.write_json(arguments.json, {k: None if v in (np.inf, -np.inf) else v for k, v in report.items()})
+    cli.write_json(arguments.json, report)
     figures = agreement.figures(report)
     if not report["passed"]:
         cli.say(f"error: {backend.description} does not compute what the model says: {figures}")

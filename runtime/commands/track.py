@@ -44,8 +44,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    add("--recover", action="store_true", default=True, help="look for a lost target (default)")
-    add("--no-recover", dest="recover", action="store_false", help="track exactly as published")
+    published = "track exactly as published: a lost target is not looked for"
+    add("--no-recover", dest="recover", action="store_false", help=published)
     group = parser.add_argument_group("model")
     cli.add_model(group)
     cli.add_backend(group)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import select
 import shutil
 import stat
+import threading
 from contextlib import suppress
 from functools import lru_cache
 from itertools import count
@@ -224,15 +224,18 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
     except SourceError:
         name = "%"
     try:
-        if "%" not in name and not stat.S_ISFIFO(os.stat(path).st_mode):
+        if "%" not in name and stat.S_ISREG(os.stat(path).st_mode):
             return cv2.VideoCapture(name)
-        # A FIFO has us wait for its writer, and for its first byte: signals end that here, and not in OpenCV.
+        # A FIFO or a terminal has us wait for its writer: signals end that here, and not in OpenCV.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return cv2.VideoCapture()
     try:
-        select.select([descriptor], [], [])
-        return cv2.VideoCapture(f"/proc/self/fd/{descriptor}")
+        name, opened = f"/proc/self/fd/{descriptor}", [cv2.VideoCapture()]
+        thread = threading.Thread(target=lambda: opened.append(cv2.VideoCapture(name)), daemon=True)
+        thread.start()
+        thread.join()
+        return opened[-1]
     finally:
         os.close(descriptor)
 
@@ -269,7 +272,8 @@ def _range_of_file(path: AnyPath, changed: int) -> Optional[Tuple[float, float]]
 
 def _range_of(image: np.ndarray) -> Tuple[float, float]:
     """The values that are shown from black to white. Sensors use a small part of 16 bits; there is room for more."""
-    low, high = np.nanpercentile(image, (0.1, 99.9))  # without dead pixels
+    finite = image[np.isfinite(image)]
+    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)  # without dead pixels
     return float(low - (high - low) / 4), float(high + (high - low) / 4)
 
 

@@ -195,7 +195,8 @@ class Run:
         try:
             sink.close(keep)
         except (AsymTrackError, OSError) as error:
-            where = f"; what was written is in {printable(part)}" if (part := getattr(error, "filename", None)) else ""
+            part = getattr(error, "filename", None) or sink.name
+            where = f"; what was written is in {printable(part)}" if part != sink.name else ""
             self.fail(f"{sink.name} cannot be completed: {getattr(error, 'strerror', None) or error}{where}")
             return False
         return True

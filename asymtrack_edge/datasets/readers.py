@@ -134,6 +134,8 @@ def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only
         folders = sorted([*closed, *(path.parent for path in _find(base, "*/groundtruth.txt"))])
     load = partial(_got10k, start_only=start_only, visible_only=visible_only)
     loaders: Loaders = {folder.name: partial(load, folder) for folder in folders}
+    if len(loaders) < len(set(folders)):
+        raise DatasetError(f"{printable(base / 'list.txt')} names several folders that are called alike: rename them")
     return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
 
 

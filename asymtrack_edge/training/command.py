@@ -119,6 +119,9 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.resume or arguments.output or Path("runs", name)
     if not arguments.resume and has_state(folder):
         raise UsageError(f"{folder} holds a run already: --resume {folder}, or choose another --output")
+    path = Path(os.path.abspath(folder))
+    if not arguments.resume and not {str(path), *map(str, path.parents)}.isdisjoint(config.data):
+        raise UsageError(f"{folder} lies in the data, and its pictures would be trained on: choose another --output")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     retry = arguments.on_divergence == "retry"

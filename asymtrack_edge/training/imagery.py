@@ -115,7 +115,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as threads:
         whole = list(cli.progress(threads.map(store, items, ends), "imagery", len(items)))
-    if not any(whole):
+    if not any(good and item.images for item, good in zip(items, whole)):
         raise DatasetError("no image can be read: nothing to train on")
     targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
     for item, end, good in zip(items, ends, whole):
@@ -124,7 +124,8 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
         for boxes in item.tracks if good else ():
             scaled = boxes * scales[first:end, None]
             large = (boxes[:, 2:].min(1) >= smallest) & (scaled[:, 2:].min(1) >= SMALLEST_BOX)
-            known = large & np.isfinite(boxes).all(1)
+            inside = (scaled[:, :2] < sizes[first:end]).all(1) & (scaled[:, :2] + scaled[:, 2:] > 0).all(1)
+            known = large & inside & np.isfinite(boxes).all(1)
             if known.any():
                 targets.append((item.kind, item.source, first + np.flatnonzero(known), scaled[known]))
     lengths = np.array([len(images) for *_, images, _ in targets], np.int64)

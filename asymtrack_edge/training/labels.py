@@ -13,7 +13,7 @@ import numpy as np
 
 import asymtrack_edge
 from asymtrack_edge import cli
-from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError
+from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError, UsageError
 from asymtrack_edge.files import open_video, printable, write_bytes
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import files_under, read_records, shrink
@@ -23,6 +23,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 #: Frames of a clip, every how many-th of the video they are, and most clips of a video, spread evenly.
 FRAMES, STRIDE, CLIPS = 16, 3, 20
+LONGEST_GAP = 1000  #: frames in a row that cannot be decoded, after which a video is given up
 #: Frames are shrunk to this many pixels on their long side.
 SIDE = 320
 #: Most objects per clip, and the IoU of forward and backward box that is asked of them: on average, and in each frame.
@@ -77,21 +78,25 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
     video = open_video(path)
     if not video.isOpened():
         raise DatasetError(f"cannot open the video {printable(path)}: convert it to H.264 MP4, or remove it")
-    every = max(1, int(video.get(cv2.CAP_PROP_FRAME_COUNT)) // (FRAMES * STRIDE) // CLIPS)
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    every = max(1, count // (FRAMES * STRIDE) // CLIPS)
     clip: List[np.ndarray] = []
-    number = 0
-    while video.grab():
+    number = given = failed = 0
+    while failed < LONGEST_GAP:
+        good, frame = video.grab(), None
         # Of the clips one after the other every `every`-th is kept.
-        if number // (FRAMES * STRIDE) % every == 0 and number % STRIDE == 0:
+        if good and number // (FRAMES * STRIDE) % every == 0 and number % STRIDE == 0:
             good, frame = video.retrieve()
-            if not good:
-                break
+        given, failed = given + good, 0 if good else failed + 1
+        if failed and number >= count:
+            break
+        if frame is not None:
             clip.append(shrink(frame, SIDE)[0])
             if len(clip) == FRAMES:
                 yield clip
                 clip = []
         number += 1
-    if number == 0:
+    if not given:
         raise DatasetError(f"the video {printable(path)} has no frame that OpenCV can decode: convert or remove it")
     if len(clip) >= 2:
         yield clip
@@ -140,10 +145,13 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
 
     Raises:
         DatasetError: there is no video, or none can be read.
+        UsageError: ``output`` is the folder of the videos.
     """
     videos = find_videos(folder)
     if not videos:
         raise DatasetError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
+    if folder.resolve() == output.resolve():
+        raise UsageError(f"{output} holds the videos: choose another --output")
     indexes = {path: output / path.relative_to(folder) / "clips.json" for path in videos}
     waiting = [path for path in videos if not indexes[path].is_file()]
     tracker = asymtrack_edge.Tracker.load(**load) if waiting else None

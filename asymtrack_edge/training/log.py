@@ -62,13 +62,13 @@ def append(folder: Path, row: Dict[str, Any]) -> None:
 def read_log(folder: Path) -> List[Dict[str, Any]]:
     """The rows of a run's log without a last line cut short by a kill; UsageError if there is no log."""
     try:
-        lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         raise UsageError(f"{folder} holds no {LOG}: name the folder of a run") from None
     rows = []
     for line in lines:
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+        with suppress(ValueError, TypeError):
+            rows.append(dict(json.loads(line)))
     return rows
 
 

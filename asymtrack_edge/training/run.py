@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
+import zlib
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,7 +67,7 @@ class RunConfig:
             recipe, data = values.pop("recipe"), tuple(values.pop("data"))
             augmentation = Augmentation(**recipe.pop("augmentation"))
             return RunConfig(Recipe(**recipe, augmentation=augmentation), data=data, **values)
-        except (ValueError, KeyError, TypeError) as error:
+        except (AttributeError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 
@@ -171,7 +173,7 @@ def _open_data(
     folders: List[Path] = []
     for number, data in enumerate(map(Path, config.data)):
         if find_videos(data):
-            folders.append(folder / "labels" / str(number))
+            folders.append(folder / "labels" / f"{number}-{zlib.crc32(os.fsencode(data)):08x}")
             if world.is_main:
                 label_videos(data, folders[-1], {"model": "T"})
             world.wait()

@@ -65,6 +65,7 @@ class OnnxGraph:
             raise DatasetError(f"{path.parent} holds no {path.name}: --teacher names the folder of both graphs")
         try:
             graph = onnx.load(str(path)).graph
+            graph.output[0]  # an empty file is a graph, too
         except Exception as error:  # protobuf's own, by version
             raise DatasetError(f"{path} is no ONNX file: {error}") from None
         unknown = {node.op_type for node in graph.node} - set(OPERATORS)

@@ -70,7 +70,8 @@ def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
         return Outcome(sequence, error=str(error))
     except Exception as error:
         # Whatever a tracker raises must not cost the other sequences.
-        return Outcome(sequence, error=f"{type(error).__name__}: {error}", detail=traceback.format_exc())
+        line = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(sequence, error=line, detail=traceback.format_exc())
     return Outcome(sequence, boxes, times)
 
 

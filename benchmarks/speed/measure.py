@@ -164,6 +164,8 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
     seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
     if (a.peer and "P5" not in wanted) or (a.clip and not wanted & {"P5", "P6"}):
         raise UsageError("peers are timed by P5, and a clip is for P5 and P6: add P5 to --protocol")
+    for name in a.peer:
+        TrackerSpec(name).identity()  # a wrong name is told before anything is measured
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
     clip = cases.make_clip(bench.folder, a.clip, a.box) if wanted & {"P5", "P6"} else None

@@ -118,7 +118,9 @@ class Video(Source):
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         if not given:
             codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin1")
-            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): convert it to H.264")
+            file = self._path is not None and self._path.is_file()
+            advice = "convert it to H.264" if file else "send it as mkv or fragmented mp4"
+            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): {advice}")
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
             if self._path is None:

@@ -66,6 +66,10 @@ def test_got10k_val_labels_and_order(tmp_path):
     assert [first.name, second.name] == names("got10k-val", tmp_path / "val") == ["GOT-10k_Val_2", "GOT-10k_Val_1"]
     assert first.absent.tolist() == [False, False, True, False]
     assert first.attributes == ("absence", "occlusion")
+    got10k(tmp_path / "val" / "more", "GOT-10k_Val_1")
+    save(tmp_path / "val" / "list.txt", "GOT-10k_Val_1\nmore/GOT-10k_Val_1\n")
+    with pytest.raises(DatasetError, match="called alike"):
+        read("got10k-val", tmp_path)
 
 
 def test_got10k_test_has_only_start_boxes(tmp_path):

@@ -105,13 +105,15 @@ def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path,
 def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     (tmp_path / "0012").mkdir()
     counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7)).astype(kind) for i in range(3)]
+    if kind is np.float32:
+        counts[0][0, 0] = np.inf  # nothing came back to a depth camera
     for i, image in enumerate(counts):
         cv2.imwrite(str(tmp_path / "0012" / f"{i}.tiff"), image)
     monkeypatch.chdir(tmp_path)
     evaluated = Sequence("thermal", Frames("0012"), np.ones((3, 4)))
     for i, frame in enumerate(open_source("0012")):
         assert frame is not None and frame.dtype == np.uint8 and frame.std() > 40
-        assert np.corrcoef(counts[i].ravel(), frame[..., i].ravel())[0, 1] > 0.999
+        assert np.corrcoef(counts[i].ravel()[1:], frame[..., i].ravel()[1:])[0, 1] > 0.999
         np.testing.assert_array_equal(evaluated.read(i), frame)
 
 

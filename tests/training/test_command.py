@@ -131,14 +131,15 @@ def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
         (["--preset", "small"], "--data"),
         (["--preset", "small", "--data", "nowhere"], "nowhere"),
         (["--got10k", "nowhere"], "nowhere"),
-        (["--variant", "X", "--data", "."], "choose one of"),
+        (["--variant", "X", "--data", "x"], "choose one of"),
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", ".", "--output", "other"], "leave out --output"),
         (["plot", "nowhere"], "nowhere"),
-        (["--data", ".", "--device", "cuda:99"], "cuda:99"),
-        (["--data", ".", "--init", "nowhere.pth"], "nowhere.pth"),
+        (["--data", "x", "--device", "cuda:99"], "cuda:99"),
+        (["--data", "x", "--init", "nowhere.pth"], "nowhere.pth"),
         (["--lr", "-1"], "--lr"),
         (["label", "."], "no videos"),
+        (["--data", "."], "lies in the data"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(
@@ -160,6 +161,7 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     for n in range(2):
         write_video(videos / "deep" / f"{n}.avi", n)
     monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower(40.0))
+    assert "holds the videos" in refusal(main, ["label", str(videos), "--output", str(videos)], capsys)
     assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 0
     assert "none: 0 tracks" in capsys.readouterr().out
     (videos / "broken.avi").write_bytes(b"no video")
@@ -178,7 +180,8 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     # A run does the same before it trains.
     cv2.imwrite(str(videos / "still.png"), picture(0))
     assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "r"), *QUICK]) == 0
-    assert json.loads((tmp_path / "r" / "labels" / "0" / "deep" / "1.avi" / "clips.json").read_text())
+    (index,) = (tmp_path / "r" / "labels").glob("0-*/deep/1.avi/clips.json")
+    assert json.loads(index.read_text())
     for video in (videos / "deep").iterdir():
         video.write_bytes(b"no video")
     assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 2

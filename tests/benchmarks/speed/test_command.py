@@ -36,6 +36,7 @@ def exported(tmp_path_factory):
 MISTAKES = [
     (["speed", "T", "--protocol", "P9"], "there is no 'P9'"),
     (["speed", "T", "--protocol", "P1", "--peer", "opencv:MIL"], "add P5"),
+    (["speed", "T", "--protocol", "P1,P5", "--peer", "opencv:KFC"], "unknown tracker"),
     (["speed", "T", "--seconds", "-1"], "no number above 0"),
     (["speed", "T", "--clip", "x.mp4"], "go together"),
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),

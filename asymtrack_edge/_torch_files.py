@@ -145,15 +145,15 @@ def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
 def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytearray]]:
     archive = zipfile.ZipFile(file)
     records = {info.filename: info for info in archive.infolist()}
-    # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
-    size = sum(info.file_size for info in records.values())
-    if size > file.seek(0, os.SEEK_END) or any(info.compress_type for info in records.values()):
-        raise MalformedError("is a compressed or damaged zip archive: save it again with torch.save")
     root = next((name[: -len("data.pkl")] for name in records if f"/{name}".endswith("/data.pkl")), None)
     if root is None:
         raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
     if root + "constants.pkl" in records:
         raise MalformedError("is a TorchScript program: give the state_dict it was made of")
+    # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
+    size = sum(info.file_size for info in records.values())
+    if size > file.seek(0, os.SEEK_END) or any(info.compress_type for info in records.values()):
+        raise MalformedError("is a compressed or damaged zip archive: save it again with torch.save")
     if records[root + "data.pkl"].file_size > MAX_PICKLE:
         raise MalformedError("holds a pickle of unreasonable size")
     for info in records.values():

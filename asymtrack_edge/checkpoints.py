@@ -32,7 +32,9 @@ _ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|b
 #: Of the number that begins PyTorch's format before 1.6.
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 #: A part of a name that says that weights are averaged over training steps.
-_AVERAGED = re.compile(r"(?:^|[./_])(?:ema|averaged?|teacher|shadow)(?:[./_]|$)")
+_AVERAGED = re.compile(r"(?:^|[./_])(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)
+#: What torch.compile, FSDP and activation checkpointing write into the names of the modules they wrap.
+_WRAPPED = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 #: Dictionaries lie in each other at most so deep.
 _DEPTH = 4
 
@@ -176,7 +178,7 @@ def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]
     file.seek(0)
     if head[8:9] == b"{":
         try:
-            opened = safe_open(file.name, framework="pt")
+            opened = safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt")
             # Copies, because the file may be replaced while its memory is mapped.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
         except SafetensorError as error:
@@ -194,7 +196,7 @@ def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iter
         seen.add(id(node))
         for name, value in node.items():
             if hasattr(value, "shape"):
-                yield f"{place}{name}", value
+                yield _WRAPPED.sub("", f"{place}{name}"), value
             else:
                 yield from _tensors(value, seen, f"{place}{name}/", depth + 1)
 

@@ -266,6 +266,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (AsymTrackError, MemoryError, OSError) as error:
-        say(f"error: {without_secrets(str(error)) or 'not enough memory'}")
+        text = without_secrets(str(error)).replace("\n", " ")
+        say(f"error: {text or 'not enough memory'}")
         return 2
     return code

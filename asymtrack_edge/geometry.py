@@ -79,7 +79,7 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
     try:
         x, y, w, h = (float(v) for v in box)
     except (OverflowError, TypeError, ValueError):
-        raise BoxError(f"a box is four numbers x, y, w, h, got {box!r}") from None
+        raise BoxError(f"a box is four numbers x, y, w, h, got {' '.join(repr(box).split())[:99]}") from None
     what, (height, width) = f"the box {x:g},{y:g},{w:g},{h:g}", frame_shape[:2]
     if not all(math.isfinite(v) for v in (x, y, w, h)):
         raise BoxError(f"{what} is not finite")

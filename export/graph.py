@@ -6,7 +6,7 @@ import inspect
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import onnx
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from asymtrack_edge.cli import handled_signals
 from asymtrack_edge.errors import ExportError, require
 from asymtrack_edge.manifest import BATCH_AXIS
 
@@ -86,7 +87,11 @@ def write_onnx(
 
 def _simplified(model: Any) -> Any:
     """Folds constants and removes what does nothing."""
-    simplified, same = require("onnxsim", "export", "an export").simplify(model)
+    signals: List[int] = []  # onnxsim goes on when a signal raises within it
+    with handled_signals(lambda number, _: signals.append(number)):
+        simplified, same = require("onnxsim", "export", "an export").simplify(model)
+    if signals:
+        raise KeyboardInterrupt(signals[0])
     if not same:
         raise ExportError("onnxsim changed the model's predictions: try another onnxsim version")
     return simplified

@@ -181,6 +181,9 @@ def replaced_directory(output: Path) -> Iterator[Path]:
             # Others have files of that name too: web pages, browser extensions.
             if not empty and not is_export(output):
                 raise ExportError(f"{output} exists and is no model directory: choose another --output")
+            for other in () if empty else sorted(output.iterdir()):
+                if other.suffix not in (".onnx", ".engine", ".plan", ".json"):
+                    raise ExportError(f"{other} is no part of a model: move it, or choose another --output")
             beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
             old = beside.with_name(beside.name + "-old")
             if output.exists():  # a mounted folder, or one named ".", cannot be exchanged: that is told before the work

@@ -57,7 +57,7 @@ def verify(
     for backend in (reference, exported):
         backend.template(frames[0], crop_window(box, manifest.template_factor))
     report["state_difference"] = {
-        name: float(np.abs(exported.state[name][0] - wanted[0]).max() / np.abs(wanted[0]).max())
+        name: float(np.abs(exported.state[name][0] - wanted[0]).max() / max(np.abs(wanted[0]).max(), 1e-30))
         for name, wanted in reference.state.items()
     }
     report.update(compare(reference, exported, frames, box), limits=asdict(limits))

@@ -59,7 +59,7 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
         window = crop_window(place, manifest.search_factor)
         wanted, got = (backend.search(frame, (window,))[0] for backend in (reference, other))
         differences.append(np.abs(got - wanted))
-        place = clip_box(box_from_crop(wanted, window), frame.shape)
+        place = clip_box(box_from_crop(np.nan_to_num(wanted), window), frame.shape)
     # NaN compares false with everything: make it count as the failure it is.
     apart = np.nan_to_num(np.array(differences), nan=np.inf).max(axis=0)
     trackers = [Tracker(backend, recover=False) for backend in (reference, other)]

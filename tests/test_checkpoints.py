@@ -106,6 +106,7 @@ WRAPPINGS: Dict[str, Callable[[Weights], Any]] = {
     "ema": lambda d: {"ema": {"decay": 0.999, "module": d}},
     "stray tensors": lambda d: {"loss": torch.ones(2), "net": d},
     "compiled DDP": lambda d: prefixed("module._orig_mod.", d),
+    "compiled part": lambda d: {k.replace("backbone.", "backbone._orig_mod.", 1): v for k, v in d.items()},
     "lightning": lambda d: {"state_dict": prefixed("tracker.model.", d)},
     "Python 2": lambda d: {"net": Calls(OrderedDict, [[name, tensor] for name, tensor in d.items()])},
     "parameters": lambda d: {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in d.items()},
@@ -135,6 +136,7 @@ def test_wrappers_and_prefixes_and_types(wrapping: str, tiny: Weights, tmp_path:
 TWO_COPIES: Dict[str, Callable[[Weights, Weights], Any]] = {
     "net, ema.module": lambda raw, ema: {"net": raw, "ema": {"decay": torch.tensor(0.9), "module": ema}},
     "net, net_ema.module": lambda raw, ema: {"net_ema": prefixed("module.", ema), "net": raw},
+    "net, EMA": lambda raw, ema: {"EMA": ema, "net": raw},
     "state_dict.student, state_dict.teacher": lambda raw, ema: {
         "state_dict": {**prefixed("student.", raw), **prefixed("teacher.", ema)}
     },

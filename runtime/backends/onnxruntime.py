@@ -6,11 +6,12 @@ reads.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import numpy as np
 import onnxruntime as ort
@@ -23,9 +24,6 @@ from asymtrack_edge.runtime.backends.threads import processors, side_by_side
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     # The package sets the variable; a program that imported onnxruntime first did so without it.
     ort.disable_telemetry_events()
-
-#: What forked processes were given and cannot take apart; see ``OnnxRuntimeBackend.close``.
-_INHERITED: List[Any] = []
 
 
 def session_options() -> ort.SessionOptions:
@@ -92,8 +90,8 @@ class OnnxRuntimeBackend(HostBackend):
     def close(self) -> None:
         """Gives back networks and threads."""
         if os.getpid() != self._process:
-            # After a fork their threads are not there: they would be waited for without end.
-            _INHERITED.append(dict(vars(self)))
+            # After a fork their threads are not there: at the interpreter's end, too, they would be waited for.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(dict(vars(self))))
             return
         self._bound.clear()
         self._template = self._search = self._lanes = self._pool = None
@@ -108,7 +106,11 @@ class OnnxRuntimeBackend(HostBackend):
         spread = 0
         pool = self._pool if os.getpid() == self._process else None  # a fork has no threads of it
         if pool is not None and (spread := side_by_side(count, self.threads)):
-            runs = list(map(pool.submit, [self._bound_search(self._lanes, slot) for slot in range(spread)]))
+            lanes = [self._bound_search(self._lanes, slot) for slot in range(spread)]
+            try:
+                runs = list(map(pool.submit, lanes))
+            except RuntimeError:  # the program's main thread has ended: no more threads are started
+                runs, spread = [], 0
             wait(runs)  # nobody may still write the predictions when this returns, whatever happened
             for run in runs:
                 run.result()

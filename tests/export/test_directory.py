@@ -57,6 +57,9 @@ def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert (folder / "search.onnx").read_text() == "1"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "link"] and link.is_symlink()
+    (folder / "tracked.mp4").touch()
+    with pytest.raises(ExportError, match="is no part of a model"), replaced_directory(folder):
+        raise AssertionError("nothing may be written")
 
 
 def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:

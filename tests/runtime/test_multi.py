@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict
 
@@ -106,17 +106,17 @@ def test_one_that_fails_is_an_error_after_all_have_stopped(backend: str, batch_m
     many.close()
 
 
-def test_a_forked_process_tracks_on_without_the_threads(batch_model: Path) -> None:
-    many = MultiTracker.load(batch_model, "onnxruntime", threads=2, capacity=2)
-    many.add(FRAMES[0][0], (10, 20, 30, 40)), many.add(FRAMES[0][0], (40, 20, 30, 40)), many.update(FRAMES[1][0])
-    child = os.fork()
-    if not child:
+def test_a_forked_process_tracks_on_without_the_threads_and_ends(batch_model: Path) -> None:
+    program = f"""if True:
+        import numpy, os, signal, sys
+        from asymtrack_edge import MultiTracker
+        frame = numpy.zeros((60, 80, 3), numpy.uint8)
+        many = MultiTracker.load({str(batch_model)!r}, "onnxruntime", threads=2, capacity=2)
+        many.add(frame, (10, 20, 30, 40)), many.add(frame, (40, 20, 30, 40)), many.update(frame)
+        child = os.fork()
+        if child:
+            sys.exit(bool(os.waitpid(child, 0)[1]))
         signal.alarm(20)
-        try:
-            many.update(FRAMES[0][0])
-            many.close()
-            del many
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+        many.update(frame)
+    """
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", program], timeout=60).returncode == 0

@@ -212,10 +212,10 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     if not prefixes:
         names = ", ".join(map(_clip, islice(tree, 5))) if isinstance(tree, dict) else ""
         raise MalformedError(f"holds no state_dict, only {names or 'an object'}: save model.state_dict()")
-    sizes, places = Counter(prefixes.values()), {}
-    for prefix in sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix))):
-        if 2 * sizes[prefix] >= max(sizes.values()):
-            places["ema" if _AVERAGED.search(prefix) else "raw"] = prefix
+    sizes = Counter(prefixes.values())
+    ranked = sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)))
+    whole = [prefix for prefix in ranked if 2 * sizes[prefix] >= max(sizes.values())]
+    places = {"ema" if _AVERAGED.search(prefix) else "raw": prefix for prefix in whole}
     labels = {}
     for kind, prefix in places.items():
         where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
@@ -224,9 +224,10 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     if taken not in labels:
         (only,) = labels.values()
         raise MalformedError(f"holds no {weights} weights, only {only}: leave out --weights {weights}")
-    label, choice, place = labels.pop(taken), "", places[taken]
+    label, place = labels.pop(taken), places[taken]
+    choice = f"holds {len(whole)} sets of weights: takes the {label}" if len(whole) > 1 else ""
     for flag, other in labels.items():
-        choice = f"holds two sets of weights: takes the {label}; --weights {flag} takes the {other}"
+        choice += f"; --weights {flag} takes the {other}"
     # Tensors beside the copy stay, so that they are named as ones that do not fit.
     beside = (name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place)
     found = {name[len(place) :]: tensors[name] for name in beside}

@@ -166,6 +166,8 @@ def test_the_only_copy_is_taken(tiny: Weights, tmp_path: Path) -> None:
         torch.save({key: tiny}, path)
         assert (open_checkpoint(path).taken, open_checkpoint(path).choice) == (label, "")
         assert f"holds no {other} weights, only {label}" in refused(path, TINY, other)
+    torch.save({"best": dict(tiny), "last": tiny}, path)
+    assert open_checkpoint(path).choice == "run.pth holds 2 sets of weights: takes the raw (last)"
 
 
 def test_records_without_a_checksum(tiny: Weights, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_the_weights_taken_are_said(
     arguments = ["--checkpoint", str(tmp_path / "run.pth"), "--weights", "raw", "--output", str(tmp_path / "out")]
     assert export_command(arguments) == 0
     assert load_manifest(tmp_path / "out").provenance["weights_taken"] == "raw (model)"
-    assert "run.pth holds two sets of weights: takes the raw (model);" in capsys.readouterr().out
+    assert "run.pth holds 2 sets of weights: takes the raw (model);" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])

@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 import numpy as np
 import onnxruntime as ort
 
-from asymtrack_edge.errors import BackendError
+from asymtrack_edge.errors import BackendError, ManifestError
 from asymtrack_edge.manifest import BATCH_AXIS, Manifest
 from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors, side_by_side
@@ -70,7 +70,7 @@ class OnnxRuntimeBackend(HostBackend):
         self._process = os.getpid()
         #: Per network and slot what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
-        self._template: Any = open_session(folder / "template.onnx", self.threads)
+        self._template: Any = self._fitting("template", open_session(folder / "template.onnx", self.threads))
         self._search = self._open_search(1)
         #: The search network for several targets side by side, and the threads that run it.
         self._lanes: Any = None
@@ -127,7 +127,22 @@ class OnnxRuntimeBackend(HostBackend):
 
     def _open_search(self, lanes: int) -> Any:
         """Opens the search network to run on one target with all threads, or on so many side by side."""
-        return open_session(self._search_path, self.threads // lanes)
+        return self._fitting("search", open_session(self._search_path, self.threads // lanes))
+
+    def _fitting(self, network: str, session: ort.InferenceSession) -> ort.InferenceSession:
+        """The session, if it takes and gives what the manifest says, which sizes the arrays; else ``ManifestError``."""
+        specs = {spec.name: spec.shape for side in self.manifest.tensors(network) for spec in side}
+        values = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
+        # Of an axis that the exporter left free the size is not known.
+        sizes = {
+            name: tuple(a if isinstance(a, int) else b for a, b in zip(shape, specs.get(name, shape)))
+            for name, shape in values.items()
+        }
+        if sizes != specs:
+            raise ManifestError(
+                f"{self._search_path.parent}: {network}.onnx is not what the manifest says: export again"
+            )
+        return session
 
     def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Callable[[], object]:
         """Binds a slot's arrays to what ``_open_search`` returned; gives what runs it."""

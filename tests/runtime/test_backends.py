@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, Optional
 
 import pytest
 
-from asymtrack_edge.errors import BackendError, UsageError
+from asymtrack_edge.errors import BackendError, ManifestError, UsageError
+from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends import loading
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.loading import open_backend
@@ -165,3 +167,11 @@ def test_a_users_own_choice_about_telemetry_wins() -> None:
     code = "import os, asymtrack_edge; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
     assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout == b"0\n"
+
+
+def test_networks_that_are_not_as_the_manifest_says_are_refused(batch_model: Path, tmp_path: Path) -> None:
+    model, manifest = shutil.copytree(batch_model, tmp_path / "m"), load_manifest(batch_model)
+    for change in ({"state": manifest.state[1:]}, {"output": replace(manifest.output, shape=(6,))}):
+        replace(manifest, **change).save(Path(model))
+        with pytest.raises(ManifestError, match=r"\.onnx is not what the manifest says"):
+            open_backend(model, "onnxruntime", "auto", 1, None)

@@ -250,14 +250,11 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
 
     _open_standard_streams()
     _quiet_opencv()
-    with suppress(ValueError):  # not in the main thread: the caller handles signals
-        signal.signal(signal.SIGTERM, interrupt)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, interrupt)
     code = 1
     try:
-        code = main(arguments) or 0
-        sys.stdout.flush()
+        with handled_signals(interrupt):
+            code = main(arguments) or 0
+            sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         say("interrupted")
         number: int = (*interruption.args, signal.SIGINT)[0]

@@ -45,7 +45,7 @@ class TorchBackend(HostBackend):
 def verify(
     folder: Path, manifest: Manifest, model: AsymTrack, frames: Sequence[np.ndarray], box: Box, limits: Limits
 ) -> Dict[str, Any]:
-    """Holds the ONNX models in ``folder``, described by ``manifest``, against the trained fp32 ``model``.
+    """Compares the ONNX models in ``folder``, described by ``manifest``, with the trained fp32 ``model``.
 
     The model is neither folded nor split. ``frames`` are BGR uint8 frames of one clip, ``box`` the target in the first.
     Returns what was compared and measured, for the manifest; ExportError, with the figures, if they differ by more than

@@ -67,14 +67,14 @@ class OpenVinoBackend(OnnxRuntimeBackend):
         return network
 
     def _require_agreement(self, network: Any) -> None:
-        """Holds a compiled search network against ONNX Runtime's, on noise."""
+        """Compares a compiled search network with ONNX Runtime's, on noise."""
         random = np.random.RandomState(0)
         feed = {}
         for spec in (self.manifest.search, *self.manifest.state):
             shape = (1, *spec.shape)
             noise = random.randint(0, 256, shape) if spec.dtype == "uint8" else random.normal(0, 1, shape)
             feed[spec.name] = noise.astype(spec.dtype)
-        wanted = open_session(self._search_path, self.threads).run(None, feed)[0]
+        wanted = self._fitting("search", open_session(self._search_path, self.threads)).run(None, feed)[0]
         got = np.zeros((1, 5), np.float32)
         self._bind_search(network, feed, got)()
         apart = float(np.abs(got - wanted).max())

@@ -29,7 +29,7 @@ class Machine:
         self.missing: Dict[str, str] = {}
         self.folder = folder
         self.began = time.monotonic()
-        for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export):
+        for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export, _find_cupy, _find_numba):
             try:
                 find()
             except Exception as error:
@@ -129,6 +129,14 @@ def _find_onnxruntime() -> None:
 def _find_export() -> None:
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
         raise RuntimeError("torch and onnx are needed to export in fp16")
+
+
+def _find_cupy() -> None:
+    __import__("cupy")
+
+
+def _find_numba() -> None:
+    __import__("numba.cuda")
 
 
 def _has_library(name: str) -> bool:

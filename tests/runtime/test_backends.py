@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Dict, Optional
@@ -173,5 +174,6 @@ def test_networks_that_are_not_as_the_manifest_says_are_refused(batch_model: Pat
     model, manifest = shutil.copytree(batch_model, tmp_path / "m"), load_manifest(batch_model)
     for change in ({"state": manifest.state[1:]}, {"output": replace(manifest.output, shape=(6,))}):
         replace(manifest, **change).save(Path(model))
-        with pytest.raises(ManifestError, match=r"\.onnx is not what the manifest says"):
-            open_backend(model, "onnxruntime", "auto", 1, None)
+        for backend in ("onnxruntime", *["openvino"] * (find_spec("openvino") is not None)):
+            with pytest.raises(ManifestError, match=r"\.onnx is not what the manifest says"):
+                open_backend(model, backend, "auto", 1, None)

@@ -72,7 +72,7 @@ def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any
 
 def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(run=lambda *_: [np.full((1, 5), np.nan, np.float32)])
-    monkeypatch.setattr(backend, "open_session", lambda *_: other)
+    monkeypatch.setattr(backend.OpenVinoBackend, "_fitting", lambda _, name, real: other if name == "search" else real)
     with pytest.raises(BackendError, match="does not compute what the model says"):
         backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
 

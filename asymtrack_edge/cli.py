@@ -90,7 +90,12 @@ def add_backend(parser: Any, several: bool = False) -> None:
     backend = _word("|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
     add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
     precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
-    add("--precision", precision, "NAME", f"{', '.join(PRECISIONS)} (default: the model's)")
+    add(
+        "--precision",
+        precision,
+        "NAME",
+        "bf16 computes in bf16 (OpenVINO); otherwise the model's own, which is the default",
+    )
     add_device(parser)
     add("--threads", threads, "N", "CPU threads (default: all that this process may use)")
 
@@ -104,7 +109,8 @@ def add_device(parser: Any) -> None:
 
 def add_clip(parser: Any) -> None:
     """Adds ``args.clip`` and ``args.box``: a user's own video to measure or verify on."""
-    parser.add_argument("--clip", metavar="SOURCE", help="a video or a folder of images (default: a synthetic clip)")
+    text = "a video or a folder of images; comparisons use its first 48 frames"
+    parser.add_argument("--clip", metavar="SOURCE", help=f"{text} (default: a synthetic clip)")
     parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame, in pixels")
 
 

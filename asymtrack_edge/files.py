@@ -8,16 +8,17 @@ stands before a colon for a protocol, and a ``%`` for the pattern of an image se
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
 import re
 import shutil
 import stat
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import List, Optional, Tuple, Type, Union
+from typing import Iterator, List, Optional, Tuple, Type, Union
 
 import cv2
 import numpy as np
@@ -154,6 +155,17 @@ def write_text(path: AnyPath, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+@contextmanager
+def locked(folder: AnyPath) -> Iterator[None]:
+    """Processes that change what is in a folder take turns; OSError if it cannot be opened."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _replaceable(path: Path) -> bool:
     """Whether another file may be renamed onto ``path`` without anybody losing anything."""
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -181,7 +193,8 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
         earlier = os.lstat(path)
         with suppress(PermissionError):
             os.fchown(descriptor, -1, earlier.st_gid)
-        os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
+        with suppress(OSError):  # some file systems have no modes
+            os.fchmod(descriptor, stat.S_IMODE(earlier.st_mode))
     return descriptor, place
 
 

@@ -163,12 +163,8 @@ class Manifest:
 
 def file_entry(path: Path) -> FileEntry:
     """Size and hash of a file, read once."""
-    digest, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(size, digest.hexdigest())
+    content = path.read_bytes()
+    return FileEntry(len(content), hashlib.sha256(content).hexdigest())
 
 
 def is_export(folder: Path) -> bool:
@@ -213,12 +209,12 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     if verify:
         for name, entry in manifest.files.items():
-            check_file(folder, name, entry)
+            read_file(folder, name, entry)
     return manifest
 
 
-def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
-    """Returns the path of a file of the directory if it is what the manifest says.
+def read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
+    """The content of a file of the directory if it is what the manifest says.
 
     Raises:
         ManifestError: it is missing or altered.
@@ -227,10 +223,11 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> Path:
     again = f"asymtrack-build {folder}" if name.endswith(".engine") else "export again"
     if not path.is_file():
         raise ManifestError(f"{path} is missing: {again}")
-    # Compare the size first: an altered manifest must not make us hash an endless file.
-    if path.stat().st_size != entry.bytes or file_entry(path) != entry:
+    with path.open("rb") as file:
+        content = file.read(entry.bytes + 1)  # an altered file may be endless
+    if (len(content), hashlib.sha256(content).hexdigest()) != (entry.bytes, entry.sha256):
         raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): {again}")
-    return path
+    return content
 
 
 def _as(kind: Any, value: Any) -> Any:

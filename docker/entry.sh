@@ -25,4 +25,5 @@ fi
 
 if [ -n "$model" ]; then set -- "$@" --model "$model"; fi
 if [ -n "${ASYMTRACK_BACKEND:-}" ]; then set -- "$@" --backend "$ASYMTRACK_BACKEND"; fi
+if [ -n "${ASYMTRACK_PRECISION:-}" ]; then set -- "$@" --precision "$ASYMTRACK_PRECISION"; fi
 exec asymtrack-track "$@"

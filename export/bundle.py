@@ -15,6 +15,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import load_model, open_checkpoint, save_weights
+from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, file_entry
@@ -40,6 +41,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _main(arguments: argparse.Namespace) -> None:
     variant = get_variant(arguments.variant)
     checkpoint = open_checkpoint(arguments.checkpoint)
+    if not arguments.card and "card" not in checkpoint.metadata:
+        raise UsageError(f"{arguments.checkpoint} has no card: give --card FILE")
     text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata["card"]
     card: Dict[str, Any] = json.loads(text)
     file = arguments.output / f"{variant.name}.safetensors"

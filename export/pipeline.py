@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import os
 import platform
+import re
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
@@ -24,7 +24,8 @@ from asymtrack_edge.export.graph import write_onnx
 from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import NETWORKS, describe, example_inputs, fold_input
 from asymtrack_edge.export.verify import verify
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, file_entry, is_export
+from asymtrack_edge.files import locked
+from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
@@ -143,10 +144,15 @@ class Export:
             inputs = example_inputs(manifest, name, min(batch, 2))
             outputs = [spec.name for spec in manifest.tensors(name)[1]]
             write_onnx(network, inputs, outputs, path, opset, batch > 1, options.half_storage, spell_out)
+        manifest = replace(manifest, files=_entries(folder), provenance=provenance)
         if options.precision == "int8":
             quantise(folder, manifest, *(self.clip or default_clip()))
-        files = {f"{name}.onnx": file_entry(folder / f"{name}.onnx") for name in NETWORKS}
-        return replace(manifest, files=files, provenance=provenance)
+            manifest = replace(manifest, files=_entries(folder))
+        return manifest
+
+
+def _entries(folder: Path) -> Dict[str, FileEntry]:
+    return {f"{name}.onnx": file_entry(folder / f"{name}.onnx") for name in NETWORKS}
 
 
 def model_size(folded: AsymTrack) -> Dict[str, Any]:
@@ -162,7 +168,7 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
 
 @contextmanager
 def replaced_directory(output: Path) -> Iterator[Path]:
-    """Gives a new directory beside ``output`` that takes its place when the block ends well.
+    """Gives a new directory beside ``output`` that takes its place, mode and group when the block ends well.
 
     A link stays one: what it names is replaced. If the block raises, the new directory is removed and ``output``
     stays as it was. Two processes that write to the same output take turns at the exchange; the later one's
@@ -173,52 +179,48 @@ def replaced_directory(output: Path) -> Iterator[Path]:
     """
     if output.is_symlink():
         output = output.resolve()
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Under the lock: while another process exchanges the directory, it is neither here nor there.
-        with _lock(output.parent):
-            empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-            # Others have files of that name too: web pages, browser extensions.
-            if not empty and not is_export(output):
-                raise ExportError(f"{output} exists and is no model directory: choose another --output")
-            for other in () if empty else sorted(output.iterdir()):
-                if other.suffix not in (".onnx", ".engine", ".plan", ".json"):
-                    raise ExportError(f"{other} is no part of a model: move it, or choose another --output")
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
             beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            old = beside.with_name(beside.name + "-old")
-            if output.exists():  # a mounted folder, or one named ".", cannot be exchanged: that is told before the work
-                try:
+            stack.callback(_tidy, beside, output)
+            new, old = beside / "new", beside / "old"
+            new.mkdir()
+            # Under the lock: while another process exchanges the directory, it is neither here nor there.
+            with locked(output.parent):
+                _check_replaceable(output)
+                if output.exists():  # a mounted folder, or one named ".", cannot be: that is told before the work
+                    try:
+                        os.rename(output, old)
+                        os.rename(old, output)
+                    except OSError:
+                        raise ExportError(f"{output} cannot be replaced: name a folder in it as --output") from None
+            yield new
+            with locked(output.parent):
+                _check_replaceable(output)
+                if output.exists():
+                    shutil.copymode(output, new)
+                    with suppress(PermissionError):
+                        os.chown(new, -1, output.stat().st_gid)
                     os.rename(output, old)
-                    os.rename(old, output)
-                except OSError:
-                    beside.rmdir()
-                    raise ExportError(f"{output} cannot be replaced: name a folder in it as --output") from None
-    except OSError as error:
-        raise ExportError(f"cannot write {output}: {error.strerror}") from None
-    try:
-        yield beside
-        beside.chmod(0o755)
-        with _lock(output.parent):
-            if output.exists():
-                os.rename(output, old)
-            try:
-                os.rename(beside, output)
-            except OSError:
-                if old.exists():
-                    os.rename(old, output)
-                raise
-    except OSError as error:
-        raise ExportError(f"cannot write {error.filename or output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(beside, ignore_errors=True)
+                os.rename(new, output)
+        except OSError as error:
+            raise ExportError(f"cannot write {error.filename or output}: {error.strerror or error}") from None
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _check_replaceable(output: Path) -> None:
+    """ExportError if a directory, which need not exist, holds anything but a model."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    # Others have files of that name too: web pages, browser extensions.
+    if not is_export(output):
+        raise ExportError(f"{output} exists and is no model directory: choose another --output")
+    for other in sorted(output.iterdir()):
+        if not re.fullmatch(r"manifest\.json|(template|search|model)(-sm75)?\.(onnx|engine|plan)", other.name):
+            raise ExportError(f"{other} is no part of a model: move it, or choose another --output")
+
+
+def _tidy(beside: Path, output: Path) -> None:
+    if (beside / "old").exists() and not output.exists():  # a signal may come between any two lines
+        os.rename(beside / "old", output)
+    shutil.rmtree(beside, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import Dict
 
 from asymtrack_edge.errors import ExportError
 from asymtrack_edge.export.pipeline import replaced_directory
-from asymtrack_edge.files import write_text
+from asymtrack_edge.files import locked, write_text
 from asymtrack_edge.manifest import Manifest, TensorSpec, load_manifest
 from asymtrack_edge.runtime.backends.triton import HASH_PARAMETER, network_name, networks_hash
 
@@ -36,6 +36,12 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     Raises:
         ExportError: the repository has a network of that name with other inputs, or cannot be written.
     """
+    repository.mkdir(parents=True, exist_ok=True)
+    with locked(repository):
+        return _add(folder, manifest, repository)
+
+
+def _add(folder: Path, manifest: Manifest, repository: Path) -> int:
     plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
     kind = "plan" if plan else "onnx"
     versions: Dict[int, Manifest] = {}

@@ -42,7 +42,7 @@ SEGMENT = 12
 
 
 def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, float]:
-    """Largest differences of box and score on the same crops, and the overlap of whole tracks.
+    """Largest differences of box and score on the same crops, and the overlap of short tracks.
 
     For predictions both see the crops of the reference's track. For tracks each follows its own boxes,
     and both start afresh from the reference's box every ``SEGMENT`` frames: where a target is lost, the

@@ -58,6 +58,8 @@ class Run:
     def first_frame(self) -> np.ndarray:
         """Takes the frame in which the targets are marked, and returns a copy; it becomes frame 0 of the run."""
         frame = self._next()
+        while frame is not None and frame.image is None and self.reader.source.live:
+            frame = self._next()
         if frame is None or frame.image is None:
             name = self.reader.source.name
             raise SourceError(f"the first frame of {name} cannot be read: the target is marked in it")

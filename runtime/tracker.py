@@ -39,7 +39,7 @@ class State(str, enum.Enum):
 
 
 class Track(NamedTuple):
-    """Where a target is in one frame.
+    """Where a target is in one frame; of a lost target, box and score may be those of the frame before.
 
     Attributes:
         box: in frame pixels.
@@ -123,6 +123,7 @@ class _BackendTracker:
         Raises:
             ManifestError: the directory is incomplete or altered.
             BackendError: the backend is not available here.
+            MissingDependencyError: its package is not installed.
             UsageError: the arguments contradict each other.
         """
         if capacity < 1:
@@ -207,6 +208,7 @@ class Tracker(_BackendTracker):
 
         Raises:
             FrameError: not such a frame; the tracker stays as it was and can go on with the next.
+            ServerError: a Triton server does not answer; the tracker can go on with the next frame.
             UsageError: there is no target yet, or the tracker is closed.
         """
         if not self._targets and not self._closed:
@@ -266,7 +268,12 @@ class MultiTracker(_BackendTracker):
         self._targets.pop()
 
     def update(self, frame: Any) -> Dict[int, Track]:
-        """Finds all targets in the next frame; each one's track by its id. Otherwise as ``Tracker.update``."""
+        """Finds all targets in the next frame; each one's track by its id, ``{}`` without targets.
+
+        Raises:
+            FrameError, ServerError: as ``Tracker.update``; the tracker can go on with the next frame.
+            UsageError: the tracker is closed.
+        """
         tracks = self._follow(frame)
         return dict(sorted(zip([target.id for target in self._targets], tracks)))
 

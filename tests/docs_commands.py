@@ -16,8 +16,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 
 HEAD = """# Commands
 
-`asymtrack` lists the commands; `asymtrack track ...` and `asymtrack-track ...` are the same. Every command has
-`--help`, with examples, and `--version`. An option that several commands have means the same in all of them.
+`asymtrack` lists the commands; `asymtrack track ...` and `asymtrack-track ...` are the same. Each has `--help`,
+with examples, and `--version`. The options for model, backend, precision and device mean the same in all commands.
 
 | exit code | meaning |
 | --- | --- |

@@ -88,7 +88,8 @@ def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     space: Dict[str, Any] = {}
     for block in blocks(ROOT / "docs" / "python.md", "python"):
         if "exports/" not in block:  # needs hardware
-            space.update(frame=frame, next_frame=next_frame)
+            space.update(frame=frame, next_frame=next_frame, frames=(frame, next_frame))
+            space["detector"] = lambda _: [(10, 10, 40, 40), (90, 60, 40, 40)]
             exec(block, space)
     assert space["state"] in (State.TRACKING, State.LOST) and set(space["tracks"]) == {0, 1}
     assert space["tracker"].settings.patience == 30

@@ -108,14 +108,16 @@ def _read_lasot(split: str, root: Path) -> Loaders:
 
 def _lasot(folder: Path, name: str) -> Sequence:
     truth, frames, note = read_boxes(folder / "groundtruth.txt"), Frames(folder / "img"), ""
-    if len(frames) > len(truth):
+    longer = len(frames) > len(truth)
+    if longer:
         # As the toolkit does: airplane-15 is published with an image too many.
-        note = f"{len(frames)} frames but {len(truth)} boxes of ground truth: cut to the annotation"
+        if name != "airplane-15":
+            note = f"{len(frames)} frames but {len(truth)} boxes of ground truth: cut to the annotation"
         frames = frames.cut(0, len(truth))
     absent = np.zeros(len(truth), bool)
     for label in ("full_occlusion.txt", "out_of_view.txt"):
         values = read_labels(folder / label)
-        if len(values) < len(truth) or (len(values) > len(truth) and not note):
+        if len(values) < len(truth) or (len(values) > len(truth) and not longer):
             raise DatasetError(f"{label} has {len(values)} labels for {len(truth)} frames")
         absent |= values[: len(truth)] > 0
     return Sequence(name, frames, truth, absent=absent, note=note)
@@ -293,7 +295,11 @@ class Dataset:
             raise UsageError(f"there is no folder of attributes {printable(attributes)}")
         self.root = root
         self._loaders = self.kind.read(root)
-        self._attributes = attributes or _within(root, "anno/UAV123") / "att"
+        # Toolkits do not agree on upper and lower case.
+        found = (attributes or _within(root, "anno/UAV123") / "att").glob("*.txt")
+        self._attributes = {path.stem.lower(): path for path in found}
+        if attributes is not None and not self._attributes:
+            raise UsageError(f"there are no attribute files (*.txt) in {printable(attributes)}")
         self.names = list(self._loaders)
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
 
@@ -304,8 +310,9 @@ class Dataset:
         """Reads one sequence; DatasetError, which names it, where it is missing or damaged."""
         try:
             sequence = self._loaders[name](name)
-            path, columns = self._attributes / f"{name}.txt", self.kind.attributes
-            if not columns or not path.is_file():
+            columns, names = self.kind.attributes, (name, *sequence.aliases)
+            path = next((self._attributes[n.lower()] for n in names if n.lower() in self._attributes), None)
+            if not columns or path is None:
                 return sequence
             flags = read_labels(path)
             if len(flags) != len(columns):

@@ -166,7 +166,9 @@ def _label(arguments: argparse.Namespace) -> int:
     load = {name: getattr(arguments, name) for name in ("model", "backend", "device", "threads", "precision")}
     count, left_out = label_videos(arguments.folder, output, load)
     print(f"{output}: {count} tracks on which both directions agree")
-    return 1 if left_out else 0
+    if not count:
+        cli.say("nothing is labelled: draw boxes of your own (docs/training.md)")
+    return 1 if left_out or not count else 0
 
 
 def _plot(arguments: argparse.Namespace) -> None:

@@ -88,7 +88,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
     items = [item for folder in folders for item in _find(folder)]
     if not any(item.images for item in items):
         names = ", ".join(map(str, folders))
-        raise DatasetError(f"{names}: no collection, no annotated clip and no image is here; nothing to train on")
+        raise DatasetError(f"{names}: no image and no annotated or labelled clip is here: nothing to train on")
     rank, size = share
     # A handful is not worth dividing, and would leave a process with nothing.
     items = items[rank::size] if len(items) >= 8 * size else items

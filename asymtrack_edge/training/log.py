@@ -26,6 +26,7 @@ class Log:
         self.began, self.written = time.monotonic(), -math.inf
         self.pairs = 0
         self.values: Dict[str, float] = {}
+        self._row: Dict[str, Any] = {}  # that is not written yet
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
         #: To be closed at the end.
         self.bar = cli.progress(total=1.0, bar_format=form, disable=folder is None or None)
@@ -39,13 +40,20 @@ class Log:
         for name, value in values.items():
             self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
         self.values["lr"] = values["lr"]
-        now = time.monotonic()
-        if self.folder is None or now - self.written < self.every:
+        self._row = {"step": step, "pairs": pairs, "progress": progress}
+        if time.monotonic() - self.written >= self.every:
+            self.write()
+
+    def write(self) -> None:
+        """Writes and shows what came last, if it is not written yet."""
+        if self.folder is None or not self._row:
             return
-        self.written = now
-        speed = self.pairs / max(1e-9, now - self.began)
-        append(self.folder, {"step": step, "pairs": pairs, "pairs_per_s": speed, **self.values})
-        text = f"{pairs:,} pairs, {speed:.1f} pairs/s, loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
+        self.written = time.monotonic()
+        speed, progress = self.pairs / max(1e-9, self.written - self.began), self._row.pop("progress")
+        append(self.folder, {**self._row, "pairs_per_s": speed, **self.values})
+        text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"
+        text += f", loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
+        self._row = {}
         if self.bar.disable:
             cli.say(f"{100 * progress:5.1f} %  {text}")
         else:

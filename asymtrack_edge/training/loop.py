@@ -181,6 +181,7 @@ class Trainer:
                 if time.monotonic() - saved > self.save_every and state.guard.good:
                     self.save()
                     saved = time.monotonic()
+            log.write()
             if state.guard.above == 0:
                 self.save()
             elif self.world.is_main:

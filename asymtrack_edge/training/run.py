@@ -109,6 +109,8 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             cli.say(f"AsymTrack-{config.variant} on {where}: {what}")
+            if recipe.budget_is_length and math.isinf(time_budget):
+                cli.say("without --time-budget this recipe trains until it is ended, and its rate never falls")
         metadata = {"variant": config.variant, "seed": str(config.seed)}
         trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
         finished = trainer.run()
@@ -120,7 +122,8 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             if (folder / LOG).is_file():
                 plot_run(folder)
             if not finished:
-                cli.say(f"continue with: asymtrack-train --resume {folder}")
+                more = " --time-budget SECONDS" if recipe.budget_is_length else ""
+                cli.say(f"continue with: asymtrack-train --resume {folder}{more}")
         world.wait()
         if trainer.signals:
             raise KeyboardInterrupt(trainer.signals[0])

@@ -113,7 +113,7 @@ class RunState:
             _write(folder / file, save(piece))
         counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
         save_json(folder / INDEX, {**counts, "files": files})
-        for path in folder.glob("state-*.safetensors"):
+        for path in (*folder.glob("state-*.safetensors"), *folder.glob(".state-*.part.safetensors")):
             if path.name not in files:
                 path.unlink()
 

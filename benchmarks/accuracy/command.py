@@ -120,7 +120,8 @@ class _Data(NamedTuple):
 
 def _read(args: argparse.Namespace) -> _Data:
     """Reads the sequences that are asked for."""
-    dataset = Dataset(args.dataset, args.root, args.attributes)
+    root = Path(os.path.abspath(args.root)) if args.ray else args.root  # workers are in other folders
+    dataset = Dataset(args.dataset, root, args.attributes)
     kind, wanted = dataset.kind, args.sequences
     title = args.root.resolve().name if args.dataset == "folder" else kind.title
     if wanted is not None:
@@ -163,13 +164,19 @@ def _run(args: argparse.Namespace) -> int:
         if args.ray is not None:
             executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
         for spec in specs:
-            identity = spec.identity()
-            results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences)
-            if not args.fresh:
-                results.check(identity)
+            # Other data may have the same names and start boxes: the same clips, darkened.
+            identity = {
+                **spec.identity(),
+                **({"data": os.path.realpath(args.root)} if args.dataset == "folder" else {}),
+            }
+            folder = args.output / args.dataset / spec.label
+            results = Results.own(folder, data.kind.protocol, data.sequences, identity)
+            if not args.fresh or args.sequences is not None:
+                results.check()
             failures = _track(args, data, spec, results, executor)
             evaluation = _score(data, spec.label, results, failures, identity)
-            if data.withheld and not (evaluation.failures or data.left_out):
+            partial_run = evaluation.failures or data.left_out or args.sequences is not None
+            if data.withheld and data.kind.size is not None and not partial_run:
                 evaluation.submission = str(results.submission())
             evaluations.append(evaluation)
     found = ((path.resolve().name, Results.found(path, data.sequences)) for path in args.results)
@@ -196,7 +203,7 @@ def _track(
     with cli.progress(title=spec.label, total=frames, unit="frame", disable=not frames, **seldom) as bar:
         for number, (sequence, boxes, times, error, detail) in enumerate(executor(spec, missing, bar.update)):
             if number == 0:  # the tracker can be made: not before may anything of another go
-                results.claim(spec.identity(), args.fresh)
+                results.claim(args.fresh)
             if boxes is not None and times is not None:
                 results.write(sequence.name, boxes, times)
                 continue
@@ -240,7 +247,8 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
     problems = [*data.left_out.items(), *data.notes.items()]
     for e in evaluations:
         if e.submission is not None:
-            _say(args, f"wrote {printable(e.submission)}, ready for the {data.kind.title} server")
+            ready = "ready" if len(data.sequences) == data.kind.size else f"of {len(data.sequences)} sequences"
+            _say(args, f"wrote {printable(e.submission)}, {ready} for the {data.kind.title} server")
         problems += [(name, f"{e.tracker} failed on {name}: {error}") for name, error in e.failures.items()]
         problems += [(name, f"{e.tracker} on {name}: {note}") for name, note in e.notes.items()]
     if data.withheld:

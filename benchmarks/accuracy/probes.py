@@ -28,23 +28,21 @@ PERCENTILES = (5, 10, 25, 50, 75, 95)
 
 def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
     """Success AUC of each track of a sequence, the frame it starts from left out."""
-    frames = [sequence.read(i) for i in range(len(sequence))]
-    width = frames[0].shape[1]
     found = []
-    for mirrored in (False, True):
+    for step in (1, -1):  # as it is, and mirrored
         truth = sequence.truth.copy()
-        if mirrored:
-            truth[:, 0] = width - truth[:, 0] - truth[:, 2]
-            frames = [np.ascontiguousarray(frame[:, ::-1]) for frame in frames]
+        if step < 0:
+            truth[:, 0] = sequence.read(0).shape[1] - truth[:, 0] - truth[:, 2]
         # A track begins where there is a box, and needs a frame after it.
         known = np.flatnonzero(is_box(truth))
         for part in STARTS:
-            later = known[known >= int(part * len(frames))]
+            later = known[known >= int(part * len(sequence))]
             if len(later) < 2:
                 continue
             start, judged = later[0], later[1:]
-            tracker.init(frames[start], truth[start])
-            boxes = np.array([tracker.update(frame).box for frame in frames[start + 1 :]])
+            frames = (np.ascontiguousarray(sequence.read(i)[:, ::step]) for i in range(start, len(sequence)))
+            tracker.init(next(frames), truth[start])
+            boxes = np.array([tracker.update(frame).box for frame in frames])
             found.append(float(success_curve(overlaps(boxes[judged - start - 1], truth[judged])).mean()))
     return found
 
@@ -87,11 +85,16 @@ def presence(args: argparse.Namespace) -> int:
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
     found: Dict[str, List[float]] = {"present": [], "absent": []}
     for i, sequence in enumerate(sequences):
-        first, later = sequence.read(0), sequence.read(PRESENT)
+        others = [sequences[(i + distance) % len(sequences)] for distance in OTHERS]
+        try:
+            first, later = sequence.read(0), sequence.read(PRESENT)
+            strange = [other.read(ABSENT) for other in others]
+        except DatasetError as error:
+            left_out[sequence.name] = str(error)
+            continue
         tracker.init(first, sequence.start)
         found["present"].append(tracker.update(later).score)
-        for distance in OTHERS:
-            other = sequences[(i + distance) % len(sequences)].read(ABSENT)
+        for other in strange:
             tracker.init(first, sequence.start)
             tracker.update(later)
             found["absent"].append(tracker.update(cv2.resize(other, first.shape[1::-1])).score)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
+from glob import escape
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 from typing import Sequence as Items
 
 import numpy as np
@@ -33,17 +35,21 @@ Result = Tuple[np.ndarray, np.ndarray, str]
 class Results:
     """Result files of one tracker on one data set: by sequence those of its boxes and of its times."""
 
-    def __init__(self, root: Path, files: Dict[str, Tuple[Path, Path]]) -> None:
+    def __init__(
+        self, root: Path, files: Dict[str, Tuple[Path, Path]], identity: Optional[Dict[str, Any]] = None
+    ) -> None:
         self.root = root
         self.files = files
+        self.identity = identity or {}  # of what makes them
 
     @classmethod
-    def own(cls, root: Path, protocol: str, sequences: Items[Sequence]) -> Results:
+    def own(cls, root: Path, protocol: str, sequences: Items[Sequence], identity: Dict[str, Any]) -> Results:
         """Those that this package writes."""
         boxes, times = ("{0}.txt", "times/{0}_time.txt")
         if protocol == "got10k":
             boxes, times = ("{0}/{0}_001.txt", "{0}/{0}_time.txt")
-        return cls(root, {s.name: (root / boxes.format(s.name), root / times.format(s.name)) for s in sequences})
+        files = {s.name: (root / boxes.format(s.name), root / times.format(s.name)) for s in sequences}
+        return cls(root, files, identity)
 
     @classmethod
     def found(cls, root: Path, sequences: Items[Sequence]) -> Results:
@@ -60,11 +66,15 @@ class Results:
             files = [*base.glob("*.txt"), *base.glob("*/*.txt")]
             index = {path.relative_to(base).with_suffix("").as_posix().lower(): path for path in files}
             keys = {s.name: [key for key in _keys(s) if key in index] for s in sequences}
-            candidates.append({name: index[matching[0]] for name, matching in keys.items() if matching})
-        most = max(candidates, key=len)
+            found = {name: index[matching[0]] for name, matching in keys.items() if matching}
+            candidates.append((len(found), base, found))
+        best, _, most = max(candidates, key=itemgetter(0))
+        equal = [printable(base) for count, base, _ in candidates if count == best]
         if not most:
             first = f"{sequences[0].name}.txt"
             raise UsageError(f"{printable(root)} holds no result of any sequence: looked for {first} and so on")
+        if len(equal) > 1 and equal[0] != printable(root):
+            raise UsageError(f"{printable(root)} holds results of several runs: name one, such as {equal[0]}")
         return cls(root, {name: (path, _times_of(path)) for name, path in most.items()})
 
     def read(self, sequence: Sequence) -> Result:
@@ -75,6 +85,9 @@ class Results:
         boxes, note, seconds = read_boxes(path), "", np.zeros(0)
         if len(boxes) < len(sequence):
             raise DatasetError(f"{printable(path)}: {len(boxes)} boxes for {len(sequence)} frames")
+        runs = len(list(path.parent.glob(f"{escape(path.stem[:-4])}_[0-9][0-9][0-9].txt")))
+        if runs > 1 and path.stem.endswith("_001"):
+            note = f"{runs} repetitions in the results: the first is scored"
         if len(boxes) == len(sequence) + sequence.omitted:
             boxes = boxes[sequence.omitted :]
         elif len(boxes) > len(sequence):
@@ -88,7 +101,8 @@ class Results:
         """Whether the sequence has a result for every frame, and no more, from its start box on."""
         with suppress(DatasetError):
             boxes, _, note = self.read(sequence)
-            return not note and np.allclose(boxes[0], sequence.start, atol=1e-3)
+            whole = not note and self.files[sequence.name][1].is_file()
+            return whole and np.allclose(boxes[0], sequence.start, atol=1e-3)
         return False
 
     def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
@@ -101,25 +115,25 @@ class Results:
         """Writes what a failed sequence has to tell; returns the file."""
         return _write(self.root / "errors" / f"{name}.txt", text)
 
-    def claim(self, identity: Dict[str, Any], fresh: bool = False) -> None:
+    def claim(self, fresh: bool = False) -> None:
         """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
         for file in (file for files in self.files.values() for file in files if fresh):
             with suppress(FileNotFoundError):
                 file.unlink()
-        _write(self.root / IDENTITY_FILE, json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        _write(self.root / IDENTITY_FILE, json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
-    def check(self, identity: Dict[str, Any]) -> None:
+    def check(self) -> None:
         """UsageError where the folder is another tracker's."""
-        path = self.root / IDENTITY_FILE
-        if path.exists():
+        path, identity = self.root / IDENTITY_FILE, self.identity
+        if any(boxes.exists() for boxes, _ in self.files.values()):
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:
-                raise UsageError(f"cannot read {path} ({error}): redo its results with --fresh") from None
+                raise UsageError(f"cannot read {path} ({error}): redo all results with --fresh") from None
             names = sorted(n for n in {*found, *identity} if found.get(n) != identity.get(n))
             changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)
             if changes:
-                advice = "redo them with --fresh, or give another --output"
+                advice = "redo them all with --fresh, or give another --output"
                 raise UsageError(f"the results in {self.root} were made otherwise ({changes}): {advice}")
 
     def submission(self) -> Path:

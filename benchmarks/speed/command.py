@@ -26,7 +26,6 @@ asymtrack-bench ab T --reference                              the search step ag
 asymtrack-bench ab exports/plain exports/int8                 which of two models is faster
 asymtrack-bench ab T --backend onnxruntime,openvino --precision fp32,bf16
 asymtrack-bench targets T --counts 1,2,4,8                    several targets in one frame
-asymtrack-bench profile T                                     where the time goes, layer by layer
 asymtrack-bench startup T                                     start-up time and memory of a fresh process
 asymtrack-bench paper                                         measured beside the paper's Tables 1, 2 and 4
 asymtrack-bench energy T                                      joules per frame
@@ -69,10 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_backend(targets)
     counts: Any = {"type": lambda text: sorted({*map(cli.positive, text.split(","))}), "default": (1, 2, 4, 8)}
     targets.add_argument("--counts", metavar="N,...", help="numbers of targets (default: 1,2,4,8)", **counts)
-
-    profile = add("profile", "time of each layer of the search network, by ONNX Runtime's own profiler")
-    cli.add_model(profile, positional=True)
-    profile.add_argument("--threads", type=cli.threads, default=1, metavar="N", help="CPU threads (default: 1)")
 
     startup = add("startup", "start-up time and memory of a fresh tracking process")
     cli.add_model(startup, positional=True)

@@ -82,7 +82,10 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
 
     A reading is the mean since the last one: without a rail the first time and where its counter wrapped.
     """
-    zones = {f"{system_text(zone / 'name')} (RAPL)": zone / "energy_uj" for zone in sorted(root.glob("intel-rapl:*"))}
+    zones = {}
+    for zone in sorted(root.glob("intel-rapl:*")):  # intel-rapl:0:1 is a part of intel-rapl:0
+        names = (system_text(path / "name") for path in (root / zone.name.rpartition(":")[0], zone))
+        zones[f"{' '.join(filter(None, names))} (RAPL)"] = zone / "energy_uj"
     files = {rail: file for rail, file in zones.items() if system_text(file).isdigit()}
     last: Dict[str, Tuple[float, int]] = {}
 

@@ -6,10 +6,8 @@ import argparse
 import json
 import subprocess
 import sys
-from collections import defaultdict
-from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -22,8 +20,6 @@ from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
-from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
 
@@ -33,8 +29,6 @@ WARMUP, CALLS = 100, 1000
 FEWER_CALLS = 300
 #: Frame rates at which P6 says how many frames a camera would lose.
 CAMERA_FPS = (30.0, 60.0)
-#: Runs of the search network under the profiler.
-PROFILED = 60
 
 
 def networks(
@@ -52,7 +46,7 @@ def networks(
         samples, notes = flat(seen[case.name]), []
         count, total = len(samples), sum(samples)
         if count < calls:
-            notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls (--full makes them all)")
+            notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls")
         if case.burst is not None:
             case.burst(min(10, count))
             total = case.burst(count)
@@ -70,7 +64,8 @@ def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> No
     for case, (made, stages) in zip(raced, began):
         samples = flat(seen[case.name])
         by_stage = _stages(stages, case.subject, case.calls - made)
-        bench.add("P5", case, before, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
+        notes = [f"stopped by time before {FEWER_CALLS} timed calls"] * (len(samples) < FEWER_CALLS)
+        bench.add("P5", case, before, *notes, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
     bench.report.ratios += compare("P5", seen, raced[0].name)
 
 
@@ -206,38 +201,6 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 
 
-def profile(a: argparse.Namespace, bench: Bench) -> None:
-    """Layers of the search network's graph, by ONNX Runtime's own profiler on the CPU: 20th percentiles."""
-    import onnxruntime as ort
-
-    from asymtrack_edge.runtime.backends.onnxruntime import session_options
-
-    folder = model_folder(a.model)
-    manifest = load_manifest(folder)
-    random = np.random.RandomState(0)
-    feeds = {
-        spec.name: random.uniform(0, 256 if spec.dtype == "uint8" else 1, (1, *spec.shape)).astype(spec.dtype)
-        for spec in (manifest.search, *manifest.state)
-    }
-    options = session_options()
-    options.intra_op_num_threads = a.threads
-    options.enable_profiling = True
-    options.profile_file_prefix = f"{bench.folder}/profile"
-    session = ort.InferenceSession(str(folder / "search.onnx"), options, providers=["CPUExecutionProvider"])
-    for _ in range(PROFILED):
-        session.run(None, feeds)
-    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    times: Dict[Tuple[str, str], List[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            times[event["args"]["op_name"], event["name"][: -len("_kernel_time")]].append(event["dur"] / 1000)
-    model = f"{a.model}, ONNX Runtime, {a.threads} thread{'s' * (a.threads > 1)}"
-    bench.report.layers += [
-        {"model": model, "operator": operator, "name": name, "milliseconds": float(np.percentile(values, 20))}
-        for (operator, name), values in times.items()
-    ]
-
-
 #: Imports what a user's program imports, loads a model, tracks for a while and reports.
 _CHILD = """
 import json, sys, time
@@ -324,7 +287,7 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
 
 
 _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
-    body.__name__: body for body in (speed, ab, targets, profile, startup, paper, energy)
+    body.__name__: body for body in (speed, ab, targets, startup, paper, energy)
 }
 
 

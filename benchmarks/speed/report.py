@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed.machine import conditions, facts, title
@@ -21,7 +21,7 @@ from asymtrack_edge.benchmarks.speed.race import Case, summarise
 from asymtrack_edge.benchmarks.tables import cell, markdown_table
 from asymtrack_edge.files import write_text
 
-FORMAT = "asymtrack-edge-benchmark 3"
+FORMAT = "asymtrack-edge-benchmark 4"
 
 #: P1 and P2 are two readings of the same calls.
 NETWORK = "P1, P2"
@@ -53,7 +53,6 @@ class Report:
     command: str  # line, so that the figures can be made again
     rows: List[Row] = field(default_factory=list)
     ratios: List[Row] = field(default_factory=list)  # of race.compare
-    layers: List[Row] = field(default_factory=list)  # model (the same of all), operator, name and milliseconds
     paper: List[Row] = field(default_factory=list)  # measured beside published, see benchmarks.paper
     messages: List[str] = field(default_factory=list)  # what could not be measured and why, and other remarks
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -89,13 +88,6 @@ class Report:
         lines.append(markdown_table("Beside the paper", self.paper, note))
         note = "Clock and temperature before and after."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
-        if self.layers:
-            model = self.layers[0]["model"]
-            layers = [{**layer, "model": None} for layer in self.layers]
-            layers.sort(key=lambda layer: -layer["milliseconds"])
-            total = f"{sum(layer['milliseconds'] for layer in layers):.2f} ms in {len(layers)} layers"
-            lines.append(markdown_table(f"Layers of {model}", _kinds(layers), f"{total}, with the profiler on."))
-            lines.append(markdown_table(f"Slowest layers of {model}", layers[:12]))
         return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -136,18 +128,6 @@ def _conditions(row: Row) -> Row:
         "warmest °C": " to ".join(cell(max(state["temperatures"].values(), default=None)) for state in states),
         "load": row["before"]["load"],
     }
-
-
-def _kinds(layers: Sequence[Row]) -> List[Row]:
-    """Time of the layers by operator."""
-    kinds: Dict[str, List[float]] = {}
-    for layer in layers:
-        kinds.setdefault(layer["operator"], []).append(layer["milliseconds"])
-    total = sum(map(sum, kinds.values())) or 1.0
-    return [
-        {"operator": kind, "layers": len(times), "ms": sum(times), "share %": 100 * sum(times) / total}
-        for kind, times in sorted(kinds.items(), key=lambda item: -sum(item[1]))
-    ]
 
 
 class Bench:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import ctypes
 import os
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
-import onnxruntime as ort
 
 from asymtrack_edge.errors import BackendError, ManifestError
-from asymtrack_edge.manifest import BATCH_AXIS, Manifest
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest, read_file
 from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors, side_by_side
+
+try:
+    import onnxruntime as ort
+
+    ort.InferenceSession  # noqa: B018
+except (AttributeError, ImportError) as error:  # uninstalling one of its two packages damages the other
+    again = "pip install --force-reinstall --no-deps onnxruntime (or onnxruntime-gpu, see docs/gpu.md)"
+    raise BackendError(f"onnxruntime cannot be used ({error}): {again}") from None
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     # The package sets the variable; a program that imported onnxruntime first did so without it.
@@ -36,20 +44,18 @@ def session_options() -> ort.SessionOptions:
     return options
 
 
-def open_session(path: Path, threads: Optional[int] = None) -> ort.InferenceSession:
-    """An ONNX Runtime session on the CPU, for batches of one where the model's batch axis is free.
+def open_session(model: bytes, name: str, threads: int) -> ort.InferenceSession:
+    """An ONNX Runtime session of a file's content on the CPU, for batches of one where its batch axis is free.
 
-    ``threads`` are for one operator; None means one per core that this process may use. ``BackendError`` if the model
-    cannot be loaded.
+    ``threads`` are for one operator. ``BackendError`` if the model, called ``name``, cannot be loaded.
     """
     options = session_options()
-    options.intra_op_num_threads = threads or processors()
+    options.intra_op_num_threads = threads
     try:
-        # Its content: names may be of any encoding.
-        return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many unrelated types here
         reason = str(error).splitlines()[0]
-        raise BackendError(f"onnxruntime {ort.__version__} cannot load {path}: {reason}") from None
+        raise BackendError(f"onnxruntime {ort.__version__} cannot load {name}: {reason}") from None
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -66,11 +72,13 @@ class OnnxRuntimeBackend(HostBackend):
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None) -> None:
         super().__init__(manifest, f"{self.name} CPU")
         self.threads = threads or processors()
-        self._search_path = folder / "search.onnx"
+        #: Each network's file, read once: the folder may be exchanged while it is in use.
+        self._files = {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in ("template", "search")}
+        self._folder = folder
         self._process = os.getpid()
         #: Per network and slot what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
-        self._template: Any = self._fitting("template", open_session(folder / "template.onnx", self.threads))
+        self._template: Any = self._open_session("template", self.threads)
         self._search = self._open_search(1)
         #: The search network for several targets side by side, and the threads that run it.
         self._lanes: Any = None
@@ -107,13 +115,17 @@ class OnnxRuntimeBackend(HostBackend):
         pool = self._pool if os.getpid() == self._process else None  # a fork has no threads of it
         if pool is not None and (spread := side_by_side(count, self.threads)):
             lanes = [self._bound_search(self._lanes, slot) for slot in range(spread)]
+            runs: List[Future[object]] = []
             try:
-                runs = list(map(pool.submit, lanes))
-            except RuntimeError:  # the program's main thread has ended: no more threads are started
-                runs, spread = [], 0
-            wait(runs)  # nobody may still write the predictions when this returns, whatever happened
-            for run in runs:
-                run.result()
+                with suppress(RuntimeError):  # the program's main thread has ended: no more threads are started
+                    runs.extend(map(pool.submit, lanes))
+                spread = len(runs)
+                for run in runs:
+                    run.result()
+            finally:  # whatever happened, a signal too: nobody may still write the predictions when this returns
+                for run in runs:
+                    run.cancel()
+                wait(runs)
         for slot in range(spread, count):
             self._bound_search(self._search, slot)()
 
@@ -127,10 +139,11 @@ class OnnxRuntimeBackend(HostBackend):
 
     def _open_search(self, lanes: int) -> Any:
         """Opens the search network to run on one target with all threads, or on so many side by side."""
-        return self._fitting("search", open_session(self._search_path, self.threads // lanes))
+        return self._open_session("search", self.threads // lanes)
 
-    def _fitting(self, network: str, session: ort.InferenceSession) -> ort.InferenceSession:
-        """The session, if it takes and gives what the manifest says, which sizes the arrays; else ``ManifestError``."""
+    def _open_session(self, network: str, threads: int) -> ort.InferenceSession:
+        """A session that takes and gives what the manifest says, which sizes the arrays; else ``ManifestError``."""
+        session = open_session(self._files[network], f"{self._folder / network}.onnx", threads)
         specs = {spec.name: spec.shape for side in self.manifest.tensors(network) for spec in side}
         values = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
         # Of an axis that the exporter left free the size is not known.
@@ -139,9 +152,7 @@ class OnnxRuntimeBackend(HostBackend):
             for name, shape in values.items()
         }
         if sizes != specs:
-            raise ManifestError(
-                f"{self._search_path.parent}: {network}.onnx is not what the manifest says: export again"
-            )
+            raise ManifestError(f"{self._folder}: {network}.onnx is not what the manifest says: export again")
         return session
 
     def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Callable[[], object]:

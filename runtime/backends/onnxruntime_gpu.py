@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, Iterator, Mapping, Sequence, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.manifest import BATCH_AXIS, Manifest
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, find_gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import cache_file
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
@@ -78,11 +78,12 @@ class OnnxRuntimeNetwork(Network):
     def __init__(self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice) -> None:
         # The template network, which runs once per target, need not be one.
         self.graph = network == "search"
-        self._path = folder / f"{network}.onnx"
+        self._name = f"{network}.onnx"
+        self._content = read_file(folder, self._name, manifest.files[self._name])
         self._provider = provider
         self._cuda = cuda
         self._inputs, self._outputs = manifest.tensors(network)
-        self._precision, self._sha256 = manifest.precision, manifest.files[self._path.name].sha256
+        self._precision, self._sha256 = manifest.precision, manifest.files[self._name].sha256
         self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._graph_ids = itertools.count(1)
         with CAPTURE_LOCK, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
@@ -106,7 +107,7 @@ class OnnxRuntimeNetwork(Network):
                     self._cuda.synchronise()
                     if not self.graph:
                         raise
-                    logger.warning("%s runs without a CUDA graph: %s", self._path.name, error)
+                    logger.warning("%s runs without a CUDA graph: %s", self._name, error)
                     self.graph = False
                     self._sessions.clear()
 
@@ -122,7 +123,7 @@ class OnnxRuntimeNetwork(Network):
         if self.graph:
             # A graph holds the addresses that it was captured with: each binding needs one of its own.
             options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
-        name, known = self._path.name, threading.local()
+        name, known = self._name, threading.local()
 
         def run() -> None:
             # ONNX Runtime allocates, and captures, anew in every thread that runs a session.
@@ -146,10 +147,10 @@ class OnnxRuntimeNetwork(Network):
         choices = {"providers": self._options(batch), "disabled_optimizers": without}
         try:
             # Its fallback would open another session silently, without our stream.
-            session = ort.InferenceSession(str(self._path), options, enable_fallback=0, **choices)
+            session = ort.InferenceSession(self._content, options, enable_fallback=0, **choices)
         except Exception as error:  # onnxruntime raises many unrelated types here
             reason = str(error).splitlines()[0]
-            raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._path}: {reason}") from None
+            raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._name}: {reason}") from None
         if session.get_providers()[0] != first:
             raise BackendError(
                 f"onnxruntime {ort.__version__} cannot start {first}: its CUDA and cuDNN libraries do not load (see "

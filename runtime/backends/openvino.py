@@ -19,7 +19,7 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError
 from asymtrack_edge.manifest import Manifest
-from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, open_session
+from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 #: How far a prediction on noise may be from ONNX Runtime's, which rounds elsewhere. Trained weights keep to a
 #: hundredth of this; what is to be caught are answers to another question, off by half a crop.
@@ -55,14 +55,14 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             "ENABLE_CPU_PINNING": False,
         }
         try:
-            model = self._core.read_model(self._search_path.read_bytes(), b"")
+            model = self._core.read_model(self._files["search"], b"")
             # One target per call: a free batch axis becomes 1.
             shapes = {i.any_name: [d.get_length() if d.is_static else 1 for d in i.partial_shape] for i in model.inputs}
             model.reshape(shapes)
             network = self._core.compile_model(model, "CPU", options)
         except Exception as error:  # its own and pybind's, many lines long, the reason last
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
-            raise BackendError(f"OpenVINO cannot load {self._search_path}: {reason}") from None
+            raise BackendError(f"OpenVINO cannot load {self._folder}/search.onnx: {reason}") from None
         self._require_agreement(network)
         return network
 
@@ -74,7 +74,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             shape = (1, *spec.shape)
             noise = random.randint(0, 256, shape) if spec.dtype == "uint8" else random.normal(0, 1, shape)
             feed[spec.name] = noise.astype(spec.dtype)
-        wanted = self._fitting("search", open_session(self._search_path, self.threads)).run(None, feed)[0]
+        wanted = self._open_session("search", self.threads).run(None, feed)[0]
         got = np.zeros((1, 5), np.float32)
         self._bind_search(network, feed, got)()
         apart = float(np.abs(got - wanted).max())

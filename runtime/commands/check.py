@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
+from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime import agreement
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
@@ -26,7 +27,7 @@ asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    text = "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and whole tracks."
+    text = "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and short tracks."
     parser = cli.parser("asymtrack-check", text, EXAMPLES)
     cli.add_model(parser, positional=True)
     cli.add_backend(parser)
@@ -49,6 +50,8 @@ def _main(arguments: argparse.Namespace) -> int:
     frames, box = clip_argument(arguments.clip, arguments.box) or default_clip()
     backend = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
+        if backend.name == "onnxruntime":
+            raise UsageError("this compares ONNX Runtime on the CPU with itself: name another --backend")
         reference, limits = open_backend(arguments.model, "onnxruntime", threads=arguments.threads), limits_of(backend)
         report: Dict[str, Any] = {
             "checked": backend.description,

@@ -7,7 +7,8 @@ stamped as the image; ``~/target`` (``sensor_msgs/RegionOfInterest``) starts to 
 in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
 
 Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
-``recover`` (look for lost targets; true), and ``boxes``, a list of ``"x,y,w,h"`` to follow from the first
+``precision`` (``""`` for the model's own), ``recover`` (look for lost targets; true), and ``boxes``, a list of
+``"x,y,w,h"`` to follow from the first
 image on.
 
 ROS is imported when the node starts, and message classes are looked at and not known, so that all of
@@ -17,7 +18,7 @@ this can be tested where there is no ROS, and fits the layouts of ``vision_msgs`
 from __future__ import annotations
 
 import sys
-from typing import Any, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -84,12 +85,13 @@ class TrackerNode:
     """
 
     def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:
-        defaults = {"model": "T", "backend": "auto", "device": "auto", "threads": 0, "recover": True, "boxes": [""]}
-        value = {name: node.declare_parameter(name, default).value for name, default in defaults.items()}
-        self._tracker = MultiTracker.load(
-            value["model"], value["backend"], value["device"], value["threads"] or None, recover=value["recover"]
-        )
-        self._waiting: List[Sequence[float]] = [box_argument(text) for text in value["boxes"] if text]
+        defaults = {"model": "T", "backend": "auto", "device": "auto", "threads": 0, "precision": "", "recover": True}
+        value: Dict[str, Any] = {
+            name: node.declare_parameter(name, default).value or None for name, default in defaults.items()
+        }
+        self._tracker = MultiTracker.load(**{**value, "recover": bool(value["recover"])})
+        boxes = node.declare_parameter("boxes", [""]).value
+        self._waiting: List[Sequence[float]] = [box_argument(text) for text in boxes if text]
         self._log = node.get_logger()
         self._vision = vision
         self._publisher = node.create_publisher(vision.Detection2DArray, "~/detections", 10)

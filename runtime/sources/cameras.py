@@ -16,7 +16,7 @@ import tempfile
 import weakref
 from contextlib import suppress
 from time import monotonic
-from typing import Callable, Collection, Dict, Tuple
+from typing import Callable, Collection, Dict, List, Tuple
 from urllib.parse import parse_qsl
 
 import cv2
@@ -90,24 +90,29 @@ class Pipeline:
             elements = shlex.split(body)
         except ValueError as error:
             raise UsageError(f"the pipeline cannot be parsed ({error}): check its quotes") from None
-        tail = ["!", "videoconvert", "!", "video/x-raw,format=I420", "!", "y4menc", "!", "fdsink", "fd=1"]
-        # A file, because a pipe that nobody reads would block the process.
+        # Pictures do not go to standard output, where the camera element of a Jetson prints. Errors go into a file,
+        # because a pipe that nobody reads would block the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._pipe, pictures = os.pipe()
+        self._close = weakref.finalize(self, os.close, self._pipe)
+        tail = f"! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd={pictures}".split()
         try:
             self._process = subprocess.Popen(
                 ["gst-launch-1.0", "-q", *elements, *tail],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
                 stderr=self._errors,
+                pass_fds=[pictures],
                 start_new_session=True,  # Ctrl-C is for us: we end it in order
             )
         except FileNotFoundError:
             raise SourceError("this source needs the program gst-launch-1.0 (package gstreamer1.0-tools)") from None
+        finally:
+            os.close(pictures)
         # Should nobody release it, because the program ends while a read hangs: the camera must be free.
         self._kill = weakref.finalize(self, self._process.kill)
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
-        self._pipe = self._output.fileno()
+        self._poll = select.poll()
+        self._poll.register(self._pipe, select.POLLIN)
         with suppress(OSError):
             fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
         try:
@@ -127,6 +132,10 @@ class Pipeline:
             raise
         self._fps = rate / per if per > 0 else 0.0
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
+        self._buffer, self._ahead = self._planes.reshape(-1), False
+        #: What is copied where to take the padding out of a picture.
+        self._copies: List[Tuple[np.ndarray, np.ndarray]] = []
+        self._known = width % 8 == 0
 
     def get(self, prop: int) -> float:
         """The frame rate; 0 for every other property."""
@@ -135,21 +144,45 @@ class Pipeline:
     def grab(self) -> bool:
         """Reads one picture's bytes; False when the pipeline has ended, was released or gives nothing in time."""
         try:
-            if self._pipe < 0 or not self._line(READ_TIMEOUT).startswith(b"FRAME"):
+            if self._pipe < 0 or not (self._ahead or self._line(READ_TIMEOUT).startswith(b"FRAME")):
                 return False
-            self._fill(self._planes.data.cast("B"), READ_TIMEOUT)
+            self._ahead = False
+            self._fill(self._buffer.data, READ_TIMEOUT)
+            if not self._known:
+                self._measure()
         except (EOFError, OSError):
             return False
         return True
 
+    def _measure(self) -> None:
+        """Finds out whether rows are padded to four bytes, as by GStreamer before 1.26.1; nothing follows then."""
+        self._known = True
+        flat, size = self._buffer, self._buffer.size
+        height, width = size // self._planes.shape[1] // 3 * 2, self._planes.shape[1]
+        following = np.zeros(6, np.uint8)
+        with suppress(EOFError):  # where nothing follows, this was all there is
+            self._fill(following.data, READ_TIMEOUT)
+        self._ahead = following.tobytes() == b"FRAME\n"
+        if not self._ahead and following.any():
+            stride, half = width + -width % 4, width // 2 + -(width // 2) % 4
+            self._buffer = np.concatenate([flat, following, np.zeros(height * (stride + half) - size - 6, np.uint8)])
+            self._fill(self._buffer[size + 6 :].data, READ_TIMEOUT)
+            luma, chroma = np.split(self._buffer, [height * stride])
+            for plane, padded in zip(np.split(flat, [height * width]), (luma, chroma)):
+                rows = padded.reshape(height, -1)
+                self._copies.append((plane.reshape(height, -1), rows[:, : plane.size // height]))
+
     def retrieve(self) -> Tuple[bool, np.ndarray]:
         """The picture that was read last, BGR uint8 ``(H, W, 3)``."""
+        for plane, padded in self._copies:
+            plane[...] = padded
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
         """Ends the process."""
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
+        self._close()
         self._kill.detach()
         self._process.terminate()
         try:
@@ -157,13 +190,12 @@ class Pipeline:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._output.close()
         self._errors.close()
 
     def _fill(self, target: memoryview, timeout: float) -> None:
         filled, deadline = 0, monotonic() + timeout
         while filled < len(target):
-            ready, _, _ = select.select([self._pipe], [], [], max(0.0, deadline - monotonic()))
+            ready = self._poll.poll(max(0.0, 1000 * (deadline - monotonic())))
             count = os.readv(self._pipe, [target[filled:]]) if ready else 0
             if not count:
                 raise EOFError

@@ -11,6 +11,7 @@ import atexit
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any, Callable, Deque, Iterator, NamedTuple, Optional, Tuple
 
@@ -74,8 +75,10 @@ class LiveSource(Source):
         if not self._capture.grab():
             return None
         received = monotonic()  # before the picture is converted to BGR
-        good, image = self._capture.retrieve()
-        return (image if good else None), received
+        with suppress(cv2.error):  # a damaged picture
+            good, image = self._capture.retrieve()
+            return (image if good else None), received
+        return None, received
 
     def reconnect(self) -> None:
         """Opens the source anew; while it cannot be opened, a ``SourceError``."""
@@ -255,7 +258,7 @@ class Reader:
             delay, self._failure = min(2 * delay, RECONNECT_AFTER[1]), ""
             try:
                 source.reconnect()
-            except SourceError as error:
+            except (SourceError, OSError) as error:  # a lack of memory or descriptors may pass, too
                 self._failure = f" ({error})"
 
     def _tell(self, line: str) -> None:

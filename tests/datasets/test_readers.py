@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.datasets import DATASETS, Dataset
-from asymtrack_edge.datasets.readers import SPLITS
 from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
 from tests.datasets.miniature import drift, rows, save, write_frames
@@ -66,6 +65,8 @@ def test_got10k_val_labels_and_order(tmp_path):
     assert [first.name, second.name] == names("got10k-val", tmp_path / "val") == ["GOT-10k_Val_2", "GOT-10k_Val_1"]
     assert first.absent.tolist() == [False, False, True, False]
     assert first.attributes == ("absence", "occlusion")
+    (tmp_path / "val" / "GOT-10k_Val_2" / "cover.label").unlink()
+    assert read("got10k-val", tmp_path)[0].absent.tolist() == [False, False, True, False]
     got10k(tmp_path / "val" / "more", "GOT-10k_Val_1")
     save(tmp_path / "val" / "list.txt", "GOT-10k_Val_1\nmore/GOT-10k_Val_1\n")
     with pytest.raises(DatasetError, match="called alike"):
@@ -84,6 +85,11 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
         boxes, usable, frames = Dataset("got10k-train", root).annotation(0)
         assert usable.tolist() == [0, 3] and boxes.dtype == np.float32
         assert boxes[3].tolist() == [7, 5, 10, 8] and frames[3].name == "00000004.jpg"
+    build(tmp_path / "own" / "a", {"{:d}.jpg": 3, "groundtruth.txt": [(4, 5, 10, 8), (4, 5, 10, 3), (4, 5, 3, 8)]})
+    assert Dataset("folder", tmp_path / "own").annotation(0).usable.tolist() == [0]  # others are too small
+    save(tmp_path / "own" / "a" / "groundtruth.txt", [(4, 5, 0, 8)] * 3)
+    with pytest.raises(DatasetError, match="no ground-truth box to start"):
+        read("folder", tmp_path / "own")
 
 
 def test_otb_delimiters_ranges_and_two_targets(tmp_path):
@@ -129,22 +135,21 @@ def test_lasot_splits_in_both_layouts(tmp_path):
     save(tmp_path / "airplane" / "airplane-2" / "out_of_view.txt", "0,0")
     with pytest.raises(DatasetError, match=r"airplane-2: .*2 labels for 3 frames"):
         read("lasot", tmp_path)
-
-
-def test_lasot_cuts_images_that_the_annotation_does_not_cover_and_says_so(tmp_path):
-    lasot(tmp_path / "airplane-15", images=4)
-    (one,) = read("lasot", tmp_path)
-    assert len(one) == 3 and one.frames[-1].name == "00000003.jpg"
-    assert one.note == "4 frames but 3 boxes of ground truth: cut to the annotation"
-    for number in (1, 2):
-        os.remove(tmp_path / "airplane-15" / "img" / f"0000000{number}.jpg")
-    with pytest.raises(DatasetError, match="2 frames but 3 boxes"):
+    save(tmp_path / "airplane" / "airplane-2" / "out_of_view.txt", "0,0,0,0")
+    with pytest.raises(DatasetError, match="4 labels for 3 frames"):
         read("lasot", tmp_path)
 
 
-def test_published_sizes_of_the_splits():
-    test, parts = SPLITS["lasot"]["test"], SPLITS["uav123"]["first_image"]
-    assert len(test) == len(set(test)) == 280 and len(parts) == 51
+def test_lasot_cuts_images_that_the_annotation_does_not_cover_and_says_so(tmp_path):
+    for name in ("airplane-13", "airplane-15"):
+        lasot(tmp_path / name, images=4)
+    other, known = read("lasot", tmp_path)
+    assert len(other) == len(known) == 3 and known.frames[-1].name == "00000003.jpg"
+    assert other.note == "4 frames but 3 boxes of ground truth: cut to the annotation" and not known.note
+    for number in (1, 2):
+        os.remove(tmp_path / "airplane-15" / "img" / f"0000000{number}.jpg")
+    with pytest.raises(DatasetError, match="2 frames but 3 boxes"):
+        Dataset("lasot", tmp_path).sequence("airplane-15")
 
 
 def test_trackingnet_orders_frames_by_number(tmp_path):

@@ -6,7 +6,9 @@ import errno
 import json
 import multiprocessing
 import os
+import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,18 +50,49 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
 
 
-def test_full_disk_leaves_the_old_export(tmp_path: Path) -> None:
-    folder, link = tmp_path / "export", tmp_path / "link"
+class _Signal(BaseException):
+    """As of a handler, which may come between any two lines."""
+
+
+@pytest.mark.parametrize("kind", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), _Signal()])
+@pytest.mark.parametrize("when", [0, 1, 2, 3])
+def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(
+    when: int, kind: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link, real, left = tmp_path / "export", tmp_path / "link", os.rename, [when]
+    folder.mkdir()
     link.symlink_to("export")
     _export_in_turn(str(link), 1, 1)
-    with pytest.raises(ExportError, match="No space left"), replaced_directory(folder) as new:
-        (new / "manifest.json").write_text("2")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert (folder / "search.onnx").read_text() == "1"
+    folder.chmod(0o750)
+
+    def rename(*places: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0 and isinstance(kind, OSError) and Path(places[0]).name == "new":
+            raise kind
+        real(*places)
+        if left[0] < 0 and isinstance(kind, _Signal):
+            left[0] = 99
+            raise kind
+
+    with monkeypatch.context() as patch, pytest.raises((ExportError, _Signal)):
+        patch.setattr(os, "rename", rename)
+        _export_in_turn(str(folder), 2, 1)
+    # After the last renaming the new one is there.
+    assert (folder / "search.onnx").read_text() == ("2" if when == 3 and isinstance(kind, _Signal) else "1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "link"] and link.is_symlink()
-    (folder / "tracked.mp4").touch()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("name", ["tracked.mp4", "check.json", "detector.onnx"])
+def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
+    """Neither those that are there before the work, nor those that come meanwhile."""
+    folder = tmp_path / "export"
+    _export_in_turn(str(folder), 1, 1)
+    with pytest.raises(ExportError, match="is no part of a model"), replaced_directory(folder):
+        (folder / name).touch()
     with pytest.raises(ExportError, match="is no part of a model"), replaced_directory(folder):
         raise AssertionError("nothing may be written")
+    assert (folder / name).exists() and (folder / "search.onnx").exists()
 
 
 def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:

@@ -111,7 +111,14 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
         ({"std": [1, 1, 0]}, "damaged"),
         ({"search": {**content["search"], "dtype": "float16"}}, "damaged"),
         ({"template": {**content["template"], "shape": [128, 128, 4]}}, "damaged"),
-        ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "damaged"),
+        ({"output": {**content["output"], "shape": [0]}}, "damaged"),
+        ({"files": {}}, "damaged"),
+        *(
+            ({"files": {**content["files"], name: {"bytes": 1, "sha256": "0"}}}, "damaged")
+            for name in ("../x", "a/../x")
+        ),
+        ({"state": []}, "damaged"),
+        ({"precision": "fp8"}, "damaged"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**content, **change}))
         with pytest.raises(ManifestError, match=words):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from asymtrack_edge.export.fold import fold
+from asymtrack_edge.export.split import localisation_score
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model, random_inputs
 
@@ -28,3 +29,9 @@ def test_folded_equals_trained(variant: Variant) -> None:
     scale = float(wanted.score_tl.abs().max())
     torch.testing.assert_close(got.score_tl, wanted.score_tl, rtol=0, atol=2e-5 * scale)
     torch.testing.assert_close(got.score_br, wanted.score_br, rtol=0, atol=2e-5 * scale)
+
+
+def test_the_score_is_the_geometric_mean_of_the_heaviest_cells_of_both_corners() -> None:
+    maps = torch.zeros(1, 2, 8, 8)
+    maps[0, 0, 1:3, 1:3], maps[0, 1] = 0.25, 1 / 64  # all of it in 2 x 2 cells; even
+    assert localisation_score(maps).item() == pytest.approx(0.25)

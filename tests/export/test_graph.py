@@ -16,7 +16,7 @@ from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.quantise import costly_convolutions
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
-from asymtrack_edge.variants import VARIANTS, Variant
+from asymtrack_edge.variants import VARIANTS
 from tests.helpers import SMALL, filled_model, random_inputs
 
 #: What TensorRT 8.5 (JetPack 5) reads as it is meant, of the operators of opset 16 and the types of casts. It refuses
@@ -61,22 +61,6 @@ def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> 
             assert {(node.domain, a.i) for node in model.graph.node for a in node.attribute if a.name == "to"} <= CASTS
     kernels = [list(i.dims) for i in onnx.load(str(tmp_path / "search.onnx")).graph.initializer]
     assert [128, 128, 3, 3] in kernels, "OPE of stage 3 is not one convolution"
-
-
-@pytest.mark.parametrize("variant", [VARIANTS["T"], VARIANTS["B"], SMALL.with_(etm_stages=(2,))])
-def test_tensors_are_the_manifests(variant: Variant, tmp_path: Path) -> None:
-    manifest = Export(filled_model(variant), ExportOptions()).write(tmp_path)
-    assert {spec.name: spec.shape for spec in manifest.state} == variant.state_shapes
-    template, search = session(tmp_path / "template.onnx"), session(tmp_path / "search.onnx")
-    for found, specs in (
-        (template.get_inputs(), (manifest.template,)),
-        (template.get_outputs(), manifest.state),
-        (search.get_inputs(), (manifest.search, *manifest.state)),
-        (search.get_outputs(), (manifest.output,)),
-    ):
-        assert [(v.name, v.shape, v.type) for v in found] == [
-            (s.name, [1, *s.shape], {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[s.dtype]) for s in specs
-        ]
 
 
 @pytest.mark.parametrize("target", ["onnx", "orin"])

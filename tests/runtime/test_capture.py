@@ -12,11 +12,15 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import SourceError
+from asymtrack_edge.errors import SourceError, UsageError
+from asymtrack_edge.geometry import Box
+from asymtrack_edge.runtime import MultiTracker, State, Track
+from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import LiveSource, Source
 from asymtrack_edge.runtime.sources import reader as capture
 from asymtrack_edge.runtime.sources.reader import Reader
-from tests.runtime.simulated import FakeCapture
+from asymtrack_edge.runtime.sources.videos import _Stream
+from tests.runtime.simulated import ColourBackend, FakeCapture
 
 PATIENCE = 0.6
 
@@ -135,3 +139,37 @@ def test_error_while_reading_reaches_the_caller() -> None:
     next(reader)
     with pytest.raises(OSError, match="disk gone"):
         next(reader)
+
+
+def test_a_run_counts_lost_frames_tells_ages_and_ends_for_good() -> None:
+    camera = FakeCapture(100)
+    unreadable, real = [True], camera.retrieve
+    camera.retrieve = lambda: (False, None) if unreadable and unreadable.pop() else real()
+    run = Run(MultiTracker(ColourBackend()), Reader(LiveSource("fake", lambda: camera)))
+    run.first_frame()  # that of a camera is the first that can be read
+    sleep(0.2)
+    run.start([])
+    assert run.latest.latency > 0.15
+    box = Box(1, 1, 9, 9)
+    run._hand_over(run.latest.frame, {0: Track(box, 0.9, State.TRACKING), 1: Track(box, 0.1, State.LOST)}, 0.0)
+    assert run.summary()["lost"] == 1
+    run.close()
+    assert camera.released
+    with pytest.raises(UsageError, match="has ended"):
+        run.submit(run.summary).result(1)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_a_stream_that_gives_the_same_frames_again_is_a_recording_unless_nothing_moves(still: bool) -> None:
+    def connect() -> FakeCapture:
+        capture = FakeCapture(500, dies_after=3)
+        if still:
+            capture.retrieve = lambda: (True, np.zeros((4, 4, 3), np.uint8))
+        return capture
+
+    stream = _Stream("rtsp://x", connect)
+    for _ in range(2):
+        while stream.read():
+            pass
+        stream.reconnect()
+    assert stream.ended is not still

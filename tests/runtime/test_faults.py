@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BoxError, FrameError, ManifestError
-from asymtrack_edge.geometry import check_box, clip_box, crop_window
+from asymtrack_edge.geometry import check_box, clip_box
 from asymtrack_edge.manifest import load_manifest
-from asymtrack_edge.runtime import Tracker
+from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8))
@@ -29,14 +29,8 @@ def test_any_box_is_refused_or_can_be_followed(box: Any) -> None:
         checked = check_box(box, (240, 320, 3))
     except BoxError as error:
         assert str(error)
-        return
-    try:
-        window = crop_window(checked, 4.0)
-    except BoxError:
-        return
-    assert window.side >= 1
-    kept = clip_box(checked, (240, 320, 3))
-    assert np.isfinite(kept).all() and kept.w >= 10 and kept.h >= 10
+    else:
+        assert np.isfinite(clip_box(checked, (240, 320, 3))).all()
 
 
 FRAMES = [frame for frame, _ in synthetic_clip(6, (200, 160))]
@@ -65,19 +59,18 @@ def test_frames_of_any_size_layout_and_lifetime() -> None:
     locked.flags.writeable = False
     sizes = [big, big[::2, ::3], big[:, ::-1], big[..., ::-1], locked, big[:2, :2], big[:700, :2], big]
     for frame in sizes:
-        track = tracker.update(frame)
-        height, width = frame.shape[:2]
-        assert np.isfinite(track.box).all() and track.box.w >= 10
-        assert track.box.x < width and track.box.y < height
+        assert tracker.update(frame).box.x < frame.shape[1]
 
 
 def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     shutil.copytree(batch_model, folder)
-    clean, used = Tracker.load(batch_model, threads=1), Tracker.load(folder, threads=1)
+    clean, used = (MultiTracker.load(path, threads=2) for path in (batch_model, folder))
     for tracker in (clean, used):
-        tracker.init(FRAMES[0], (60, 50, 32, 32))
+        tracker.add(FRAMES[0], (60, 50, 32, 32))
     (folder / "search.onnx").write_bytes(b"something else")
+    for tracker in (clean, used):
+        tracker.add(FRAMES[0], (20, 50, 32, 32))  # opens the search network once more
     assert used.update(FRAMES[1]) == clean.update(FRAMES[1])
     with pytest.raises(ManifestError, match="is not the file"):
         Tracker.load(folder)
@@ -85,8 +78,9 @@ def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_p
     with pytest.raises(ManifestError, match="missing"):
         Tracker.load(folder)
     shutil.rmtree(folder)
-    used.init(FRAMES[1], (60, 50, 32, 32))
-    assert used.update(FRAMES[2]).box is not None
+    for tracker in (clean, used):
+        tracker.add(FRAMES[1], (60, 50, 32, 32))
+    assert used.update(FRAMES[2]) == clean.update(FRAMES[2])
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from asymtrack_edge.errors import BackendError, MissingDependencyError
 from asymtrack_edge.geometry import crop_window
-from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.manifest import file_entry, load_manifest
 from asymtrack_edge.runtime import open_backend
 from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.commands.track import main as track
@@ -72,7 +73,9 @@ def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any
 
 def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(run=lambda *_: [np.full((1, 5), np.nan, np.float32)])
-    monkeypatch.setattr(backend.OpenVinoBackend, "_fitting", lambda _, name, real: other if name == "search" else real)
+    real = backend.OpenVinoBackend._open_session
+    fake = lambda self, name, threads: other if name == "search" else real(self, name, threads)  # noqa: E731
+    monkeypatch.setattr(backend.OpenVinoBackend, "_open_session", fake)
     with pytest.raises(BackendError, match="does not compute what the model says"):
         backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
 
@@ -92,5 +95,6 @@ def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -
     shutil.copy(batch_model / "template.onnx", tmp_path)
     (tmp_path / "search.onnx").write_bytes(b"no model")
     with pytest.raises(BackendError, match="OpenVINO cannot load") as caught:
-        backend.OpenVinoBackend(tmp_path, load_manifest(batch_model))
+        files = {path.name: file_entry(path) for path in tmp_path.iterdir()}
+        backend.OpenVinoBackend(tmp_path, replace(load_manifest(batch_model), files=files))
     assert len(str(caught.value).splitlines()) == 1

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asymtrack_edge.geometry import Box, crop_window, iou
+from asymtrack_edge.geometry import Box, CropWindow, crop_window, iou
 from asymtrack_edge.runtime import State, Track, Tracker, TrackerSettings
-from asymtrack_edge.runtime.tracker import MOST_WINDOWS, Target, search_grid
+from asymtrack_edge.runtime.tracker import MOST_WINDOWS, WIDEN, Target, search_grid
 from tests.runtime.simulated import ColourBackend
 
 WAY_OUT = 12
+SHAPE = (480, 640)
 
 
 def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[np.ndarray]:
@@ -55,35 +57,69 @@ def test_target_that_comes_back_where_it_went_is_found_at_once() -> None:
     assert again <= 40 + 2 + TrackerSettings().confirm
 
 
-def test_something_of_another_size_is_not_believed() -> None:
-    assert follow(disappearing(120, 30, 200, size=100))[-1].state is State.LOST
+@pytest.mark.parametrize("size", [10, 100])
+def test_something_of_another_size_is_not_believed(size: int) -> None:
+    assert follow(disappearing(120, 30, 200, size=size))[-1].state is State.LOST
 
 
-def scripted(here: Callable[[int], float], frames: int, **settings: int) -> Tuple[List[Track], List[int]]:
-    """Tracks where the published crop drifts and scores ``here(i)``, other places 0.95; frames that looked there."""
-    target, shape = Target(0, Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0), (480, 640)
-    tracks, elsewhere = [], []
+def make_target(**settings: int) -> Target:
+    return Target(0, Box(100, 80, 40, 40), TrackerSettings(**settings), 4.0)
+
+
+def scripted(
+    target: Target, here: Callable[[int], float], frames: int, there: Optional[Callable[[int], float]] = None
+) -> Tuple[List[Track], Dict[int, CropWindow]]:
+    """Tracks where the published crop drifts and scores ``here(i)``, look n elsewhere ``there(n)``; the looks."""
+    tracks, looks = [], {}
     for i in range(frames):
-        window, prediction = target.window(shape), (0.51, 0.5, 0.25, 0.25, here(i))
+        window, prediction = target.window(SHAPE), (0.51, 0.5, 0.25, 0.25, here(i))
         if window != crop_window(target.box, 4.0):
-            elsewhere.append(i)
-            prediction = (0.9, 0.5, 0.25, 0.25, 0.95)
-        tracks.append(target.advance(prediction, window, shape))
-    return tracks, elsewhere
+            looks[i] = window
+            prediction = (0.9, 0.5, 0.25, 0.25, there(len(looks)) if there else 0.95)
+        tracks.append(target.advance(prediction, window, SHAPE))
+    return tracks, looks
+
+
+def test_it_is_looked_for_where_it_was_last_seen_well_around_there_and_everywhere() -> None:
+    """One good score while it is lost does not count as seen well; found again elsewhere it begins anew."""
+    target = make_target(patience=2)
+    for box, once in ((target.box, 99), (Box(400, 300, 40, 40), 7)):
+        target.box = box
+        scripted(target, lambda i: 0.9, 20)
+        grid, near = search_grid(target.box, SHAPE, 4.0 * WIDEN), crop_window(target.box, 4.0)
+        tracks, looks = scripted(target, lambda i: 0.9 if i == once else 0.1, 19, lambda n: 0.1)  # noqa: B023
+        around = crop_window(target._trusted, 4.0 * WIDEN)
+        assert list(looks.values())[:6] == [near, grid[0], around, grid[1], near, grid[2]]
+        assert tracks[-1].state is State.LOST
+
+
+@pytest.mark.parametrize("worse", [0.1, np.nan])
+def test_good_looks_that_do_not_follow_each_other_are_not_enough(worse: float) -> None:
+    tracks, looks = scripted(make_target(patience=2, confirm=3), lambda i: 0.1, 60, lambda n: 0.95 if n % 3 else worse)
+    assert len(looks) > 20 and all(track.state is State.LOST for track in tracks[5:])
 
 
 def test_a_lost_target_is_waited_for_as_published_and_one_good_look_elsewhere_is_not_enough() -> None:
-    tracks, elsewhere = scripted(lambda i: 0.1, 40, patience=10, confirm=5)
+    tracks, looks = scripted(make_target(patience=10, confirm=5), lambda i: 0.1, 40)
+    elsewhere = list(looks)
     lost = next(i for i, track in enumerate(tracks) if track.state is State.LOST)
     found = next(i for i, t in enumerate(tracks) if i > lost and t.state is State.TRACKING)
     assert elsewhere[0] == lost + 10 and elsewhere.index(found) == 5 - 1
+    assert [i - elsewhere[0] for i in elsewhere[:5]] == [0, 1, 3, 4, 6]
     assert all(track.box.x < 160 for track in tracks[:found]) and tracks[found].box.x > 200
+    # One good score of the published crop, and the looks are counted anew.
+    tracks, looks = scripted(make_target(patience=10, confirm=5), lambda i: 0.9 if i == elsewhere[1] + 1 else 0.1, 60)
+    again = next(i for i, t in enumerate(tracks) if i > elsewhere[1] + 1 and t.state is State.TRACKING)
+    assert sum(elsewhere[1] + 1 < i <= again for i in looks) == 5
+    # Found again counts by the smoothed score.
+    tracks, _ = scripted(make_target(patience=30), lambda i: 0.1 if i < 20 else 0.9, 30)
+    assert tracks[20].state is State.LOST and tracks[22].state is State.TRACKING
 
 
 def test_a_place_whose_own_score_recovers_is_not_left() -> None:
     """What scores well elsewhere is dropped as soon as the published crop does."""
-    tracks, elsewhere = scripted(lambda i: 0.1 if i < 20 else 0.9, 30, patience=10, confirm=8)
-    assert elsewhere and max(elsewhere) <= 21
+    tracks, looks = scripted(make_target(patience=10, confirm=8), lambda i: 0.1 if i < 20 else 0.9, 30)
+    assert looks and max(looks) <= 21
     assert tracks[-1].state is State.TRACKING and tracks[-1].box.x < 160
 
 

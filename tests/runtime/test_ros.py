@@ -83,8 +83,8 @@ class FakeNode:
 def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: List[Any] = []
 
-    def load(*arguments: Any, recover: bool) -> MultiTracker:
-        opened.append((*arguments, recover))
+    def load(**arguments: Any) -> MultiTracker:
+        opened.append(arguments)
         return MultiTracker(ColourBackend())
 
     monkeypatch.setattr(MultiTracker, "load", load)
@@ -108,7 +108,8 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
     assert any("16UC1" in line for line in node.lines)
-    assert opened == [("T", "auto", "auto", None, False)]
+    words = {"model": "T", "backend": "auto", "device": "auto"}
+    assert opened == [{**words, "threads": None, "precision": None, "recover": False}]
 
 
 def test_without_ros_one_line_says_what_is_missing(

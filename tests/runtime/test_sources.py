@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from typing import Iterator, List
 
 import cv2
+import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
@@ -95,13 +96,16 @@ def test_a_pipeline_is_read_and_started_again_when_it_ends() -> None:
             next(reader)
 
 
-#: Writes its number to a file, a header and a picture to its output, and is silent from then on.
+#: Writes its number to a file, a header and a picture to the descriptor it is told, and is silent from then on.
 SCRIPT = """#!/bin/sh
 echo $$ > "{pid}"
+echo a word of a driver
+for last; do :; done
+exec > /proc/self/fd/${{last#fd=}}
 {header}
 exec sleep 60
 """
-HEADER = "printf 'YUV4MPEG2 W4 H2 F30:1\\nFRAME\\n123456789012'"
+HEADER = "printf 'YUV4MPEG2 W8 H2 F30:1\\nFRAME\\n123456789012345678901234'"
 
 
 @pytest.fixture
@@ -132,7 +136,7 @@ def test_pictures_come_until_it_is_released(launcher: Path, tmp_path: Path) -> N
     pipeline = Pipeline("videotestsrc")
     assert pipeline.grab()
     good, picture = pipeline.retrieve()
-    assert good and picture is not None and picture.shape == (2, 4, 3)
+    assert good and picture is not None and picture.shape == (2, 8, 3)
     pipeline.release()
     pipeline.release()
     assert gone(tmp_path)
@@ -145,6 +149,21 @@ def test_pictures_come_until_it_is_released(launcher: Path, tmp_path: Path) -> N
     os.close(writing)
 
 
+@pytest.mark.parametrize("width", [2, 4, 6, 12])
+def test_padded_rows_of_old_gstreamer_are_read(launcher: Path, tmp_path: Path, width: int) -> None:
+    planes = [np.random.default_rng(i).integers(9, 99, (4, width // part), np.uint8) for i, part in ((0, 1), (1, 2))]
+    shown = []
+    for padding in (False, True):
+        rows = [np.pad(plane, ((0, 0), (0, -plane.shape[1] % 4 * padding))).tobytes() for plane in planes]
+        frames = b"".join(b"FRAME\n" + b"".join(rows) for _ in range(3))
+        (tmp_path / "y4m").write_bytes(b"YUV4MPEG2 W%d H4 F30:1\n" % width + frames)
+        launcher.write_text(SCRIPT.format(pid=tmp_path / "pid", header=f"cat {tmp_path}/y4m"))
+        pipeline = Pipeline("videotestsrc")
+        shown.append([pipeline.retrieve()[1].tolist() for _ in range(3) if pipeline.grab()])
+        pipeline.release()
+    assert shown[0] == shown[1] and len(shown[0]) == 3
+
+
 def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
     code = "from asymtrack_edge.runtime.sources.cameras import Pipeline; kept = Pipeline('videotestsrc')"
     subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], check=True, timeout=30)
@@ -155,7 +174,7 @@ def test_one_line_says_why_it_does_not_start(launcher: Path, monkeypatch: pytest
     launcher.write_text("#!/bin/sh\necho 'no element nosuchsrc' >&2\n")
     with pytest.raises(SourceError, match="no element nosuchsrc"):
         Pipeline("nosuchsrc")
-    launcher.write_text(SCRIPT.format(pid=launcher.parent / "pid", header=HEADER.replace("W4", "W5")))
+    launcher.write_text(SCRIPT.format(pid=launcher.parent / "pid", header=HEADER.replace("W8", "W5")))
     with pytest.raises(SourceError, match="pictures of 5x2"):
         Pipeline("videotestsrc")
 

@@ -46,6 +46,8 @@ def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path, dam
     damage(tmp_path / "v.avi", *damaged)
     readable, source = read(tmp_path / "v.avi")
     assert (readable, source.missing, source.damaged) == expected
+    words = [str(tmp_path / "v.avi"), "--box", "100,100,20,20", "--boxes", str(tmp_path / "b.csv")]
+    assert fake_command.main(words) == 1
 
 
 def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from asymtrack_edge.checkpoints import open_checkpoint
+from asymtrack_edge.training import labels
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.recipes import PAPER
@@ -29,7 +30,7 @@ from asymtrack_edge.training.state import save_json
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import refusal
 from tests.test_docs import blocks
-from tests.training.conftest import moving, picture
+from tests.training.conftest import BOXES, moving, picture
 
 QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--time-budget", "0.1"]
 
@@ -156,13 +157,38 @@ def test_too_little_memory_is_one_line(words: str, tmp_path: Path, monkeypatch: 
     assert capsys.readouterr().err == "error: not enough memory: give a smaller --batch or --canvas, or less --data\n"
 
 
+def test_what_is_followed_both_ways_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    assert labels.forward_backward(Follower(), moving(1, 8), BOXES[0])[1] == pytest.approx([1] * 8)
+    monkeypatch.setattr(labels, "read_clips", lambda _: iter([moving(0, 16)]))
+    monkeypatch.setattr(labels, "forward_backward", lambda *_: ([[1.0] * 4] * 16, [1.0] * 15 + [0.4]))
+    assert labels.label_video(tmp_path, None, tmp_path / "v.avi")[1] == []
+
+
+def test_a_damaged_frame_costs_its_clip_alone(tmp_path: Path, monkeypatch: Any) -> None:
+    length = labels.FRAMES * labels.STRIDE
+    numbers, now = iter(range(40 * length)), [0]
+
+    def grab() -> bool:
+        now[0] = next(numbers, -1)
+        return now[0] >= 0
+
+    def retrieve() -> Any:
+        return (False, None) if now[0] == labels.STRIDE else (True, np.full((2, 2), now[0]))
+
+    video = SimpleNamespace(isOpened=lambda: True, get=lambda _: 40 * length, grab=grab, retrieve=retrieve)
+    monkeypatch.setattr(labels, "open_video", lambda _: video)
+    monkeypatch.setattr(labels, "shrink", lambda frame, _: (frame, 1.0))
+    clips = [[int(frame[0, 0]) for frame in clip] for clip in labels.read_clips(tmp_path)]
+    assert len(clips) > 2 and all(clip[-1] - clip[0] < length for clip in clips)
+
+
 def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     for n in range(2):
         write_video(videos / "deep" / f"{n}.avi", n)
     monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower(40.0))
     assert "holds the videos" in refusal(main, ["label", str(videos), "--output", str(videos)], capsys)
-    assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 0
+    assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 1
     assert "none: 0 tracks" in capsys.readouterr().out
     (videos / "broken.avi").write_bytes(b"no video")
     monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower())

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Box, crop_window
-from asymtrack_edge.training.crops import Augmentation, Random, Windows, cut, deform, inside, windows_around
+from asymtrack_edge.training.crops import Augmentation, Random, Windows, colour, cut, deform, inside, windows_around
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
 from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.recipes import SMALL
@@ -99,6 +99,7 @@ def test_a_pool_holds_what_the_collection_says(collection: Path) -> None:
     assert pool.kind.tolist() == [STILL] * 4 + [CLIP] * 2
     assert pool.length.tolist() == [1, 1, 1, 1, 5, 5]  # the unknown box is left out
     scale = 100 / 120
+    assert PairSampler(pool, TINY, replace(PLAIN, stills=0.3)).weight[:4].sum().item() == pytest.approx(0.3)
     assert pool.box[pool.start[4] + 3].tolist() == pytest.approx([32 * scale, 34 * scale, 24 * scale, 24 * scale])
 
 
@@ -201,6 +202,15 @@ def test_a_deformed_target_lies_where_its_corners_say() -> None:
         assert torch.allclose(seen, expected * size, atol=1.6)
 
 
+def test_colours_change_about_luminance_and_mean() -> None:
+    image = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    grey = pixels(colour(image, torch.tensor([True]), PLAIN, rng(1)))
+    assert (grey - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)).abs().max() < 0.1
+    even = torch.full((1, 3, 8, 8), 120, dtype=torch.uint8)
+    same = pixels(colour(even, torch.tensor([False]), replace(PLAIN, contrast=0.5), rng(1)))
+    assert (same - even).abs().max() < 0.1
+
+
 def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> None:
     level = (20 * torch.arange(12)).to(torch.uint8).view(-1, 1, 1, 1)
     template, search = level.expand(-1, 3, 32, 32), level.expand(-1, 3, 64, 64)
@@ -240,6 +250,11 @@ def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tmp_path: Path) -
     frames = torch.stack([sampler._cut(torch.full((6,), i), region, 128).float() for i in range(6)])
     errors, chosen = (frames - pixels(pairs.search)).abs().flatten(2).amax(2).min(0)
     assert errors.max() < 0.01 and len(set(chosen.tolist())) > 1 and set(chosen.tolist()) <= {0, 1, 4, 5}
+    data = [Dataset("got10k-train", got10k)]
+    plain, filled = (DiskPairs(data, TINY, replace(aug, fill=f), CPU, workers=1).draw(6, 4).search for f in (0.0, 1.0))
+    region = DiskPairs(data, TINY, aug, CPU, workers=1)._submit(6, 4)[0][1]
+    seen = inside(region, torch.tensor([[120.0, 90.0]] * 6), 128).expand(-1, 3, -1, -1)
+    assert torch.equal(plain[seen], filled[seen]) and not torch.equal(plain[~seen], filled[~seen])
 
 
 def test_disk_pairs_are_reproducible_and_drawn_in_equal_parts(got10k: Path, tmp_path: Path) -> None:

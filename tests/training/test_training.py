@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Optional
@@ -45,6 +46,66 @@ def state_of(recipe: Recipe, folder: Optional[Path] = None) -> RunState:
 def short(steps: int) -> Recipe:
     """The recipe ``small`` without cool-down at batch 2, for so many steps."""
     return replace(SMALL, batch=2, pairs_per_epoch=2, epochs=steps, warmup=0, cooldown=0.0, budget_is_length=False)
+
+
+def trainer(folder: Path, recipe: Recipe, **more: Any) -> Trainer:
+    return Trainer(state_of(recipe), lambda batch, step: random_pairs(MINI, 2), recipe, folder, **more)
+
+
+def test_a_step_clips_scales_counts_and_spares_the_last_good_state(tmp_path: Path) -> None:
+    one = trainer(tmp_path, replace(short(1), backbone_lr_scale=0.1), save_every=0.0)
+    state = one.state
+    state.guard, state.seconds = Guard(9.0, 0.01, 50), 1000.0  # the loss has risen
+    state.model.eval()
+    assert one.run() and state.step == 1 and state.seconds > 1000 and state.model.training
+    assert state_of(one.recipe, tmp_path).step == 0
+    gradients = [parameter.grad for parameter in one.parameters if parameter.grad is not None]
+    assert torch.stack([gradient.norm() for gradient in gradients]).norm() <= 1.001 * one.recipe.clip
+    slow, fast = (group["lr"] for group in state.optimiser.param_groups)
+    assert 0 < slow == pytest.approx(0.1 * fast)
+    for steps in (1, 2):  # stem and first stage learn in every fourth step, the first of all
+        few = trainer(tmp_path / str(steps), short(steps))
+        few.run()
+        assert (few.parameters[0].grad is None) == (steps == 2)
+    over = trainer(tmp_path / "over", replace(SMALL, batch=2), time_budget=0.0)
+    over.run()
+    assert over.state.optimiser.param_groups[1]["lr"] == 0
+
+
+def test_a_state_is_averaged_and_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, name = state_of(SMALL), "bottleneck.bias"
+    state.update_ema(0.9)
+    before = state.ema[name].clone()
+    with torch.no_grad():
+        state.model.bottleneck.bias += 1
+    for step, moved in ((0, 0.9), (10**6, 0.91)):  # at first by what was seen, later by the decay
+        state.step = step
+        state.update_ema(0.9)
+        torch.testing.assert_close(state.ema[name] - before, torch.full_like(before, moved))
+    taught, other = (make_state(AsymTrack(MINI), SMALL, taught=True) for _ in range(2))
+    taught.save(tmp_path)
+    for parameter in other.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    other.optimiser.step()
+    other.load(tmp_path)
+    assert not other.optimiser.state and taught.student and other.student
+    assert all(map(torch.equal, taught.student.readouts.parameters(), other.student.readouts.parameters()))
+    # Killed at any write, the folder holds a whole state.
+    real = training_state._write
+    for last in range(6):
+        left = [last]
+
+        def write(path: Path, data: bytes, left: List[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            real(path, data)
+
+        monkeypatch.setattr(training_state, "_write", write)
+        state.step += 1
+        with suppress(KeyboardInterrupt):
+            state.save(tmp_path)
+        make_state(AsymTrack(MINI), SMALL).load(tmp_path)
 
 
 def test_small_recipe_overfits_eight_pairs(collection: Path, tmp_path: Path) -> None:
@@ -145,6 +206,10 @@ def test_the_guard_forgives_noise_and_short_rises() -> None:
     for _ in range(40):
         guard.add(4.0)
     assert guard.above > 10 and not guard.good
+    assert Guard(1.1, 1.0).good and not Guard(1.3, 1.0).good
+    guard = Guard(1.3, 1.0, 99)
+    guard.add(1.3)
+    assert guard.above == 0
 
 
 def test_presets_are_the_published_recipe_and_one_that_cools_down() -> None:
@@ -191,7 +256,7 @@ def test_pairs_without_the_target_teach_flat_maps_only() -> None:
     assert terms["giou"] == terms["l1"] == 0
     flat = prediction._replace(score_tl=0 * prediction.score_tl, score_br=0 * prediction.score_br)
     assert tracking_loss(flat, pairs, 0.5)[0] < loss
-    unknown = pairs._replace(known=torch.zeros(2, dtype=torch.bool))
+    unknown = random_pairs(MINI, 2)._replace(known=torch.zeros(2, dtype=torch.bool))
     assert tracking_loss(prediction, unknown, 0.5)[0] == 0
 
 

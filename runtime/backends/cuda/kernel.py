@@ -106,7 +106,7 @@ def cache_file(name: str) -> Optional[Path]:
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "asymtrack-edge" / name
-    except RuntimeError:
+    except (KeyError, RuntimeError):  # Python before 3.10 passes on what it looked up
         return None
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, check_file
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
 
@@ -193,7 +193,7 @@ class TensorRTBackend(DeviceBackend):
     def _open_network(self, name: str) -> Network:
         file = self._engines[name]
         # Deserialising runs code from the file: not before its hash has been checked.
-        content = check_file(self._folder, file, self.manifest.files[file]).read_bytes()
+        content = read_file(self._folder, file, self.manifest.files[file])
         return TensorRTNetwork(content, file, self.manifest, name, self._tensorrt, self.cuda.stream)
 
 
@@ -207,10 +207,10 @@ class TensorRTNetwork(Network):
         self, content: bytes, file: str, manifest: Manifest, network: str, tensorrt: TensorRT, stream: int
     ) -> None:
         self._tensorrt, self._trt, self._stream = tensorrt, tensorrt.module, stream
-        self._name, self._content = file, content
+        self._name = file
         self._logger = collecting_logger(self._trt, warn=True)
         self._runtime = self._trt.Runtime(self._logger)
-        self.engine = self._deserialise()
+        self.engine = self._deserialise(content)
         self._inputs, outputs = manifest.tensors(network)
         self._check(self._inputs, self._trt.TensorIOMode.INPUT)
         self._check(outputs, self._trt.TensorIOMode.OUTPUT)
@@ -218,9 +218,10 @@ class TensorRTNetwork(Network):
         # Before TensorRT 10 the contexts of an engine with a free batch cannot share its optimization profile.
         before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
         self._one_context = self._dynamic and before_10
+        self._content = content if self._one_context else b""
 
-    def _deserialise(self) -> Any:
-        engine = self._runtime.deserialize_cuda_engine(self._content)
+    def _deserialise(self, content: bytes) -> Any:
+        engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BackendError(
                 f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; build it here "
@@ -263,7 +264,7 @@ class TensorRTNetwork(Network):
         return run
 
     def _new_context(self) -> Any:
-        engine = self._deserialise() if self._one_context else self.engine
+        engine = self._deserialise(self._content) if self._one_context else self.engine
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return engine.create_execution_context()
         # TensorRT-RTX would begin with makeshift kernels, and a captured graph would keep them for good.

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError, ExportError, ManifestError
-from asymtrack_edge.files import write_bytes
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, check_file, file_entry, load_manifest
+from asymtrack_edge.files import locked, write_bytes
+from asymtrack_edge.manifest import FLOAT_RGB, Manifest, file_entry, load_manifest, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.tensorrt.backend import (
     NETWORKS,
@@ -130,12 +130,14 @@ def build_in_place(
     folder: Path, options: EngineOptions = EngineOptions(), device: int = 0, report: Report = str
 ) -> Manifest:
     """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if it is none, or altered."""
-    manifest = load_manifest(folder, verify=False)
-    for network in NETWORKS:
-        check_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
+    load_manifest(folder, verify=False)
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place of your own")
-    return build_engines(folder, manifest, options, device, report)
+    with locked(folder):  # another process that builds here changes the manifest
+        manifest = load_manifest(folder, verify=False)
+        for network in NETWORKS:
+            read_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
+        return build_engines(folder, manifest, options, device, report)
 
 
 def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = str) -> Manifest:
@@ -171,7 +173,7 @@ def _stale(folder: Path, manifest: Manifest, name: str, key: Key) -> Optional[st
     if name not in manifest.engines or name not in manifest.files:
         return "there is none"
     try:
-        check_file(folder, name, manifest.files[name])
+        read_file(folder, name, manifest.files[name])
     except ManifestError as error:
         return str(error)
     return difference(manifest.engines[name], key)

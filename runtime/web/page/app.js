@@ -297,6 +297,6 @@ function button(text, id) {
 
 $("pause").onclick = () => send({ action: $("pause").dataset.paused === "true" ? "resume" : "pause" });
 $("step").onclick = () => send({ action: "step" });
-$("end").onclick = () => { ended = true; send({ action: "end" }); };
+$("end").onclick = () => { ended = socket.readyState === WebSocket.OPEN; send({ action: "end" }); };
 
 connect();

@@ -79,20 +79,3 @@ def test_otb(tmp_path, rng):
     for name, scores in theirs["seq_wise"].items():
         assert found["sequences"][name]["auc"] == pytest.approx(scores["success_score"], abs=1e-6)
     assert found["metrics"]["precision"] == pytest.approx(theirs["overall"]["precision_score"], abs=1e-6)
-
-
-def test_nfs(tmp_path, rng):
-    from got10k.experiments import ExperimentNfS
-
-    root, results = tmp_path / "data", tmp_path / "results" / "NfS" / "30" / "x"
-    for name, count in (("bee", 9), ("car", 8)):
-        truth, boxes = track(rng, count)
-        write_frames(root / name / "30" / name, count, "{:05d}.jpg")
-        lines = [f'0 {x} {y} {x + w} {y + h} 1 0 0 1 "b"\n' for x, y, w, h in truth.tolist()]
-        save(root / name / "30" / f"{name}.txt", "".join(lines))
-        save(results / f"{name}.txt", boxes)
-    experiment = ExperimentNfS(str(root), 30, str(tmp_path / "results"), str(tmp_path / "reports"))
-    theirs = experiment.report(["x"])["x"]["overall"]
-    found = ours("nfs30", root, results, tmp_path)
-    assert found["metrics"]["auc"] == pytest.approx(theirs["success_score"], abs=1e-6)
-    assert found["metrics"]["precision"] == pytest.approx(theirs["precision_score"], abs=1e-6)

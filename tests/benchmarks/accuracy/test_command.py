@@ -109,6 +109,11 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     np.testing.assert_array_equal(np.loadtxt(results / "a.txt", delimiter=","), drift(6, x=12))
     save(output / "folder" / "asymtrack-t" / "a.txt", drift(6, x=12))
     assert evaluate("folder", folder_set, "--device", "cuda:99", "--fresh").code == 2
+    # The same names and boxes, other pictures; and a part of what others made.
+    ran = evaluate(*arguments, "--threads", 2, "--fresh", "--sequences", "a")
+    assert ran.code == 2 and "threads was None, is 2" in ran.err
+    ran = evaluate("folder", folder_set.rename(folder_set.with_name("elsewhere")), *STILL)
+    assert ran.code == 2 and "data was " in ran.err
     assert [path.name for path in (output / "folder" / "asymtrack-t").iterdir()] == ["a.txt"]
 
 
@@ -193,11 +198,17 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
         # All are perfect: Tiger1's first five frames, which others keep, do not shift its boxes.
         assert ran.code == 0 and len(ran.tracker["sequences"]) == (3 if dataset == "otb" else 1)
         assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21) and ran.tracker["metrics"]["precision"] == 1
+    save(tmp_path / "nested" / "Bike1" / "Bike1_002.txt", drift(3))
+    ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "nested")
+    assert ran.code == 1 and "2 repetitions in the results: the first is scored" in ran.err
+    save(tmp_path / "runs" / "dimp_001" / "uav_bike1.txt", drift(3))
+    ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "runs")
+    assert ran.code == 2 and "several runs: name one, such as" in ran.err
 
 
 def test_a_bad_sequence_costs_itself_alone(tmp_path, evaluate):
     root = tmp_path / "lasot"
-    for name, images in (("airplane-1", 4), ("airplane-15", 5), ("bird-2", 4), ("bird-3", 4)):
+    for name, images in (("airplane-1", 4), ("airplane-13", 5), ("bird-2", 4), ("bird-3", 4)):
         folder = root / name.split("-")[0] / name
         write_frames(folder / "img", images)
         save(folder / "groundtruth.txt", "1,2,3\n" * 4 if name == "bird-3" else drift(4))
@@ -205,11 +216,11 @@ def test_a_bad_sequence_costs_itself_alone(tmp_path, evaluate):
             save(folder / f"{label}.txt", "0,0,0,0")
     ran = evaluate("lasot", root, *STILL)
     assert ran.code == 1
-    assert sorted(ran.tracker["sequences"]) == ["airplane-1", "airplane-15", "bird-2"]
+    assert sorted(ran.tracker["sequences"]) == ["airplane-1", "airplane-13", "bird-2"]
     assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21)
-    assert list(ran.document["left_out"]) == ["bird-3"] and list(ran.document["notes"]) == ["airplane-15"]
-    assert "2 of 4 sequences are not whole: bird-3, airplane-15\n" in ran.err
-    assert "sequence airplane-15: 5 frames but 4 boxes of ground truth: cut to the annotation" in ran.err
+    assert list(ran.document["left_out"]) == ["bird-3"] and list(ran.document["notes"]) == ["airplane-13"]
+    assert "2 of 4 sequences are not whole: bird-3, airplane-13\n" in ran.err
+    assert "sequence airplane-13: 5 frames but 4 boxes of ground truth: cut to the annotation" in ran.err
     assert evaluate("lasot", root, *STILL, "--sequences", "airplane-1").code == 0
     ran = evaluate("lasot", root, *STILL, "--sequences", "bird-3")
     assert ran.code == 2 and "no sequence can be read: sequence bird-3: " in ran.err
@@ -269,6 +280,8 @@ def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluat
     assert sorted(packed["got10k-test"]) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
     assert packed["got10k-test"]["seq-1/seq-1_001.txt"].splitlines()[1] == "5.000,5.000,10.000,8.000"
     (output / "got10k-test" / f"{LABEL}.zip").unlink()
+    assert evaluate("got10k-test", tmp_path, *STILL, "--sequences", "seq-1").code == 0
+    assert not list(output.glob("got10k-test/*.zip")), "not of a part"
     save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
     assert evaluate("got10k-test", tmp_path, *STILL).code == 1 and not list(output.glob("got10k-test/*.zip"))
 
@@ -277,7 +290,7 @@ def test_scores_by_attribute(tmp_path, evaluate):
     for name, flags in (("Boy", "1,0,0,0,0,0,0,0,0,0,0"), ("Car", "0,0,0,1,0,0,0,0,0,0,1")):
         write_frames(tmp_path / "otb" / name / "img", 4, "{:04d}.jpg")
         save(tmp_path / "otb" / name / "groundtruth_rect.txt", drift(4))
-        save(tmp_path / "toolkit" / f"{name}.txt", flags)
+        save(tmp_path / "toolkit" / f"{name.lower()}.txt", flags)
         save(tmp_path / "strong" / f"{name}.txt", drift(4))
         save(tmp_path / "weak" / f"{name}.txt", [drift(4)[0], *[(25, 20, 2, 2)] * 3] if name == "Car" else drift(4))
     found = ("--results", tmp_path / "weak", tmp_path / "strong", "--attributes", tmp_path / "toolkit")

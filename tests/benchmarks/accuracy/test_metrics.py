@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.metrics import PROTOCOLS, score_sequence, summarise
+from asymtrack_edge.benchmarks.accuracy.results import speed
 from asymtrack_edge.datasets import Sequence
 from asymtrack_edge.datasets.sequences import Frames
 from asymtrack_edge.errors import DatasetError, UsageError
@@ -37,7 +38,7 @@ BOXES = [(10, 10, 20, 20), (10, 10, 20, 10), (40, 10, 20, 20), (10, 10, 20, 20)]
 BORDER = [*BOXES, (0, 10, 20, 20)]
 #: Not a box where the target is half covered and where it is lost.
 BROKEN = [BOXES[0], (np.nan,) * 4, (10, 10, 0, 20), BOXES[3]]
-NONE, HERE = (np.nan,) * 4, (10, 10, 20, 20)
+NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,12 @@ NONE, HERE = (np.nan,) * 4, (10, 10, 20, 20)
         *((protocol, BORDER, BORDER, None, {"sr50": 4 / 5, "precision": 1}) for protocol in ("otb", "uav123", "lasot")),
         ("nfs", BORDER, BORDER, None, {"sr50": 1}),
         ("otb", TRUTH, BROKEN, None, {"sr50": 1}),  # repaired as the toolkit does
+        ("otb", TRUTH, [HERE, BOXES[2], NONE, HERE], None, {"sr50": 0.5}),  # by the box of the frame before
+        ("otb", TRUTH[:1], BOXES[:1], None, {"sr50": 1}),
         ("folder", TRUTH, BROKEN, None, {"sr50": 1 / 3}),
+        ("trackingnet", TRUTH, BROKEN, None, {"success": 19.5 / 40}),
+        # An error of 20 pixels that rounding takes below 20.
+        ("nfs", [FAR] * 2, [FAR, (72.5, *FAR[1:])], None, {"precision": 0.5}),
     ],
 )  # fmt: skip
 def test_metrics_by_hand(protocol, truth, boxes, absent, expected):
@@ -78,6 +84,9 @@ def test_averages_over_sequences():
     summary = summarise(PROTOCOLS["folder"], scores)
     assert summary.metrics["sr50"] == 0.5  # over sequences
     assert summary.metrics["sr0.5"] == 0.25  # over frames: 1 of 4
+    scores = [score("lasot", TRUTH, BOXES, absent=absent) for absent in ([0] * 4, [1] * 4)]
+    assert summarise(PROTOCOLS["lasot"], scores).metrics["auc_visible"] == pytest.approx(12.5 / 21)
+    assert speed([np.array([0.0, 0.5])])["frames"] == 1  # an untimed one does not count
 
 
 def test_withheld_truth_and_wrong_lengths():

@@ -131,18 +131,15 @@ def test_the_paper_measured_and_published(exported, capsys, monkeypatch):
     assert "AsymTrack-B" in text and "MixFormer-L" in text and "Table 5b" in text
 
 
-def test_the_pages_of_several_targets_and_of_layers(exported, tmp_path, capsys):
+def test_the_page_of_several_targets(exported, tmp_path, capsys):
     targets = run(
         capsys, "targets", exported, "--counts", "1,3", "--seconds", "1", "--threads", "1", "--output", tmp_path
     )
     assert [r["case"]["batch"] for r in targets["rows"]] == [1, 1, 3, 3]
     assert all(r["values"]["ms per target"] > 0 for r in targets["rows"])
     page = (tmp_path / "report.md").read_text()
-    layers = run(capsys, "profile", exported, "--output", tmp_path)["layers"]
-    assert len(layers) > 20 and any("Conv" in layer["operator"] for layer in layers)
-    page += (tmp_path / "report.md").read_text()
     for words in ("- machine: ", f"numpy {np.__version__}", "times faster", "P1, P2: search", "one by one (1",
-                  "ms per target", "untrained", "## Conditions", "Layers of", "Slowest layers"):  # fmt: skip
+                  "ms per target", "untrained", "## Conditions"):  # fmt: skip
         assert words in page, words
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
         assert len({(len(line), line.count("|")) for line in table.splitlines()}) == 1, table

@@ -90,6 +90,11 @@ def test_rails_of_a_jetson(tmp_path):
 
 def test_rapl_counters(tmp_path):
     write_tree(tmp_path, {"intel-rapl:0/name": "package-0\n", "intel-rapl:0/energy_uj": "1000000\n"})
+    both = {f"intel-rapl:{n}/{end}": "0" for n in ("0:0", "1", "1:0") for end in ("energy_uj", "name")}
+    write_tree(tmp_path / "two", {**both, "intel-rapl:0/name": "a", "intel-rapl:1/name": "b"})
+    clock = iter([0.0] * 3 + [1.0] * 3)
+    several = energy.rapl(tmp_path / "two", lambda: next(clock))
+    assert several() == {} and set(several()) == {"a 0 (RAPL)", "b (RAPL)", "b 0 (RAPL)"}
     times = iter([0.0, 2.0, 3.0])
     counters = energy.rapl(tmp_path, lambda: next(times))
     assert counters() == {}

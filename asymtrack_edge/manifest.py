@@ -214,11 +214,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
 
 
 def read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
-    """The content of a file of the directory if it is what the manifest says.
-
-    Raises:
-        ManifestError: it is missing or altered.
-    """
+    """The content of a file of the directory; ManifestError where it is missing, or not what the manifest says."""
     path = folder / name
     again = f"asymtrack-build {folder}" if name.endswith(".engine") else "export again"
     if not path.is_file():

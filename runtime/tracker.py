@@ -268,12 +268,7 @@ class MultiTracker(_BackendTracker):
         self._targets.pop()
 
     def update(self, frame: Any) -> Dict[int, Track]:
-        """Finds all targets in the next frame; each one's track by its id, ``{}`` without targets.
-
-        Raises:
-            FrameError, ServerError: as ``Tracker.update``; the tracker can go on with the next frame.
-            UsageError: the tracker is closed.
-        """
+        """Finds all targets in the next frame: each one's track by its id. Errors as in ``Tracker.update``."""
         tracks = self._follow(frame)
         return dict(sorted(zip([target.id for target in self._targets], tracks)))
 

@@ -291,8 +291,6 @@ class Dataset:
         self.kind = DATASETS[name]
         if attributes is not None and not self.kind.attributes:
             raise UsageError(f"{self.kind.title} has no attribute files: leave --attributes out")
-        if attributes is not None and not attributes.is_dir():
-            raise UsageError(f"there is no folder of attributes {printable(attributes)}")
         self.root = root
         self._loaders = self.kind.read(root)
         # Toolkits do not agree on upper and lower case.

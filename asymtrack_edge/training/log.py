@@ -40,7 +40,7 @@ class Log:
         for name, value in values.items():
             self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
         self.values["lr"] = values["lr"]
-        self._row = {"step": step, "pairs": pairs, "progress": progress}
+        self._row, self._progress = {"step": step, "pairs": pairs}, progress
         if time.monotonic() - self.written >= self.every:
             self.write()
 
@@ -49,15 +49,15 @@ class Log:
         if self.folder is None or not self._row:
             return
         self.written = time.monotonic()
-        speed, progress = self.pairs / max(1e-9, self.written - self.began), self._row.pop("progress")
+        speed = self.pairs / max(1e-9, self.written - self.began)
         append(self.folder, {**self._row, "pairs_per_s": speed, **self.values})
         text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"
         text += f", loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
         self._row = {}
         if self.bar.disable:
-            cli.say(f"{100 * progress:5.1f} %  {text}")
+            cli.say(f"{100 * self._progress:5.1f} %  {text}")
         else:
-            self.bar.n = min(1.0, progress)
+            self.bar.n = min(1.0, self._progress)
             self.bar.set_postfix_str(text)
 
 

@@ -106,7 +106,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             save_json(folder / CONFIG, asdict(config))
-            threads = f", {torch.get_num_threads()} threads" if world.device.type == "cpu" else ""
+            threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             cli.say(f"AsymTrack-{config.variant} on {where}: {what}")
             if recipe.budget_is_length and math.isinf(time_budget):

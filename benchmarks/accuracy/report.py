@@ -104,14 +104,6 @@ def figure(width: float, height: float) -> Any:
     return matplotlib.Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(drawn: Any, folder: Path, name: str) -> List[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
-    for path in paths:
-        drawn.savefig(path, dpi=150)
-    return paths
-
-
 def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List[Path]:
     """Draws ``success.png``, ``success.svg`` and so on with a line per tracker, best first; returns the files."""
     written: List[Path] = []
@@ -131,5 +123,7 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
         axes.set_xlim(0, lines[0][2][-1])
         axes.grid(True, alpha=0.3)
         axes.legend()
-        written += _save(drawn, folder, curve)
+        for path in (folder / f"{curve}.png", folder / f"{curve}.svg"):
+            drawn.savefig(path, dpi=150)
+            written.append(path)
     return written

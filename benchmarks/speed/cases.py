@@ -90,11 +90,9 @@ def reference_case(
 ) -> Case:
     """The search network in the form in which its authors publish and time it (``reference_form``).
 
-    It is timed in a process of its own that has loaded its weights and nothing else. Eager PyTorch allocates every
-    intermediate result anew. What this costs depends on what the process has done before: glibc gives large blocks
-    back to the system after use, each call then pays for its pages again, unless the process once freed a still
-    larger block. In this process, which has loaded other models, the same step can be a third faster than in the
-    script of somebody who runs just this network.
+    It is timed in a process of its own that has loaded nothing else. Eager PyTorch allocates every intermediate result
+    anew, which costs less where the process has once freed a larger block: here, where other models were loaded, the
+    step can be a third faster than in the authors' script.
 
     A changed variant is untrained. ``device`` is a case's: where it is no ``"cuda:N"``, the CPU is used. Raises
     AsymTrackError where PyTorch or the device is not there.

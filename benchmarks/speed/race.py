@@ -1,9 +1,8 @@
 """Timing that survives a noisy machine: cases take turns, and ratios are drawn round by round.
 
-Other programs, clocks and temperature change the speed of a machine from one second to the next. Here cases take
-turns in short bursts, in the opposite order every other round. What slows the machine down slows all cases of a
-round, so that the ratio within the round holds. The spread of the ratios over the rounds says how far the result
-can be trusted.
+Other programs, clocks and temperature change the speed of a machine. Here cases take turns in short bursts, in the
+opposite order every other round: what slows the machine down slows all cases of a round, so that the ratio within
+the round holds. The spread of the ratios says how far the result can be trusted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a command measures and has measured: one JSON document, and one page of Markdown made from it.
-
-Markdown, because it is read as it is in a terminal, and rendered by every forge and editor: what a
-command prints and what ``--output`` writes is the same page.
-"""
+"""What a command measures and has measured: a JSON document, and the page of Markdown that is printed and written."""
 
 from __future__ import annotations
 

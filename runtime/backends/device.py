@@ -100,11 +100,6 @@ class DeviceBackend(Backend):
     def _open_network(self, name: str) -> Network:
         """Opens the ``"template"`` or the ``"search"`` network on ``cuda``, whose context is current."""
 
-    @property
-    def graphs(self) -> bool:
-        """Whether every step so far runs as a CUDA graph."""
-        return self._open.networks["search"].graph
-
     def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
         with CAPTURE_LOCK, cuda.current():

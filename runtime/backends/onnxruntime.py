@@ -79,6 +79,7 @@ class OnnxRuntimeBackend(HostBackend):
         #: Per network and slot what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
         self._template: Any = self._open_session("template", self.threads)
+        del self._files["template"]  # of no more use
         self._search = self._open_search(1)
         #: The search network for several targets side by side, and the threads that run it.
         self._lanes: Any = None

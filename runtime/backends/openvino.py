@@ -1,8 +1,7 @@
 """OpenVINO backend: CPUs of x86 and Arm in fp32, x86 also in bf16.
 
-It reads the same ONNX models as the ONNX Runtime backend. In fp32 it is about as fast. On CPUs with
-AVX512-BF16 or AMX it computes in bf16 without another export; bf16 has the range of fp32, so that
-nothing overflows. fp16, which Arm CPUs have, is not offered: OpenVINO 2025.2 computes wrongly in it.
+It reads the same ONNX models as the ONNX Runtime backend, and is about as fast in fp32. On CPUs with AVX512-BF16 or AMX
+it computes in bf16, which has the range of fp32. fp16 is not offered: OpenVINO 2025.2 computes wrongly in it.
 
 Some versions of OpenVINO compute wrongly in fp32 too: 2023.3 to 2024.1 the search network, 2026.4 the
 template network of a fixed batch. So ONNX Runtime runs the template network, once per target, and the

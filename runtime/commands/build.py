@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -29,8 +28,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--rebuild", action="store_true", help="build even what is there and still fits")
     scratch = "scratch memory for one layer (default: 512)"
     add("--workspace", type=cli.positive, default=512, metavar="MB", help=scratch)
-    level = "0 builds fast, 5 runs fast (TensorRT 8.6 and newer)"
-    add("--optimization-level", type=partial(cli.number, int, 0, 5, "level from 0 to 5"), metavar="0..5", help=level)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
 
@@ -42,7 +39,7 @@ def _main(arguments: argparse.Namespace) -> None:
             f"{name} is no directory: make a model for TensorRT with "
             f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"
         )
-    options = EngineOptions(arguments.workspace, arguments.optimization_level, arguments.rebuild)
+    options = EngineOptions(arguments.workspace, arguments.rebuild)
 
     def report(line: str) -> None:
         if arguments.json is None:

@@ -132,10 +132,9 @@ class Pipeline:
             raise
         self._fps = rate / per if per > 0 else 0.0
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
-        self._buffer, self._ahead = self._planes.reshape(-1), False
+        self._buffer, self._ahead, self._known = self._planes.reshape(-1), False, width % 8 == 0
         #: What is copied where to take the padding out of a picture.
         self._copies: List[Tuple[np.ndarray, np.ndarray]] = []
-        self._known = width % 8 == 0
 
     def get(self, prop: int) -> float:
         """The frame rate; 0 for every other property."""

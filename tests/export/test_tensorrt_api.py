@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from operator import attrgetter
 from pathlib import Path
 from typing import Dict, Set
 
@@ -60,10 +59,3 @@ def test_every_name_exists(path: Path) -> None:
     used = names_used()
     assert {"Builder.build_serialized_network", "IExecutionContext.execute_async_v3", "BuilderFlag.FP16"} <= used
     assert used - ONLY_RTX - (set() if content["version"].startswith("8") else ONLY_8) - there == set()
-
-
-@pytest.mark.tensorrt
-def test_every_name_exists_in_rtx() -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings")
-    for name in names_used() - ONLY_8:
-        attrgetter(name)(trt)

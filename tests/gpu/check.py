@@ -34,7 +34,6 @@ from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.checkpoints import load_model
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import Box, Cropper, CropWindow, crop_window, iou
-from asymtrack_edge.manifest import FLOAT_RGB
 from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import open_cuda
@@ -104,7 +103,7 @@ def agrees(backend: str, precision: str, machine: Machine) -> str:
     """``asymtrack-check`` of a backend."""
     opened = machine.open(backend, precision)
     follow(Tracker(opened), *default_clip(2))
-    graphs, model = opened.graphs, machine.model(precision, opened.manifest.target)
+    graphs, model = opened._open.networks["search"].graph, machine.model(precision, opened.manifest.target)
     opened.close()
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -211,7 +210,7 @@ def speed(machine: Machine) -> List[Row]:
 
 
 def _pytorch_rows(machine: Machine) -> List[Row]:
-    """Times the published form in fp32, and the folded one as PyTorch's CUDA graph."""
+    """Times the published form in fp32."""
     if "torch" in machine.missing:
         return []
     import torch
@@ -226,36 +225,7 @@ def _pytorch_rows(machine: Machine) -> List[Row]:
             features = form.template(z)
             ms = _time(lambda f=form, x=x, t=features: (f(x, t), torch.cuda.synchronize()), 60)
             rows.append({"what": REFERENCE, "batch": batch, "ms": ms})
-            if "export" not in machine.missing:
-                for half in (False, True):
-                    row = {"what": f"folded, PyTorch CUDA graph {'fp16' if half else 'fp32'}", "batch": batch}
-                    try:
-                        rows.append({**row, "ms": _time(_folded_graph(z, x, half))})
-                    except RuntimeError as error:
-                        rows.append({**row, "failed": str(error).splitlines()[0]})
     return rows
-
-
-def _folded_graph(z: Any, x: Any, half: bool) -> Callable[[], Any]:
-    import torch
-
-    from asymtrack_edge.export.fold import fold, to_half
-    from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork
-
-    model = fold(load_model(None, VARIANTS["T"]))
-    model = (to_half(model) if half else model).cuda()
-    state = TemplateNetwork(model, FLOAT_RGB).cuda()(z)
-    search = SearchNetwork(model, FLOAT_RGB).cuda()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            search(x, *state)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        search(x, *state)
-    return lambda: (graph.replay(), torch.cuda.synchronize(), search)
 
 
 def _backend_rows(
@@ -272,7 +242,12 @@ def _backend_rows(
             group.run(batch)
             opened.cuda.synchronise()
 
-    common = {"backend": backend, "precision": precision, "batch": batch, "graph": opened.graphs}
+    common = {
+        "backend": backend,
+        "precision": precision,
+        "batch": batch,
+        "graph": opened._open.networks["search"].graph,
+    }
     rows = [{**common, "what": f"{backend} {precision}: search step with crop", "ms": _time(step)}]
     for place, given in (("host", frames), ("device", there)):
         if given:
@@ -282,30 +257,6 @@ def _backend_rows(
     for target in targets:
         many.remove(target)
     return rows
-
-
-def ratios(rows: Sequence[Row]) -> List[Row]:
-    """What the speed table says about the aims, for the fastest backend in fp16 (else fp32)."""
-    times = {(row["what"], row["batch"]): row["ms"] for row in rows if "ms" in row}
-    steps = [(ms, name) for (name, batch), ms in times.items() if batch == 1 and "search step" in name]
-    steps = [s for s in steps if "fp16" in s[1]] or steps
-    if not steps:
-        return []
-    step, name = min(steps)
-    kind = name.split(":")[0]
-    best = min((ms for (n, b), ms in times.items() if b == 1 and n.startswith("folded")), default=None)
-    aims = (  # those of docs/gpu.md: the measure, what it compares, and their largest ratio
-        ("search step fp16 to reference", step, times.get((REFERENCE, 1)), 0.1),
-        ("search step fp16 to best candidate", step, best, 1.15),
-        ("update() on host frames", times.get((f"{kind}: update() on host frames", 1)), step, 1.5),
-        ("update() on device frames", times.get((f"{kind}: update() on device frames", 1)), step, 1.2),
-        ("32 targets to one", times.get((f"{kind}: search step with crop", 32)), step, 3.0),
-    )
-    return [
-        {"measure": measure, "of": kind, "ratio": round(a / b, 3), "at_most": aim, "met": a / b <= aim}
-        for measure, a, b, aim in aims
-        if a and b
-    ]
 
 
 class Check(NamedTuple):
@@ -357,16 +308,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "versions": {"python": facts()["python"], **facts()["versions"]},
         "seconds": round(time.monotonic() - machine.began, 1),
         "checks": results,
-        "ratios": ratios(rows),
     }
     arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(markdown(report))
     for row in rows:
         if "failed" in row:
             print(f"failed  {row['what']}: {row['failed']}")
-    for aim in report["ratios"]:
-        met = "met   " if aim["met"] else "MISSED"
-        print(f"{met}  {aim['measure']} ({aim['of']}): {aim['ratio']} (at most {aim['at_most']})")
     failed = [r["name"] for r in results if r["result"] == "failed"]
     print(f"{report['seconds']} s; {len(failed)} of {len(results)} failed; figures in {arguments.json}")
     return 1 if failed else 0

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from asymtrack_edge.benchmarks.reference_form import ReferenceForm
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.network.layers import DepthwiseConv
-from asymtrack_edge.variants import VARIANTS
+from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model, golden_answers, random_inputs
 
 
@@ -89,3 +90,15 @@ def test_gradients_in_bfloat16_on_a_cpu_are_those_of_pytorch() -> None:
         found.append(torch.autograd.grad(conv(given), (given, *conv.parameters()), above.to(kind)))
     for exact, ours in zip(*found):
         torch.testing.assert_close(ours.float(), exact, rtol=0.02, atol=0.01 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("variant", [SMALL, SMALL.with_(ope_stages=(1, 3), etm_stages=(2,))])
+def test_the_form_that_is_timed_gives_the_models_answers(variant: Variant) -> None:
+    model = filled_model(variant)
+    template, search = random_inputs(variant, batch=2)
+    reference = ReferenceForm(model)
+    with torch.no_grad():
+        wanted = model(template, search)
+        got = reference(search, reference.template(template))
+    torch.testing.assert_close(got.corners, wanted.corners, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got.score_tl, wanted.score_tl, rtol=1e-4, atol=1e-3)

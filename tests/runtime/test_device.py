@@ -23,7 +23,6 @@ from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.backends import device, onnxruntime_gpu
 from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
 from asymtrack_edge.runtime.backends.cuda import kernel
-from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
@@ -47,7 +46,8 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
     if way == "mapped":
         backend.map_frames()
     np.testing.assert_allclose(boxes(backend), boxes(OnnxRuntimeBackend(imitated.folder, manifest)), atol=1e-3)
-    assert backend.graphs == (way != "cannot be captured") and ("CUDA graph" in caplog.text) != backend.graphs
+    graph = backend._open.networks["search"].graph
+    assert graph == (way != "cannot be captured") and ("CUDA graph" in caplog.text) != graph
     backend.close()
     backend.close()
     assert imitated.calls["cuDevicePrimaryCtxRelease"] == 1
@@ -121,27 +121,6 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
             boxes(OnnxRuntimeGpuBackend(imitated.folder, manifest))
 
 
-def test_onnxruntime_runs_alone_first_in_every_thread(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
-    ort, alone = imitation.onnxruntime_gpu(imitated.calls.driver), []  # type: ignore[var-annotated]
-
-    class Session(ort.InferenceSession):  # type: ignore[misc, name-defined]
-        def run_with_iobinding(self, *given: Any) -> None:
-            alone.append(CAPTURE_LOCK._is_owned())  # type: ignore[attr-defined]
-            super().run_with_iobinding(*given)
-
-    monkeypatch.setenv("XDG_CACHE_HOME", str(imitated.folder / "cache"))
-    monkeypatch.setattr(onnxruntime_gpu, "ort", SimpleNamespace(**{**vars(ort), "InferenceSession": Session}))
-    backend = OnnxRuntimeGpuBackend(imitated.folder, load_manifest(imitated.folder), "tensorrt")
-    backend.reserve(2)
-    for windows in ([WINDOW], [WINDOW] * 2):
-        backend.search(FRAMES[0], windows)
-        with ThreadPoolExecutor(1) as thread:
-            list(thread.map(backend.search, [FRAMES[0]] * 2, [windows] * 2))
-        assert alone[-2:] == [True, False]
-    kept = list((imitated.folder / "cache" / "asymtrack-edge").glob("*/*-[12]"))
-    assert len(kept) == 3, "engines of the template network, of the search network for one and for two"
-
-
 def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitated) -> None:
     for _ in range(3):
         boxes(imitated.open())
@@ -183,7 +162,7 @@ def test_a_capture_that_fails_is_said_and_does_no_harm(imitated: Imitated, call:
     imitated.refuse(call, 900)
     backend = imitated.open()
     boxes(backend)
-    assert not backend.graphs and "ERROR_900" in caplog.text
+    assert not backend._open.networks["search"].graph and "ERROR_900" in caplog.text
     with backend.cuda.current():
         with pytest.raises(KeyboardInterrupt):
             backend.cuda.capture(MagicMock(side_effect=KeyboardInterrupt))

@@ -206,15 +206,17 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/dev/v4l/by-id/none?fps=30", "cannot open camera /dev/v4l/by-id/none"),
         ("http://127.0.0.1:1/x", "cannot open http"),
         ("rtsp://u:secret@127.0.0.1:9/x", r"cannot open rtsp://127.0.0.1:9/\*\*\*:"),
+        ("rtsp://u:my secret@127.0.0.1:9/x", "cannot open"),
+        ("http://u:secret@[::1/x", "cannot open"),
         ("videotestsrc ! fakesink", r"gstreamer1\.0-tools"),
     ],
 )
 def test_what_is_not_there_is_said_soon(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     began = monotonic()
-    with pytest.raises(SourceError, match=message):
+    with pytest.raises(SourceError, match=message) as caught:
         open_source(source)
-    assert monotonic() - began < 8
+    assert monotonic() - began < 8 and "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -235,10 +237,3 @@ def test_what_is_not_there_is_said_soon(source: str, message: str, monkeypatch: 
 )
 def test_secrets_are_not_shown(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
-
-
-@pytest.mark.parametrize("url", ["rtsp://u:my secret@127.0.0.1:9/x", "http://u:secret@[::1/x"])
-def test_secrets_in_what_is_no_good_url_are_not_shown(url: str) -> None:
-    with pytest.raises(SourceError, match="cannot open") as caught:
-        open_source(url)
-    assert "secret" not in str(caught.value)

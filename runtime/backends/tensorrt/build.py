@@ -56,7 +56,6 @@ class EngineOptions:
     """How to build engines."""
 
     workspace_mb: int = 512  # most scratch memory of one layer, in MiB
-    optimization_level: Optional[int] = None  # 0 (fast to build) to 5 (fast to run); None for TensorRT's default
     rebuild: bool = False  # even where an engine with the same key exists
 
 
@@ -220,8 +219,6 @@ def build_engine(
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.clear_flag(trt.BuilderFlag.TF32)
-    if options.optimization_level is not None and hasattr(config, "builder_optimization_level"):
-        config.builder_optimization_level = options.optimization_level
     pinned = fp16 and typed is None and hasattr(trt.BuilderFlag, "FP16")
     if pinned:
         config.set_flag(trt.BuilderFlag.FP16)

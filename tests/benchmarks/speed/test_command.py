@@ -17,18 +17,17 @@ from asymtrack_edge.benchmarks.speed.report import Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.files import write_image
+from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
-from tests.helpers import SMALL, filled_model, refusal
+from tests.helpers import SMALL, export_small, refusal
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """An export of the smallest model, batch axis free up to 4, made-up weights."""
-    from asymtrack_edge.export.pipeline import Export, ExportOptions
-
-    folder = tmp_path_factory.mktemp("exported")
-    manifest = Export(filled_model(SMALL), ExportOptions(max_batch=4)).write(folder)
+    folder = export_small(tmp_path_factory.mktemp("exported"), max_batch=4)
+    manifest = load_manifest(folder)
     replace(manifest, provenance={**manifest.provenance, "weights": "random, seed 0"}).save(folder)
     return folder
 

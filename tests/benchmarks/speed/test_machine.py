@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import sys
 from time import sleep
-from types import SimpleNamespace
 
 import pytest
 
@@ -41,38 +38,6 @@ def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
     seen, now = machine.facts(), machine.conditions()
     assert seen["virtual_machine"] is seen["driver"] is now["cpu_mhz"] is None and now["temperatures"] == {}
     assert machine.output_of("no-such-command-anywhere") == machine.output_of("false") == ""
-
-
-def test_the_graphics_card_that_is_used_is_asked(monkeypatch):
-    """The PCI addresses run against CUDA's order."""
-
-    def address_of(address, size, device):
-        ctypes.memmove(address, b"0000:%02d:00.0\0" % (10 - device.value), 13)
-        return 0
-
-    driver = SimpleNamespace(cuDeviceGetPCIBusId=address_of)
-    driver.cuDeviceGet = lambda device, index: setattr(device._obj, "value", index)
-    monkeypatch.setattr(machine, "load_driver", lambda: driver)
-    asked = []
-    running = [SimpleNamespace(pid=os.getpid(), usedGpuMemory=512 * 10**6), SimpleNamespace(pid=1, usedGpuMemory=1)]
-    library = SimpleNamespace(
-        NVMLError=RuntimeError,
-        NVML_CLOCK_SM=1,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByPciBusId=lambda address: asked.append(address) or "card",
-        nvmlSystemGetDriverVersion=lambda: "535.104.05",
-        nvmlDeviceGetTemperature=lambda handle, sensor: 61,
-        nvmlDeviceGetClockInfo=lambda handle, clock: 1545,
-        nvmlDeviceGetPowerUsage=lambda handle: 70500,
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: running,
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    now = machine.conditions(1)
-    assert asked == [b"0000:09:00.0"]
-    assert now["temperatures"]["GPU"] == 61 and now["gpu_mhz"] == 1545
-    assert machine.gpu_milliwatts(1) == {"GPU board (NVML)": 70500}
-    assert machine.process_memory(1)["GPU (MB)"] == 512
-    assert machine.facts(1)["driver"] == "535.104.05"
 
 
 def test_rails_of_a_jetson(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from threading import Thread
-from time import perf_counter
-
 import numpy as np
 import pytest
 
@@ -64,21 +61,3 @@ def test_a_hopelessly_busy_machine_ends_in_time_without_a_conclusion():
     world = World()
     seen = world.race([world.case("a", 4.0), world.case("b", 2.0)], 10, 1000)
     assert world.now < 40 and compare("P2", seen, "a")[0]["verdict"] == "inconclusive"
-
-
-def test_a_turn_begins_when_the_threads_of_the_other_have_come_to_rest():
-    spinning_until = [0.0]
-    late = []
-
-    def spin():
-        while perf_counter() < spinning_until[0]:
-            pass
-
-    def with_a_pool():
-        spinning_until[0] = perf_counter() + 0.03
-        Thread(target=spin).start()
-
-    alone = Case("alone", timed(lambda: late.append(spinning_until[0] - perf_counter())))
-    race([Case("pool", timed(with_a_pool)), alone], 2, calls=5, warmup=1)
-    first_of_turns = late[2::2]
-    assert first_of_turns and np.median(first_of_turns) < 0

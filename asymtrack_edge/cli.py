@@ -90,12 +90,8 @@ def add_backend(parser: Any, several: bool = False) -> None:
     backend = _word("|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
     add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
     precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
-    add(
-        "--precision",
-        precision,
-        "NAME",
-        "bf16 computes in bf16 (OpenVINO); otherwise the model's own, which is the default",
-    )
+    text = "bf16: compute in bf16, by OpenVINO; fp32, fp16, int8: only what the model is in (the default)"
+    add("--precision", precision, "NAME", text)
     add_device(parser)
     add("--threads", threads, "N", "CPU threads (default: all that this process may use)")
 

@@ -157,7 +157,7 @@ def write_text(path: AnyPath, text: str) -> None:
 
 @contextmanager
 def locked(folder: AnyPath) -> Iterator[None]:
-    """Processes that change what is in a folder take turns; OSError if it cannot be opened."""
+    """Processes of this machine that change what is in a folder take turns; OSError if it cannot be opened."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

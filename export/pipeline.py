@@ -7,11 +7,11 @@ import os
 import platform
 import re
 import shutil
-import tempfile
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from uuid import uuid4
 
 import onnx
 import torch
@@ -168,44 +168,52 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
 
 @contextmanager
 def replaced_directory(output: Path) -> Iterator[Path]:
-    """Gives a new directory beside ``output`` that takes its place, mode and group when the block ends well.
+    """Gives a new directory beside ``output`` that takes its place when the block ends well.
 
-    A link stays one: what it names is replaced. If the block raises, the new directory is removed and ``output``
-    stays as it was. Two processes that write to the same output take turns at the exchange; the later one's
-    directory stays.
+    A link stays one: what it names is replaced. Mode and group stay where the system allows it. If the block raises,
+    the new directory is removed and ``output`` stays as it was. Two processes that write to the same output take turns
+    at the exchange; the later one's directory stays.
 
     Raises:
         ExportError: ``output`` is something that an export must not replace, or cannot be written.
     """
     if output.is_symlink():
         output = output.resolve()
-    with ExitStack() as stack:
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-            stack.callback(_tidy, beside, output)
-            new, old = beside / "new", beside / "old"
-            new.mkdir()
-            # Under the lock: while another process exchanges the directory, it is neither here nor there.
-            with locked(output.parent):
-                _check_replaceable(output)
-                if output.exists():  # a mounted folder, or one named ".", cannot be: that is told before the work
-                    try:
-                        os.rename(output, old)
-                        os.rename(old, output)
-                    except OSError:
-                        raise ExportError(f"{output} cannot be replaced: name a folder in it as --output") from None
-            yield new
-            with locked(output.parent):
-                _check_replaceable(output)
-                if output.exists():
-                    shutil.copymode(output, new)
-                    with suppress(PermissionError):
-                        os.chown(new, -1, output.stat().st_gid)
+    fixed = ExportError(f"{output} cannot be replaced: name a folder in it, or another one, as --output")
+    if not output.name:
+        raise fixed
+    beside = output.with_name(f".{output.name}-{uuid4().hex[:8]}")
+    old = beside.with_name(f"{beside.name}-old")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Under the lock: while another process exchanges the directory, it is neither here nor there.
+        with locked(output.parent):
+            _check_replaceable(output)
+            if output.exists():  # a mounted folder cannot be: that is told before the work
+                try:
                     os.rename(output, old)
-                os.rename(new, output)
-        except OSError as error:
-            raise ExportError(f"cannot write {error.filename or output}: {error.strerror or error}") from None
+                    os.rename(old, output)
+                except OSError:
+                    raise fixed from None
+        beside.mkdir()
+        yield beside
+        with locked(output.parent):
+            _check_replaceable(output)
+            if output.exists():
+                with suppress(OSError):
+                    shutil.copymode(output, beside)
+                    os.chown(beside, -1, output.stat().st_gid)
+                os.rename(output, old)
+            os.rename(beside, output)
+    except OSError as error:
+        raise ExportError(f"cannot write {output}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # a signal may come between any two lines
+            if not output.exists():
+                os.rename(old, output)
+        shutil.rmtree(beside, ignore_errors=True)
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_replaceable(output: Path) -> None:
@@ -215,12 +223,7 @@ def _check_replaceable(output: Path) -> None:
     # Others have files of that name too: web pages, browser extensions.
     if not is_export(output):
         raise ExportError(f"{output} exists and is no model directory: choose another --output")
+    part = r"|\..*\.part\.(json|engine)"  # of a build that was killed
     for other in sorted(output.iterdir()):
-        if not re.fullmatch(r"manifest\.json|(template|search|model)(-sm75)?\.(onnx|engine|plan)", other.name):
+        if not re.fullmatch(r"manifest\.json|(template|search|model)(-sm75)?\.(onnx|engine|plan)" + part, other.name):
             raise ExportError(f"{other} is no part of a model: move it, or choose another --output")
-
-
-def _tidy(beside: Path, output: Path) -> None:
-    if (beside / "old").exists() and not output.exists():  # a signal may come between any two lines
-        os.rename(beside / "old", output)
-    shutil.rmtree(beside, ignore_errors=True)

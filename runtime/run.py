@@ -58,7 +58,8 @@ class Run:
     def first_frame(self) -> np.ndarray:
         """Takes the frame in which the targets are marked, and returns a copy; it becomes frame 0 of the run."""
         frame = self._next()
-        while frame is not None and frame.image is None and self.reader.source.live:
+        until = monotonic() + 10  # seconds that a camera has to give a picture that can be decoded
+        while frame is not None and frame.image is None and self.reader.source.live and monotonic() < until:
             frame = self._next()
         if frame is None or frame.image is None:
             name = self.reader.source.name

@@ -83,8 +83,9 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
     clip: List[np.ndarray] = []
     number = given = failed = 0
     while failed < LONGEST_GAP:
-        if number % (FRAMES * STRIDE) == 0 and clip:  # the clip before has a damaged frame
-            yield clip
+        if number % (FRAMES * STRIDE) == 0:  # a clip that is left has a damaged frame
+            if len(clip) >= 2:
+                yield clip
             clip = []
         good, frame = video.grab(), None
         # Of the clips one after the other every `every`-th is kept.
@@ -101,7 +102,7 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
         number += 1
     if not given:
         raise DatasetError(f"the video {printable(path)} has no frame that OpenCV can decode: convert or remove it")
-    if clip:
+    if len(clip) >= 2:
         yield clip
 
 

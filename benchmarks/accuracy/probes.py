@@ -78,23 +78,25 @@ def presence(args: argparse.Namespace) -> int:
     frame of four other sequences, resized to its own).
     """
     sequences, left_out = Dataset("folder", args.root).read()
-    sequences = [sequence for sequence in sequences if len(sequence) > ABSENT]
+    long, sequences = [sequence for sequence in sequences if len(sequence) > ABSENT], []
+    for sequence in long:
+        try:
+            for i in (0, PRESENT, ABSENT):
+                sequence.read(i)
+            sequences.append(sequence)
+        except DatasetError as error:
+            left_out[sequence.name] = str(error)
     if len(sequences) <= max(OTHERS):
         need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
         raise UsageError(f"{args.root} has {len(sequences)} that can be used: this needs {need}")
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
     found: Dict[str, List[float]] = {"present": [], "absent": []}
     for i, sequence in enumerate(sequences):
-        others = [sequences[(i + distance) % len(sequences)] for distance in OTHERS]
-        try:
-            first, later = sequence.read(0), sequence.read(PRESENT)
-            strange = [other.read(ABSENT) for other in others]
-        except DatasetError as error:
-            left_out[sequence.name] = str(error)
-            continue
+        first, later = sequence.read(0), sequence.read(PRESENT)
         tracker.init(first, sequence.start)
         found["present"].append(tracker.update(later).score)
-        for other in strange:
+        for distance in OTHERS:
+            other = sequences[(i + distance) % len(sequences)].read(ABSENT)
             tracker.init(first, sequence.start)
             tracker.update(later)
             found["absent"].append(tracker.update(cv2.resize(other, first.shape[1::-1])).score)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
-from glob import escape
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
@@ -85,9 +84,8 @@ class Results:
         boxes, note, seconds = read_boxes(path), "", np.zeros(0)
         if len(boxes) < len(sequence):
             raise DatasetError(f"{printable(path)}: {len(boxes)} boxes for {len(sequence)} frames")
-        runs = len(list(path.parent.glob(f"{escape(path.stem[:-4])}_[0-9][0-9][0-9].txt")))
-        if runs > 1 and path.stem.endswith("_001"):
-            note = f"{runs} repetitions in the results: the first is scored"
+        if path.stem == f"{path.parent.name}_001" and path.with_name(f"{path.parent.name}_002.txt").exists():
+            note = "several repetitions in the results: the first is scored"
         if len(boxes) == len(sequence) + sequence.omitted:
             boxes = boxes[sequence.omitted :]
         elif len(boxes) > len(sequence):
@@ -125,7 +123,7 @@ class Results:
     def check(self) -> None:
         """UsageError where the folder is another tracker's."""
         path, identity = self.root / IDENTITY_FILE, self.identity
-        if any(boxes.exists() for boxes, _ in self.files.values()):
+        if path.exists() or any(boxes.exists() for boxes, _ in self.files.values()):
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError) as error:

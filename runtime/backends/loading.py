@@ -38,7 +38,7 @@ def open_backend(
     """Opens a backend; arguments and errors as in ``Tracker.load``. One line of the log says which."""
     _check(backend, device, threads)
     folder = model_folder(model)
-    manifest = load_manifest(folder, verify=False)  # each file is when it is read
+    manifest = load_manifest(folder, verify=False)  # each file is verified when it is read
     if precision == manifest.precision:
         precision = None
     if precision == "bf16" and backend == "auto":

@@ -26,7 +26,7 @@ try:
 
     ort.InferenceSession  # noqa: B018
 except (AttributeError, ImportError) as error:  # uninstalling one of its two packages damages the other
-    again = "pip install --force-reinstall --no-deps onnxruntime (or onnxruntime-gpu, see docs/gpu.md)"
+    again = "pip install --force-reinstall onnxruntime (or onnxruntime-gpu with --no-deps, see docs/gpu.md)"
     raise BackendError(f"onnxruntime cannot be used ({error}): {again}") from None
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
@@ -123,7 +123,7 @@ class OnnxRuntimeBackend(HostBackend):
                 spread = len(runs)
                 for run in runs:
                     run.result()
-            finally:  # whatever happened, a signal too: nobody may still write the predictions when this returns
+            finally:  # whatever happened, a signal too: what was begun must not write the predictions after this
                 for run in runs:
                     run.cancel()
                 wait(runs)

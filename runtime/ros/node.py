@@ -18,7 +18,7 @@ this can be tested where there is no ROS, and fits the layouts of ``vision_msgs`
 from __future__ import annotations
 
 import sys
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -86,10 +86,9 @@ class TrackerNode:
 
     def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:
         defaults = {"model": "T", "backend": "auto", "device": "auto", "threads": 0, "precision": "", "recover": True}
-        value: Dict[str, Any] = {
-            name: node.declare_parameter(name, default).value or None for name, default in defaults.items()
-        }
-        self._tracker = MultiTracker.load(**{**value, "recover": bool(value["recover"])})
+        value = {name: node.declare_parameter(name, default).value for name, default in defaults.items()}
+        unset = {name: None for name in ("threads", "precision") if not value[name]}
+        self._tracker = MultiTracker.load(**{**value, **unset})
         boxes = node.declare_parameter("boxes", [""]).value
         self._waiting: List[Sequence[float]] = [box_argument(text) for text in boxes if text]
         self._log = node.get_logger()

@@ -141,7 +141,7 @@ class Pipeline:
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
-        """Reads one picture's bytes; False when the pipeline has ended, was released or gives nothing in time."""
+        """Reads one picture; False when the pipeline has ended, was released or gives nothing in time."""
         try:
             if self._pipe < 0 or not (self._ahead or self._line(READ_TIMEOUT).startswith(b"FRAME")):
                 return False
@@ -181,7 +181,6 @@ class Pipeline:
         """Ends the process."""
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
-        self._close()
         self._kill.detach()
         self._process.terminate()
         try:
@@ -189,6 +188,7 @@ class Pipeline:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._close()  # not before: writing into it would end the process at once
         self._errors.close()
 
     def _fill(self, target: memoryview, timeout: float) -> None:

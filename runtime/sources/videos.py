@@ -177,20 +177,21 @@ class _Stream(LiveSource):
     """A live stream. If two connections give the same frames it is a recording, and ends; a still picture is none."""
 
     _count = _first = 0
-    _last: Optional[np.ndarray] = None
+    _moved = False
     _before = (0, 0)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
         read = super().read()
         if read is None:
             given = self._first, self._count
-            moved = self._last is not None and zlib.crc32(self._last.tobytes()) != self._first
-            self.ended = moved and given == self._before
-            self._before, self._count = given, 0
+            self.ended = self._moved and self._count > 1 and given == self._before
+            self._before, self._count, self._moved = given, 0, False
         else:
-            if not self._count and read[0] is not None:
-                self._first = zlib.crc32(read[0].tobytes())
-            self._last, self._count = read[0], self._count + 1
+            if read[0] is not None and not self._moved:
+                value = zlib.crc32(read[0].tobytes())
+                self._first = self._first if self._count else value
+                self._moved = value != self._first
+            self._count += 1
         return read
 
 

@@ -118,6 +118,7 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
             for name in ("../x", "a/../x")
         ),
         ({"state": []}, "damaged"),
+        ({"files": {**content["files"], "search.onnx": {"bytes": 10**30, "sha256": "0"}}}, "damaged|missing"),
         ({"precision": "fp8"}, "damaged"),
     ):
         (tmp_path / "manifest.json").write_text(json.dumps({**content, **change}))

@@ -7,6 +7,7 @@ import itertools
 import threading
 import tracemalloc
 from time import monotonic, sleep
+from typing import List, Optional
 from unittest.mock import Mock
 
 import numpy as np
@@ -159,17 +160,21 @@ def test_a_run_counts_lost_frames_tells_ages_and_ends_for_good() -> None:
         run.submit(run.summary).result(1)
 
 
-@pytest.mark.parametrize("still", [False, True])
-def test_a_stream_that_gives_the_same_frames_again_is_a_recording_unless_nothing_moves(still: bool) -> None:
+@pytest.mark.parametrize(
+    ("shown", "recording"),
+    [([1, 2, 3], True), ([1, 2, 1], True), ([1, 2, None], True), ([1, 1, 1], False), ([], False)],
+)
+def test_a_stream_that_gives_the_same_frames_again_is_a_recording_unless_nothing_moves(
+    shown: List[Optional[int]], recording: bool
+) -> None:
     def connect() -> FakeCapture:
-        capture = FakeCapture(500, dies_after=3)
-        if still:
-            capture.retrieve = lambda: (True, np.zeros((4, 4, 3), np.uint8))
+        capture, values = FakeCapture(500, dies_after=len(shown)), iter(shown)
+        capture.retrieve = lambda: (True, None if (v := next(values)) is None else np.full((4, 4, 3), v, np.uint8))
         return capture
 
     stream = _Stream("rtsp://x", connect)
-    for _ in range(2):
+    for _ in range(3):
         while stream.read():
             pass
         stream.reconnect()
-    assert stream.ended is not still
+    assert stream.ended is recording

@@ -110,8 +110,10 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     save(output / "folder" / "asymtrack-t" / "a.txt", drift(6, x=12))
     assert evaluate("folder", folder_set, "--device", "cuda:99", "--fresh").code == 2
     # The same names and boxes, other pictures; and a part of what others made.
-    ran = evaluate(*arguments, "--threads", 2, "--fresh", "--sequences", "a")
-    assert ran.code == 2 and "threads was None, is 2" in ran.err
+    (results / "a.txt").unlink()
+    for more in (("--fresh", "--sequences", "b"), ("--sequences", "a")):
+        ran = evaluate(*arguments, "--threads", 2, *more)
+        assert ran.code == 2 and "threads was None, is 2" in ran.err
     ran = evaluate("folder", folder_set.rename(folder_set.with_name("elsewhere")), *STILL)
     assert ran.code == 2 and "data was " in ran.err
     assert [path.name for path in (output / "folder" / "asymtrack-t").iterdir()] == ["a.txt"]
@@ -200,7 +202,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
         assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21) and ran.tracker["metrics"]["precision"] == 1
     save(tmp_path / "nested" / "Bike1" / "Bike1_002.txt", drift(3))
     ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "nested")
-    assert ran.code == 1 and "2 repetitions in the results: the first is scored" in ran.err
+    assert ran.code == 1 and "several repetitions in the results: the first is scored" in ran.err
     save(tmp_path / "runs" / "dimp_001" / "uav_bike1.txt", drift(3))
     ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "runs")
     assert ran.code == 2 and "several runs: name one, such as" in ran.err

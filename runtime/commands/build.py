@@ -26,8 +26,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
     cli.add_device(parser)
     add("--rebuild", action="store_true", help="build even what is there and still fits")
-    scratch = "scratch memory for one layer (default: 512)"
-    add("--workspace", type=cli.positive, default=512, metavar="MB", help=scratch)
+    add("--workspace", type=cli.positive, default=512, metavar="MB", help="scratch memory for a layer (default: 512)")
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
 

@@ -27,8 +27,7 @@ asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    text = "Compare a backend on this device with ONNX Runtime on its CPU: boxes, scores and short tracks. "
-    text += "Without a GPU name a backend, such as openvino."
+    text = "Compare a backend on this device, named or on a GPU, with ONNX Runtime on its CPU: boxes, scores, tracks."
     parser = cli.parser("asymtrack-check", text, EXAMPLES)
     cli.add_model(parser, positional=True)
     cli.add_backend(parser)

@@ -27,7 +27,7 @@ asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    text = "Compare a backend on this device, named or on a GPU, with ONNX Runtime on its CPU: boxes, scores, tracks."
+    text = "Compare a backend on this device with ONNX Runtime on its CPU. Without a GPU, name it with --backend."
     parser = cli.parser("asymtrack-check", text, EXAMPLES)
     cli.add_model(parser, positional=True)
     cli.add_backend(parser)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Optional, Sequence, Tuple
@@ -44,8 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     platforms += "rtx (TensorRT-RTX) (default: onnx)"
     add("--target", default="onnx", choices=("onnx", "xavier", "orin", "rtx"), help=platforms)
     add("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
-    most = "most targets in one call, 1..64 (default: 1, static; 16 with --triton)"
-    add("--batch", type=int, metavar="N", help=most)
+    add("--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)")
     crops = f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
     add("--input", choices=(UINT8_BGR, FLOAT_RGB), help=crops)
     cli.add_output(parser, "directory to write (default: exports/asymtrack-t-fp16 or the like)")
@@ -65,6 +65,8 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
     if arguments.triton and arguments.triton.exists() and not arguments.triton.is_dir():
         raise UsageError(f"--triton takes a folder, and {arguments.triton} is a file")
+    # On a busy machine OpenMP's threads, left to themselves, wait for each other at full speed: three times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch takes seconds to import: not before the arguments are known to be right.
     pipeline = require("asymtrack_edge.export.pipeline", "export", "an export")
     options = pipeline.ExportOptions(
@@ -76,7 +78,6 @@ def _main(arguments: argparse.Namespace) -> int:
     )
     suffix = "" if options.platform == "onnx" else f"-{options.platform}"
     output = arguments.output or Path("exports") / f"asymtrack-{variant.name.lower()}-{options.precision}{suffix}"
-
     say = (lambda line: None) if arguments.json == "-" else partial(print, flush=True)
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
     model, weights = _load(arguments, variant, say)

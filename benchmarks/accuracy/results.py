@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
 from typing import Sequence as Items
@@ -67,7 +66,7 @@ class Results:
             keys = {s.name: [key for key in _keys(s) if key in index] for s in sequences}
             found = {name: index[matching[0]] for name, matching in keys.items() if matching}
             candidates.append((len(found), base, found))
-        best, _, most = max(candidates, key=itemgetter(0))
+        best, _, most = max(candidates, key=lambda candidate: candidate[0])
         equal = [printable(base) for count, base, _ in candidates if count == best]
         if not most:
             first = f"{sequences[0].name}.txt"

@@ -179,9 +179,9 @@ def replaced_directory(output: Path) -> Iterator[Path]:
     """
     if output.is_symlink():
         output = output.resolve()
-    fixed = ExportError(f"{output} cannot be replaced: name a folder in it, or another one, as --output")
+    immovable = ExportError(f"{output} cannot be replaced: name a folder in it, or another one, as --output")
     if not output.name:
-        raise fixed
+        raise immovable
     beside = output.with_name(f".{output.name}-{uuid4().hex[:8]}")
     old = beside.with_name(f"{beside.name}-old")
     try:
@@ -194,7 +194,7 @@ def replaced_directory(output: Path) -> Iterator[Path]:
                     os.rename(output, old)
                     os.rename(old, output)
                 except OSError:
-                    raise fixed from None
+                    raise immovable from None
         beside.mkdir()
         yield beside
         with locked(output.parent):

@@ -51,7 +51,7 @@ class Results:
 
     @classmethod
     def found(cls, root: Path, sequences: Items[Sequence]) -> Results:
-        """Those of any toolkit, under the names that toolkits give them; UsageError where there is none.
+        """Those of any toolkit, under the names that toolkits give them; UsageError for none, or several runs.
 
         A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, in upper or lower case, its name with
         pytracking's prefixes, or one of ``Sequence.aliases``. The files lie in the folder itself, or in that

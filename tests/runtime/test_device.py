@@ -121,6 +121,17 @@ def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatc
             boxes(OnnxRuntimeGpuBackend(imitated.folder, manifest))
 
 
+def test_the_tensorrt_providers_engines_are_kept_by_weights_and_batch(imitated: Imitated, monkeypatch: Any) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(imitated.folder / "cache"))
+    monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
+    backend = OnnxRuntimeGpuBackend(imitated.folder, load_manifest(imitated.folder), "tensorrt")
+    backend.reserve(2)
+    for count in (1, 2):
+        backend.search(FRAMES[0], [WINDOW] * count)
+    kept = list((imitated.folder / "cache" / "asymtrack-edge").glob("*/*-[12]"))
+    assert len(kept) == 3, "of the template network, of the search network for one and for two"
+
+
 def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitated) -> None:
     for _ in range(3):
         boxes(imitated.open())

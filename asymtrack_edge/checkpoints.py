@@ -163,8 +163,9 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
     except Exception as error:  # streams that make no sense: pickle, zipfile and torch raise many kinds
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
-    blocks = [re.match(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$", name) for name in stored]
-    depths = tuple(sum(match is not None and match[1] == stage for match in blocks) for stage in "012")
+    found = [re.match(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$", name) for name in stored]
+    blocks = Counter(match[1] for match in found if match)
+    depths = tuple(blocks[stage] for stage in "012")
     stated = metadata.get("variant", "")
     variants = [stated] if stated in VARIANTS else [name for name, v in VARIANTS.items() if v.depths == depths]
     return Checkpoint(path, taken, choice and f"{path.name} {choice}", metadata, tuple(variants), stored)
@@ -205,7 +206,8 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     """What the copy of the weights to take is, a line on the other kind if there is one, and the copy's tensors."""
     # Counters and decays of averaging are no weights.
     tensors = {name: t for name, t in _tensors(tree, set()) if _ROOT.search(name) or math.prod(t.shape) > 1}
-    prefixes = {name: name[: match.start(1)] for name in tensors for match in [_ROOT.search(name)] if match}
+    matches = {name: _ROOT.search(name) for name in tensors}
+    prefixes = {name: name[: match.start(1)] for name, match in matches.items() if match}
     if tensors and not prefixes:
         names = ", ".join(_clip(name) for name in islice(tensors, 3))
         raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
@@ -215,12 +217,13 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     sizes = Counter(prefixes.values())
     ranked = sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)))
     whole = [prefix for prefix in ranked if 2 * sizes[prefix] >= max(sizes.values())]
+    # Of several sets of one kind the last and largest stays.
     places = {"ema" if _AVERAGED.search(prefix) else "raw": prefix for prefix in whole}
     labels = {}
     for kind, prefix in places.items():
         where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
         labels[kind] = ("averaged" if kind == "ema" else "raw") + where
-    taken = weights or min(labels)
+    taken = weights or ("ema" if "ema" in labels else "raw")
     if taken not in labels:
         (only,) = labels.values()
         raise MalformedError(f"holds no {weights} weights, only {only}: leave out --weights {weights}")
@@ -234,10 +237,9 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 
-def load_weights(path: AnyPath, variant: Optional[Variant] = None, weights: Optional[str] = None) -> Dict[str, Tensor]:
-    """See ``open_checkpoint`` and ``Checkpoint.tensors``; without a variant, of the one that the file looks like."""
-    checkpoint = open_checkpoint(path, weights)
-    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
+def load_weights(path: AnyPath, variant: Variant) -> Dict[str, Tensor]:
+    """The weights of a variant in a file: see ``open_checkpoint`` and ``Checkpoint.tensors``."""
+    return open_checkpoint(path).tensors(variant)
 
 
 def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:

@@ -259,8 +259,7 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
             sys.stdout.flush()
     except KeyboardInterrupt as interruption:
         say("interrupted")
-        number: int = (*interruption.args, signal.SIGINT)[0]
-        return 128 + number
+        return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
     except BrokenPipeError:
         # The reader of our output went away; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

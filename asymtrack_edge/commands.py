@@ -43,7 +43,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
     print(f"error: there is no command {name!r}: {hint}", file=sys.stderr)
     return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -56,8 +56,9 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
     """Returns ``frame`` if it is a BGR uint8 ``(H, W, 3)`` image; else raises ``FrameError``."""
     if not isinstance(frame, np.ndarray):
         kind = "nothing (the image could not be read?)" if frame is None else type(frame).__name__
-        on_gpu = ": on the GPU, and this backend computes on the CPU" * hasattr(frame, "__cuda_array_interface__")
-        raise FrameError(f"a frame is a numpy array (height, width, 3) of BGR bytes, got {kind}{on_gpu}")
+        if hasattr(frame, "__cuda_array_interface__"):
+            kind += " on the GPU, and this backend computes on the CPU"
+        raise FrameError(f"a frame is a numpy array (height, width, 3) of BGR bytes, got {kind}")
     if frame.ndim != 3 or frame.shape[2] != 3:
         code = "BGRA2BGR" if frame.shape[-1:] == (4,) else "GRAY2BGR"
         colour = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 4))
@@ -117,8 +118,8 @@ class Cropper:
         height, width = frame.shape[:2]
         left, top, side, _ = window
         right, bottom = left + side, top + side
-        x0, x1 = max(0, left), right - max(0, right - width + 1)
-        y0, y1 = max(0, top), bottom - max(0, bottom - height + 1)
+        x0, x1 = max(0, left), min(right, width - 1)
+        y0, y1 = max(0, top), min(bottom, height - 1)
         if x1 <= x0 or y1 <= y0:
             out[...] = 0
             return
@@ -151,9 +152,8 @@ def clip_box(box: Box, frame_shape: Sequence[int]) -> Box:
     """Clips a tracked box to a frame of ``frame_shape`` (H, W, ...), see ``MARGIN``."""
     x0, y0, w, h = box
     x1, y1, (height, width) = x0 + w, y0 + h, frame_shape[:2]
-    if x0 < 0 or y0 < 0 or x1 > width or y1 > height or w < 2 * MARGIN or h < 2 * MARGIN:  # else nothing is to clip
-        x0, x1 = min(max(0.0, x0), width - MARGIN), min(max(MARGIN, x1), float(width))
-        y0, y1 = min(max(0.0, y0), height - MARGIN), min(max(MARGIN, y1), float(height))
+    x0, x1 = min(max(0.0, x0), width - MARGIN), min(max(MARGIN, x1), float(width))
+    y0, y1 = min(max(0.0, y0), height - MARGIN), min(max(MARGIN, y1), float(height))
     return Box(x0, y0, max(MARGIN, x1 - x0), max(MARGIN, y1 - y0))
 
 

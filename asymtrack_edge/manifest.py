@@ -21,6 +21,8 @@ from asymtrack_edge.files import write_text
 FORMAT = "asymtrack-edge-export"
 VERSION = 1
 FILE_NAME = "manifest.json"
+#: Names of a model's networks, and of their files without the suffix.
+NETWORKS = ("template", "search")
 #: Name of a free batch axis in the ONNX models.
 BATCH_AXIS = "batch"
 
@@ -201,8 +203,8 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
     try:
         manifest: Manifest = _as(Manifest, content)
-        for name in ("template.onnx", "search.onnx"):
-            manifest.files[name]
+        for network in NETWORKS:
+            manifest.files[f"{network}.onnx"]
         if manifest.precision not in ("fp32", "fp16", "int8") or not manifest.state:
             raise ValueError("an unknown precision, or no template state")
     except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:

@@ -5,12 +5,12 @@ Nothing here imports torch, so that the runtime can use it on a device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Dict, Tuple
+from dataclasses import dataclass
+from typing import Dict, Tuple
 
 from asymtrack_edge.errors import UsageError
 
-#: Standard deviation and mean of the RGB channels (ImageNet), in units of a 0..1 image.
+#: Mean and standard deviation of the RGB channels (ImageNet), in units of a 0..1 image.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -65,10 +65,6 @@ class Variant:
         tokens = (self.template_size // 16) ** 2
         kv = (self.attention_heads, tokens, self.attention_head_dim)
         return {**shapes, "keys": kv, "values": kv}
-
-    def with_(self, **changes: Any) -> Variant:
-        """Returns a copy with some fields changed (for ablations)."""
-        return replace(self, **changes)
 
 
 VARIANTS: Dict[str, Variant] = {

@@ -93,22 +93,28 @@ class TrackerSpec:
         return cls(name, args.backend, args.device, args.threads, args.precision, recover)
 
     @property
-    def opening(self) -> Dict[str, Any]:
+    def load_arguments(self) -> Dict[str, Any]:
         """Arguments of ``open_backend`` and ``Tracker.load`` for this package's trackers."""
         return {"model": self.name, **{n: getattr(self, n) for n in ("backend", "device", "threads", "precision")}}
 
     @property
     def kind(self) -> str:
         """``"opencv"``, ``"python"``, or ``"model"`` for this package's trackers."""
-        return self.name[:6] if self.name.startswith(("opencv:", "python:")) else "model"
+        kind, colon, _ = self.name.partition(":")
+        return kind if colon and kind in ("opencv", "python") else "model"
+
+    @property
+    def _named(self) -> str:
+        """What stands after ``opencv:`` or ``python:``."""
+        return self.name.partition(":")[2]
 
     @property
     def label(self) -> str:
         """Short name, fit for a folder."""
         if self.kind == "opencv":
-            return "opencv-" + self.name[7:].partition("=")[0].lower()
+            return "opencv-" + self._named.partition("=")[0].lower()
         if self.kind == "python":
-            return re.sub(r"[^\w.-]+", "-", self.name[7:])
+            return re.sub(r"[^\w.-]+", "-", self._named)
         return f"asymtrack-{self.name.lower()}" if self.name.upper() in VARIANTS else Path(self.name).resolve().name
 
     def build(self) -> Any:
@@ -120,12 +126,12 @@ class TrackerSpec:
             if self.threads is not None:
                 cv2.setNumThreads(self.threads)
             # MIL looks for features in the box, for ever where it is smaller than this.
-            return _OpenCvTracker(_opencv(self.name[7:])[0], 6 if self.name.upper() == "OPENCV:MIL" else 1)
+            return _OpenCvTracker(_opencv(self._named)[0], 6 if self._named.upper() == "MIL" else 1)
         if self.kind == "python":
-            return _import_callable(self.name[7:])()
+            return _import_callable(self._named)()
         from asymtrack_edge.runtime import Tracker
 
-        return Tracker.load(**self.opening, recover=self.recover)
+        return Tracker.load(**self.load_arguments, recover=self.recover)
 
     def identity(self) -> Dict[str, Any]:
         """What decides this tracker's results and times, for telling old results from new ones.
@@ -134,11 +140,11 @@ class TrackerSpec:
         """
         identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
         if self.kind == "opencv":
-            files = _opencv(self.name[7:])[1]
+            files = _opencv(self._named)[1]
             identity["opencv"] = cv2.__version__
         elif self.kind == "python":
-            _import_callable(self.name[7:])
-            source = getattr(sys.modules[self.name[7:].partition(":")[0]], "__file__", None)
+            _import_callable(self._named)
+            source = getattr(sys.modules[self._named.partition(":")[0]], "__file__", None)
             files = [Path(source)] if source else []
         else:
             from asymtrack_edge.runtime.backends.loading import model_folder

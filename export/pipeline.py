@@ -22,10 +22,10 @@ from asymtrack_edge.errors import ExportError, UsageError
 from asymtrack_edge.export.fold import fold, to_half
 from asymtrack_edge.export.graph import write_onnx
 from asymtrack_edge.export.quantise import quantise
-from asymtrack_edge.export.split import NETWORKS, describe, example_inputs, fold_input
+from asymtrack_edge.export.split import MODULES, describe, example_inputs, fold_input
 from asymtrack_edge.export.verify import verify
 from asymtrack_edge.files import locked
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
+from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
@@ -139,8 +139,8 @@ class Export:
         folded = to_half(folded, casts=options.platform != "onnx") if half else folded
         fold_input(folded, input_format)
         spell_out = half and options.platform == "rtx"
-        for name, kind in NETWORKS.items():
-            network, path = kind(folded, input_format), folder / f"{name}.onnx"
+        for name, module in MODULES.items():
+            network, path = module(folded, input_format), folder / f"{name}.onnx"
             inputs = example_inputs(manifest, name, min(batch, 2))
             outputs = [spec.name for spec in manifest.tensors(name)[1]]
             write_onnx(network, inputs, outputs, path, opset, batch > 1, options.half_storage, spell_out)
@@ -159,9 +159,9 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
     """Parameters and multiply-adds (batch 1, by PyTorch's own counter) of a folded model's networks."""
     sizes = {"parameters": sum(p.numel() for p in folded.parameters())}
     manifest = describe(folded.variant)
-    for name, network in NETWORKS.items():
+    for name, module in MODULES.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(folded, FLOAT_RGB)(*example_inputs(manifest, name, 1).values())
+            module(folded, FLOAT_RGB)(*example_inputs(manifest, name, 1).values())
         sizes[f"{name}_multiply_adds"] = counter.get_total_flops() // 2
     return sizes
 

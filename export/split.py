@@ -83,8 +83,8 @@ class SearchNetwork(_Network):
         return torch.cat([box, localisation_score(probability.view_as(maps))], 1)
 
 
-#: Both networks, by the name of their files.
-NETWORKS = {"template": TemplateNetwork, "search": SearchNetwork}
+#: The module of each network, by its name.
+MODULES = {"template": TemplateNetwork, "search": SearchNetwork}
 
 
 def _box_of_cells(side: int) -> Tensor:

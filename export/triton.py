@@ -15,7 +15,7 @@ from typing import Dict
 from asymtrack_edge.errors import ExportError
 from asymtrack_edge.export.pipeline import replaced_directory
 from asymtrack_edge.files import locked, write_text
-from asymtrack_edge.manifest import Manifest, TensorSpec, load_manifest
+from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec, load_manifest
 from asymtrack_edge.runtime.backends.triton import HASH_PARAMETER, network_name, networks_hash
 
 _TYPES = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
@@ -42,7 +42,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
 
 
 def _add(folder: Path, manifest: Manifest, repository: Path) -> int:
-    plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in ("template", "search"))
+    plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in NETWORKS)
     kind = "plan" if plan else "onnx"
     versions: Dict[int, Manifest] = {}
     interface = attrgetter("template", "search", "state", "output", "max_batch")
@@ -58,7 +58,7 @@ def _add(folder: Path, manifest: Manifest, repository: Path) -> int:
     same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
     number = max(same) if same else 1 + max(versions, default=0)
     versions[number] = manifest
-    for network in ("template", "search"):
+    for network in NETWORKS:
         entry = repository / network_name(manifest, network)
         with replaced_directory(entry / str(number)) as version:
             source = f"{network}.engine" if plan else f"{network}.onnx"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, Sequence, Tuple
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 
@@ -97,8 +98,6 @@ def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> T
     Returns:
         Infinity where a value does not fit or is no number; 0 and an empty name if nothing is fp16.
     """
-    import onnx
-
     opened = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
     outputs, half = opened.graph.output, onnx.TensorProto.FLOAT16
     already = {value.name for value in outputs}

@@ -36,6 +36,7 @@ class State(str, enum.Enum):
 
     TRACKING = "tracking"
     LOST = "lost"
+    __str__ = str.__str__  # else Python 3.11 and later print "State.LOST" where earlier ones print "lost"
 
 
 class Track(NamedTuple):
@@ -289,16 +290,20 @@ class Target:
 
     def __init__(self, id: int, box: Box, settings: TrackerSettings, factor: float, recover: bool = True) -> None:
         self.id = id
-        self.box = self._trusted = box
+        self.box = box
         self.state = State.TRACKING
         self._settings = settings
         self._factor = factor
         self._patience = settings.patience if recover else math.inf
-        self._smoothed = self._score = 1.0
-        self._candidate: Optional[Box] = None
-        self._hits = self._lost_for = self._turn = self._looks = 0
-        self._elsewhere = False
-        self._grid: List[CropWindow] = []
+        self._smoothed = self._score = 1.0  # scores in the published crop: their average, and the latest
+        self._last_sure = box  # where it was last seen well, in the published crop or found elsewhere
+        self._lost_frames = 0  # since it was last tracked
+        self._elsewhere = False  # whether ``window()`` chose another place than the published crop
+        self._looks = 0  # elsewhere, in a row
+        self._turn = 0  # of the places to look at, one after the other
+        self._candidate: Optional[Box] = None  # what was found elsewhere
+        self._hits = 0  # good scores of the candidate, in a row
+        self._grid: List[CropWindow] = []  # over a frame of height and width ``_grid_for``
         self._grid_for: Sequence[int] = ()
 
     def window(self, frame_shape: Sequence[int]) -> CropWindow:
@@ -309,7 +314,7 @@ class Target:
         # A place whose own score recovers is not left. Else every second frame looks elsewhere, or two of three
         # while there is a candidate.
         due = self._looks < (2 if self._candidate is not None else 1)
-        missed = self.state is State.LOST and self._lost_for >= self._patience
+        missed = self.state is State.LOST and self._lost_frames >= self._patience
         self._elsewhere = due and missed and self._score < self._settings.found_above
         if not self._elsewhere:
             self._looks = 0
@@ -319,10 +324,10 @@ class Target:
             return crop_window(self._candidate, self._factor)
         turn, self._turn = self._turn, self._turn + 1
         if turn % 2 == 0:
-            return crop_window(self._trusted, self._factor * (1 if turn % 4 == 0 else WIDEN))
+            return crop_window(self._last_sure, self._factor * (1 if turn % 4 == 0 else WIDEN))
         if self._grid_for != tuple(frame_shape[:2]):
             self._grid_for = tuple(frame_shape[:2])
-            self._grid = search_grid(self._trusted, frame_shape, self._factor * WIDEN)
+            self._grid = search_grid(self._last_sure, frame_shape, self._factor * WIDEN)
         return self._grid[turn // 2 % len(self._grid)]
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
@@ -331,13 +336,13 @@ class Target:
         # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
         if all(map(math.isfinite, prediction)):
             box, score = clip_box(box_from_crop(prediction, window), frame_shape), float(prediction[4])
-        self._lost_for += 1
+        self._lost_frames += 1
         if self._elsewhere:
-            self._weigh(box, score)
+            self._look(box, score)
         else:
             self._follow(box, score)
         if self.state is State.TRACKING:
-            self._lost_for = self._turn = 0
+            self._lost_frames = self._turn = 0
             self._grid_for = ()
         return Track(self.box, self._score, self.state)
 
@@ -353,17 +358,17 @@ class Target:
         if score >= settings.found_above:
             self._candidate, self._hits = None, 0
             if self.state is State.TRACKING:
-                self._trusted = self.box
+                self._last_sure = self.box
 
-    def _weigh(self, box: Optional[Box], score: float) -> None:
-        """Weighs what was found elsewhere."""
+    def _look(self, box: Optional[Box], score: float) -> None:
+        """Takes what was found elsewhere: a candidate, which replaces the track once it is confirmed."""
         if box is not None:
-            change = box.w * box.h / (self._trusted.w * self._trusted.h)
+            change = box.w * box.h / (self._last_sure.w * self._last_sure.h)
             likely = score >= self._settings.found_above and 1 / SIZE_CHANGE <= change <= SIZE_CHANGE
             box = box if likely else None
         self._candidate, self._hits = box, 0 if box is None else self._hits + 1
         if box is not None and self._hits >= self._settings.confirm:
-            self.box = self._trusted = box
+            self.box = self._last_sure = box
             self._smoothed = self._score = score
             self.state = State.TRACKING
             self._candidate, self._hits = None, 0

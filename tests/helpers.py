@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -20,10 +21,10 @@ from asymtrack_edge.variants import VARIANTS, Variant
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
 #: The architecture of T in the smallest sizes that it allows, for tests that need many runs.
-SMALL = VARIANTS["T"].with_(depths=(1, 2, 1), template_size=64, search_size=96)
+SMALL = replace(VARIANTS["T"], depths=(1, 2, 1), template_size=64, search_size=96)
 
 #: The smallest network that this architecture allows: a file of 4 MB.
-TINY = VARIANTS["T"].with_(widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
+TINY = replace(VARIANTS["T"], widths=(32, 32, 32, 32), depths=(1, 1, 1), attention_heads=1)
 
 
 def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 
 import numpy as np
 
-from asymtrack_edge.datasets.sequences import Frames, Sequence, read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import Frames, Sequence, frames_of, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import list_files, printable, read_lines
 
@@ -159,7 +159,7 @@ def _got10k(folder: Path, name: str, start_only: bool, visible_only: bool) -> Se
     if len({len(mark) for mark in marks}) > 1:
         raise DatasetError(f"its labels differ in number: {', '.join(f'{len(v)} {k}' for k, v in labels.items())}")
     absent = np.any(marks, axis=0) if marks else None
-    return _published(name, Frames(folder), truth, attributes=tuple(attributes), absent=absent)
+    return _published(name, frames_of(folder), truth, attributes=tuple(attributes), absent=absent)
 
 
 def _files(load: Callable[..., Sequence], *patterns: str) -> Reader:
@@ -224,7 +224,8 @@ def _read_coco(root: Path) -> Loaders:
     try:
         index = json.loads((root / looked_for).read_text(encoding="utf-8"))
         images = {image["id"]: image["file_name"] for image in index["images"]}
-        objects = [o for o in index["annotations"] if not o.get("iscrowd") and min(o["bbox"][2:]) >= 10]
+        objects = [o for o in index["annotations"] if not o.get("iscrowd") and len(o.get("bbox") or ()) == 4]
+        objects = [o for o in objects if min(o["bbox"][2:]) >= 10 and o["image_id"] in images]
         files = [images[o["image_id"]] for o in objects]
         boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
     except (ValueError, KeyError, TypeError) as error:

@@ -45,6 +45,12 @@ class Frames:
         return part
 
 
+def frames_of(folder: Path) -> Frames:
+    """The images beside a sequence's boxes or, where there are none, in a folder there of a usual name."""
+    places = (folder, *(folder / name for name in ("img", "imgs", "images", "frames", "color")))
+    return next((frames for frames in map(Frames, places) if len(frames)), Frames(folder))
+
+
 @dataclass(frozen=True)
 class Sequence:
     """One target in one video; DatasetError where frames, boxes and labels differ in number, or there is no start box.
@@ -74,12 +80,12 @@ class Sequence:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if not len(self.frames):
+            raise DatasetError(f"there are no images in {printable(self.frames.folder)}")
         if self.truth.shape != (len(self.frames), 4):
             raise DatasetError(f"{len(self.frames)} frames but {len(self.truth)} boxes of ground truth")
         if self.absent is not None and self.absent.shape != (len(self.frames),):
             raise DatasetError(f"{len(self.frames)} frames but {len(self.absent)} visibility labels")
-        if not len(self.frames):
-            raise DatasetError(f"there are no images in {printable(self.frames.folder)}")
         if not np.isfinite(self.truth[0]).all() or self.truth[0, 2:].min() <= 0:
             raise DatasetError("its first frame has no ground-truth box to start from")
 

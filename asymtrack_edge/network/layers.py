@@ -54,7 +54,8 @@ class _DepthwiseGradients(torch.autograd.Function):
         seen, flat = F.pad(planes(x), (pad,) * 4), planes(gradient).flatten(1, 2)
         rows = []
         for i in range(size):
-            # Row i of a kernel is the sums along the diagonals of all columns seen by all columns.
+            # products[c, u, v]: padded column u of x times column v of the gradient, summed over images and rows. Tap
+            # (i, j) of the kernel pairs column v + j with column v: it is the sum of the j-th diagonal.
             products = seen[:, :, i : i + height].flatten(1, 2).transpose(1, 2) @ flat
             a, b, c = products.stride()
             rows.append(products.as_strided((width, size, columns), (a, b, b + c)).sum(-1))
@@ -72,10 +73,10 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(..., C)`` to the same shape and type."""
-        kind = torch.float32 if self.casts else x.dtype
+        dtype = torch.float32 if self.casts else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            weight, bias = self.weight.to(kind), self.bias.to(kind)
-            return F.layer_norm(x.to(kind), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+            weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+            return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):

@@ -28,7 +28,7 @@ _seconds = partial(cli.number, float, 0.0, 1e9, "number of seconds")
 _rate = partial(cli.number, float, 1e-12, 1e3, "positive number")
 _share = partial(cli.number, float, 0.0, 1.0, "number from 0 to 1")
 
-DATASETS = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "trackingnet": "TrackingNet"}
+_ON_DISK = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "trackingnet": "TrackingNet"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,13 +58,13 @@ def _add_run(commands: Any) -> None:
     run.set_defaults(func=_run)
     add = run.add_argument_group("data, held in memory or read from disk as published").add_argument
     add("--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos")
-    for name, title in DATASETS.items():
+    for name, title in _ON_DISK.items():
         add(f"--{name}", metavar="DIR", help=f"root of {title}")
     add("--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)")
     add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
-    add("--init", metavar="FILE", help="weights to start from: a file, or T, S or B for the bundled weights")
+    add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
     add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
     add = run.add_argument_group("recipe").add_argument
     add("--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)")
@@ -73,8 +73,9 @@ def _add_run(commands: Any) -> None:
     add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
     add("--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero")
     add("--seed", type=cli.seed, metavar="N", help="seed of weights and pairs (default: 0)")
-    add("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
-    add("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
+    numbers = run.add_mutually_exclusive_group().add_argument
+    numbers("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
+    numbers("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
     add = call.add_argument
     cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
@@ -83,7 +84,7 @@ def _add_run(commands: Any) -> None:
     text = "when the loss rises and stays high: stop, or go back to the last good state with half the rate "
     add("--on-divergence", choices=("stop", "retry"), default="stop", help=text + "(default: stop)")
     cli.add_device(call)
-    add("--threads", type=cli.threads, metavar="N", help="CPU threads")
+    add("--threads", type=cli.threads, metavar="N", help="CPU threads (default: one per core)")
     cli.add_json(call)
 
 
@@ -114,6 +115,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.resume and arguments.output not in (None, arguments.resume):
         raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
+    if arguments.resume and (arguments.preset or arguments.init or arguments.variant):
+        raise UsageError("--resume keeps the run's network and recipe: leave out --preset, --init and --variant")
+    if arguments.data and not arguments.resume and not arguments.preset:
+        raise UsageError("--data needs a recipe: --preset small for a CPU, gpu for a GPU, or paper (500 epochs)")
     config = _configure(arguments, RunConfig.load(arguments.resume) if arguments.resume else None)
     name = f"{config.variant.lower()}-{arguments.preset or 'paper'}"
     folder = arguments.resume or arguments.output or Path("runs", name)
@@ -144,12 +149,12 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     def given(*names: str) -> Dict[str, Any]:
         return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
-    recipe = stored.recipe if stored and arguments.preset is None else PRESETS[arguments.preset or "paper"]
+    recipe = stored.recipe if stored else PRESETS[arguments.preset or "paper"]
     asked = given("batch", "lr", "cooldown", "bf16", "epochs")
     if arguments.epochs and recipe.decay_epoch is not None:
         asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
     changes = given("seed", "init", "teacher", "canvas", "workers", "variant")
-    datasets = given(*DATASETS)
+    datasets = given(*_ON_DISK)
     if arguments.data or datasets:
         # Absolute, so that the run can go on from another place.
         folders = {name: os.path.abspath(folder) for name, folder in datasets.items()}

@@ -224,13 +224,13 @@ def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Rand
         # Every seventh pixel tells the mean well enough (7 is coprime to the crops' sides).
         mean = pixels[:, :, ::7].float().mean(2) @ luma
         shift = (gain * ((1 - contrast) * mean[:, None]))[:, :, None]
-    mean3, std3 = normalisation(device)
+    mean3, std3 = mean_and_std(device)
     changed = torch.baddbmm((shift - mean3) / std3, matrix / std3, pixels.float())
     changed = changed.clamp(min=-mean3 / std3, max=(255 - mean3) / std3)
     return changed.view(image.shape).contiguous(memory_format=torch.channels_last)
 
 
-def normalisation(device: torch.device) -> Tuple[Tensor, Tensor]:
+def mean_and_std(device: torch.device) -> Tuple[Tensor, Tensor]:
     """Mean and standard deviation of the network's input, each ``(3, 1)``, in 0..255."""
     mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1) * 255
     return mean, torch.tensor(IMAGE_STD, device=device).view(3, 1) * 255

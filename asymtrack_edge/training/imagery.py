@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -21,11 +22,13 @@ import torch
 from torch import Tensor
 
 from asymtrack_edge import cli
-from asymtrack_edge.datasets.sequences import Frames, read_boxes
+from asymtrack_edge.datasets.sequences import frames_of, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import IMAGE_SUFFIXES, decode_image, printable
 
-TRUTHS = ("groundtruth.txt", "groundtruth_rect.txt")
+TRUTH = re.compile(r"groundtruth(_rect(\.\d)?)?\.txt", re.IGNORECASE)
+#: Files beside it that mark frames without the target (GOT-10k, LaSOT).
+ABSENT = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
@@ -79,6 +82,14 @@ class _Item(NamedTuple):
     tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
 
 
+class _Target(NamedTuple):
+    """The images that show one object, as they are stored, and its boxes in canvas pixels."""
+
+    origin: Tuple[int, str]  #: kind and source of its item
+    images: np.ndarray
+    boxes: np.ndarray
+
+
 def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1)) -> Pool:
     """Loads folders, searched with all folders below them, into memory.
 
@@ -117,7 +128,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
         whole = list(cli.progress(threads.map(store, items, ends), "imagery", len(items)))
     if not any(good and item.images for item, good in zip(items, whole)):
         raise DatasetError("no image can be read: nothing to train on")
-    targets: List[Tuple[int, str, np.ndarray, np.ndarray]] = []
+    targets: List[_Target] = []
     for item, end, good in zip(items, ends, whole):
         first = end - len(item.images)
         smallest = SMALLEST_STILL if item.kind == STILL else 0.0
@@ -127,10 +138,10 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
             inside = (scaled[:, :2] < sizes[first:end]).all(1) & (scaled[:, :2] + scaled[:, 2:] > 0).all(1)
             known = large & inside & np.isfinite(boxes).all(1)
             if known.any():
-                targets.append((item.kind, item.source, first + np.flatnonzero(known), scaled[known]))
-    lengths = np.array([len(images) for *_, images, _ in targets], np.int64)
+                targets.append(_Target((item.kind, item.source), first + np.flatnonzero(known), scaled[known]))
+    lengths = np.array([len(target.images) for target in targets], np.int64)
     # A source with many targets is drawn more often, but not in proportion: square root.
-    count = Counter(target[:2] for target in targets)
+    count = Counter(target.origin for target in targets)
     return Pool(
         canvases=torch.from_numpy(canvases),
         sizes=torch.from_numpy(sizes),
@@ -138,10 +149,10 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
         scenery=torch.from_numpy(np.flatnonzero(np.repeat(whole, counts))),
         start=torch.from_numpy(np.cumsum(lengths) - lengths),
         length=torch.from_numpy(lengths),
-        kind=torch.tensor([target[0] for target in targets], dtype=torch.int64),
-        weight=torch.tensor([count[target[:2]] ** -0.5 for target in targets]),
-        image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(target[2] for target in targets)])),
-        box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(target[3] for target in targets)])).float(),
+        kind=torch.tensor([target.origin[0] for target in targets], dtype=torch.int64),
+        weight=torch.tensor([count[target.origin] ** -0.5 for target in targets]),
+        image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(target.images for target in targets)])),
+        box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(target.boxes for target in targets)])).float(),
     )
 
 
@@ -149,28 +160,39 @@ def files_under(folder: Path) -> List[Path]:
     """All visible files below ``folder``, sorted; DatasetError if there is no such folder."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {printable(folder)}")
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
+    found: List[Path] = []
+    seen: Set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):  # rglob passes by folders that are links
+        new = os.path.realpath(place) not in seen  # else a link in a circle, or a second one
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if new and not name.startswith(".")]
+        found += [Path(place, name) for name in names if new and not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
 
 
 def _find(folder: Path) -> Iterator[_Item]:
     """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
     files = files_under(folder)
     collections = {path.parent for path in files if path.name in INDEXES}
-    truths = [path for path in files if path.name in TRUTHS and collections.isdisjoint(path.parents)]
+    truths = [path for path in files if TRUTH.fullmatch(path.name) and collections.isdisjoint(path.parents)]
     taken = collections.union(path.parent for path in truths)
     for place in sorted(collections):
         yield from _collection(place)
     for truth in truths:
-        frames = Frames(truth.parent) if len(Frames(truth.parent)) else Frames(truth.parent / "img")
+        frames = frames_of(truth.parent)
         try:
             table = read_boxes(truth)
             if len(table) != len(frames):
                 raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
+            for label in (truth.with_name(name) for name in ABSENT if truth.with_name(name).is_file()):
+                absent = read_labels(label)
+                if len(absent) != len(table):
+                    raise DatasetError(f"{printable(label)} has {len(absent)} labels for {len(table)} images")
+                table[absent > 0] = np.nan
         except DatasetError as error:
             cli.say(f"left out: {error}")
             continue
-        table[:, :2] -= truth.name == TRUTHS[1]  # counts pixels from 1
+        table[:, :2] -= "_rect" in truth.name.lower()  # counts pixels from 1
         yield _Item(CLIP, "", list(frames), Path.read_bytes, [table])
     for path in files:
         if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):

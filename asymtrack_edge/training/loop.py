@@ -169,7 +169,7 @@ class Trainer:
                     continue
                 if stop:
                     break
-                values = self._step(self.recipe.rate(state.step, progress) * state.rate)
+                values = self._step(self.recipe.learning_rate(state.step, progress) * state.rate)
                 # Gradients are averaged over all processes, so that all see a NaN in the same step.
                 if not math.isfinite(values["gradient"] + values["loss"]):
                     self._back("is no longer a number")

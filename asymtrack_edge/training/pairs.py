@@ -39,7 +39,7 @@ STRANGER = 2
 #: Batches that are prepared while one is learnt from.
 AHEAD = 3
 #: Draws before giving up finding a target that is visible somewhere.
-TRIES = 100
+TRIES = 10_000
 
 
 class Pairs(NamedTuple):
@@ -244,7 +244,8 @@ class DiskPairs:
                 self.left_out.add(str(error))
         if not read:
             jobs[0].result()
-        places = [i if i in read else list(read)[i % len(read)] for i in range(batch)]
+        good = list(read)
+        places = [i if i in read else good[i % len(good)] for i in range(batch)]
         region, corners, identity = Windows(*(v[places] for v in region)), corners[places], identity[places]
         templates, searches, sizes = zip(*(read[i] for i in places))
         template, search = self._upload(templates), self._upload(searches)
@@ -271,7 +272,8 @@ class DiskPairs:
             number = int(which * len(self.datasets))
             dataset = self.datasets[number]
             rank, size = self.share if len(dataset) >= self.share[1] else (0, 1)
-            index = int(target * len(range(rank, len(dataset), size))) * size + rank
+            ours = range(rank, len(dataset), size)
+            index = ours[int(target * len(ours))]
             boxes, usable, frames = dataset.annotation(index)
             if not len(usable):
                 continue

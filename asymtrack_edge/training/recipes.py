@@ -39,7 +39,7 @@ class Recipe:
     teacher_features: float = 1.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def rate(self, step: int, progress: float) -> float:
+    def learning_rate(self, step: int, progress: float) -> float:
         """Learning rate of ``step`` when ``progress`` (0..1) of the run lies behind."""
         warm = (step + 1) / (self.warmup + 1)
         if self.budget_is_length:

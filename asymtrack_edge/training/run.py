@@ -81,17 +81,16 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
     with join_world(device) as world:
         # What takes no time comes first: a mistake there is told at once.
         torch.manual_seed(config.seed)
-        model, init, here = AsymTrack(variant), config.init, has_state(folder)
-        if init is not None and not here:
+        model, init, resumes = AsymTrack(variant), config.init, has_state(folder)
+        if init is not None and not resumes:
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
         draw, held_out, what = _open_data(config, folder, variant, world)
         state = make_state(model, recipe, taught=teacher is not None)
-        some, none = world.agree(here, not here)
-        if some and none:
+        if all(world.agree(resumes, not resumes)):
             raise UsageError(f"not every process sees the run in {folder}: use a folder that all machines share")
-        if here:
+        if resumes:
             state.load(folder)
             before = RunConfig.load(folder)
             if before != config:
@@ -183,6 +182,8 @@ def _open_data(
         folders.append(data)
     pool = load_pool(folders, config.canvas, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
+    if not len(pool):
+        what += ": no boxes (groundtruth.txt, docs/training.md), so arbitrary regions are learnt"
     held_out = None
     if len(pool.group[pool.image].unique()) > FEWEST_TO_SPLIT:
         held = pool.group % 50 == 49
@@ -207,8 +208,7 @@ def held_out_iou(model: AsymTrack, weights: Dict[str, Tensor], draw: DrawPairs) 
 def _keep_freed_memory() -> None:
     """Lets glibc reuse what a step frees; else it goes back to Linux, which clears each page again (mallopt(3))."""
     trim_threshold, mmap_max = -1, -4
-    # Other systems have no mallopt, and Windows no library of the process itself.
-    with suppress(AttributeError, OSError, TypeError):
+    with suppress(AttributeError):  # other C libraries have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(trim_threshold, -1)  # never
         mallopt(mmap_max, 0)

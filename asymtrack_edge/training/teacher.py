@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from asymtrack_edge.errors import DatasetError, require
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.training.crops import normalisation
+from asymtrack_edge.training.crops import mean_and_std
 from asymtrack_edge.training.pairs import Pairs
 
 TEMPLATE_GRAPH, SEARCH_GRAPH = "fear_xs_init.onnx", "fear_xs_track.onnx"
@@ -110,7 +110,7 @@ class Teacher:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.template, self.search = (OnnxGraph(folder / name, device) for name in (TEMPLATE_GRAPH, SEARCH_GRAPH))
-        self.mean, self.std = (value[:, :, None] for value in normalisation(device))
+        self.mean, self.std = (value[:, :, None] for value in mean_and_std(device))
 
     @torch.no_grad()
     def __call__(self, pairs: Pairs) -> Opinion:

@@ -87,8 +87,8 @@ def presence(args: argparse.Namespace) -> int:
         except DatasetError as error:
             left_out[sequence.name] = str(error)
     if len(sequences) <= max(OTHERS):
-        need = f"more than {max(OTHERS)} sequences of more than {ABSENT} frames"
-        raise UsageError(f"{args.root} has {len(sequences)} that can be used: this needs {need}")
+        need = f"{max(OTHERS) + 1} sequences of {ABSENT + 1} frames or more"
+        raise UsageError(f"presence needs {need}: {args.root} has {len(sequences)}")
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
     found: Dict[str, List[float]] = {"present": [], "absent": []}
     for i, sequence in enumerate(sequences):

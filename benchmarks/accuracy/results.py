@@ -114,9 +114,9 @@ class Results:
 
     def claim(self, fresh: bool = False) -> None:
         """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
-        for file in (file for files in self.files.values() for file in files if fresh):
-            with suppress(FileNotFoundError):
-                file.unlink()
+        for files in self.files.values() if fresh else ():
+            for file in files:
+                file.unlink(missing_ok=True)
         _write(self.root / IDENTITY_FILE, json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
     def check(self) -> None:

@@ -70,7 +70,7 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     The time is what the backend itself books as ``infer``. On a GPU it includes cutting the crop, in the same launch,
     and copying the prediction back. One call takes all ``targets`` ``together``, or one call each.
     """
-    backend = open_backend(**spec.opening)
+    backend = open_backend(**spec.load_arguments)
     backend.reserve(targets)
     side, z = backend.manifest.search_size, backend.manifest.template_size
     # One pixel more than the crop, whose convention loses the frame's last column and row.
@@ -81,7 +81,7 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     window = CropWindow(0, 0, side, centre)
     calls = [[window] * targets] if together else [[window]] * targets
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
-    note = "with the crop, which the GPU cuts in the same launch" * isinstance(backend, DeviceBackend)
+    note = "with the crop, which the GPU cuts in the same launch" if isinstance(backend, DeviceBackend) else ""
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
 
 
@@ -103,15 +103,15 @@ def reference_case(
     trained = VARIANTS.get(variant.name) == variant
     worker = Worker(_reference, variant, trained, device, threads)
 
-    def timed(times: int, calls: int) -> List[float]:
+    def ask(times: int, calls: int) -> List[float]:
         worker.send(times, calls)
         return list(worker.receive())
 
     return Case(
         name,
-        lambda calls: timed(calls, 1),
+        lambda calls: ask(calls, 1),
         worker.close,
-        burst=None if device == "cpu" else lambda calls: timed(1, calls)[0],
+        burst=None if device == "cpu" else lambda calls: ask(1, calls)[0],
         tracker=f"AsymTrack-{variant.name}",
         backend="torch",
         precision="fp32",
@@ -140,7 +140,7 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
     with torch.inference_mode():
         template = reference.template(z)
 
-    def timed(calls: int) -> float:
+    def seconds_of(calls: int) -> float:
         with torch.inference_mode():
             began = perf_counter()
             for _ in range(calls):
@@ -151,8 +151,8 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
 
     def answer(say: Any, times: int, calls: int) -> List[float]:
         if times > 1:
-            timed(1)  # wakes the threads, fills the caches: the first call of a turn does not count
-        seconds = [timed(calls) for _ in range(times)]
+            seconds_of(1)  # wakes the threads, fills the caches: the first call of a turn does not count
+        seconds = [seconds_of(calls) for _ in range(times)]
         settle()  # the next case's turn comes when the threads here have come to rest
         return seconds
 

@@ -98,7 +98,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     arguments = make_parser().parse_args(argv)
     arguments.line = without_secrets(shlex.join(["asymtrack-bench", *(sys.argv[1:] if argv is None else argv)]))
     return cli.run(lambda a: import_module("asymtrack_edge.benchmarks.speed.measure").main(a), arguments)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -64,8 +64,9 @@ def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
 def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
     """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None without any."""
     rails: Dict[str, Tuple[Path, Path]] = {}
-    for monitor in sorted(root.glob("hwmon*")):
-        for label in sorted(monitor.glob("in[1-3]_label")) if "ina3221" in system_text(monitor / "name") else ():
+    monitors = [path for path in sorted(root.glob("hwmon*")) if "ina3221" in system_text(path / "name")]
+    for monitor in monitors:
+        for label in sorted(monitor.glob("in[1-3]_label")):
             rail, number = system_text(label), label.name[2]
             if rail and rail != "NC":  # not connected
                 rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")

@@ -6,17 +6,18 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import chain
 from time import perf_counter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks import paper as tables
+from asymtrack_edge.benchmarks import paper as published
 from asymtrack_edge.benchmarks.speed import cases
-from asymtrack_edge.benchmarks.speed import energy as power
+from asymtrack_edge.benchmarks.speed import energy as joules
 from asymtrack_edge.benchmarks.speed.machine import conditions, package
-from asymtrack_edge.benchmarks.speed.race import Case, compare, flat, race
+from asymtrack_edge.benchmarks.speed.race import Case, compare, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
@@ -43,7 +44,7 @@ def networks(
     before = conditions(bench.gpu)
     seen = race(raced, seconds, calls, WARMUP, bench.tick)
     for case in raced:
-        samples, notes = flat(seen[case.name]), []
+        samples, notes = list(chain.from_iterable(seen[case.name])), []
         count, total = len(samples), sum(samples)
         if count < calls:
             notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls")
@@ -62,7 +63,7 @@ def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> No
     began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in raced]
     seen = race(raced, seconds, FEWER_CALLS, warmup=10, tick=bench.tick)
     for case, (made, stages) in zip(raced, began):
-        samples = flat(seen[case.name])
+        samples = list(chain.from_iterable(seen[case.name]))
         by_stage = _stages(stages, case.subject, case.calls - made)
         notes = [f"stopped by time before {FEWER_CALLS} timed calls"] * (len(samples) < FEWER_CALLS)
         bench.add("P5", case, before, *notes, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
@@ -166,7 +167,7 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
     clip = cases.make_clip(bench.folder, a.clip, a.box) if wanted & {"P5", "P6"} else None
     if wanted & {"P1", "P2"}:
         _networks(a, bench, seconds)
-        bench.report.paper += tables.beside_table_1(bench.report.rows)
+        bench.report.paper += published.beside_table_1(bench.report.rows)
     if clip is not None:
         ours = _open(bench, specs, lambda name, spec: cases.tracker_case(name, spec, clip))
         if "P5" in wanted:
@@ -176,8 +177,9 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
             peers = [TrackerSpec(name, threads=ours[0].threads) for name in a.peer]
             others = [bench.keep(cases.tracker_case(spec.name, spec, clip)) for spec in peers]
             updates(bench, [*ours, *both, *others], seconds)
-        for case in ours if "P6" in wanted else ():
-            end_to_end(bench, case, clip, seconds and 0.5 * seconds)
+        if "P6" in wanted:
+            for case in ours:
+                end_to_end(bench, case, clip, seconds and 0.5 * seconds)
 
 
 def ab(a: argparse.Namespace, bench: Bench) -> None:
@@ -231,7 +233,7 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
     before = conditions(bench.gpu)
     answers: List[Dict[str, float]] = []
     for _ in range(a.runs):
-        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, TrackerSpec.of(a.model, a).opening])]
+        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, TrackerSpec.of(a.model, a).load_arguments])]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
@@ -254,23 +256,23 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
         name = f"{variant.name}, reference form, PyTorch"
         raced.append(bench.keep(cases.reference_case(variant, device, threads, name)))
     networks(bench, raced, a.seconds)
-    bench.report.paper += tables.beside_table_1(bench.report.rows)
+    bench.report.paper += published.beside_table_1(bench.report.rows)
     if not torch:
         bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
         return
     models = [
         bench.keep(cases.reference_case(variant, device, threads, f"Table 4, {label}"))
-        for label, (variant, _) in tables.TABLE_4.items()
+        for label, (variant, _) in published.TABLE_4.items()
     ]
     first = len(bench.report.rows)
     networks(bench, models, a.seconds, base=models[-1].name)
-    bench.report.paper += tables.beside_table_4(bench.report.rows[first:], bench.report.ratios)
+    bench.report.paper += published.beside_table_4(bench.report.rows[first:], bench.report.ratios)
 
 
 def energy(a: argparse.Namespace, bench: Bench) -> None:
     """P8 at the pace of a camera and flat out."""
-    bench.expect(2 * (a.seconds + power.IDLE_SECONDS))
-    sensors = power.find_sensors(bench.gpu)
+    bench.expect(2 * (a.seconds + joules.IDLE_SECONDS))
+    sensors = joules.find_sensors(bench.gpu)
     clip = cases.make_clip(bench.folder)
     for paced in (a.fps, None):
         way = "flat out" if paced is None else f"{paced:g} fps"
@@ -281,7 +283,7 @@ def energy(a: argparse.Namespace, bench: Bench) -> None:
             bench.tick(case.name)
             case.run(1)
 
-        values = power.measure(step, sensors, a.seconds, paced)
+        values = joules.measure(step, sensors, a.seconds, paced)
         notes = (f"power from {', '.join(sensors)}", "update() on frames in memory; no camera, no decoding")
         bench.add("P8", case, before, *notes, fps=values.pop("fps"), values=values)
 
@@ -294,7 +296,7 @@ _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
 def main(a: argparse.Namespace) -> int:
     """Measures, writes and prints; ``a.line`` is the command line."""
     if a.command == "paper" and a.published:
-        print(tables.tables(), end="")
+        print(published.tables(), end="")
         return 0
     if a.output is not None:
         a.output.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work

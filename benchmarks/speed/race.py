@@ -8,7 +8,7 @@ the round holds. The spread of the ratios says how far the result can be trusted
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from time import perf_counter, process_time, sleep
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -46,7 +46,7 @@ class Case:
     batch: int = 1  # targets in one call
     model_sha256: str = ""  # of the search network's file, or of the weights in memory
     notes: Tuple[str, ...] = ()  # what a reader must know of these figures
-    calls = 0  # so far
+    calls: int = field(default=0, init=False)  # so far
 
     def turn(self, calls: int) -> List[float]:
         """Seconds of each of some calls, one after the other."""
@@ -55,7 +55,7 @@ class Case:
 
     def facts(self) -> Dict[str, Any]:
         """What it is, as plain data."""
-        ways = ("run", "close", "subject", "burst", "notes")
+        ways = ("run", "close", "subject", "burst", "notes", "calls")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ways}
 
 
@@ -71,11 +71,6 @@ def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[
         return seconds
 
     return run
-
-
-def flat(turns: Sequence[Sequence[float]]) -> List[float]:
-    """Seconds of every recorded call of a case, in order."""
-    return [seconds for turn in turns for seconds in turn]
 
 
 def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:

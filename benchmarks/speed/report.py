@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed.machine import conditions, facts, title
@@ -153,9 +153,10 @@ class Bench:
         self.stack.callback(case.close)
         return case
 
-    def add(self, protocol: str, case: Case, before: Dict[str, Any], *notes: str, **figures: Any) -> None:
-        """Adds a row that ends now; see ``Report`` for what it holds, ``samples`` here in seconds."""
-        samples = figures.pop("samples", ())
+    def add(
+        self, protocol: str, case: Case, before: Row, *notes: str, samples: Sequence[float] = (), **figures: Any
+    ) -> None:
+        """Adds a row that ends now: seconds of single calls as ``samples``, ``fps``, ``stages``, ``values``."""
         row = {
             "protocol": protocol,
             "case": case.facts(),

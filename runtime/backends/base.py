@@ -31,8 +31,8 @@ def nbytes(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
 
 
-def normalisation(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
-    """What RGB bytes are multiplied by, then less by, to be normalised: float32 ``(3,)`` each."""
+def scale_and_offset(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
+    """Normalised RGB is ``bytes * scale - offset``: both, float32 ``(3,)`` each."""
     std = 255.0 * np.asarray(manifest.std, np.float32)
     return 1 / std, 255.0 * np.asarray(manifest.mean, np.float32) / std
 
@@ -92,7 +92,7 @@ class HostBackend(Backend):
         # Where the crop is not what the network takes, it is made here first; by side.
         sides = (manifest.template_size, manifest.search_size)
         self._scratch = {side: np.zeros((side, side, 3), np.uint8) for side in sides}
-        self._scale, self._offset = (values.reshape(3, 1, 1) for values in normalisation(manifest))
+        self._scale, self._offset = (values.reshape(3, 1, 1) for values in scale_and_offset(manifest))
         self._predictions = np.zeros((0, 5), np.float32)
         #: Per state tensor an array ``(capacity, ...)``, slot by slot.
         self.state: Dict[str, np.ndarray] = {}

@@ -22,7 +22,7 @@ import numpy as np
 
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.geometry import CropWindow
-from asymtrack_edge.manifest import Manifest, TensorSpec
+from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import Backend, nbytes
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, Graph, open_cuda
@@ -50,7 +50,7 @@ class Network(ABC):
         """Gives the network back, after everything that ``bind`` returned."""
 
 
-class _Open:
+class _Resources:
     """What a backend holds of the GPU. It does not refer to the backend, so that it can be closed after it."""
 
     def __init__(self, cuda: CudaDevice) -> None:
@@ -84,7 +84,7 @@ class DeviceBackend(Backend):
         super().__init__(manifest, description)
         self.cuda = open_cuda(device)
         self.integrated = self.cuda.gpu.integrated
-        self._open = _Open(self.cuda)
+        self._open = _Resources(self.cuda)
         self._finalizer = weakref.finalize(self, self._open.close)
         self._predictions = np.zeros((0, 5), np.float32)
         try:
@@ -104,21 +104,21 @@ class DeviceBackend(Backend):
         manifest, cuda = self.manifest, self.cuda
         with CAPTURE_LOCK, cuda.current():
             launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
-            picture = kernel.picture(manifest)
+            pixels = kernel.pixel_arguments(manifest)
 
             def crop(windows: int, images: int, size: int, targets: int) -> None:
-                launch(kernel.grid(size, targets), kernel.BLOCK, (windows, images, size, *picture))
+                launch(kernel.grid(size, targets), kernel.BLOCK, (windows, images, size, *pixels))
 
             self._crop = crop
             self._frame = FrameBuffer(cuda)
-            self._window = cuda.pinned(kernel.WINDOW.itemsize).array
-            self._window_there = cuda.allocate(kernel.WINDOW.itemsize)
+            self._host_window = cuda.pinned(kernel.WINDOW.itemsize).array
+            self._device_window = cuda.allocate(kernel.WINDOW.itemsize)
             self._template_image = cuda.allocate(nbytes(manifest.template))
             # The template network writes here; a slot's part of a batch need not be aligned.
-            self._fresh = {spec.name: cuda.allocate(nbytes(spec)) for spec in manifest.state}
-            for name in ("template", "search"):
+            self._new_state = {spec.name: cuda.allocate(nbytes(spec)) for spec in manifest.state}
+            for name in NETWORKS:
                 self._open.networks[name] = self._open_network(name)
-            bound = {manifest.template.name: self._template_image, **self._fresh}
+            bound = {manifest.template.name: self._template_image, **self._new_state}
             self._open.run_template = self._open.networks["template"].bind(bound, 1)
 
     def map_frames(self) -> None:
@@ -165,12 +165,12 @@ class DeviceBackend(Backend):
         assert run is not None
         with cuda.current():
             try:
-                self._frame.write(frame, (window,), (self._window.view(kernel.WINDOW),))
-                cuda.upload(self._window_there, self._window)
-                self._crop(self._window_there, self._template_image, manifest.template_size, 1)
+                self._frame.write(frame, (window,), (self._host_window.view(kernel.WINDOW),))
+                cuda.upload(self._device_window, self._host_window)
+                self._crop(self._device_window, self._template_image, manifest.template_size, 1)
                 run()
                 for spec in manifest.state:
-                    cuda.copy(self._place(spec, slot), self._fresh[spec.name], nbytes(spec))
+                    cuda.copy(self._state_address(spec, slot), self._new_state[spec.name], nbytes(spec))
             finally:
                 # Whatever happened: what is in flight reads buffers that the next call overwrites.
                 cuda.synchronise()
@@ -200,11 +200,11 @@ class DeviceBackend(Backend):
         with self.cuda.current():
             try:
                 for spec in self.manifest.state:
-                    self.cuda.copy(self._place(spec, target), self._place(spec, source), nbytes(spec))
+                    self.cuda.copy(self._state_address(spec, target), self._state_address(spec, source), nbytes(spec))
             finally:
                 self.cuda.synchronise()
 
-    def _place(self, spec: TensorSpec, slot: int) -> int:
+    def _state_address(self, spec: TensorSpec, slot: int) -> int:
         group, row = divmod(slot, self.manifest.max_batch)
         return self._open.groups[group].state[spec.name] + row * nbytes(spec)
 
@@ -250,13 +250,13 @@ class _Group:
             self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
             self._image = self._allocate(size * nbytes(manifest.search))
             self._output = self._allocate(size * nbytes(manifest.output))
-            self._host = self._pinned(size * kernel.WINDOW.itemsize)
-            self._there = self._allocate(self._host.nbytes)
+            self._host_windows = self._pinned(size * kernel.WINDOW.itemsize)
+            self._device_windows = self._allocate(self._host_windows.nbytes)
             self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
         except BackendError:  # there is no room for so many: others may follow on
             self.close()
             raise
-        self.windows = self._host.view(kernel.WINDOW)
+        self.windows = self._host_windows.view(kernel.WINDOW)
         if before is not None:
             for spec in manifest.state:
                 cuda.copy(self.state[spec.name], before.state[spec.name], before.size * nbytes(spec))
@@ -287,7 +287,7 @@ class _Group:
     def _new_step(self, count: int) -> Callable[[], None]:
         manifest, cuda = self._manifest, self._cuda
         addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
-        windows = self._host[: count * kernel.WINDOW.itemsize]
+        windows = self._host_windows[: count * kernel.WINDOW.itemsize]
         run = self._network.bind(addresses, count)
         queue = partial(self._queue, count, windows, run, self._predictions[:count])
         if not self._network.capturable:
@@ -300,8 +300,8 @@ class _Group:
         return graph or queue
 
     def _queue(self, count: int, windows: np.ndarray, run: Callable[[], None], predictions: np.ndarray) -> None:
-        self._cuda.upload(self._there, windows)
-        self._crop(self._there, self._image, self._manifest.search_size, count)
+        self._cuda.upload(self._device_windows, windows)
+        self._crop(self._device_windows, self._image, self._manifest.search_size, count)
         run()
         self._cuda.download(predictions, self._output)
 

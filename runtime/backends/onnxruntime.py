@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, ManifestError
-from asymtrack_edge.manifest import BATCH_AXIS, Manifest, read_file
+from asymtrack_edge.manifest import BATCH_AXIS, NETWORKS, Manifest, read_file
 from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors, side_by_side
 
@@ -73,10 +73,10 @@ class OnnxRuntimeBackend(HostBackend):
         super().__init__(manifest, f"{self.name} CPU")
         self.threads = threads or processors()
         #: Each network's file, read once: the folder may be exchanged while it is in use.
-        self._files = {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in ("template", "search")}
+        self._files = {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in NETWORKS}
         self._folder = folder
         self._process = os.getpid()
-        #: Per network and slot what runs it there, its tensors bound.
+        #: By ``id`` of a network, and slot: what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
         self._template: Any = self._open_session("template", self.threads)
         del self._files["template"]  # of no more use
@@ -106,10 +106,11 @@ class OnnxRuntimeBackend(HostBackend):
         self._template = self._search = self._lanes = self._pool = None
 
     def _run_template(self, slot: int) -> None:
-        if (0, slot) not in self._bound:
+        key = id(self._template), slot
+        if key not in self._bound:
             outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
-            self._bound[0, slot] = _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)
-        self._bound[0, slot]()
+            self._bound[key] = _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)
+        self._bound[key]()
 
     def _run_searches(self, count: int) -> None:
         spread = 0

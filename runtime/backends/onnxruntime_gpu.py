@@ -93,23 +93,30 @@ class OnnxRuntimeNetwork(Network):
 
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         """Binds our device memory, and runs until allocations and graph are made."""
-        while True:
-            with CAPTURE_LOCK, _quiet():
-                try:
-                    session = self._sessions.get(batch)
-                    if session is None:
-                        session = self._sessions[batch] = self._open(batch)
-                    run = self._bound(session, addresses, batch)
-                    for _ in range(_WARM_UP):
-                        run()
-                    return run
-                except BackendError as error:
-                    self._cuda.synchronise()
-                    if not self.graph:
-                        raise
-                    logger.warning("%s runs without a CUDA graph: %s", self._name, error)
-                    self.graph = False
-                    self._sessions.clear()
+        with CAPTURE_LOCK, _quiet():
+            try:
+                return self._warmed(addresses, batch)
+            except BackendError as error:
+                if not self.graph:
+                    raise
+                # As text: a handler that keeps the error keeps what its frames hold of the GPU.
+                logger.warning("%s runs without a CUDA graph: %s", self._name, str(error))
+            self.graph = False
+            self._sessions.clear()
+            return self._warmed(addresses, batch)
+
+    def _warmed(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
+        try:
+            session = self._sessions.get(batch)
+            if session is None:
+                session = self._sessions[batch] = self._open(batch)
+            run = self._bound(session, addresses, batch)
+            for _ in range(_WARM_UP):
+                run()
+            return run
+        except BackendError:
+            self._cuda.synchronise()
+            raise
 
     def _bound(self, session: Any, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         binding = session.io_binding()

@@ -16,7 +16,7 @@ def processors(root: Path = Path("/")) -> int:
     Two processors that are threads of one core count once: a network gains nothing from the second. ``proc`` and
     ``sys`` are below ``root``.
     """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    allowed = os.sched_getaffinity(0)
     cores = {system_text(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
     return max(1, int(min(len(cores), cpu_quota(root))))
 

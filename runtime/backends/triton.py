@@ -24,7 +24,7 @@ from typing import Any, Dict, List
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, ServerError, UsageError, require
-from asymtrack_edge.manifest import Manifest, TensorSpec
+from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import HostBackend
 
 #: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
@@ -174,7 +174,7 @@ class TritonBackend(HostBackend):
     def _connect(self) -> None:
         """Finds the version of both networks that is the model's own, and shares memory with the server."""
         wanted, versions = networks_hash(self.manifest), []
-        for network in ("template", "search"):
+        for network in NETWORKS:
             name = network_name(self.manifest, network)
             config = self._client.get_model_config(name, client_timeout=_TIMEOUT).config
             hashes = {key: p.string_value for key, p in config.parameters.items() if key.startswith(HASH_PARAMETER)}
@@ -212,7 +212,7 @@ class TritonBackend(HostBackend):
             return
         finally:
             # Both have it mapped by now: it goes with the last of them, whatever ends the process.
-            path.unlink() if path.exists() else None
+            path.unlink(missing_ok=True)
         for name, array in arrays.items():
             memory[name][...] = array
             arrays[name] = memory[name]

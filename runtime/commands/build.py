@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.runtime.backends.base import device_index
-from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions, build_in_place
+from asymtrack_edge.runtime.backends.tensorrt.build import WORKSPACE_MB, build_in_place
 from asymtrack_edge.variants import VARIANTS
 
 EXAMPLES = """
@@ -26,7 +26,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
     cli.add_device(parser)
     add("--rebuild", action="store_true", help="build even what is there and still fits")
-    add("--workspace", type=cli.positive, default=512, metavar="MB", help="scratch memory for a layer (default: 512)")
+    text = f"scratch memory for a layer (default: {WORKSPACE_MB})"
+    add("--workspace", type=cli.positive, default=WORKSPACE_MB, metavar="MB", help=text)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
 
@@ -38,11 +39,11 @@ def _main(arguments: argparse.Namespace) -> None:
             f"{name} is no directory: make a model for TensorRT with "
             f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"
         )
-    options = EngineOptions(arguments.workspace, arguments.rebuild)
 
     def report(line: str) -> None:
         if arguments.json is None:
             print(f"  {arguments.model}/{line}", flush=True)
 
-    manifest = build_in_place(Path(arguments.model), options, device_index(arguments.device), report)
+    device, workspace, rebuild = device_index(arguments.device), arguments.workspace, arguments.rebuild
+    manifest = build_in_place(Path(arguments.model), report, device=device, workspace_mb=workspace, rebuild=rebuild)
     cli.write_json(arguments.json, {"engines": manifest.engines})

@@ -51,7 +51,7 @@ def _main(arguments: argparse.Namespace) -> int:
     backend = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
         if backend.name == "onnxruntime":
-            raise UsageError("this compares ONNX Runtime on the CPU with itself: name another --backend")
+            raise UsageError("this compares ONNX Runtime on the CPU with itself: name a --backend such as openvino")
         reference, limits = open_backend(arguments.model, "onnxruntime", threads=arguments.threads), limits_of(backend)
         report: Dict[str, Any] = {
             "checked": backend.description,

@@ -111,13 +111,13 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     marked, limit, web = arguments.box or arguments.select, arguments.max_frames, arguments.web
     wrong = {
         "--max-frames must be at least 2: the target is marked in the first frame": limit is not None and limit < 2,
-        "--patience is a number of seconds, 0 for ever": not arguments.patience >= 0,
+        "--patience takes a number of seconds, 0 for ever": not arguments.patience >= 0,
         "--box and --select exclude each other": arguments.box and arguments.select,
         "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
         "--boxes - and --send - are both stdout": str(arguments.boxes) == "-" and "-" in arguments.send,
-        "--pts is a column of --boxes FILE": arguments.pts and not arguments.boxes,
-        "--host is the address of --web PORT": arguments.host is not None and web is None,
+        "--pts needs --boxes FILE": arguments.pts and not arguments.boxes,
+        "--host needs --web PORT": arguments.host is not None and web is None,
     }
     for problem, holds in wrong.items():
         if holds:

@@ -8,8 +8,7 @@ in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
 
 Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
 ``precision`` (``""`` for the model's own), ``recover`` (look for lost targets; true), and ``boxes``, a list of
-``"x,y,w,h"`` to follow from the first
-image on.
+``"x,y,w,h"`` to follow from the first image on.
 
 ROS is imported when the node starts, and message classes are looked at and not known, so that all of
 this can be tested where there is no ROS, and fits the layouts of ``vision_msgs`` from Foxy to today.

@@ -68,7 +68,7 @@ def csi_pipeline(source: str) -> str:
     values = {"sensor": sensor, **values, **options}
     for name, value in values.items():
         if not re.fullmatch(r"\d{1,5}", value):
-            raise UsageError(f"{name} of a CSI camera is a number, not {value!r} (for example csi://0?fps=60)")
+            raise UsageError(f"{name} of a CSI camera is a whole number, not {value!r}")
     return (
         "nvarguscamerasrc sensor-id={sensor} "
         "! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1 "
@@ -132,7 +132,9 @@ class Pipeline:
             raise
         self._fps = rate / per if per > 0 else 0.0
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
-        self._buffer, self._ahead, self._known = self._planes.reshape(-1), False, width % 8 == 0
+        self._buffer = self._planes.reshape(-1)  # all bytes of a picture, padding included
+        self._padding_known = width % 8 == 0  # then there is none
+        self._header_read = False  # of the next picture
         #: What is copied where to take the padding out of a picture.
         self._copies: List[Tuple[np.ndarray, np.ndarray]] = []
 
@@ -143,11 +145,11 @@ class Pipeline:
     def grab(self) -> bool:
         """Reads one picture; False when the pipeline has ended, was released or gives nothing in time."""
         try:
-            if self._pipe < 0 or not (self._ahead or self._line(READ_TIMEOUT).startswith(b"FRAME")):
+            if self._pipe < 0 or not (self._header_read or self._line(READ_TIMEOUT).startswith(b"FRAME")):
                 return False
-            self._ahead = False
+            self._header_read = False
             self._fill(self._buffer.data, READ_TIMEOUT)
-            if not self._known:
+            if not self._padding_known:
                 self._measure()
         except (EOFError, OSError):
             return False
@@ -155,14 +157,14 @@ class Pipeline:
 
     def _measure(self) -> None:
         """Finds out whether rows are padded to four bytes, as by GStreamer before 1.26.1; nothing follows then."""
-        self._known = True
+        self._padding_known = True
         flat, size = self._buffer, self._buffer.size
-        height, width = size // self._planes.shape[1] // 3 * 2, self._planes.shape[1]
+        height, width = self._planes.shape[0] * 2 // 3, self._planes.shape[1]
         following = np.zeros(6, np.uint8)
         with suppress(EOFError):  # where nothing follows, this was all there is
             self._fill(following.data, READ_TIMEOUT)
-        self._ahead = following.tobytes() == b"FRAME\n"
-        if not self._ahead and following.any():
+        self._header_read = following.tobytes() == b"FRAME\n"
+        if not self._header_read and following.any():
             stride, half = width + -width % 4, width // 2 + -(width // 2) % 4
             self._buffer = np.concatenate([flat, following, np.zeros(height * (stride + half) - size - 6, np.uint8)])
             self._fill(self._buffer[size + 6 :].data, READ_TIMEOUT)

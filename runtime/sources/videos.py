@@ -124,7 +124,8 @@ class Video(Source):
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
             if self._path is None:
-                self.damaged = gone or latest + 1 < (self.length or 0) / (self.fps or np.inf)
+                seconds = (self.length or 0) / self.fps if self.fps else 0.0
+                self.damaged = gone or latest + 1 < seconds
             else:
                 self.damaged = _is_damaged(self._path, self.missing)
 

@@ -94,15 +94,16 @@ def parse_command(text: str) -> Command:
     """Reads a message such as ``{"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}``."""
     try:
         content = json.loads(text)
-        action, target = content["action"], content.get("target")
-        if action not in ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end"):
+        command = Command(content["action"])
+        if command.action not in ("ack", "hold", "mark", "remove", "pause", "resume", "step", "end"):
             raise ValueError
-        return Command(
-            action,
-            operator.index(content["frame"]) if action in ("hold", "mark") else None,
-            Box(*map(float, content["box"])) if action == "mark" else None,
-            None if target is None and action != "remove" else operator.index(target),
-        )
+        if command.action in ("hold", "mark"):
+            command = command._replace(frame=operator.index(content["frame"]))
+        if command.action == "mark":
+            command = command._replace(box=Box(*map(float, content["box"])))
+        if command.action == "remove" or content.get("target") is not None:
+            command = command._replace(target=operator.index(content["target"]))
+        return command
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise UsageError('a message is JSON such as {"action": "mark", "frame": 17, "box": [10, 20, 30, 40]}') from None
 

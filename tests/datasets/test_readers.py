@@ -73,12 +73,6 @@ def test_got10k_val_labels_and_order(tmp_path):
         read("got10k-val", tmp_path)
 
 
-def test_got10k_test_has_only_start_boxes(tmp_path):
-    got10k(tmp_path / "test", "GOT-10k_Test_000001")
-    (one,) = read("got10k-test", tmp_path)
-    assert len(one) == 4 and one.start == (4, 5, 10, 8) and np.isnan(one.truth[1:]).all() and one.withheld
-
-
 def test_got10k_train_shows_what_neither_label_hides(tmp_path):
     got10k(tmp_path / "train", "GOT-10k_Train_000001", cover="8 0 3 8")
     for root in (tmp_path, tmp_path / "train"):
@@ -242,15 +236,6 @@ def test_hidden_files_of_other_systems_are_no_data(tmp_path):
     assert names("lasotext", tmp_path) == ["airplane-1"] and len(read("lasot", tmp_path)[0]) == 3
     save(tmp_path / "TEST" / "anno" / "v.txt", drift(1))
     assert names("trackingnet", tmp_path) == ["v"]
-
-
-def test_names_that_are_no_utf8(tmp_path):
-    name = os.fsdecode(b"s\xe9q")
-    build(tmp_path / "x", {"{:08d}.jpg": 2, "groundtruth.txt": drift(2)})
-    os.rename(tmp_path / "x" / "00000002.jpg", tmp_path / "x" / os.fsdecode(b"00000002\xe9.jpg"))
-    (tmp_path / "x").rename(tmp_path / name)
-    (one,) = read("folder", tmp_path)
-    assert one.name == name and one.read(1).shape == (24, 32, 3)
 
 
 @given(st.one_of(st.binary(max_size=200), st.text("0123456789.,-+ \t\n\rnaife", max_size=200).map(str.encode)))

@@ -1,8 +1,7 @@
-"""Building engines: with the real TensorRT-RTX where it is installed, its decisions everywhere."""
+"""Building engines: what is built with which types for which GPU, and what is kept, on a mock TensorRT."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +12,13 @@ from unittest.mock import MagicMock, call
 import pytest
 
 from asymtrack_edge.errors import BackendError, ExportError
-from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.tensorrt import build
-from asymtrack_edge.runtime.backends.tensorrt.backend import TENSORRT, TensorRT, difference, engine_key
-from asymtrack_edge.runtime.backends.tensorrt.build import EngineOptions
-from asymtrack_edge.variants import VARIANTS
-from tests.helpers import SMALL, export_small, filled_model
+from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, TENSORRT, TensorRT, difference, engine_key
+from tests.helpers import export_small
 
-has_rtx = importlib.util.find_spec("tensorrt_rtx_bindings") is not None
-needs_rtx = pytest.mark.skipif(not has_rtx, reason="TensorRT-RTX is not installed")
 XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 
@@ -35,40 +29,6 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2"))
     monkeypatch.setattr(build, "find_gpu", lambda index: replace(XAVIER, index=index))
     return export_small(tmp_path / "export", "fp16", "xavier")
-
-
-@pytest.mark.tensorrt
-@needs_rtx
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("variant", [pytest.param(v, marks=pytest.mark.slow) for v in VARIANTS] + ["small"])
-def test_rtx_builds_every_model(variant: str, precision: str, batch: int, tmp_path: Path) -> None:
-    """TensorRT-RTX builds without a GPU."""
-    model = filled_model(VARIANTS.get(variant, SMALL))
-    manifest = Export(model, ExportOptions(precision, "rtx", max_batch=batch)).write(tmp_path)
-    build.build_engines(tmp_path, manifest).save(tmp_path)
-    expected = {"template.engine", "search.engine"}
-    if precision == "fp16":
-        expected |= {"template-sm75.engine", "search-sm75.engine"}
-    loaded = load_manifest(tmp_path)
-    assert set(loaded.engines) == expected and expected <= set(loaded.files)
-    assert loaded.engines["search.engine"]["batch"] == ("1-8-8" if batch == 8 else "1-1-1")
-    assert all(loaded.files[name].bytes > 100_000 for name in expected)
-
-
-@pytest.mark.tensorrt
-@needs_rtx
-def test_what_rtx_cannot_parse_is_named(tmp_path: Path) -> None:
-    import onnx
-    from onnx import helper
-
-    values = [helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("x", "y")]
-    node = helper.make_node("NotAnOperator", ["x"], ["y"], "culprit")
-    model = helper.make_model(helper.make_graph([node], "g", values[:1], values[1:]))
-    onnx.save(model, str(tmp_path / "model.onnx"))
-    with pytest.raises(ExportError, match="NotAnOperator"):
-        tensorrt = build.load_tensorrt("tensorrt-rtx")
-        build.build_engine(tensorrt, tmp_path / "model.onnx", False, (1, 1, 1), EngineOptions())
 
 
 def fake_tensorrt(version: str, refuses: Collection[str] = ()) -> TensorRT:
@@ -115,7 +75,7 @@ def test_types_of_the_model_are_the_contract(version: str, fp16: bool, kind: int
     trt, builder = tensorrt.module, tensorrt.module.Builder.return_value
     trt.flags.add("TF32")
     (tmp_path / "search.onnx").write_bytes(b"model")
-    content = build.build_engine(tensorrt, tmp_path / "search.onnx", fp16, (1, 8, 8), EngineOptions(workspace_mb=256))
+    content = build.build_engine(tensorrt, tmp_path / "search.onnx", fp16, (1, 8, 8), print, workspace_mb=256)
     assert content == b"engine" and trt.OnnxParser.return_value.parse.call_args == call(b"model")
     assert builder.create_builder_config().set_memory_pool_limit.call_args[0][1] == 256 << 20
     profile = call("image", (1, 3, 8, 8), (8, 3, 8, 8), (8, 3, 8, 8))
@@ -128,12 +88,31 @@ def test_types_of_the_model_are_the_contract(version: str, fp16: bool, kind: int
 def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"model")
     lines: List[str] = []
-    arguments = tmp_path / "m.onnx", True, (1, 1, 1), EngineOptions(), None, lines.append
+    arguments = tmp_path / "m.onnx", True, (1, 1, 1), lines.append
     tensorrt = fake_tensorrt("8.5.2.2", refuses=("OBEY",))
     assert build.build_engine(tensorrt, *arguments) == b"engine" and tensorrt.module.flags == {"FP16", "PREFER"}
     assert len(lines) == 1 and "cannot keep every fp32 layer in fp32" in lines[0] and "asymtrack-check" in lines[0]
     with pytest.raises(ExportError, match="cannot build an engine from m"):
         build.build_engine(fake_tensorrt("8.5.2.2", refuses=("FP16",)), *arguments)
+    parser = tensorrt.module.OnnxParser.return_value
+    parser.parse.return_value, parser.num_errors, error = False, 1, parser.get_error.return_value
+    error.node_name.return_value, error.desc.return_value = "culprit", "no plugin"
+    with pytest.raises(ExportError, match=r"cannot parse m\.onnx: .*node culprit .*: no plugin"):
+        build.build_engine(tensorrt, *arguments)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_rtx_builds_without_a_gpu_and_for_turing_apart(precision: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Turing has no fp32 matrix products there, so that a model in fp16 gets engines of its own for it."""
+    rtx = replace(fake_tensorrt("1.7"), flavour=RTX)
+    for name, found in (("load_tensorrt", lambda flavour: rtx), ("find_gpu", None), ("open_cuda", None)):
+        monkeypatch.setattr(build, name, found)
+    manifest = build.build_in_place(export_small(tmp_path / "export", precision, "rtx", max_batch=8))
+    turing = ["template-sm75.engine", "search-sm75.engine"] if precision == "fp16" else []
+    assert list(manifest.engines) == ["template.engine", "search.engine", *turing]
+    assert [manifest.engines[f"{network}.engine"]["batch"] for network in ("template", "search")] == ["1-1-1", "1-8-8"]
+    chosen = rtx.module.Builder().create_builder_config().set_compute_capability.call_args_list
+    assert chosen == [call(rtx.module.ComputeCapability.SM75, 0) for _ in turing]
 
 
 def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -173,7 +152,7 @@ def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
 
     monkeypatch.setattr(build, "build_engine", build_engine)
     with pytest.raises(KeyboardInterrupt):
-        build.build_in_place(jetson, EngineOptions(rebuild=True))
+        build.build_in_place(jetson, rebuild=True)
     assert set(load_manifest(jetson).engines) == {"template.engine", "search.engine"}
 
 
@@ -188,7 +167,7 @@ def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch:
     monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
     manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
     for name, broken, words in (
-        ("find_gpu", driver.find_gpu, "no NVIDIA GPU"),
+        ("find_gpu", driver.find_gpu, "no CUDA driver here"),
         ("load_tensorrt", no_tensorrt, "there is no TensorRT"),
         ("find_gpu", lambda index: pc, "xavier is a Jetson, and this GPU (NVIDIA GeForce RTX 4090) is not"),
         ("build_engine", no_memory, "out of memory"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,8 +14,8 @@ from tests.helpers import SMALL, filled_model, random_inputs
 
 CASES = [
     *VARIANTS.values(),
-    SMALL.with_(etm_stages=(2,), ope_stages=()),
-    SMALL.with_(etm_stages=(1, 2, 3), ope_stages=(2, 3)),
+    replace(SMALL, etm_stages=(2,), ope_stages=()),
+    replace(SMALL, etm_stages=(1, 2, 3), ope_stages=(2, 3)),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Dict
 
 import numpy as np
@@ -54,7 +55,7 @@ SWITCHES: Dict[str, Dict[str, Any]] = {
 @pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
 def test_switches(changes: Dict[str, Any]) -> None:
     """Gradients reach every parameter, items of a batch do not see each other, the template reaches the box."""
-    variant = SMALL.with_(**changes)
+    variant = replace(SMALL, **changes)
     # In evaluation mode: in training mode BatchNorm takes the biases before it out of the result.
     model = filled_model(variant).double()
     template, search = (t.double() for t in random_inputs(variant, 2))
@@ -77,7 +78,7 @@ def test_switches(changes: Dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", [{"etm_stages": (4,)}, {"ope_stages": (0,)}, {"search_size": 250}], ids=str)
 def test_impossible_switches_are_refused(changes: Dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        VARIANTS["T"].with_(**changes)
+        replace(VARIANTS["T"], **changes)
 
 
 def test_gradients_in_bfloat16_on_a_cpu_are_those_of_pytorch() -> None:
@@ -92,7 +93,7 @@ def test_gradients_in_bfloat16_on_a_cpu_are_those_of_pytorch() -> None:
         torch.testing.assert_close(ours.float(), exact, rtol=0.02, atol=0.01 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("variant", [SMALL, SMALL.with_(ope_stages=(1, 3), etm_stages=(2,))])
+@pytest.mark.parametrize("variant", [SMALL, replace(SMALL, ope_stages=(1, 3), etm_stages=(2,))])
 def test_the_form_that_is_timed_gives_the_models_answers(variant: Variant) -> None:
     model = filled_model(variant)
     template, search = random_inputs(variant, batch=2)

@@ -123,23 +123,17 @@ def test_closing_wakes_whoever_waits_and_ends_the_thread() -> None:
     assert source.closed and list(reader) == []
 
 
-def test_read_ahead_keeps_order_drops_nothing_and_is_bounded() -> None:
-    source = Counted(40)
+def test_read_ahead_keeps_order_drops_nothing_is_bounded_and_passes_errors_on() -> None:
+    source = Counted(40, fails=True)
     reader = Reader(source)
     frames = [next(reader)]
     sleep(0.05)
     assert source.given <= 1 + capture.READ_AHEAD + 1
-    frames += reader
+    with pytest.raises(OSError, match="disk gone"):
+        frames.extend(reader)
     assert [f.number for f in frames] == list(range(40))
     assert [f.image[0, 0, 0] for f in frames if f.image is not None] == [i for i in range(40) if i != 3]
     assert reader.dropped == 0 and source.closed
-
-
-def test_error_while_reading_reaches_the_caller() -> None:
-    reader = Reader(Counted(1, fails=True))
-    next(reader)
-    with pytest.raises(OSError, match="disk gone"):
-        next(reader)
 
 
 def test_a_run_counts_lost_frames_tells_ages_and_ends_for_good() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, List
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asymtrack_edge.errors import BoxError, FrameError, ManifestError
+from asymtrack_edge.errors import BoxError, ManifestError
 from asymtrack_edge.geometry import check_box, clip_box
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker
@@ -34,20 +34,6 @@ def test_any_box_is_refused_or_can_be_followed(box: Any) -> None:
 
 
 FRAMES = [frame for frame, _ in synthetic_clip(6, (200, 160))]
-SHAPES = ((0, 0, 3), (1, 500, 3), (50, 50), (50, 50, 4))
-BAD_FRAMES: List[Any] = [None, "frame", *(np.zeros(shape, np.uint8) for shape in SHAPES)]
-BAD_FRAMES += [np.zeros((50, 50, 3), dtype) for dtype in (np.float32, np.uint16)]
-
-
-def test_unusable_frames_between_good_ones_change_nothing() -> None:
-    clean, disturbed = Tracker.load("T", threads=1), Tracker.load("T", threads=1)
-    for tracker in (clean, disturbed):
-        tracker.init(FRAMES[0], (60, 50, 32, 32))
-    for i, frame in enumerate(FRAMES[1:]):
-        for bad in BAD_FRAMES[i::2]:
-            with pytest.raises(FrameError):
-                disturbed.update(bad)
-        assert disturbed.update(frame) == clean.update(frame)
 
 
 def test_frames_of_any_size_layout_and_lifetime() -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BackendError, BoxError, FrameError, UsageError
-from asymtrack_edge.geometry import crop_window, iou
-from asymtrack_edge.runtime import MultiTracker, Tracker, open_backend
+from asymtrack_edge.geometry import Box, crop_window, iou
+from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.sources.clip import default_clip
 from tests.runtime.simulated import ColourBackend, check_several, coloured_patches
 
@@ -73,23 +73,17 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int, backend: str) -> None:
-    """However they share the threads."""
+    """However they share the threads, and though the backend has to grow for them."""
     pytest.importorskip(backend)
-    boxes = [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
+    frames, boxes = default_clip(9)[0], [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
     single = Tracker.load(batch_model, "onnxruntime", threads=1)
     with MultiTracker.load(batch_model, backend, threads=threads, capacity=2) as many:
-        check_several(many, single, default_clip(9)[0], boxes, pixels=0.05, score=1e-3)
-
-
-def test_a_backend_that_grows_keeps_what_it_knows(batch_model: Path) -> None:
-    (frame, after), box = default_clip(2)
-    backend, window = open_backend(batch_model, "onnxruntime", threads=1), crop_window(box, 4.0)
-    backend.template(frame, crop_window(box, 2.0))
-    before = backend.search(after, [window]).tolist()
-    backend.reserve(4)
-    assert backend.search(after, [window]).tolist() == before
-    with pytest.raises(BackendError, match="no slot 4"):
-        backend.template(frame, window, 4)
+        first = many.add(frames[0], boxes[0])
+        many.update(frames[1])
+        many.remove(first)
+        check_several(many, single, frames, boxes, pixels=0.05, score=1e-3)
+        with pytest.raises(BackendError, match="no slot 9"):
+            many.backend.template(FRAMES[0][0], crop_window(Box(*boxes[0]), 2.0), 9)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

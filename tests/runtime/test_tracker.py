@@ -19,33 +19,15 @@ FRAME = np.zeros((240, 320, 3), np.uint8)
 
 
 class ScriptedBackend(ColourBackend):
-    """Answers from a list of predictions, and remembers what it was asked."""
+    """Answers from a list of predictions."""
 
     def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
         super().__init__()
         self.predictions = list(predictions)
-        self.templates: List[CropWindow] = []
-        self.searches: List[CropWindow] = []
-
-    def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
-        self.templates.append(window)
+        self.reserve(1)
 
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
-        self.searches.extend(windows)
         return np.array([self.predictions.pop(0)], np.float32)
-
-
-def test_box_follows_the_prediction_and_templates_are_cut_by_init_alone() -> None:
-    engine = ScriptedBackend([(0.6, 0.5, 0.25, 0.25, 0.9)] * 4)
-    tracker = Tracker(engine)
-    for box in ((10, 10, 30, 30), (100, 80, 40, 40)):
-        tracker.init(FRAME, box)
-        track = tracker.update(FRAME)
-        tracker.update(FRAME)
-    # The window is 160 pixels wide about (120, 100): 0.1 of it to the right.
-    assert engine.searches[2] == CropWindow(40, 20, 160, (120.0, 100.0))
-    assert track.box == pytest.approx((116, 80, 40, 40)) and track.score == pytest.approx(0.9)
-    assert len(engine.templates) == 2
 
 
 def test_lost_and_found_with_hysteresis() -> None:

@@ -29,6 +29,7 @@ from asymtrack_edge.training.run import RunConfig
 from asymtrack_edge.training.state import save_json
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import refusal
+from tests.runtime.simulated import write_video
 from tests.test_docs import blocks
 from tests.training.conftest import BOXES, moving, picture
 
@@ -52,14 +53,6 @@ class Follower:
         else:
             self.box[:2] = cv2.minMaxLoc(cv2.matchTemplate(frame, self.patch, cv2.TM_SQDIFF))[2]
         return SimpleNamespace(box=tuple(self.box))
-
-
-def write_video(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (480, 360))
-    for frame in moving(seed, 24):
-        video.write(cv2.resize(frame, (480, 360), interpolation=cv2.INTER_NEAREST))
-    video.release()
 
 
 def weights_of(folder: Path) -> Any:
@@ -132,15 +125,17 @@ def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
         (["--preset", "small"], "--data"),
         (["--preset", "small", "--data", "nowhere"], "nowhere"),
         (["--got10k", "nowhere"], "nowhere"),
-        (["--variant", "X", "--data", "x"], "choose one of"),
+        (["--variant", "X", "--preset", "small", "--data", "x"], "choose one of"),
         (["--resume", "nowhere"], "nowhere"),
         (["--resume", ".", "--output", "other"], "leave out --output"),
+        (["--resume", ".", "--init", "S"], "leave out --preset, --init"),
+        (["--data", "x"], "--preset small"),
         (["plot", "nowhere"], "nowhere"),
-        (["--data", "x", "--device", "cuda:99"], "cuda:99"),
-        (["--data", "x", "--init", "nowhere.pth"], "nowhere.pth"),
+        (["--preset", "small", "--data", "x", "--device", "cuda:99"], "cuda:99"),
+        (["--preset", "small", "--data", "x", "--init", "nowhere.pth"], "nowhere.pth"),
         (["--lr", "-1"], "--lr"),
         (["label", "."], "no videos"),
-        (["--data", "."], "lies in the data"),
+        (["--preset", "small", "--data", "."], "lies in the data"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_code_2(
@@ -153,7 +148,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
 @pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
 def test_too_little_memory_is_one_line(words: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr("asymtrack_edge.training.run.train", MagicMock(side_effect=RuntimeError(words)))
-    assert main(["--data", ".", "--output", str(tmp_path)]) == 2
+    assert main(["--preset", "small", "--data", ".", "--output", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: not enough memory: give a smaller --batch or --canvas, or less --data\n"
 
 
@@ -184,8 +179,9 @@ def test_a_damaged_frame_costs_its_clip_alone(tmp_path: Path, monkeypatch: Any) 
 
 def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
+    (videos / "deep").mkdir(parents=True)
     for n in range(2):
-        write_video(videos / "deep" / f"{n}.avi", n)
+        write_video(videos / "deep" / f"{n}.avi", 24)
     monkeypatch.setattr("asymtrack_edge.Tracker.load", lambda **_: Follower(40.0))
     assert "holds the videos" in refusal(main, ["label", str(videos), "--output", str(videos)], capsys)
     assert main(["label", str(videos), "--output", str(tmp_path / "none")]) == 1

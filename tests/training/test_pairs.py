@@ -26,7 +26,7 @@ from tests.datasets.miniature import save
 from tests.helpers import write_tree
 from tests.training.conftest import BOXES, CPU, moving, picture
 
-TINY = VARIANTS["T"].with_(template_size=64, search_size=128)
+TINY = replace(VARIANTS["T"], template_size=64, search_size=128)
 PLAIN = Augmentation(centre_jitter=0.0, size_jitter=0.0, greyscale=0.0, flip=0.0, brightness=0.0)
 
 
@@ -294,5 +294,5 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
-    with pytest.raises(DatasetError, match="none of 100 targets"):
+    with pytest.raises(DatasetError, match="none of 10000 targets"):
         disk.draw(2, 0)

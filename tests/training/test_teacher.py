@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -97,7 +98,7 @@ def test_the_opinion_is_in_the_coordinates_of_pairs(graphs: Path) -> None:
 
 
 def test_labels_come_from_a_teacher_that_is_sure() -> None:
-    pairs = random_pairs(VARIANTS["T"].with_(template_size=32, search_size=32), 6)
+    pairs = random_pairs(replace(VARIANTS["T"], template_size=32, search_size=32), 6)
     known = torch.tensor([False, False, False, True, True, True])
     present = torch.tensor([True, True, True, True, False, False])
     peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.99, 0.6])

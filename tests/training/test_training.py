@@ -156,7 +156,7 @@ def test_resuming_is_bit_exact(collection: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_state_of_another_variant_or_damaged_is_refused(tmp_path: Path) -> None:
     state_of(SMALL).save(tmp_path)
-    with pytest.raises(CheckpointError, match="--variant"):
+    with pytest.raises(CheckpointError, match="cannot resume"):
         make_state(AsymTrack(VARIANTS["S"]), SMALL).load(tmp_path)
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
@@ -219,10 +219,10 @@ def test_presets_are_the_published_recipe_and_one_that_cools_down() -> None:
     assert (aug.centre_jitter, aug.size_jitter, aug.greyscale, aug.flip, aug.brightness) == (3.5, 0.5, 0.05, 0.5, 0.2)
     groups = [make_state(AsymTrack(VARIANTS[name]), PAPER).optimiser.param_groups for name in "TB"]
     assert [[group["scale"] for group in one] for one in groups] == [[0.1, 1.0], [1.0, 1.0]]
-    rates = [PAPER.rate(step, progress) for step, progress in ((0, 0.0), (10**6, 0.799), (10**6, 0.8))]
+    rates = [PAPER.learning_rate(step, progress) for step, progress in ((0, 0.0), (10**6, 0.799), (10**6, 0.8))]
     assert rates == pytest.approx([4e-4, 4e-4, 4e-5])
-    rates = [SMALL.rate(10**4, progress) for progress in (0.7, 0.875, 1.0)]
-    assert SMALL.rate(0, 0.0) < 1e-5 and rates == pytest.approx([SMALL.lr, SMALL.lr / 2, 0])
+    rates = [SMALL.learning_rate(10**4, progress) for progress in (0.7, 0.875, 1.0)]
+    assert SMALL.learning_rate(0, 0.0) < 1e-5 and rates == pytest.approx([SMALL.lr, SMALL.lr / 2, 0])
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")

@@ -25,7 +25,7 @@ from asymtrack_edge.errors import BackendError
 logger = logging.getLogger("asymtrack_edge")
 
 #: The driver's library, by the names under which systems have it.
-LIBRARIES = ("libcuda.so.1", "libcuda.so", "nvcuda.dll")
+LIBRARIES = ("libcuda.so.1", "libcuda.so")
 
 #: Held by whatever may allocate, free, wait for the whole GPU, or capture. ONNX Runtime captures in a mode in
 #: which any of these in another thread of the process fails, and ends the capture.
@@ -102,12 +102,12 @@ def load_driver() -> Any:
         except OSError:
             continue
         code = library.cuInit(0)
+        if code in _ABSENT:
+            raise NoGpuError(_NO_GPU)
         if code:
-            if code in _ABSENT:
-                raise NoGpuError(_NO_GPU)
             raise BackendError(f"the CUDA driver cannot start (error {code}): see what nvidia-smi says")
         return library
-    raise NoGpuError("there is no CUDA driver here (no libcuda.so.1), so no NVIDIA GPU can be used")
+    raise NoGpuError("there is no CUDA driver here (no libcuda.so.1): install NVIDIA's; a container needs --gpus all")
 
 
 class Driver:
@@ -285,17 +285,17 @@ class CudaDevice:
         array[...] = 0
         return HostBuffer(array, device, host)
 
-    def upload(self, target: int, source: np.ndarray) -> None:
+    def upload(self, to: int, source: np.ndarray) -> None:
         """Copies a contiguous host array to a device address."""
-        self.driver.call("cuMemcpyHtoDAsync_v2", target, source.ctypes.data, source.nbytes, self.stream)
+        self.driver.call("cuMemcpyHtoDAsync_v2", to, source.ctypes.data, source.nbytes, self.stream)
 
-    def download(self, target: np.ndarray, source: int) -> None:
+    def download(self, to: np.ndarray, source: int) -> None:
         """Copies from a device address into a contiguous host array."""
-        self.driver.call("cuMemcpyDtoHAsync_v2", target.ctypes.data, source, target.nbytes, self.stream)
+        self.driver.call("cuMemcpyDtoHAsync_v2", to.ctypes.data, source, to.nbytes, self.stream)
 
-    def copy(self, target: int, source: int, size: int) -> None:
-        """Copies between device addresses."""
-        self.driver.call("cuMemcpyDtoDAsync_v2", target, source, size, self.stream)
+    def copy(self, to: int, source: int, size: int) -> None:
+        """Copies ``size`` bytes between device addresses."""
+        self.driver.call("cuMemcpyDtoDAsync_v2", to, source, size, self.stream)
 
     def kernel(self, module: bytes, name: str, types: str) -> Launch:
         """Loads the kernel ``name`` of a cubin; returns a function of grid, block and arguments that launches it.
@@ -340,40 +340,32 @@ class CudaDevice:
             collects = gc.isenabled()
             gc.disable()
             try:
-                reason, runnable = self._capture(work)
+                runnable = self._capture(work)
+            except BackendError as error:
+                logger.warning("the step cannot be captured as a CUDA graph and runs call by call: %s", str(error))
+                return None
             finally:
                 if collects:
                     gc.enable()
-        if reason:
-            logger.warning("the step cannot be captured as a CUDA graph and runs call by call: %s", reason)
-            return None
         self._held.undo[runnable] = lambda: driver.try_call("cuGraphExecDestroy", runnable)
         return Graph(self, runnable, work)
 
-    def _capture(self, work: Callable[[], None]) -> Tuple[str, int]:
-        """Why it failed, or the runnable graph."""
-        driver = self.driver
-        code = driver.try_call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
-        if code:
-            return f"cuStreamBeginCapture failed with {driver.error_name(code)}", 0
-        graph, runnable = c_void_p(), c_void_p()
-        reason = ""
+    def _capture(self, work: Callable[[], None]) -> int:
+        """The handle of a runnable graph of what ``work`` queues; ``BackendError`` if it cannot be captured."""
+        driver, graph = self.driver, c_void_p()
+        driver.call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
         try:
-            work()
-        except BackendError as error:
-            reason = str(error)
+            try:
+                work()
+            finally:
+                # Whatever happened, Ctrl-C included: in a stream that captures nothing can be waited for.
+                code = driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
+            if code or not graph.value:
+                raise BackendError(f"cuStreamEndCapture gave no graph ({driver.error_name(code)})")
+            return driver.get(c_void_p, "cuGraphInstantiateWithFlags", graph, 0)
         finally:
-            # Whatever happened, Ctrl-C included: in a stream that captures nothing can be waited for.
-            code = driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
-            if code:
-                reason = reason or f"cuStreamEndCapture failed with {driver.error_name(code)}"
-        if not reason and graph.value:
-            code = driver.try_call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, 0)
-            if code:
-                reason = f"cuGraphInstantiate failed with {driver.error_name(code)}"
-        if graph.value:
-            driver.try_call("cuGraphDestroy", graph)
-        return reason or ("" if runnable.value else "nothing was captured"), int(runnable.value or 0)
+            if graph.value:
+                driver.try_call("cuGraphDestroy", graph)
 
     def close(self) -> None:
         """Gives back stream, memory and context; calling it again does nothing."""
@@ -390,5 +382,5 @@ def open_cuda(index: int = 0) -> CudaDevice:
             from asymtrack_edge.runtime.backends.cuda.pycuda import PycudaDevice
         return PycudaDevice(gpu)
     except Exception as error:  # not installed, or unusable here in one of many ways
-        logger.debug("PyCUDA is not used: %s", error)
+        logger.debug("PyCUDA is not used: %s", str(error))
         return CudaDevice(gpu)

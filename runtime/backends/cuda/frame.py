@@ -126,14 +126,14 @@ class FrameBuffer:
 
     def check(self, frame: Any) -> Sequence[int]:
         """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` of it asks no second time."""
-        there = None
+        on_device = None
         if not isinstance(frame, np.ndarray):
             with self._cuda.current():  # PyTorch exports tensors of the current GPU alone
-                there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
-        if there is None:
+                on_device = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
+        if on_device is None:
             return check_frame(frame).shape
-        self._described = (frame, there)
-        return there.shape
+        self._described = (frame, on_device)
+        return on_device.shape
 
     def write(self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1) -> None:
         """Queues the upload of a frame and writes its windows to the arrays of ``records``, ``step`` to each.
@@ -142,20 +142,20 @@ class FrameBuffer:
         """
         described, self._described = self._described, None
         if described is not None and described[0] is frame:
-            there: Optional[DeviceFrame] = described[1]
+            on_device: Optional[DeviceFrame] = described[1]
         else:
-            there = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
-        if there is None:
+            on_device = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
+        if on_device is None:
             pixels, pitch = self._upload(frame, windows)
             shape, rgb = frame.shape, False
         else:
-            if there.stream == UNKNOWN:
+            if on_device.stream == UNKNOWN:
                 self._cuda.synchronise_all()
-            elif there.stream is not None:
-                self._cuda.wait_for(there.stream)
-            pixels, pitch, shape, rgb = there.address, there.pitch, there.shape, there.rgb
+            elif on_device.stream is not None:
+                self._cuda.wait_for(on_device.stream)
+            pixels, pitch, shape, rgb = on_device.address, on_device.pitch, on_device.shape, on_device.rgb
         # The owner keeps the memory alive until the next frame replaces it.
-        self._kept = there
+        self._kept = on_device
         for i in range(0, len(windows), step):
             write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape, rgb)
 

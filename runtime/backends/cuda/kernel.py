@@ -27,7 +27,7 @@ from asymtrack_edge.errors import BackendError, UsageError
 from asymtrack_edge.files import write_bytes
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
-from asymtrack_edge.runtime.backends.base import normalisation
+from asymtrack_edge.runtime.backends.base import scale_and_offset
 
 #: What the kernel reads of one target: address of the frame's pixel (0, 0), bytes from row to row,
 #: size of the frame, first pixel and side of the window, whether the frame is RGB and not BGR.
@@ -36,7 +36,7 @@ WINDOW = np.dtype([("pixels", "<u8"), *((name, "<i4") for name in _INTEGERS)])
 
 KERNEL = "asymtrack_crop"
 
-#: Its arguments: windows, images, size, and what ``picture`` returns.
+#: Its arguments: windows, images, size, and what ``pixel_arguments`` returns.
 TYPES = "PPiiffffff"
 
 #: Threads of a block: a row of 32 is one warp that writes 128 consecutive bytes of each plane.
@@ -50,9 +50,9 @@ def grid(size: int, targets: int) -> Tuple[int, int, int]:
     return -(-size // BLOCK[0]), -(-size // BLOCK[1]), targets
 
 
-def picture(manifest: Manifest) -> Tuple[Any, ...]:
-    """The kernel's arguments after the size: whether it writes bytes; factors, then subtrahends of red, green, blue."""
-    return (int(manifest.input_format == UINT8_BGR), *np.concatenate(normalisation(manifest)).tolist())
+def pixel_arguments(manifest: Manifest) -> Tuple[Any, ...]:
+    """The kernel's arguments after the size: whether it writes bytes; then scale and offset of red, green, blue."""
+    return (int(manifest.input_format == UINT8_BGR), *np.concatenate(scale_and_offset(manifest)).tolist())
 
 
 def write_windows(

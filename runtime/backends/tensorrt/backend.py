@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, TensorSpec, read_file
+from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, Manifest, TensorSpec, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
 
 logger = logging.getLogger("asymtrack_edge")
-
-NETWORKS = ("template", "search")
 
 #: Counted up whenever the way engines are built changes what they compute.
 FORMAT = "2"

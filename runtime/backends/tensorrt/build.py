@@ -24,17 +24,16 @@ import os
 import shutil
 import time
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import locked, write_bytes
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, file_entry, load_manifest, read_file
+from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, Manifest, file_entry, load_manifest, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.tensorrt.backend import (
-    NETWORKS,
     RTX,
     RTX_TURING,
     Key,
@@ -48,19 +47,17 @@ from asymtrack_edge.runtime.backends.tensorrt.backend import (
     load_tensorrt,
 )
 
+WORKSPACE_MB = 512  #: most scratch memory of one layer, in MiB
 Report = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to build engines."""
-
-    workspace_mb: int = 512  # most scratch memory of one layer, in MiB
-    rebuild: bool = False  # even where an engine with the same key exists
-
-
 def build_engines(
-    folder: Path, manifest: Manifest, options: EngineOptions = EngineOptions(), device: int = 0, report: Report = str
+    folder: Path,
+    manifest: Manifest,
+    report: Report,
+    device: int = 0,
+    workspace_mb: int = WORKSPACE_MB,
+    rebuild: bool = False,
 ) -> Manifest:
     """Builds the engines that a model directory needs and does not have, and writes its manifest with each.
 
@@ -71,9 +68,10 @@ def build_engines(
     Args:
         folder: holds the ONNX models; engines are written into it.
         manifest: describes them; it need not be written yet.
-        options: how to build.
-        device: index of the GPU to build for.
         report: called with a line on each engine.
+        device: index of the GPU to build for.
+        workspace_mb: most scratch memory of one layer, in MiB.
+        rebuild: whether to build even an engine that still fits.
 
     Raises:
         BackendError: there is no GPU to build for, or no TensorRT for the manifest's target.
@@ -93,7 +91,7 @@ def build_engines(
     for gpu, network in product(gpus, NETWORKS):
         key, began = engine_key(manifest, network, tensorrt, gpu), time.perf_counter()
         name = engine_file(network, key)
-        reason = "it was asked for" if options.rebuild else _stale(folder, manifest, name, key)
+        reason = "it was asked for" if rebuild else _stale(folder, manifest, name, key)
         if reason is None:
             report(f"{name}: kept")
             continue
@@ -106,8 +104,9 @@ def build_engines(
                 cuda = open_cuda(device)
                 stack.callback(cuda.close)
                 stack.enter_context(cuda.current())
-            model, half = folder / f"{network}.onnx", manifest.precision != "fp32"
-            engine = build_engine(tensorrt, model, half, batch, options, capability, report)
+            model = folder / f"{network}.onnx"
+            half = manifest.precision == "fp16"
+            engine = build_engine(tensorrt, model, half, batch, report, workspace_mb, capability)
         # The directory may be in use, and a build be interrupted: a manifest names only what is there.
         files, engines = dict(manifest.files), dict(manifest.engines)
         files.pop(name, None)
@@ -125,9 +124,7 @@ def build_engines(
     return manifest
 
 
-def build_in_place(
-    folder: Path, options: EngineOptions = EngineOptions(), device: int = 0, report: Report = str
-) -> Manifest:
+def build_in_place(folder: Path, report: Report = print, **options: Any) -> Manifest:
     """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if it is none, or altered."""
     load_manifest(folder, verify=False)
     if not os.access(folder, os.W_OK):
@@ -136,10 +133,10 @@ def build_in_place(
         manifest = load_manifest(folder, verify=False)
         for network in NETWORKS:
             read_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
-        return build_engines(folder, manifest, options, device, report)
+        return build_engines(folder, manifest, report, **options)
 
 
-def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report = str) -> Manifest:
+def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report) -> Manifest:
     """``build_engines`` for the exporter: where none can be built, one line says so and the models stay.
 
     ``output`` is where the directory will be; engines of the one that is there now are kept if they fit.
@@ -159,7 +156,7 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
                 shutil.copyfile(output / name, folder / name)
             files = {**manifest.files, **{name: earlier.files[name] for name in engines}}
             there = replace(manifest, files=files, engines=engines)
-        return build_engines(folder, there, report=report)
+        return build_engines(folder, there, report)
     except Exception as error:  # whatever a builder does, the verified models stay
         report(f"no engines built: {error}; on the device, build them with: asymtrack-build {output}")
         for path in folder.glob("*.engine"):
@@ -183,9 +180,9 @@ def build_engine(
     model: Path,
     fp16: bool,
     batch: Tuple[int, int, int],
-    options: EngineOptions,
+    report: Report,
+    workspace_mb: int = WORKSPACE_MB,
     capability: Optional[str] = None,
-    report: Report = str,
 ) -> bytes:
     """Builds an engine and serialises it; ``ExportError`` if it cannot, with nodes and reasons.
 
@@ -194,9 +191,9 @@ def build_engine(
         model: ONNX file with fp32 or fp16 tensors.
         fp16: whether the model holds fp16 tensors.
         batch: smallest, best and largest batch; not used by a model with a fixed batch.
-        options: limits.
-        capability: for TensorRT-RTX the only compute capability to build for (``"SM75"``); None for its default.
         report: called with a line where fp32 could not be enforced.
+        workspace_mb: most scratch memory of one layer, in MiB.
+        capability: for TensorRT-RTX the only compute capability to build for (``"SM75"``); None for its default.
     """
     trt = tensorrt.module
     logger = collecting_logger(trt)
@@ -217,7 +214,7 @@ def build_engine(
             logger.errors.append(f"node {name}: {error.desc()}")
         raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {logger.last_words()}")
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_mb << 20)
     config.clear_flag(trt.BuilderFlag.TF32)
     pinned = fp16 and typed is None and hasattr(trt.BuilderFlag, "FP16")
     if pinned:

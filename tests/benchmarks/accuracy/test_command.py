@@ -257,6 +257,7 @@ def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, evalu
 def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, evaluate):
     odd = os.fsdecode(b"s\xe9q")
     (folder_set / "a").rename(folder_set / "seq a")
+    (folder_set / "b" / "00000002.jpg").rename(folder_set / "b" / f"{odd}2.jpg")
     (folder_set / "b").rename(folder_set / odd)
     arguments = ("folder", folder_set, *STILL)
     (tmp_path / "names.txt").write_text("seq a\nc\n")
@@ -268,7 +269,7 @@ def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, evalua
 
 def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluate):
     write_frames(tmp_path / "test" / "seq-1", 4)
-    save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(1))
+    save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(4))  # of which only the first may be used
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)
         save(tmp_path / "TEST" / "anno" / f"{name}.txt", drift(1))

@@ -76,14 +76,7 @@ def test_metrics_by_hand(protocol, truth, boxes, absent, expected):
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_averages_over_sequences():
-    scores = [
-        score("folder", TRUTH[:2], TRUTH[:2], name="short"),
-        score("folder", TRUTH, np.full((4, 4), 200.0), name="long"),
-    ]
-    summary = summarise(PROTOCOLS["folder"], scores)
-    assert summary.metrics["sr50"] == 0.5  # over sequences
-    assert summary.metrics["sr0.5"] == 0.25  # over frames: 1 of 4
+def test_what_has_no_value_is_left_out_of_averages():
     scores = [score("lasot", TRUTH, BOXES, absent=absent) for absent in ([0] * 4, [1] * 4)]
     assert summarise(PROTOCOLS["lasot"], scores).metrics["auc_visible"] == pytest.approx(12.5 / 21)
     assert speed([np.array([0.0, 0.5])])["frames"] == 1  # an untimed one does not count

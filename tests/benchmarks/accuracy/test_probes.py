@@ -44,4 +44,4 @@ def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     table = json.loads(capsys.readouterr().out)["percentiles of the score"]
     assert table["absent"]["50"] < table["present"]["50"]
     assert main(["presence", str(folder_set)]) == 2
-    assert "more than 5 sequences" in capsys.readouterr().err
+    assert "needs 6 sequences" in capsys.readouterr().err

@@ -1,8 +1,7 @@
-"""The TraX entry point: driven by a scripted server, and by a real client where vot-trax is installed."""
+"""The TraX entry point, driven by a scripted server."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -59,6 +58,7 @@ def test_objects_are_followed_from_the_frame_they_appear_in(trax, tmp_path):
         [(1, 1, 5, 5)],
     ]
     assert answers[1][0][1] == {"confidence": "1.0000"}
+    assert trax.Server.call_args.kwargs["tracker_name"] == STILL.label and trax.Server.call_args.kwargs["multiobject"]
     trax.Server.return_value.quit.assert_called_once_with(None)
 
 
@@ -77,23 +77,3 @@ def test_mistakes_are_one_line_and_the_client_is_told(trax, tmp_path, monkeypatc
     assert "no/such/model" in serve("--model", "no/such/model")
     monkeypatch.setitem(sys.modules, "trax", None)
     assert "pip install 'asymtrack-edge[vot]'" in serve("--tracker", "opencv:MIL")
-
-
-def test_a_real_client_over_pipes(tmp_path):
-    trax = pytest.importorskip("trax", reason="vot-trax, of the extra 'vot', is not installed")
-    from trax.client import Client
-
-    write_frames(tmp_path, 3)
-    images = [{"color": trax.FileImage.create(str(path))} for path in sorted(tmp_path.glob("*.jpg"))]
-    command = [sys.executable, "-m", "asymtrack_edge.benchmarks.accuracy.vot", "--tracker", "opencv:MIL"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        pipes = (process.stdin.fileno(), process.stdout.fileno())
-        client = Client(stream=pipes, timeout=30, log=lambda text: None)
-        assert client.tracker_name == "opencv-mil"
-        started, _ = client.initialize(images[0], [(trax.Rectangle.create(4, 5, 10, 8), {})], {})
-        assert started[0][0].bounds() == (4, 5, 10, 8)
-        for image in images[1:]:
-            ((region, properties),), seconds = client.frame(image, {}, [])
-            assert min(region.bounds()[2:]) > 0 and "confidence" in properties and seconds > 0
-        client.quit()
-        assert process.wait(timeout=20) == 0

@@ -17,12 +17,12 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence
 import numpy as np
 import onnxruntime as ort
 
-from asymtrack_edge.manifest import file_entry, load_manifest
+from asymtrack_edge.manifest import NETWORKS, file_entry, load_manifest
 from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
 from asymtrack_edge.runtime.backends.cuda.kernel import SOURCE
 from asymtrack_edge.runtime.backends.device import DeviceBackend
-from asymtrack_edge.runtime.backends.tensorrt.backend import NETWORKS, TENSORRT, TensorRT, TensorRTBackend, engine_key
+from asymtrack_edge.runtime.backends.tensorrt.backend import TENSORRT, TensorRT, TensorRTBackend, engine_key
 from asymtrack_edge.runtime.sources.clip import default_clip
 
 GPU = Gpu(0, "Imitation", (8, 7), False, 16, 31 << 30)

@@ -17,12 +17,13 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
 
 `asymtrack` lists the commands; `asymtrack track ...` and `asymtrack-track ...` are the same. Each has `--help`,
-with examples, and `--version`. The options for model, backend, precision and device mean the same in all commands.
+with examples, and `--version`. `--backend`, `--precision`, `--device` and `--threads`
+mean the same wherever they appear.
 
 | exit code | meaning |
 | --- | --- |
 | 0 | the command did what it was asked for |
-| 1 | it ran and the result is no: a backend that differs, a failed sequence, a video left out |
+| 1 | it ran, but the answer is no or incomplete: a backend that differs, a failed sequence, unreadable frames, a video left out |
 | 2 | it was asked for something wrong; one line says what |
 | 129, 130, 143 | SIGHUP (a closed terminal), Ctrl-C or SIGTERM interrupted it |
 """

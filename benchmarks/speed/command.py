@@ -54,9 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--reference", action="store_true", help="P1 and P2 of the published form in PyTorch as well")
     text = f"of {', '.join(PROTOCOLS)}"
     speed.add_argument("--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=text)
-    text = "another tracker beside in P5, as asymtrack-eval --tracker names it, such as opencv:CSRT"
+    text = "also time another tracker in P5, named as for asymtrack-eval --tracker, such as opencv:CSRT"
     speed.add_argument("--peer", action="append", default=[], metavar="NAME", help=text)
-    speed.add_argument("--full", action="store_true", help="all calls of the protocols, however long it takes")
+    speed.add_argument("--full", action="store_true", help="make all calls of the protocols, whatever --seconds says")
 
     ab = add("ab", "which of several models or backends is faster, taking turns", 30.0, "in all")
     cli.add_model(ab, positional=True, several=True)

@@ -44,7 +44,7 @@ def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
 
 
 def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
-    build(tmp_path, {"one/{:d}.jpg": 12, "one/groundtruth.txt": rows([*drift(11), ("nan",) * 4], "\t")})
+    build(tmp_path, {"one/imgs/{:d}.jpg": 12, "one/groundtruth.txt": rows([*drift(11), ("nan",) * 4], "\t")})
     (one,) = read("folder", tmp_path)
     assert [path.name for path in one.frames][8:] == ["9.jpg", "10.jpg", "11.jpg", "12.jpg"]
     assert np.isnan(one.truth[11]).all() and np.array_equal(one.truth[10], [14, 5, 10, 8])
@@ -184,8 +184,9 @@ def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
 
 def test_coco_leaves_out_crowds_and_specks(tmp_path):
     write_frames(tmp_path / "train2017", 1, "{:012d}.jpg", first=9)
-    boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0)]
+    boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0), ([], 0)]
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
+    objects.append({**objects[0], "image_id": 77})  # listed nowhere
     index = {"images": [{"id": 9, "file_name": "000000000009.jpg"}], "annotations": objects}
     save(tmp_path / "annotations" / "instances_train2017.json", json.dumps(index))
     data = Dataset("coco-train", tmp_path)

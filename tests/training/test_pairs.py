@@ -149,19 +149,24 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path) -> None:
 
 
 def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path, capsys: Any) -> None:
-    for name, frames in (("a", "."), ("b", "img")):
-        (tmp_path / name / frames).mkdir(parents=True)
+    data, there = tmp_path / "data", tmp_path / "elsewhere"
+    for images in (there, data / "b" / "img"):
+        images.mkdir(parents=True)
         for i, frame in enumerate(moving(1, 4)):
-            cv2.imwrite(str(tmp_path / name / frames / f"{i}.png"), frame)
-    save(tmp_path / "a" / "groundtruth.txt", [*BOXES[:2], ["nan"] * 4, BOXES[3]])
-    save(tmp_path / "b" / "groundtruth_rect.txt", BOXES[:4])
-    cv2.imwrite(str(tmp_path / "still.png"), picture(0))
-    pool = load_pool([tmp_path], 120)
+            cv2.imwrite(str(images / f"{i}.png"), frame)
+    (data / "a").symlink_to(there)
+    (data / "b" / "circle").symlink_to(data)
+    save(there / "groundtruth.txt", [*BOXES[:2], ["nan"] * 4, BOXES[3]])
+    save(data / "b" / "groundtruth_rect.txt", BOXES[:4])
+    cv2.imwrite(str(data / "still.png"), picture(0))
+    pool = load_pool([data], 120)
     assert pool.kind.tolist() == [CLIP, CLIP] and pool.length.tolist() == [3, 4] and len(pool.canvases) == 9
     assert pool.box[0].tolist() == [20, 30, 24, 24] and pool.box[3].tolist() == [19, 29, 24, 24]
     assert pool.image[pool.start[1] :].tolist() == [4, 5, 6, 7]
-    save(tmp_path / "a" / "groundtruth.txt", BOXES[:1])
-    assert len(load_pool([tmp_path], 120)) == 1 and "1 boxes for 4 images" in capsys.readouterr().err
+    save(there / "absence.label", "0\n1\n0\n0\n")
+    assert load_pool([data], 120).length.tolist() == [2, 4]
+    save(there / "groundtruth.txt", BOXES[:1])
+    assert len(load_pool([data], 120)) == 1 and "1 boxes for 4 images" in capsys.readouterr().err
 
 
 def test_each_process_reads_its_own_share(tmp_path: Path) -> None:

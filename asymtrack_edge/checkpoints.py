@@ -35,8 +35,6 @@ _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 _AVERAGED = re.compile(r"(?:^|[./_])(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)
 #: What torch.compile, FSDP and activation checkpointing write into the names of the modules they wrap.
 _WRAPPED = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-#: Dictionaries lie in each other at most so deep.
-_DEPTH = 4
 
 #: What people hand over by accident: how it begins, what it is and what to do.
 _OTHERS = (
@@ -106,17 +104,14 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: {what}: {hint}")
         weights = {name: torch.zeros((), dtype=torch.int64) for name in expected}  # BatchNorm's counters stay zero
         for name in need:
+            what = f"{self.path}: tensor {name!r}"
             if not self.stored[name].is_floating_point():
                 kind = str(self.stored[name].dtype).rpartition(".")[2]
-                raise CheckpointError(
-                    f"{self.path}: tensor {name!r} is {kind}: give the checkpoint that is not quantised"
-                )
+                raise CheckpointError(f"{what} is {kind}: give the checkpoint that is not quantised")
             weights[name] = self.stored[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[name]).all():
-                raise CheckpointError(
-                    f"{self.path}: tensor {name!r} holds NaN or infinity: the training run has diverged; "
-                    "use an earlier checkpoint"
-                )
+                advice = "the training run has diverged; use an earlier checkpoint"
+                raise CheckpointError(f"{what} holds NaN or infinity: {advice}")
         return weights
 
     def model(self, variant: Variant) -> AsymTrack:
@@ -192,8 +187,8 @@ def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]
 
 
 def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iterator[Tuple[str, Any]]:
-    """Names and tensors in dictionaries that lie in each other: ``ema/module/bottleneck.weight``."""
-    if isinstance(node, dict) and id(node) not in seen and depth <= _DEPTH:
+    """Names and tensors in dictionaries that lie in each other, four deep: ``ema/module/bottleneck.weight``."""
+    if isinstance(node, dict) and id(node) not in seen and depth <= 4:
         seen.add(id(node))
         for name, value in node.items():
             if hasattr(value, "shape"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import shutil
@@ -87,9 +86,9 @@ def add_backend(parser: Any, several: bool = False) -> None:
         parser.add_argument(option, type=convert, default=default, metavar=metavar + more, help=text)
 
     names = f"{', '.join(BACKENDS)}, or a Triton server as {TRITON}HOST:8001"
-    backend = _word("|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
+    backend = partial(_word, "|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
     add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
-    precision = _word("|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
+    precision = partial(_word, "|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
     text = "bf16: compute in bf16, by OpenVINO; fp32, fp16, int8: only what the model is in (the default)"
     add("--precision", precision, "NAME", text)
     add_device(parser)
@@ -98,7 +97,7 @@ def add_backend(parser: Any, several: bool = False) -> None:
 
 def add_device(parser: Any) -> None:
     """Adds ``args.device``: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``."""
-    device = _word(r"auto|cpu|cuda(:\d+)?", "device: choose auto, cpu, cuda or cuda:N")
+    device = partial(_word, r"auto|cpu|cuda(:\d+)?", "device: choose auto, cpu, cuda or cuda:N")
     text = "auto, cpu, cuda or cuda:N (default: auto)"
     parser.add_argument("--device", type=device, default="auto", metavar="DEVICE", help=text)
 
@@ -123,19 +122,12 @@ def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
 
 def write_json(where: Optional[str], document: Any) -> None:
     """Writes a result where ``--json`` says, null for numbers that JSON does not know; does nothing for None."""
-    text = json.dumps(_known(document), indent=2) + "\n"
+    known = json.loads(json.dumps(document), parse_constant=lambda name: None)  # NaN, Infinity, -Infinity
+    text = json.dumps(known, indent=2) + "\n"
     if where == "-":
         sys.stdout.write(text)
     elif where is not None:
         write_text(where, text)
-
-
-def _known(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _known(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_known(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _writable(text: str) -> str:
@@ -148,15 +140,11 @@ def _writable(text: str) -> str:
     return text
 
 
-def _word(pattern: str, what: str) -> Callable[[str], str]:
-    """Argument type of what a regular expression matches."""
-
-    def convert(text: str) -> str:
-        if not re.fullmatch(pattern, text.strip()):
-            raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
-        return text.strip()
-
-    return convert
+def _word(pattern: str, what: str, text: str) -> str:
+    """Argument type, with ``partial``, of what a regular expression matches."""
+    if not re.fullmatch(pattern, text.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+    return text.strip()
 
 
 def number(kind: Any, low: float, high: float, what: str, text: str) -> Any:

@@ -357,5 +357,4 @@ def list_files(folder: AnyPath, suffixes: Tuple[str, ...] = IMAGE_SUFFIXES) -> L
 
 def natural(name: str) -> Tuple[List[Union[int, str]], str]:
     """Sorting key of names in which numbers count as numbers."""
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name

@@ -129,8 +129,7 @@ class Cropper:
             step = np.array([side / out.shape[1], side / out.shape[0]])
             shift = step / 2 - 0.5 - (x0 - left, y0 - top)
             matrix = np.hstack([np.diag(step), shift[:, None]])
-            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-            cv2.warpAffine(patch, matrix, out.shape[1::-1], dst=out, flags=flags)
+            cv2.warpAffine(patch, matrix, out.shape[1::-1], dst=out, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
             return
         if patch.shape[:2] != (side, side):
             if self._scratch is None or len(self._scratch) < side:
@@ -157,10 +156,16 @@ def clip_box(box: Box, frame_shape: Sequence[int]) -> Box:
     return Box(x0, y0, max(MARGIN, x1 - x0), max(MARGIN, y1 - y0))
 
 
+def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes ``(N, 4)`` x, y, w, h, row by row: float64 ``(N,)``, 0..1."""
+    low = np.maximum(boxes[:, :2], others[:, :2])
+    high = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
+    common = np.clip(high - low, 0, None).prod(1)
+    union = boxes[:, 2:].prod(1) + others[:, 2:].prod(1) - common
+    ratio: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+    return ratio.clip(0, 1)
+
+
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes, 0..1."""
-    w = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    h = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if w <= 0 or h <= 0:
-        return 0.0
-    return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
+    return float(overlaps(np.array([a], np.float64), np.array([b], np.float64))[0])

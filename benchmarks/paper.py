@@ -42,14 +42,9 @@ def tables() -> str:
 
 
 def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
-    """Which of the paper's columns a measurement is to be read beside.
+    """Which of ``MACHINES`` a measurement is to be read beside, and whether it is the paper's own.
 
-    Args:
-        machine: ``machine.facts``.
-        device: ``"cuda:N"``, ``"cpu"`` or ``"server"``: where the network ran.
-
-    Returns:
-        Key of ``MACHINES``, and whether the machine is the paper's own.
+    ``machine`` is ``machine.facts``, ``device`` where the network ran: ``"cuda:N"``, ``"cpu"`` or ``"server"``.
     """
     on_gpu = device.startswith("cuda")
     jetson = "jetson" in (machine["board"] or "").lower()

@@ -9,27 +9,17 @@ kept from the first frame, and OPE is one convolution, because the authors fold 
 
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple
+from typing import Callable, List, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.network.layers import (
-    AttentionBlock,
-    DynamicConv,
-    PerceptionEnhancement,
-    TemplateModulation,
-    soft_argmax,
-)
+from asymtrack_edge.network.layers import AttentionBlock, PerceptionEnhancement, TemplateModulation, soft_argmax
 
-
-class TemplateFeatures(NamedTuple):
-    """What is kept of the template: ``P_z`` of each ETM (paper, eq. 4), and the tokens that attention reads."""
-
-    prototypes: List[Tensor]  # (B, N, C)
-    tokens: List[Tensor]  # one (B, L, C)
+#: Where the search branch meets the template.
+Interaction = Union[TemplateModulation, AttentionBlock]
 
 
 class ReferenceForm(nn.Module):
@@ -42,38 +32,44 @@ class ReferenceForm(nn.Module):
         enhancements = (block for block in model.modules() if isinstance(block, PerceptionEnhancement))
         self.kernels = {block: block.folded_kernel().detach() for block in enhancements}
 
-    def template(self, image: Tensor) -> TemplateFeatures:
-        """Template branch of normalised RGB crops ``(B, 3, template_size, template_size)``."""
-        found = TemplateFeatures([], [])
+    def template(self, image: Tensor) -> List[Tensor]:
+        """What is kept of normalised RGB crops ``(B, 3, template_size, template_size)``, block by block.
 
-        def keep_prototypes(block: TemplateModulation, z: Tensor) -> Tensor:
+        It is ``P_z (B, N, C)`` of each ETM (paper, eq. 4), then the tokens ``(B, L, C)`` that attention reads.
+        """
+        kept: List[Tensor] = []
+
+        def keep(block: Interaction, z: Tensor) -> Tensor:
             tokens = z.flatten(1, 2)
-            found.prototypes.append(block.pre_kernels(tokens).transpose(1, 2) @ tokens)
+            if isinstance(block, TemplateModulation):
+                tokens = block.pre_kernels(tokens).transpose(1, 2) @ tokens
+            kept.append(tokens)
             return z
 
-        def keep_tokens(block: AttentionBlock, z: Tensor) -> Tensor:
-            found.tokens.append(z.flatten(1, 2))
-            return z
+        self._walk(image, keep)
+        return kept
 
-        self._walk(image, keep_prototypes, keep_tokens)
-        return found
-
-    def forward(self, image: Tensor, template: TemplateFeatures) -> Prediction:
+    def forward(self, image: Tensor, template: List[Tensor]) -> Prediction:
         """Search step of normalised RGB crops ``(B, 3, search_size, search_size)``."""
-        prototypes, tokens = iter(template.prototypes), iter(template.tokens)
-        x = self._walk(image, lambda b, x: _modulate(b, x, next(prototypes)), lambda b, x: _attend(b, x, next(tokens)))
+        kept = iter(template)
+
+        def use_template(block: Interaction, x: Tensor) -> Tensor:
+            if isinstance(block, TemplateModulation):
+                return _modulate(block, x, next(kept))
+            return _attend(block, x, next(kept))
+
+        x = self._walk(image, use_template)
         score_tl, score_br = self.model.box_head(self.model.bottleneck(x))
         corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
         return Prediction(corners, score_tl, score_br)
 
-    def _walk(self, image: Tensor, modulate: Callable[..., Tensor], attend: Callable[..., Tensor]) -> Tensor:
+    def _walk(self, image: Tensor, interact: Callable[[Interaction, Tensor], Tensor]) -> Tensor:
+        """The features after all stages; where template and search meet, ``interact`` changes or keeps them."""
         x = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.model.backbone.layers:
             for block in layer.blocks:  # type: ignore[union-attr]
-                if isinstance(block, TemplateModulation):
-                    x = modulate(block, x)
-                elif isinstance(block, AttentionBlock):
-                    x = attend(block, x)
+                if isinstance(block, (TemplateModulation, AttentionBlock)):
+                    x = interact(block, x)
                 elif isinstance(block, PerceptionEnhancement):
                     y = F.conv2d(x.permute(0, 3, 1, 2), self.kernels[block], padding=1).permute(0, 2, 3, 1)
                     x = x + block.ibe_scale * F.relu(block.ln(y))
@@ -88,18 +84,15 @@ def _modulate(block: TemplateModulation, x: Tensor, template: Tensor) -> Tensor:
     tokens = x.flatten(1, 2)
     selection = block.pre_kernels_x(tokens)
     prototypes = selection.transpose(1, 2) @ tokens
-    mixed = torch.stack([_filter(block.conv_att, p, z) for p, z in zip(prototypes, template)])
+    filtered = []
+    for item, z in zip(prototypes, template):  # the dynamic separable convolution, eq. 6
+        kernels = block.conv_att.weight_linear(z)
+        taps, pointwise = kernels[:, :3].unsqueeze(1), kernels[:, 3:].unsqueeze(2)
+        depthwise = F.relu(F.conv1d(item.unsqueeze(0), taps, padding=1, groups=len(item)))
+        filtered.append(block.conv_att.norm(F.conv1d(depthwise, pointwise)[0]))
+    mixed = torch.stack(filtered)
     weights = (block.proj_Cto1(mixed) * mixed).sum(1, keepdim=True).sigmoid()
     return x + F.relu(block.ln(selection @ mixed * weights)).view_as(x)
-
-
-def _filter(conv: DynamicConv, prototypes: Tensor, template: Tensor) -> Tensor:
-    """Dynamic separable convolution (eq. 6) of one item's prototypes ``(N, C)``."""
-    count = len(prototypes)
-    weights = conv.weight_linear(template)
-    taps, pointwise = weights[:, :3].unsqueeze(1), weights[:, 3:].unsqueeze(2)
-    filtered = F.relu(F.conv1d(prototypes.unsqueeze(0), taps, padding=1, groups=count))
-    return conv.norm(F.conv1d(filtered, pointwise)[0])
 
 
 def _attend(block: AttentionBlock, x: Tensor, template: Tensor) -> Tensor:

@@ -52,8 +52,6 @@ class _OpenCvTracker:
     def __init__(self, create: Callable[[], Any], smallest: int) -> None:
         self.create = create
         self.smallest = smallest
-        self.tracker: Any = None
-        self.box: Tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
 
     def init(self, frame: np.ndarray, box: Items[float]) -> None:
         x, y, w, h = check_box(box, frame.shape)
@@ -64,7 +62,7 @@ class _OpenCvTracker:
         # A new object each time: some of OpenCV's trackers cannot be initialised twice.
         self.tracker = self.create()
         self.tracker.init(frame, (*low.tolist(), *size.tolist()))
-        self.box = (x, y, w, h)
+        self.box: Tuple[float, ...] = (x, y, w, h)
 
     def update(self, frame: np.ndarray) -> Tuple[float, ...]:
         found, box = self.tracker.update(frame)
@@ -100,8 +98,7 @@ class TrackerSpec:
     @property
     def kind(self) -> str:
         """``"opencv"``, ``"python"``, or ``"model"`` for this package's trackers."""
-        kind, colon, _ = self.name.partition(":")
-        return kind if colon and kind in ("opencv", "python") else "model"
+        return self.name.partition(":")[0] if self.name.startswith(("opencv:", "python:")) else "model"
 
     @property
     def _named(self) -> str:

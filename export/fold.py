@@ -20,22 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.network.layers import (
-    AttentionBlock,
-    DynamicConv,
-    EncoderBlock,
-    LayerNorm,
-    PerceptionEnhancement,
-    TemplateModulation,
-    conv_channels_last,
-)
+from asymtrack_edge.network import AsymTrack, layers
 
 
 class FoldedEncoderBlock(nn.Module):
     """``x + mlp(norm(x))``: ``gamma_1`` is part of ``mlp.fc2``."""
 
-    def __init__(self, block: EncoderBlock) -> None:
+    def __init__(self, block: layers.EncoderBlock) -> None:
         super().__init__()
         self.norm = block.norm
         self.mlp = block.mlp
@@ -51,7 +42,7 @@ class FoldedEncoderBlock(nn.Module):
 class FoldedEnhancement(nn.Module):
     """OPE with one convolution."""
 
-    def __init__(self, block: PerceptionEnhancement) -> None:
+    def __init__(self, block: layers.PerceptionEnhancement) -> None:
         super().__init__()
         kernel = block.folded_kernel().detach()
         self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False)
@@ -66,20 +57,19 @@ class FoldedEnhancement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
-        y = F.relu(self.ln(conv_channels_last(self.conv, x)))
+        y = F.relu(self.ln(layers.conv_channels_last(self.conv, x)))
         return x + (y if self.ibe_scale is None else self.ibe_scale * y)
 
 
-class FoldedDynamicConv(DynamicConv):
+class FoldedDynamicConv(layers.DynamicConv):
     """The dynamic convolution as one product: all three neighbours of a channel are gathered at once."""
 
     neighbours: Tensor
 
-    def __init__(self, layer: DynamicConv) -> None:
+    def __init__(self, layer: layers.DynamicConv) -> None:
         nn.Module.__init__(self)
         self.weight_linear, self.norm = layer.weight_linear, layer.norm
-        width = layer.weight_linear.in_features
-        self.register_buffer("neighbours", torch.arange(width) + torch.arange(3)[:, None])
+        self.register_buffer("neighbours", torch.arange(layer.weight_linear.in_features) + torch.arange(3)[:, None])
 
     def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
         """As ``DynamicConv``."""
@@ -88,12 +78,12 @@ class FoldedDynamicConv(DynamicConv):
         return self.norm(kernels["pointwise"] @ F.relu(mixed))
 
 
-class FoldedAttentionBlock(AttentionBlock):
+class FoldedAttentionBlock(layers.AttentionBlock):
     """Attention written out, the scale in the query weights."""
 
     casts = True  #: whether the softmax stands between casts to fp32 and back
 
-    def __init__(self, block: AttentionBlock) -> None:
+    def __init__(self, block: layers.AttentionBlock) -> None:
         nn.Module.__init__(self)
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
         with torch.no_grad():
@@ -115,19 +105,18 @@ def fold(model: AsymTrack) -> AsymTrack:
         blocks = layer.blocks
         assert isinstance(blocks, nn.ModuleList)
         for i, block in enumerate(blocks):
-            if isinstance(block, EncoderBlock):
+            if isinstance(block, layers.EncoderBlock):
                 blocks[i] = FoldedEncoderBlock(block)
-            elif isinstance(block, PerceptionEnhancement):
+            elif isinstance(block, layers.PerceptionEnhancement):
                 blocks[i] = FoldedEnhancement(block)
-            elif isinstance(block, AttentionBlock):
+            elif isinstance(block, layers.AttentionBlock):
                 blocks[i] = FoldedAttentionBlock(block)
-            elif isinstance(block, TemplateModulation):
+            elif isinstance(block, layers.TemplateModulation):
                 block.conv_att = FoldedDynamicConv(block.conv_att)
-    for name, layer in list(folded.box_head.named_children()):
+    for layer in folded.box_head.children():
         if isinstance(layer, nn.Sequential):
-            conv, norm = layer[0], layer[1]
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            setattr(folded.box_head, name, nn.Sequential(fuse_conv_bn_eval(conv, norm), nn.ReLU()))
+            layer[0] = fuse_conv_bn_eval(layer[0], layer[1])  # type: ignore[arg-type,type-var]
+            del layer[1]
     return folded.requires_grad_(False)
 
 
@@ -140,9 +129,9 @@ def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
     """
     half = copy.deepcopy(folded).half()
     for module in half.modules():
-        if isinstance(module, TemplateModulation):
+        if isinstance(module, layers.TemplateModulation):
             module.conv_att.float()
             module.proj_Cto1.float()
-        elif isinstance(module, (LayerNorm, FoldedAttentionBlock)):
+        elif isinstance(module, (layers.LayerNorm, FoldedAttentionBlock)):
             module.casts = casts
     return half

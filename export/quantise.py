@@ -29,11 +29,8 @@ LEAST_CROPS = 32
 def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box) -> None:
     """Replaces ``search.onnx`` in ``folder`` by its int8 form.
 
-    Args:
-        folder: holds the fp32 models.
-        manifest: describes them; their input is bytes.
-        frames: BGR uint8 frames of a clip to calibrate on.
-        box: the target in the first of them.
+    The folder holds fp32 models that take bytes, as ``manifest`` says. ``frames`` are BGR uint8 of a clip to calibrate
+    on, ``box`` is the target in the first.
     """
     from onnxruntime import quantization
 

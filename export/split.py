@@ -119,12 +119,9 @@ def describe(
     input_format: str = FLOAT_RGB,
 ) -> Manifest:
     """Describes the tensors of an export; files, provenance and verification are left empty."""
-
-    def state(name: str, shape: Tuple[int, ...]) -> TensorSpec:
-        # The kernels of ETM are computed and used in fp32.
-        half = precision == "fp16" and not name.startswith("etm")
-        return TensorSpec(name, "float16" if half else "float32", shape)
-
+    half = "float16" if precision == "fp16" else "float32"
+    # The kernels of ETM are computed and used in fp32.
+    types = {name: "float32" if name.startswith("etm") else half for name in variant.state_shapes}
     return Manifest(
         variant=variant.name,
         precision=precision,
@@ -134,7 +131,7 @@ def describe(
         input_format=input_format,
         template=image_spec(input_format, variant.template_size),
         search=image_spec(input_format, variant.search_size),
-        state=tuple(state(name, shape) for name, shape in variant.state_shapes.items()),
+        state=tuple(TensorSpec(name, types[name], shape) for name, shape in variant.state_shapes.items()),
         output=TensorSpec("prediction", "float32", (5,)),
         template_factor=variant.template_factor,
         search_factor=variant.search_factor,

@@ -38,35 +38,31 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     """
     repository.mkdir(parents=True, exist_ok=True)
     with locked(repository):
-        return _add(folder, manifest, repository)
-
-
-def _add(folder: Path, manifest: Manifest, repository: Path) -> int:
-    plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in NETWORKS)
-    kind = "plan" if plan else "onnx"
-    versions: Dict[int, Manifest] = {}
-    interface = attrgetter("template", "search", "state", "output", "max_batch")
-    entry = repository / network_name(manifest, "search")
-    for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdigit()):
-        other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
-        if interface(other) != interface(manifest) or not (path.parent / f"model.{kind}").is_file():
-            raise ExportError(
-                f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
-                "another --triton"
-            )
-    served = sorted(versions)[-SERVED_VERSIONS:]
-    same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
-    number = max(same) if same else 1 + max(versions, default=0)
-    versions[number] = manifest
-    for network in NETWORKS:
-        entry = repository / network_name(manifest, network)
-        with replaced_directory(entry / str(number)) as version:
-            source = f"{network}.engine" if plan else f"{network}.onnx"
-            shutil.copyfile(folder / source, version / f"model.{kind}")
-            manifest.save(version)
-        # After the networks: a server that polls never sees the hash of a version that is not there.
-        write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
-    return number
+        plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in NETWORKS)
+        kind = "plan" if plan else "onnx"
+        versions: Dict[int, Manifest] = {}
+        interface = attrgetter("template", "search", "state", "output", "max_batch")
+        entry = repository / network_name(manifest, "search")
+        for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdigit()):
+            other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
+            if interface(other) != interface(manifest) or not (path.parent / f"model.{kind}").is_file():
+                raise ExportError(
+                    f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
+                    "another --triton"
+                )
+        served = sorted(versions)[-SERVED_VERSIONS:]
+        same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
+        number = max(same) if same else 1 + max(versions, default=0)
+        versions[number] = manifest
+        for network in NETWORKS:
+            entry = repository / network_name(manifest, network)
+            with replaced_directory(entry / str(number)) as version:
+                source = f"{network}.engine" if plan else f"{network}.onnx"
+                shutil.copyfile(folder / source, version / f"model.{kind}")
+                manifest.save(version)
+            # After the networks: a server that polls never sees the hash of a version that is not there.
+            write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
+        return number
 
 
 def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool = False) -> str:

@@ -93,10 +93,8 @@ def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> T
     """The largest magnitude that an fp16 tensor of a model takes for ``feeds``, and the tensor's name.
 
     A CPU computes an fp16 graph in fp32 and rounds where somebody looks, so that tracks which agree on a CPU say
-    nothing about overflow on a GPU. Here somebody looks everywhere: every fp16 tensor becomes an output.
-
-    Returns:
-        Infinity where a value does not fit or is no number; 0 and an empty name if nothing is fp16.
+    nothing about overflow on a GPU. Here somebody looks everywhere: every fp16 tensor becomes an output. It is infinity
+    where a value does not fit or is no number, and 0 without a name if nothing is fp16.
     """
     opened = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
     outputs, half = opened.graph.output, onnx.TensorProto.FLOAT16

@@ -9,7 +9,7 @@ import os
 import re
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -90,8 +90,6 @@ class _JetsonCapture:
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(without_secrets(f"jetson-utils cannot open {uri}: {error}")) from None
         self._shape: Dict[str, Any] = {}
-        self._ring: Iterator[Any] = iter(())
-        self._latest: Any = None
 
     def grab(self) -> bool:
         try:

@@ -23,7 +23,7 @@ mean the same wherever they appear.
 | exit code | meaning |
 | --- | --- |
 | 0 | the command did what it was asked for |
-| 1 | it ran, but the answer is no or incomplete: a backend that differs, a failed sequence, unreadable frames, a video left out |
+| 1 | it ran, but the answer is no or incomplete: a backend differs, a sequence failed, a frame or video is unreadable |
 | 2 | it was asked for something wrong; one line says what |
 | 129, 130, 143 | SIGHUP (a closed terminal), Ctrl-C or SIGTERM interrupted it |
 """

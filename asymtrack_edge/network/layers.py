@@ -158,12 +158,9 @@ class DynamicConv(nn.Module):
 
     def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
         """Filters search prototypes ``(B, N, C)`` along the channels, then mixes them."""
-        taps = kernels["taps"]
-        width = prototypes.shape[-1]
+        before, here, after = kernels["taps"].split(1, -1)
         padded = F.pad(prototypes, (1, 1))
-        mixed = padded[..., 0:width] * taps[..., 0:1]
-        mixed = mixed + padded[..., 1 : width + 1] * taps[..., 1:2]
-        mixed = mixed + padded[..., 2 : width + 2] * taps[..., 2:3]
+        mixed = padded[..., :-2] * before + padded[..., 1:-1] * here + padded[..., 2:] * after
         return self.norm(kernels["pointwise"] @ F.relu(mixed))
 
 

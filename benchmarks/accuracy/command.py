@@ -164,13 +164,10 @@ def _run(args: argparse.Namespace) -> int:
         if args.ray is not None:
             executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
         for spec in specs:
-            # Other data may have the same names and start boxes: the same clips, darkened.
-            identity = {
-                **spec.identity(),
-                **({"data": os.path.realpath(args.root)} if args.dataset == "folder" else {}),
-            }
-            folder = args.output / args.dataset / spec.label
-            results = Results.own(folder, data.kind.protocol, data.sequences, identity)
+            identity = spec.identity()
+            if args.dataset == "folder":  # other data may have the same names and start boxes: the same clips, darkened
+                identity["data"] = os.path.realpath(args.root)
+            results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences, identity)
             if not args.fresh or args.sequences is not None:
                 results.check()
             failures = _track(args, data, spec, results, executor)

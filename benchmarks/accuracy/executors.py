@@ -123,15 +123,9 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
 
 
 def join_cluster(address: str, processors: int) -> Any:
-    """Joins a Ray cluster; returns the module ``ray``.
+    """Joins a Ray cluster by its address; returns the module ``ray``. AsymTrackError where there is none, or no Ray.
 
-    Args:
-        address: of the cluster; ``"auto"`` finds the one that runs, ``"local"`` starts one on this machine.
-        processors: of one that is started here.
-
-    Raises:
-        MissingDependencyError: Ray is not installed.
-        AsymTrackError: there is no such cluster.
+    ``"auto"`` finds the cluster that runs, ``"local"`` starts one of so many ``processors`` on this machine.
     """
     ray = require("ray", "ray", "--ray")
     try:

@@ -9,13 +9,13 @@ the ground truth is worth: that is what a ``Protocol`` states. The toolkits writ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 from typing import Sequence as Items
 
 import numpy as np
 
 from asymtrack_edge.datasets import Sequence
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.geometry import overlaps
 
 
 @dataclass(frozen=True)
@@ -81,16 +81,6 @@ TRACKINGNET_CURVES = {
 }
 #: GOT-10k draws its success curve at 101 thresholds.
 GOT10K_THRESHOLDS = np.linspace(0.0, 1.0, 101)
-
-
-def overlaps(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes ``(N, 4)`` x, y, w, h, row by row: float64 ``(N,)``."""
-    low = np.maximum(boxes[:, :2], truth[:, :2])
-    high = np.minimum(boxes[:, :2] + boxes[:, 2:], truth[:, :2] + truth[:, 2:])
-    common = np.clip(high - low, 0, None).prod(1)
-    union = boxes[:, 2:].prod(1) + truth[:, 2:].prod(1) - common
-    ratio: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return ratio.clip(0, 1)
 
 
 def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool = False) -> np.ndarray:
@@ -167,14 +157,9 @@ def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
 def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) -> Optional[SequenceScore]:
     """Scores one result; None where no frame can be counted.
 
-    Args:
-        protocol: which definition.
-        sequence: with its ground truth.
-        boxes: float ``(N, 4)``, x, y, w, h for every frame; row 0 is the start box. UsageError for another number.
+    ``boxes`` are float ``(N, 4)``, x, y, w, h for every frame; row 0 is the start box.
     """
     truth, use = sequence.truth, counted(protocol, sequence)
-    if boxes.shape != truth.shape:
-        raise UsageError(f"{len(boxes)} boxes in the results for {len(sequence)} frames")
     if not use.any():
         return None
     if not (protocol.got10k or protocol.trackingnet):
@@ -244,8 +229,5 @@ def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
 
 def by_attribute(protocol: Protocol, scores: Items[SequenceScore]) -> Dict[str, Summary]:
     """Summaries of the sequences that share an attribute, attributes sorted by name."""
-    tags: Dict[str, List[SequenceScore]] = {}
-    for score in scores:
-        for tag in score.attributes:
-            tags.setdefault(tag, []).append(score)
-    return {tag: summarise(protocol, tags[tag]) for tag in sorted(tags)}
+    tags = sorted({tag for score in scores for tag in score.attributes})
+    return {tag: summarise(protocol, [score for score in scores if tag in score.attributes]) for tag in tags}

@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 
 from asymtrack_edge import cli
-from asymtrack_edge.benchmarks.accuracy.metrics import is_box, overlaps, success_curve
+from asymtrack_edge.benchmarks.accuracy.metrics import is_box, success_curve
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import Dataset, Sequence
 from asymtrack_edge.errors import BoxError, DatasetError, UsageError
+from asymtrack_edge.geometry import overlaps
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)

@@ -24,8 +24,6 @@ HEADINGS: Dict[str, str] = {
     "sr0.5": "SR0.5",
     "sr0.75": "SR0.75",
 }
-#: The metric that stands for a data set: the first of these that it has.
-MAIN = ("auc", "success", "ao")
 #: Curve -> its axis label.
 _CURVES = {
     "success": "overlap threshold",
@@ -50,7 +48,7 @@ class Evaluation:
 
 def main_metric(summary: Summary) -> float:
     """The metric that stands for the data set: success AUC, or AO."""
-    return next(summary.metrics[name] for name in MAIN if name in summary.metrics)
+    return next(summary.metrics[name] for name in ("auc", "success", "ao") if name in summary.metrics)
 
 
 def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[str, float]]]) -> str:
@@ -100,8 +98,7 @@ def plain(e: Evaluation) -> Dict[str, Any]:
 
 def figure(width: float, height: float) -> Any:
     """A figure of its own, not pyplot's: nothing global, and no display is looked for."""
-    matplotlib = require("matplotlib.figure", "bench", "drawing plots")
-    return matplotlib.Figure(figsize=(width, height), layout="constrained")
+    return require("matplotlib.figure", "bench", "drawing plots").Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List[Path]:

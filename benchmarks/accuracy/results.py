@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import zipfile
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, Tuple
 from typing import Sequence as Items
 
 import numpy as np
@@ -24,21 +25,17 @@ from asymtrack_edge.files import OutputFile, printable, write_text
 
 #: File beside the results that says what made them.
 IDENTITY_FILE = "tracker.json"
-#: What pytracking puts before the names of some data sets' sequences.
-PREFIXES = ("", "uav_", "nfs_")
 #: Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
 Result = Tuple[np.ndarray, np.ndarray, str]
 
 
+@dataclass
 class Results:
     """Result files of one tracker on one data set: by sequence those of its boxes and of its times."""
 
-    def __init__(
-        self, root: Path, files: Dict[str, Tuple[Path, Path]], identity: Optional[Dict[str, Any]] = None
-    ) -> None:
-        self.root = root
-        self.files = files
-        self.identity = identity or {}  # of what makes them
+    root: Path
+    files: Dict[str, Tuple[Path, Path]]
+    identity: Dict[str, Any] = field(default_factory=dict)  # of what makes them
 
     @classmethod
     def own(cls, root: Path, protocol: str, sequences: Items[Sequence], identity: Dict[str, Any]) -> Results:
@@ -149,7 +146,7 @@ class Results:
 def _keys(sequence: Sequence) -> Iterator[str]:
     """The names, in lower case, under which toolkits keep the result of a sequence."""
     for name in (sequence.name, *sequence.aliases):
-        for prefix in PREFIXES:
+        for prefix in ("", "uav_", "nfs_"):  # pytracking's, of some data sets
             key = f"{prefix}{name}".lower()
             yield from (key, f"{key}/{key}_001")
 

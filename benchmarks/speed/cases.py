@@ -43,20 +43,15 @@ def combinations(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
     return named
 
 
-def gpu_index(device: str) -> int:
-    """Index of the CUDA device that ``--device`` names; 0 where it names none."""
-    return 0 if device == "cpu" else device_index(device)
-
-
 def _facts(backend: Backend, spec: TrackerSpec, note: str = "") -> Dict[str, Any]:
     """What is printed with the figures of an open backend: fields of ``Case``."""
     manifest = backend.manifest
-    away = "server" if backend.name == "triton" else f"cuda:{gpu_index(spec.device)}"
+    device = "cpu" if backend.on_cpu else "server" if backend.name == "triton" else f"cuda:{device_index(spec.device)}"
     untrained = str(manifest.provenance.get("weights", "")).startswith("random")
     return {
         "tracker": f"AsymTrack-{manifest.variant}",
         "backend": backend.name,
-        "device": "cpu" if backend.on_cpu else away,
+        "device": device,
         "precision": backend.precision,
         "threads": backend.threads or None,
         "model_sha256": manifest.files["search.onnx"].sha256,

@@ -21,6 +21,7 @@ from asymtrack_edge.benchmarks.speed.race import Case, compare, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.runtime.backends.base import device_index
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
 
@@ -28,8 +29,6 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 WARMUP, CALLS = 100, 1000
 #: Calls of P5, frames of P6, calls for each number of targets.
 FEWER_CALLS = 300
-#: Frame rates at which P6 says how many frames a camera would lose.
-CAMERA_FPS = (30.0, 60.0)
 
 
 def networks(
@@ -123,12 +122,11 @@ def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[flo
     by_stage = {"decode": 1000 * sum(decode) / len(decode), **_stages(stages, tracker, len(total))}
     by_stage["other"] = max(0.0, 1000 * sum(total) / len(total) - sum(by_stage.values()))
     values = {"frames": float(len(total))}
-    for fps in CAMERA_FPS:
+    for fps in (30.0, 60.0):
         lost = dropped_frames(total, fps)
         values[f"dropped at {fps:g} fps (%)"] = 100.0 * lost / (lost + len(total))
     note = "dropped frames follow from the measured times and a camera that keeps its newest frame"
-    speed = len(total) / sum(total)
-    bench.add("P6", case, before, note, samples=total, fps=speed, stages=by_stage, values=values)
+    bench.add("P6", case, before, note, samples=total, fps=len(total) / sum(total), stages=by_stage, values=values)
 
 
 def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, TrackerSpec], Case]) -> List[Case]:
@@ -300,7 +298,7 @@ def main(a: argparse.Namespace) -> int:
         return 0
     if a.output is not None:
         a.output.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
-    bench = Bench(Report(a.line), cases.gpu_index(getattr(a, "device", "cpu")))
+    bench = Bench(Report(a.line), 0 if a.device == "cpu" else device_index(a.device))
     with bench.stack:
         _COMMANDS[a.command](a, bench)
     # Files first: a reader of our output may go away before its end.

@@ -30,8 +30,7 @@ PROTOCOLS: Dict[str, str] = {
     "startup": "import, load, first track and memory of a fresh process",
 }
 
-#: Columns of a table of figures: of its case, and of its latency.
-_CASE = ("precision", "threads", "batch")
+#: Columns of a table of figures, of the latency.
 _LATENCY = {"count": "calls", "median": "median ms", "p90": "p90 ms", "p99": "p99 ms", "mean": "mean ms"}
 
 Row = Dict[str, Any]
@@ -93,7 +92,7 @@ def _figures(row: Row) -> Row:
     return {
         "name": row["case"]["name"],
         "tracker": row["case"]["tracker"],
-        **{key: row["case"][key] for key in _CASE},
+        **{key: row["case"][key] for key in ("precision", "threads", "batch")},
         **{column: latency.get(key) for key, column in _LATENCY.items()},
         "fps": row["fps"],
         **{f"{stage} ms": value for stage, value in row["stages"].items()},

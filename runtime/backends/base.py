@@ -95,7 +95,7 @@ class HostBackend(Backend):
         self._scale, self._offset = (values.reshape(3, 1, 1) for values in scale_and_offset(manifest))
         self._predictions = np.zeros((0, 5), np.float32)
         #: Per state tensor an array ``(capacity, ...)``, slot by slot.
-        self.state: Dict[str, np.ndarray] = {}
+        self.state = {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in manifest.state}
 
     def reserve(self, slots: int) -> None:
         """Makes room for at least this many targets. All arrays are replaced by larger ones."""
@@ -105,8 +105,7 @@ class HostBackend(Backend):
         self._predictions = np.zeros((slots, 5), np.float32)
         for spec in self.manifest.state:
             grown = np.zeros((slots, *spec.shape), spec.dtype)
-            if self.capacity:
-                grown[: self.capacity] = self.state[spec.name]
+            grown[: self.capacity] = self.state[spec.name]
             self.state[spec.name] = grown
         self.capacity = slots
 
@@ -145,11 +144,9 @@ class HostBackend(Backend):
         """Writes a window into ``image`` as the network takes it."""
         crop = image if self._as_bytes else self._scratch[image.shape[2]]
         self._cropper.crop(frame, window, crop)
-        if self._as_bytes:
-            return
-        # BGR bytes (S, S, 3) to normalised RGB (3, S, S).
-        np.multiply(crop[..., ::-1].transpose(2, 0, 1), self._scale, out=image, casting="same_kind")
-        np.subtract(image, self._offset, out=image, casting="same_kind")
+        if not self._as_bytes:  # BGR bytes (S, S, 3) to normalised RGB (3, S, S)
+            np.multiply(crop[..., ::-1].transpose(2, 0, 1), self._scale, out=image, casting="same_kind")
+            np.subtract(image, self._offset, out=image, casting="same_kind")
 
     @abstractmethod
     def _run_template(self, slot: int) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from asymtrack_edge.errors import BackendError, ManifestError
 from asymtrack_edge.manifest import BATCH_AXIS, NETWORKS, Manifest, read_file
 from asymtrack_edge.runtime.backends.base import HostBackend
-from asymtrack_edge.runtime.backends.threads import processors, side_by_side
+from asymtrack_edge.runtime.backends.threads import processors
 
 try:
     import onnxruntime as ort
@@ -42,20 +42,6 @@ def session_options() -> ort.SessionOptions:
     # Known before, the batch spares the operators that compute shapes.
     options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     return options
-
-
-def open_session(model: bytes, name: str, threads: int) -> ort.InferenceSession:
-    """An ONNX Runtime session of a file's content on the CPU, for batches of one where its batch axis is free.
-
-    ``threads`` are for one operator. ``BackendError`` if the model, called ``name``, cannot be loaded.
-    """
-    options = session_options()
-    options.intra_op_num_threads = threads
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises many unrelated types here
-        reason = str(error).splitlines()[0]
-        raise BackendError(f"onnxruntime {ort.__version__} cannot load {name}: {reason}") from None
 
 
 class OnnxRuntimeBackend(HostBackend):
@@ -115,7 +101,7 @@ class OnnxRuntimeBackend(HostBackend):
     def _run_searches(self, count: int) -> None:
         spread = 0
         pool = self._pool if os.getpid() == self._process else None  # a fork has no threads of it
-        if pool is not None and (spread := side_by_side(count, self.threads)):
+        if pool is not None and (spread := _side_by_side(count, self.threads)):
             lanes = [self._bound_search(self._lanes, slot) for slot in range(spread)]
             runs: List[Future[object]] = []
             try:
@@ -145,7 +131,13 @@ class OnnxRuntimeBackend(HostBackend):
 
     def _open_session(self, network: str, threads: int) -> ort.InferenceSession:
         """A session that takes and gives what the manifest says, which sizes the arrays; else ``ManifestError``."""
-        session = open_session(self._files[network], f"{self._folder / network}.onnx", threads)
+        options = session_options()
+        options.intra_op_num_threads = threads
+        try:
+            session = ort.InferenceSession(self._files[network], options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many unrelated types here
+            place, reason = self._folder / network, str(error).splitlines()[0]
+            raise BackendError(f"onnxruntime {ort.__version__} cannot load {place}.onnx: {reason}") from None
         specs = {spec.name: spec.shape for side in self.manifest.tensors(network) for spec in side}
         values = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
         # Of an axis that the exporter left free the size is not known.
@@ -160,6 +152,18 @@ class OnnxRuntimeBackend(HostBackend):
     def _bind_search(self, network: Any, inputs: Dict[str, np.ndarray], prediction: np.ndarray) -> Callable[[], object]:
         """Binds a slot's arrays to what ``_open_search`` returned; gives what runs it."""
         return _bind(network, inputs, {self.manifest.output.name: prediction})
+
+
+def _side_by_side(targets: int, threads: int) -> int:
+    """How many of ``targets`` run side by side, one thread each; the rest use all threads one by one.
+
+    Whole rounds of one target per thread, and a last one if it keeps most of the threads busy: an
+    operator on many threads is about half as efficient as on one.
+    """
+    if targets == 1 or threads == 1:
+        return 0
+    rest = targets % threads
+    return targets if 2 * rest > threads else targets - rest
 
 
 def _bind(network: Any, inputs: Dict[str, np.ndarray], outputs: Dict[str, np.ndarray]) -> Callable[[], object]:

@@ -37,7 +37,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
     def __init__(self, folder: Path, manifest: Manifest, threads: Optional[int] = None, bf16: bool = False) -> None:
         self._ov = _import()
         self._core = self._ov.Core()
-        if bf16 and not _bf16(self._core):
+        if bf16 and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bf16 (AVX512-BF16 or AMX): leave out the precision")
         self._bf16 = bf16
         super().__init__(folder, manifest, threads)
@@ -104,7 +104,3 @@ def _import() -> Any:
         if absent:
             sys.modules.pop("openvino_telemetry", None)
     return openvino
-
-
-def _bf16(core: Any) -> bool:
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,4 +1,4 @@
-"""How many threads the CPU backends use, and how several targets share them."""
+"""How many cores this process may use."""
 
 from __future__ import annotations
 
@@ -41,15 +41,3 @@ def cpu_quota(root: Path = Path("/")) -> float:
                         allowed, period = map(int, text.split())
                         quota = min(quota, allowed / period) if allowed > 0 else quota
     return quota
-
-
-def side_by_side(targets: int, threads: int) -> int:
-    """How many of ``targets`` run side by side, one thread each; the rest use all threads one by one.
-
-    Whole rounds of one target per thread, and a last one if it keeps most of the threads busy: an
-    operator on many threads is about half as efficient as on one.
-    """
-    if targets == 1 or threads == 1:
-        return 0
-    rest = targets % threads
-    return targets if 2 * rest > threads else targets - rest

@@ -189,8 +189,7 @@ class TritonBackend(HostBackend):
         self._share()
 
     def _lost(self, error: Any) -> ServerError:
-        reason = " ".join(str(error.message()).split())
-        return ServerError(f"{self.description} cannot be used: {reason}")
+        return ServerError(f"{self.description} cannot be used: {' '.join(str(error.message()).split())}")
 
     def _share(self) -> None:
         """Puts what requests hold into memory shared with the server, where that is possible."""

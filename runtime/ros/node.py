@@ -42,8 +42,7 @@ _ENCODINGS = {
 def image_to_bgr(message: Any) -> np.ndarray:
     """A frame from a ``sensor_msgs/Image``: BGR uint8 ``(H, W, 3)``; bgr8 is not copied."""
     if message.encoding not in _ENCODINGS:
-        known = ", ".join(_ENCODINGS)
-        raise FrameError(f"cannot use images of encoding {message.encoding!r}: publish one of {known}")
+        raise FrameError(f"cannot use images of encoding {message.encoding!r}: publish one of {', '.join(_ENCODINGS)}")
     channels, conversion = _ENCODINGS[message.encoding]
     height, width, step = message.height, message.width, message.step
     data = np.frombuffer(message.data, np.uint8)

@@ -163,8 +163,7 @@ def find_gpu(index: int = 0) -> Gpu:
         for code in (_MAJOR, _MINOR, _INTEGRATED, _MULTIPROCESSORS)
     )
     memory = driver.get(c_size_t, "cuDeviceTotalMem_v2", device)
-    text = name.value.decode(errors="replace")
-    return Gpu(index, text, (major, minor), bool(integrated), multiprocessors, memory)
+    return Gpu(index, name.value.decode(errors="replace"), (major, minor), bool(integrated), multiprocessors, memory)
 
 
 class HostBuffer(NamedTuple):

@@ -80,10 +80,6 @@ def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, i
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-#: Where CUDA toolkits put things beside the loader's path; JetPack has them under /usr/local/cuda.
-_TOOLKITS = ("/usr/local/cuda", "/opt/cuda")
-
-
 def crop_module(compute_capability: Tuple[int, int]) -> bytes:
     """The kernel's machine code for a GPU, from the user's cache or compiled; errors as ``compile_kernel``."""
     digest = hashlib.sha256(SOURCE.encode()).hexdigest()[:16]
@@ -132,7 +128,8 @@ def _nvrtc() -> Iterator[Any]:
     found = ctypes.util.find_library("nvrtc")
     if found:
         names.insert(0, found)
-    for toolkit in (os.environ.get("CUDA_HOME", ""), *_TOOLKITS):
+    # Toolkits put it beside the loader's path; that of JetPack is the second.
+    for toolkit in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"):
         names += sorted(glob.glob(f"{toolkit}/lib64/libnvrtc.so*")) if toolkit else []
     for folder in sys.path:
         # The wheels nvidia-cuda-nvrtc*, in cuda_nvrtc or cu13.

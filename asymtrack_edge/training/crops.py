@@ -21,7 +21,7 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 #: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
-TURN, STRETCH = 0.2, 0.12
+TURN, STRETCH = 0.2, 0.18
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Augmentation:
     saturation: float = 0.0
     tint: float = 0.0
     deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched by ``STRETCH``
+    coarse: float = 0.0  #: the template crop loses resolution; the search crop does half as often
     blur: float = 0.0  #: the search crop is blurred along a random direction
     occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
     fill: float = 0.0  #: what lies outside the picture in the search crop shows another picture, not black
@@ -47,6 +48,7 @@ class Augmentation:
     stills: float = 0.0
     patches: float = 0.0
     negatives: float = 0.0  #: the target is not in the search crop: its template belongs to another pair
+    shape_changes: bool = False  #: of a ``Pool``, targets and frames whose shape changes are drawn more often
 
 
 class Random:
@@ -234,6 +236,19 @@ def mean_and_std(device: torch.device) -> Tuple[Tensor, Tensor]:
     """Mean and standard deviation of the network's input, each ``(3, 1)``, in 0..255."""
     mean = torch.tensor(IMAGE_MEAN, device=device).view(3, 1) * 255
     return mean, torch.tensor(IMAGE_STD, device=device).view(3, 1) * 255
+
+
+def coarsen(image: Tensor, probability: float, random: Random) -> Tensor:
+    """Some of the uint8 crops ``(B, 3, S, S)`` at a resolution that is 1.5 to 4 times lower, one factor for all."""
+    chosen = random.some(len(image), probability)
+    if len(chosen) == 0:
+        return image
+    size = image.shape[-1]
+    coarse = int(size / (1.5 + 2.5 * random.uniform(1).item()))
+    crops = F.interpolate(image[chosen].float(), (coarse, coarse), mode="area")
+    image = image.clone()
+    image[chosen] = F.interpolate(crops, (size, size), mode="bilinear").round().clamp(0, 255).to(torch.uint8)
+    return image
 
 
 def motion_blur(search: Tensor, probability: float, random: Random) -> Tensor:

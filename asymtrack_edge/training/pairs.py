@@ -21,6 +21,7 @@ from asymtrack_edge.training.crops import (
     Augmentation,
     Random,
     Windows,
+    coarsen,
     colour,
     cut,
     cut_one,
@@ -85,7 +86,7 @@ def plan_windows(
 
 
 def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, random: Random) -> Pairs:
-    """Deformation, occlusion, colour, blur and negatives, for pairs from any source whose crops are uint8 RGB.
+    """Deforms, occludes, coarsens, colours and blurs pairs from any source, whose crops are uint8 RGB; makes negatives.
 
     ``identity``, int64 ``(B,)``, is the same for pairs whose pictures may show the same target.
     """
@@ -93,7 +94,8 @@ def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, ran
     search, corners = deform(pairs.search, pairs.corners, augmentation.deformation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
-    template = colour(pairs.template, grey, augmentation, random)
+    template = colour(coarsen(pairs.template, augmentation.coarse, random), grey, augmentation, random)
+    search = coarsen(search, augmentation.coarse / 2, random)
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
     present = pairs.present
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
@@ -120,7 +122,13 @@ class PairSampler:
         self.random = Random(pool.canvases.device)
         #: How often each target is drawn: clips and stills in the shares asked for.
         self.weight = pool.weight
-        clips, stills = (pool.weight * (pool.kind == kind) for kind in (CLIP, STILL))
+        self.log_size = pool.box[:, 2:].log()
+        if aug.shape_changes and len(pool):
+            entries, parts = self.log_size.cpu(), zip(pool.start.tolist(), pool.length.tolist())
+            spread = torch.stack([entries[start : start + n].std(0, unbiased=False).sum() for start, n in parts])
+            preferred = 0.15 + spread.clamp(max=0.85).to(pool.weight.device)
+            self.weight = pool.weight * torch.where(pool.kind == CLIP, preferred, 1.0)
+        clips, stills = (self.weight * (pool.kind == kind) for kind in (CLIP, STILL))
         if clips.sum() > 0 and stills.sum() > 0:
             share = min(1.0, aug.stills / max(1e-6, 1 - aug.patches))
             self.weight = clips / clips.sum() * (1 - share) + stills / stills.sum() * share
@@ -152,11 +160,19 @@ class PairSampler:
         target = torch.multinomial(self.weight, batch, replacement=True, generator=random.generator)
         length = pool.length[target]
         first = (random.uniform(batch) * length).long().clamp(max=length - 1)
-        second = self._near(first, torch.zeros_like(first), length - 1)
-        entry = pool.start[target][:, None] + torch.stack([first, second], 1)
+        entry = pool.start[target][:, None] + torch.stack([first, self._second(target, first)], 1)
         arbitrary = random.uniform(batch) < self.augmentation.patches
         image = torch.where(arbitrary[:, None], image, pool.image[entry])
         return image, torch.where(arbitrary[:, None, None], box, pool.box[entry]), known | ~arbitrary
+
+    def _second(self, target: Tensor, first: Tensor) -> Tensor:
+        """A frame to look for ``target`` in; with ``shape_changes`` rather one where its size or aspect differs."""
+        last, start = self.pool.length[target] - 1, self.pool.start[target][:, None]
+        tries = 3 if self.augmentation.shape_changes else 1
+        second = torch.stack([self._near(first, torch.zeros_like(first), last) for _ in range(tries)], 1)
+        change = (self.log_size[start + second] - self.log_size[start + first[:, None]]).abs().sum(-1)
+        choice = torch.multinomial(0.1 + change.clamp(max=2), 1, generator=self.random.generator)
+        return second.gather(1, choice)[:, 0]
 
     def _near(self, first: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """An arbitrary number from ``low`` to ``high``, not too far from ``first``."""

@@ -77,12 +77,14 @@ SMALL = Recipe(
         saturation=0.3,
         tint=0.1,
         deformation=0.55,
+        coarse=0.33,
         blur=0.15,
         occlusion=0.2,
         fill=0.5,
         stills=0.34,
         patches=0.1,
         negatives=0.12,
+        shape_changes=True,
     ),
 )
 

@@ -34,14 +34,9 @@ HOLDS: Dict[str, str] = {
 #: Used only where they exist, or only with the flavour or version named.
 ONLY_8 = {f"BuilderFlag.{name}" for name in ("FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS")}
 ONLY_8 |= {"ILayer.precision", "ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
-ONLY_RTX = {
-    "ComputeCapability",
-    "DynamicShapesKernelSpecializationStrategy",
-    "IBuilderConfig.num_compute_capabilities",
-    "IBuilderConfig.set_compute_capability",
-    "BuilderFlag.REQUIRE_USER_ALLOCATION",
-    "ICudaEngine.create_runtime_config",
-}
+ONLY_RTX = {f"IBuilderConfig.{name}" for name in ("num_compute_capabilities", "set_compute_capability")}
+ONLY_RTX |= {"ComputeCapability", "DynamicShapesKernelSpecializationStrategy", "BuilderFlag.REQUIRE_USER_ALLOCATION"}
+ONLY_RTX |= {"ICudaEngine.create_runtime_config"}
 
 
 def names_used() -> Set[str]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Box, crop_window
+from asymtrack_edge.training import crops
 from asymtrack_edge.training.crops import Augmentation, Random, Windows, colour, cut, deform, inside, windows_around
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
 from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSampler, finish_pairs, plan_windows
@@ -214,6 +215,21 @@ def test_colours_change_about_luminance_and_mean() -> None:
     even = torch.full((1, 3, 8, 8), 120, dtype=torch.uint8)
     same = pixels(colour(even, torch.tensor([False]), replace(PLAIN, contrast=0.5), rng(1)))
     assert (same - even).abs().max() < 0.1
+    checks = torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 3, 32, 16)
+    coarse = crops.coarsen(checks, 1.0, rng(0)).float()
+    assert coarse.std() < 60 and (coarse.mean() - 127.5).abs() < 3  # 127.5 before
+
+
+def test_what_changes_its_shape_is_drawn_more_often(collection: Path) -> None:
+    pool = load_pool([collection], 100)
+    clip = int((pool.kind == CLIP).nonzero()[0])
+    pool.box[pool.start[clip] : pool.start[clip] + 2, 2] = torch.tensor([8.0, 40.0])
+    shares = []
+    for changes in (False, True):
+        sampler = PairSampler(pool.only(pool.group >= 0), TINY, replace(PLAIN, shape_changes=changes))
+        second = sampler._second(torch.full((300,), clip), torch.zeros(300, dtype=torch.long))
+        shares += [sampler.weight[clip] / sampler.weight[pool.kind == CLIP].sum(), (second == 1).float().mean()]
+    assert shares[2] > 1.2 * shares[0] and shares[3] > 1.5 * shares[1]
 
 
 def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> None:

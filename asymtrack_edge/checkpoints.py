@@ -232,9 +232,10 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 
-def load_weights(path: AnyPath, variant: Variant) -> Dict[str, Tensor]:
-    """The weights of a variant in a file: see ``open_checkpoint`` and ``Checkpoint.tensors``."""
-    return open_checkpoint(path).tensors(variant)
+def load_weights(path: AnyPath, variant: Optional[Variant] = None) -> Dict[str, Tensor]:
+    """The weights in a file, of a variant or of the one that the file looks like: see ``Checkpoint.tensors``."""
+    checkpoint = open_checkpoint(path)
+    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
 
 
 def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:

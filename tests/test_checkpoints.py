@@ -82,7 +82,7 @@ def test_authors_checkpoint_with_foreign_classes(
     content = authors_checkpoint(OrderedDict(official))
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
-    weights = load_weights(path, T)
+    weights = load_weights(path)
     assert "lib" not in sys.modules
     assert list(weights) == list(AsymTrack(T).state_dict())
     assert all(torch.equal(tensor, official[name]) for name, tensor in weights.items())

@@ -27,6 +27,8 @@ SPLITS: Dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read
 SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
 KEPT_ANNOTATIONS = 50_000
+#: Sequences left out of training that are named, per data set.
+TOLD = 20
 
 Loaders = Dict[str, Callable[[str], Sequence]]
 Reader = Callable[[Path], Loaders]
@@ -131,6 +133,8 @@ def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only
     base = _within(root, subset)
     if (base / "list.txt").is_file():
         folders = [base / name for name in read_lines(base / "list.txt")]
+        if visible_only:  # for training a part of the archive is enough
+            folders = [folder for folder in folders if folder.is_dir()]
     else:
         closed = (path for path in base.glob("*") if path.is_dir() and not os.access(path, os.X_OK))
         folders = sorted([*closed, *(path.parent for path in _find(base, "*/groundtruth.txt"))])
@@ -210,7 +214,10 @@ def _uav123(path: Path, name: str) -> Sequence:
     folder = name.rpartition("_")[0] if name in parts else name
     first = parts.get(name, 1) - 1
     images = path.parents[2] / "data_seq" / "UAV123" / folder
-    return Sequence(name, Frames(images).cut(first, first + len(truth)), truth)
+    frames = Frames(images)
+    if 0 < len(frames) <= first:
+        raise DatasetError(f"{printable(images)} has {len(frames)} images, and this part begins at {first + 1}")
+    return Sequence(name, frames.cut(first, first + len(truth)), truth)
 
 
 def _read_coco(root: Path) -> Loaders:
@@ -300,6 +307,7 @@ class Dataset:
         if attributes is not None and not self._attributes:
             raise UsageError(f"there are no attribute files (*.txt) in {printable(attributes)}")
         self.names = list(self._loaders)
+        self.left_out = 0  # of ``annotation``
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
 
     def __len__(self) -> int:
@@ -354,7 +362,10 @@ class Dataset:
         try:
             sequence = self.sequence(self.names[index])
         except DatasetError as error:
-            logging.getLogger(__name__).warning("%s: left out: %s", self.kind.title, error)
+            self.left_out += 1
+            if self.left_out <= TOLD:
+                more = "; others are left out without a line each" if self.left_out == TOLD else ""
+                logging.getLogger(__name__).warning("%s: left out: %s%s", self.kind.title, error, more)
             return Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Frames("", ()))
         boxes = sequence.truth.astype(np.float32)
         usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1)

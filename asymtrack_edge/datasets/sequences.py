@@ -25,7 +25,7 @@ class Frames:
             try:
                 names = [path.name for path in list_files(folder)]
             except OSError:
-                names = []  # told as "0 frames"
+                names = []  # told where a sequence is made of them
         encoded = np.array([name.encode("utf-8", "surrogateescape") for name in names])
         self.names = encoded if encoded.size else np.zeros(0, "S1")
 

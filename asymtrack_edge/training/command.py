@@ -66,14 +66,16 @@ def _add_run(commands: Any) -> None:
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
     add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
     add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
-    add = run.add_argument_group("recipe").add_argument
-    add("--preset", choices=("paper", "small", "gpu"), help="recipe (default: paper; docs/training.md compares them)")
+    recipe = run.add_argument_group("recipe")
+    add = recipe.add_argument
+    text = "recipe (default: paper; needed with --data; docs/training.md compares them)"
+    add("--preset", choices=("paper", "small", "gpu"), help=text)
     add("--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)")
     add("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
     add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
     add("--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero")
     add("--seed", type=cli.seed, metavar="N", help="seed of weights and pairs (default: 0)")
-    numbers = run.add_mutually_exclusive_group().add_argument
+    numbers = recipe.add_mutually_exclusive_group().add_argument
     numbers("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     numbers("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")

@@ -20,8 +20,8 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
-#: Standard deviations of a deformed crop's rotation (radians) and of the logarithm of its stretch.
-TURN, STRETCH = 0.2, 0.18
+#: Standard deviation of a deformed crop's rotation, radians.
+TURN = 0.2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Augmentation:
     contrast: float = 0.0  #: the same for further colour changes
     saturation: float = 0.0
     tint: float = 0.0
-    deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched by ``STRETCH``
+    deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched
+    stretch: float = 0.12  #: standard deviation of the logarithm of that stretch
     coarse: float = 0.0  #: the template crop loses resolution; the search crop does half as often
     blur: float = 0.0  #: the search crop is blurred along a random direction
     occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
@@ -151,7 +152,7 @@ def cut_one(picture: np.ndarray, windows: Windows, i: int, out: np.ndarray, crop
         out[...] = out[:, ::-1].copy()
 
 
-def deform(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tuple[Tensor, Tensor]:
+def deform(search: Tensor, corners: Tensor, augmentation: Augmentation, random: Random) -> Tuple[Tensor, Tensor]:
     """Turns and stretches some of the crops about their middle: one still shows a target in one pose only.
 
     Takes uint8 crops ``(B, 3, S, S)`` and the targets' ``corners`` ``(B, 4)`` in crop units. Returns the crops,
@@ -159,10 +160,11 @@ def deform(search: Tensor, corners: Tensor, probability: float, random: Random) 
     filled the target's box.
     """
     batch, size = len(search), search.shape[-1]
-    chosen = random.some(batch, probability)
+    chosen = random.some(batch, augmentation.deformation)
     if len(chosen) == 0:
         return search, corners
-    angle, stretch = TURN * random.normal(len(chosen)), torch.exp(STRETCH * random.normal(len(chosen)))
+    angle = TURN * random.normal(len(chosen))
+    stretch = torch.exp(augmentation.stretch * random.normal(len(chosen)))
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
     scale = torch.stack([stretch, 1 / stretch], 1)

@@ -170,6 +170,20 @@ def files_under(folder: Path) -> List[Path]:
     return sorted(path for path in found if path.is_file())
 
 
+def _boxes(truth: Path) -> np.ndarray:
+    """The boxes of a clip's target ``(N, 4)``, nan where it is not annotated or not there."""
+    table, count = read_boxes(truth), len(frames_of(truth.parent))
+    if len(table) != count:
+        raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {count} images")
+    for label in (truth.with_name(name) for name in ABSENT if truth.with_name(name).is_file()):
+        absent = read_labels(label)
+        if len(absent) != count:
+            raise DatasetError(f"{printable(label)} has {len(absent)} labels for {count} images")
+        table[absent > 0] = np.nan
+    table[:, :2] -= "_rect" in truth.name.lower()  # counts pixels from 1
+    return table
+
+
 def _find(folder: Path) -> Iterator[_Item]:
     """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
     files = files_under(folder)
@@ -178,22 +192,16 @@ def _find(folder: Path) -> Iterator[_Item]:
     taken = collections.union(path.parent for path in truths)
     for place in sorted(collections):
         yield from _collection(place)
+    found: Dict[Path, List[np.ndarray]] = {}  # by clip, the boxes of each of its targets
     for truth in truths:
-        frames = frames_of(truth.parent)
         try:
-            table = read_boxes(truth)
-            if len(table) != len(frames):
-                raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {len(frames)} images")
-            for label in (truth.with_name(name) for name in ABSENT if truth.with_name(name).is_file()):
-                absent = read_labels(label)
-                if len(absent) != len(table):
-                    raise DatasetError(f"{printable(label)} has {len(absent)} labels for {len(table)} images")
-                table[absent > 0] = np.nan
+            boxes = _boxes(truth)
         except DatasetError as error:
             cli.say(f"left out: {error}")
             continue
-        table[:, :2] -= "_rect" in truth.name.lower()  # counts pixels from 1
-        yield _Item(CLIP, "", list(frames), Path.read_bytes, [table])
+        found.setdefault(truth.parent, []).append(boxes)
+    for place, tracks in found.items():
+        yield _Item(CLIP, "", list(frames_of(place)), Path.read_bytes, tracks)
     for path in files:
         if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):
             yield _Item(STILL, "", [path], Path.read_bytes)

@@ -91,7 +91,7 @@ def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, ran
     ``identity``, int64 ``(B,)``, is the same for pairs whose pictures may show the same target.
     """
     batch = len(pairs.template)
-    search, corners = deform(pairs.search, pairs.corners, augmentation.deformation, random)
+    search, corners = deform(pairs.search, pairs.corners, augmentation, random)
     search = occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
     template = colour(coarsen(pairs.template, augmentation.coarse, random), grey, augmentation, random)
@@ -168,8 +168,9 @@ class PairSampler:
     def _second(self, target: Tensor, first: Tensor) -> Tensor:
         """A frame to look for ``target`` in; with ``shape_changes`` rather one where its size or aspect differs."""
         last, start = self.pool.length[target] - 1, self.pool.start[target][:, None]
-        tries = 3 if self.augmentation.shape_changes else 1
-        second = torch.stack([self._near(first, torch.zeros_like(first), last) for _ in range(tries)], 1)
+        if not self.augmentation.shape_changes:
+            return self._near(first, torch.zeros_like(first), last)
+        second = torch.stack([self._near(first, torch.zeros_like(first), last) for _ in range(3)], 1)
         change = (self.log_size[start + second] - self.log_size[start + first[:, None]]).abs().sum(-1)
         choice = torch.multinomial(0.1 + change.clamp(max=2), 1, generator=self.random.generator)
         return second.gather(1, choice)[:, 0]

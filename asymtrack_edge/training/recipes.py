@@ -77,6 +77,7 @@ SMALL = Recipe(
         saturation=0.3,
         tint=0.1,
         deformation=0.55,
+        stretch=0.18,
         coarse=0.33,
         blur=0.15,
         occlusion=0.2,

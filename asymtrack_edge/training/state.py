@@ -134,8 +134,10 @@ class RunState:
             self.guard = Guard(**index["guard"])
             for name in COUNTS:
                 setattr(self, name, index[name])
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
+        except RuntimeError:
+            raise CheckpointError(f"the state in {folder} is of another variant than its run.json says") from None
         self.ema = parts["ema"]
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():

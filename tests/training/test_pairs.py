@@ -157,17 +157,18 @@ def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path, ca
             cv2.imwrite(str(images / f"{i}.png"), frame)
     (data / "a").symlink_to(there)
     (data / "b" / "circle").symlink_to(data)
+    save(data / "b" / "groundtruth_rect.2.txt", BOXES[1:5])
     save(there / "groundtruth.txt", [*BOXES[:2], ["nan"] * 4, BOXES[3]])
     save(data / "b" / "groundtruth_rect.txt", BOXES[:4])
     cv2.imwrite(str(data / "still.png"), picture(0))
     pool = load_pool([data], 120)
-    assert pool.kind.tolist() == [CLIP, CLIP] and pool.length.tolist() == [3, 4] and len(pool.canvases) == 9
-    assert pool.box[0].tolist() == [20, 30, 24, 24] and pool.box[3].tolist() == [19, 29, 24, 24]
-    assert pool.image[pool.start[1] :].tolist() == [4, 5, 6, 7]
+    assert pool.kind.tolist() == [CLIP] * 3 and pool.length.tolist() == [3, 4, 4] and len(pool.canvases) == 9
+    assert pool.box[0].tolist() == [20, 30, 24, 24] and pool.box[7].tolist() == [19, 29, 24, 24]
+    assert pool.image[pool.start[1] :].tolist() == [4, 5, 6, 7] * 2  # two targets of one clip
     save(there / "absence.label", "0\n1\n0\n0\n")
-    assert load_pool([data], 120).length.tolist() == [2, 4]
+    assert load_pool([data], 120).length.tolist() == [2, 4, 4]
     save(there / "groundtruth.txt", BOXES[:1])
-    assert len(load_pool([data], 120)) == 1 and "1 boxes for 4 images" in capsys.readouterr().err
+    assert len(load_pool([data], 120)) == 2 and "1 boxes for 4 images" in capsys.readouterr().err
 
 
 def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_deformed_target_lies_where_its_corners_say() -> None:
     search = torch.from_numpy(image).permute(2, 0, 1)[None].repeat(16, 1, 1, 1)
     # A pixel's index in the crop is half a pixel below its place, as in the published convention.
     corners = ((torch.tensor([box], dtype=torch.float32) - 0.5) / size).repeat(16, 1)
-    turned, moved = deform(search, corners, 1.0, rng(4))
+    turned, moved = deform(search, corners, Augmentation(deformation=1.0), rng(4))
     assert (moved - corners).abs().max() > 0.05
     for shown, expected in zip(turned, moved):
         rows, columns = np.nonzero(shown[0].numpy() > 127)
@@ -262,8 +263,9 @@ def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tmp_path: Path) -
     aug = Augmentation(greyscale=0.0, brightness=0.0)
     root = tmp_path / "train"
     shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
-    save(root / "list.txt", "a\n")
+    save(root / "list.txt", "a\nabsent\n")  # a part of the data set is enough
     disk = DiskPairs([Dataset("got10k-train", tmp_path)], TINY, aug, CPU, workers=1)
+    assert len(disk.datasets[0]) == 1
     region = disk._submit(6, 4)[0][1]
     pairs = disk.draw(6, 4)
     (root / "a" / "groundtruth.txt").unlink()

@@ -19,7 +19,7 @@ from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import files_under, read_records, shrink
 from asymtrack_edge.training.state import save_json
 
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".flv", ".3gp")
 
 #: Frames of a clip, every how many-th of the video they are, and most clips of a video, spread evenly.
 FRAMES, STRIDE, CLIPS = 16, 3, 20

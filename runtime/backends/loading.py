@@ -46,7 +46,7 @@ def open_backend(
     if precision is not None and (precision, backend) != ("bf16", "openvino"):
         raise UsageError(
             f"the model is in {manifest.precision}, and the backend {backend} cannot compute it in {precision}: "
-            + ("use the backend openvino" if precision == "bf16" else f"give a model exported with --{precision}")
+            + ("use the backend openvino" if precision == "bf16" else f"give a model that was exported in {precision}")
         )
     passed: List[str] = []
     names = _candidates(device, passed) if backend == "auto" else [backend]

@@ -83,7 +83,7 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
         ({"backend": "tensorrt", "device": "cpu"}, "runs on a GPU, not on the CPU"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "cannot compute it in bf16: use the backend openvino"),
-        ({"precision": "fp16"}, "cannot compute it in fp16: give a model exported with --fp16"),
+        ({"precision": "fp16"}, "cannot compute it in fp16: give a model that was exported in fp16"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_one_line(arguments: Any, words: str) -> None:

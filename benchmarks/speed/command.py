@@ -22,7 +22,7 @@ asymtrack-bench speed T                                       everything measura
 asymtrack-bench speed T --threads 1,2 --protocol P1,P2 --output report
 asymtrack-bench speed exports/t-fp16-xavier --backend tensorrt --full
 asymtrack-bench speed T --protocol P5 --peer opencv:CSRT --clip video.mp4 --box 120,80,40,60
-asymtrack-bench ab T --reference                              the search step against the published form in PyTorch
+asymtrack-bench ab T --reference                              the search step against the reference form in PyTorch
 asymtrack-bench ab exports/plain exports/int8                 which of two models is faster
 asymtrack-bench ab T --backend onnxruntime,openvino --precision fp32,bf16
 asymtrack-bench targets T --counts 1,2,4,8                    several targets in one frame
@@ -51,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(speed, positional=True, several=True)
     cli.add_backend(speed, several=True)
     cli.add_clip(speed)
-    speed.add_argument("--reference", action="store_true", help="P1 and P2 of the published form in PyTorch as well")
+    speed.add_argument("--reference", action="store_true", help="P1 and P2 of the reference form in PyTorch as well")
     text = f"of {', '.join(PROTOCOLS)}"
     speed.add_argument("--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=text)
     text = "also time another tracker in P5, named as for asymtrack-eval --tracker, such as opencv:CSRT"
@@ -61,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     ab = add("ab", "which of several models or backends is faster, taking turns", 30.0, "in all")
     cli.add_model(ab, positional=True, several=True)
     cli.add_backend(ab, several=True)
-    ab.add_argument("--reference", action="store_true", help="first the published form, eager PyTorch in fp32")
+    ab.add_argument("--reference", action="store_true", help="first the reference form, eager PyTorch in fp32")
 
     targets = add("targets", "several targets: one call for all against one each", 40.0, "in all")
     cli.add_model(targets, positional=True)

@@ -145,7 +145,7 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
 
 
 def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> None:
-    """P1 and P2 of all combinations, after the published form of the first where it is asked for."""
+    """P1 and P2 of all combinations, after the reference form of the first where it is asked for."""
     raced = _open(bench, cases.combinations(a), cases.network_case)
     if a.reference:
         variant = get_variant(raced[0].tracker.replace("AsymTrack-", ""))

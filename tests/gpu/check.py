@@ -184,7 +184,7 @@ def _time(call: Callable[[], Any], rounds: int = 150) -> float:
 
 
 def speed(machine: Machine) -> List[Row]:
-    """Search step and ``update()`` on 1280x720 against the published form in eager PyTorch, on this GPU."""
+    """Search step and ``update()`` on 1280x720 against the reference form in eager PyTorch, on this GPU."""
     rows = _pytorch_rows(machine)
     reference = {row["batch"]: row["ms"] for row in rows if row["what"] == REFERENCE}
     frames = [frame for frame, _ in synthetic_clip(8, (1280, 720))]
@@ -210,7 +210,7 @@ def speed(machine: Machine) -> List[Row]:
 
 
 def _pytorch_rows(machine: Machine) -> List[Row]:
-    """Times the published form in fp32."""
+    """Times the reference form in fp32."""
     if "torch" in machine.missing:
         return []
     import torch

@@ -47,8 +47,9 @@ class Frames:
 
 def frames_of(folder: Path) -> Frames:
     """The images beside a sequence's boxes or, where there are none, in a folder there of a usual name."""
-    places = (folder, *(folder / name for name in ("img", "imgs", "images", "frames", "color")))
-    return next((frames for frames in map(Frames, places) if len(frames)), Frames(folder))
+    beside = Frames(folder)
+    inside = (folder / name for name in ("img", "imgs", "images", "frames", "color"))
+    return beside if len(beside) else next((frames for frames in map(Frames, inside) if len(frames)), beside)
 
 
 @dataclass(frozen=True)

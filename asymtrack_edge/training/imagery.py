@@ -165,14 +165,15 @@ def files_under(folder: Path) -> List[Path]:
     for place, folders, names in os.walk(folder, followlinks=True):  # rglob passes by folders that are links
         new = os.path.realpath(place) not in seen  # else a link in a circle, or a second one
         seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if new and not name.startswith(".")]
+        # Sorted: all processes of a run have to find the same.
+        folders[:] = sorted(name for name in folders if new and not name.startswith("."))
         found += [Path(place, name) for name in names if new and not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
 
 
-def _boxes(truth: Path) -> np.ndarray:
-    """The boxes of a clip's target ``(N, 4)``, nan where it is not annotated or not there."""
-    table, count = read_boxes(truth), len(frames_of(truth.parent))
+def _boxes(truth: Path, count: int) -> np.ndarray:
+    """The boxes of a target in a clip of ``count`` images ``(count, 4)``, nan where not annotated or not there."""
+    table = read_boxes(truth)
     if len(table) != count:
         raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {count} images")
     for label in (truth.with_name(name) for name in ABSENT if truth.with_name(name).is_file()):
@@ -188,20 +189,22 @@ def _find(folder: Path) -> Iterator[_Item]:
     """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
     files = files_under(folder)
     collections = {path.parent for path in files if path.name in INDEXES}
-    truths = [path for path in files if TRUTH.fullmatch(path.name) and collections.isdisjoint(path.parents)]
-    taken = collections.union(path.parent for path in truths)
+    by_clip: Dict[Path, List[Path]] = {}  # its files of boxes, one for each target
+    for path in files:
+        if TRUTH.fullmatch(path.name) and collections.isdisjoint(path.parents):
+            by_clip.setdefault(path.parent, []).append(path)
+    taken = collections.union(by_clip)
     for place in sorted(collections):
         yield from _collection(place)
-    found: Dict[Path, List[np.ndarray]] = {}  # by clip, the boxes of each of its targets
-    for truth in truths:
-        try:
-            boxes = _boxes(truth)
-        except DatasetError as error:
-            cli.say(f"left out: {error}")
-            continue
-        found.setdefault(truth.parent, []).append(boxes)
-    for place, tracks in found.items():
-        yield _Item(CLIP, "", list(frames_of(place)), Path.read_bytes, tracks)
+    for place, truths in by_clip.items():
+        frames, tracks = frames_of(place), []
+        for truth in truths:
+            try:
+                tracks.append(_boxes(truth, len(frames)))
+            except DatasetError as error:
+                cli.say(f"left out: {error}")
+        if tracks:
+            yield _Item(CLIP, "", list(frames), Path.read_bytes, tracks)
     for path in files:
         if path.name.lower().endswith(IMAGE_SUFFIXES) and taken.isdisjoint(path.parents):
             yield _Item(STILL, "", [path], Path.read_bytes)

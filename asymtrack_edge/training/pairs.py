@@ -123,11 +123,12 @@ class PairSampler:
         #: How often each target is drawn: clips and stills in the shares asked for.
         self.weight = pool.weight
         self.log_size = pool.box[:, 2:].log()
-        if aug.shape_changes and len(pool):
-            entries, parts = self.log_size.cpu(), zip(pool.start.tolist(), pool.length.tolist())
-            spread = torch.stack([entries[start : start + n].std(0, unbiased=False).sum() for start, n in parts])
-            preferred = 0.15 + spread.clamp(max=0.85).to(pool.weight.device)
-            self.weight = pool.weight * torch.where(pool.kind == CLIP, preferred, 1.0)
+        if aug.shape_changes:
+            self.weight, sizes = pool.weight.clone(), self.log_size.cpu()
+            for clip in torch.nonzero(pool.kind == CLIP)[:, 0].tolist():
+                start = int(pool.start[clip])
+                spread = sizes[start : start + int(pool.length[clip])].std(0, unbiased=False).sum()
+                self.weight[clip] *= 0.15 + min(0.85, float(spread))
         clips, stills = (self.weight * (pool.kind == kind) for kind in (CLIP, STILL))
         if clips.sum() > 0 and stills.sum() > 0:
             share = min(1.0, aug.stills / max(1e-6, 1 - aug.patches))

@@ -51,14 +51,15 @@ class Pairs(NamedTuple):
     corners: Tensor  #: ``(B, 4)`` x1, y1, x2, y2 of the target in search crop units (may leave 0..1)
     present: Tensor  #: bool ``(B,)``, whether the search crop shows the template's target
     known: Tensor  #: bool ``(B,)``, whether ``corners`` and ``present`` are right; only with a teacher they may not be
+    aspect: Tensor  #: ``(B,)``, width over height of the target in the template
 
 
 #: Makes the batch of a step: ``draw(batch, step)``. The same step always gives the same batch.
 DrawPairs = Callable[[int, int], Pairs]
 
 
-#: Where a batch of pairs is cut: windows of template and search region, corners as in ``Pairs``.
-Plan = Tuple[Windows, Windows, Tensor]
+#: Where a batch of pairs is cut: windows of template and search region, corners and aspect as in ``Pairs``.
+Plan = Tuple[Windows, Windows, Tensor, Tensor]
 
 
 def plan_windows(
@@ -82,7 +83,7 @@ def plan_windows(
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
     half = search_box[:, 2:] / search.side[:, None] / 2
     template = windows_around(_centre(template_box), template_side, flip)
-    return template, search, torch.cat([middle - half, middle + half], 1)
+    return template, search, torch.cat([middle - half, middle + half], 1), template_box[:, 2] / template_box[:, 3]
 
 
 def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, random: Random) -> Pairs:
@@ -97,12 +98,13 @@ def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, ran
     template = colour(coarsen(pairs.template, augmentation.coarse, random), grey, augmentation, random)
     search = coarsen(search, augmentation.coarse / 2, random)
     search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
-    present = pairs.present
+    present, aspect = pairs.present, pairs.aspect
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
         # A smaller batch has no pair that shares no picture with this one.
         present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
         template = torch.where(present[:, None, None, None], template, template.roll(-STRANGER, 0))
-    return Pairs(template, search, corners, present, pairs.known | ~present)
+        aspect = torch.where(present, aspect, aspect.roll(-STRANGER))
+    return Pairs(template, search, corners, present, pairs.known | ~present, aspect)
 
 
 @dataclass
@@ -143,10 +145,10 @@ class PairSampler:
         pool, variant, random = self.pool, self.variant, self.random
         random.start(self.seed, self.rank, step)
         image, box, known = self._targets(batch)
-        around, region, corners = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
+        around, region, corners, aspect = plan_windows(box[:, 0], box[:, 1], variant, self.augmentation, random)
         template = self._cut(image[:, 0], around, variant.template_size)
         search = self._fill(self._cut(image[:, 1], region, variant.search_size), image[:, 1], region)
-        pairs = Pairs(template, search, corners, torch.ones_like(known), known)
+        pairs = Pairs(template, search, corners, torch.ones_like(known), known, aspect)
         return finish_pairs(pairs, pool.group[image[:, 1]], self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
@@ -251,7 +253,7 @@ class DiskPairs:
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
-        (_, region, corners), identity, jobs = self.jobs.pop((batch, step))
+        (_, region, corners, aspect), identity, jobs = self.jobs.pop((batch, step))
         read: Dict[int, _Crops] = {}
         for i, job in enumerate(jobs):
             try:
@@ -264,13 +266,14 @@ class DiskPairs:
             jobs[0].result()
         good = list(read)
         places = [i if i in read else good[i % len(good)] for i in range(batch)]
-        region, corners, identity = Windows(*(v[places] for v in region)), corners[places], identity[places]
+        region, identity = Windows(*(v[places] for v in region)), identity[places]
+        corners, aspect = corners[places].to(self.device), aspect[places].to(self.device)
         templates, searches, sizes = zip(*(read[i] for i in places))
         template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(self.seed, self.share[0], step, 1)
         search = self._fill(search, region, torch.tensor(sizes, dtype=torch.float32))
         yes = torch.ones(batch, dtype=torch.bool, device=self.device)
-        pairs = Pairs(template, search, corners.to(self.device), yes, yes)
+        pairs = Pairs(template, search, corners, yes, yes, aspect)
         return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:

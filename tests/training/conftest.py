@@ -35,7 +35,7 @@ def random_pairs(variant: Variant, batch: int) -> Pairs:
     """Noise with known targets, always the same."""
     low = 0.2 + 0.2 * torch.rand(batch, 2, generator=torch.Generator().manual_seed(0))
     yes = torch.ones(batch, dtype=torch.bool)
-    return Pairs(*random_inputs(variant, batch), torch.cat([low, low + 0.3], 1), yes, yes)
+    return Pairs(*random_inputs(variant, batch), torch.cat([low, low + 0.3], 1), yes, yes, torch.ones(batch))
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:

@@ -65,7 +65,7 @@ def test_windows_and_targets_follow_the_published_formula() -> None:
     published = crop_window(box, 4.0)
     assert own.corner.tolist() == [[published.left, published.top]] and own.side.item() == published.side
     boxes = torch.tensor([[400.0, 300.0, 40.0, 20.0]]).expand(2000, 4)
-    template, search, corners = plan_windows(boxes, boxes, VARIANTS["T"], Augmentation(), rng(1))
+    template, search, corners, _ = plan_windows(boxes, boxes, VARIANTS["T"], Augmentation(), rng(1))
     # The published window is rounded, its target is not: up to half a pixel of the frame between them.
     side = search.side[:, None]
     low, extent = (boxes[:, :2] - search.corner) / side - 0.5 / 256, boxes[:, 2:] / side
@@ -238,12 +238,12 @@ def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> N
     template, search = level.expand(-1, 3, 32, 32), level.expand(-1, 3, 64, 64)
     corners, known = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(12, -1), torch.ones(12, dtype=torch.bool)
     lively = replace(PLAIN, occlusion=1.0, negatives=0.5)
-    drawn = Pairs(template, search, corners, known, known)
+    drawn = Pairs(template, search, corners, known, known, 20.0 * torch.arange(12))
     pairs = finish_pairs(drawn, torch.arange(12), lively, rng(4))
     assert (~pairs.present).any() and pairs.present.any() and pairs.known.all()
     for i in range(12):
         own = i if pairs.present[i] else (i + STRANGER) % 12
-        assert pixels(pairs.template)[i].round().unique().tolist() == [20 * own]
+        assert pixels(pairs.template)[i].round().unique().tolist() == [20 * own] == [pairs.aspect[i]]
         seen = set(pixels(pairs.search)[i].round().unique().tolist())
         assert 20 * i in seen and (pairs.present[i] or 20 * own not in seen)
     assert finish_pairs(drawn, torch.zeros(12, dtype=torch.int64), lively, rng(4)).present.all()

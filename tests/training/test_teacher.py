@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from onnx import TensorProto, numpy_helper
 from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
 from safetensors.torch import load_file
@@ -85,16 +86,27 @@ def test_a_batch_gives_what_onnx_runtime_gives_for_each(graphs: Path) -> None:
             np.testing.assert_allclose(ours[i : i + 1].numpy(), theirs, rtol=2e-3, atol=1e-3)
 
 
-def test_the_opinion_is_in_the_coordinates_of_pairs(graphs: Path) -> None:
-    teacher = Teacher(graphs, CPU)
-    logits, reach = torch.full((2, 1, 16, 16), -9.0), torch.zeros(2, 4, 16, 16)
-    logits[0, 0, 5, 9] = logits[1, 0, 0, 3] = 4.0
-    reach[0, :, 5, 9] = torch.tensor([10.0, 20.0, 30.0, 40.0])
-    teacher.search = lambda **_: [reach, logits]  # type: ignore[assignment]
-    opinion = teacher(random_pairs(VARIANTS["T"], 2))
-    assert (opinion.corners[0] * 256 + 0.5).tolist() == pytest.approx([144 - 10, 80 - 20, 144 + 30, 80 + 40])
-    assert opinion.peak.tolist() == pytest.approx([0.982, 0.982], abs=1e-3)
-    assert opinion.features.shape == (2, 256, 8, 8) and opinion.response.shape == (2, 16, 16)
+def test_the_teacher_sees_squeezed_views_and_answers_in_the_coordinates_of_pairs(graphs: Path) -> None:
+    teacher, reach = Teacher(graphs, CPU), torch.tensor([10.0, 20.0, 30.0, 40.0])
+
+    def spot(size: int) -> Any:  # a bright one, right of the middle and above it
+        x, y = np.meshgrid(*[np.arange(size) / size] * 2)
+        spot = torch.from_numpy(np.exp(-30 * ((x - 0.56) ** 2 + (y - 0.41) ** 2))).float()
+        return (spot.expand(3, 3, -1, -1) * 255 - teacher.mean) / teacher.std
+
+    seen = [reach[:, None, None].expand(3, 4, 16, 16)]
+    teacher.search = lambda image, **_: [*seen, image[:, :1, ::16, ::16] / 32]  # type: ignore[assignment]
+    teacher.template = lambda image: [F.pad(image[..., ::16, ::16], (0, 0, 0, 0, 0, 1), value=90.0)]  # type: ignore
+    pairs = random_pairs(VARIANTS["T"], 3)._replace(template=spot(128), search=spot(256))
+    opinion = teacher(pairs._replace(aspect=torch.tensor([0.5, 1.0, 2.0])))
+    np.testing.assert_allclose(opinion.view[2], [0.7 * 2**0.5, 0.7 / 2**0.5], rtol=1e-5)
+    pixel = 1.25 / 0.7 / 256 * opinion.view.repeat(1, 2)  # of the teacher, which sees five times the box, not four
+    middle = opinion.corners + torch.cat([reach[:2], -reach[2:]]) * pixel
+    np.testing.assert_allclose(middle, [[0.56, 0.41] * 2] * 3, atol=0.06)
+    assert [divmod(int(i), 16) for i in opinion.response.flatten(1).argmax(1)] == [(7, 9)] * 3
+    (ours,) = teacher.template(image=pairs.template * teacher.std + teacher.mean)
+    right, wrong = (teacher_loss(opinion.response, ours, opinion._replace(view=opinion.view * k)) for k in (1, 1.2))
+    assert right["features"] < 0.001 < wrong["features"]
 
 
 def test_labels_come_from_a_teacher_that_is_sure() -> None:
@@ -103,7 +115,7 @@ def test_labels_come_from_a_teacher_that_is_sure() -> None:
     present = torch.tensor([True, True, True, True, False, False])
     peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.99, 0.6])
     box = torch.full((6, 4), 0.5)
-    labelled = relabel(pairs._replace(known=known, present=present), Opinion(peak, peak, box, peak))
+    labelled = relabel(pairs._replace(known=known, present=present), Opinion(peak, peak, box, peak, peak))
     # Sure, unsure, absent; a label stays; a negative that the teacher is sure of is none, another stays.
     assert labelled.known.tolist() == [True, False, True, True, False, True]
     assert labelled.present.tolist() == [True, False, False, True, False, False]
@@ -112,7 +124,7 @@ def test_labels_come_from_a_teacher_that_is_sure() -> None:
 
 def test_read_outs_fall_to_nothing_where_they_agree() -> None:
     response, features = torch.rand(2, 16, 16), torch.randn(2, 256, 8, 8)
-    opinion = Opinion(response.round(), response, response, features)
+    opinion = Opinion(response.round(), response, response, features, torch.ones(2, 2))
     terms = teacher_loss(100 * (response.round() - 0.5), 3 * features, opinion)
     assert terms["response"] < 1e-4 and terms["features"] < 1e-4
     terms = teacher_loss(0 * response, -features, opinion)

@@ -28,7 +28,7 @@ PERCENTILES = (5, 10, 25, 50, 75, 95)
 
 
 def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
-    """Success AUC of each track of a sequence, the frame it starts from left out."""
+    """Success AUC of each track of a sequence, the frame it starts from left out; DatasetError where it gives none."""
     found = []
     for step in (1, -1):  # as it is, and mirrored
         truth = sequence.truth.copy()
@@ -45,6 +45,8 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
             tracker.init(next(frames), truth[start])
             boxes = np.array([tracker.update(frame).box for frame in frames])
             found.append(float(success_curve(overlaps(boxes[judged - start - 1], truth[judged])).mean()))
+    if not found:
+        raise DatasetError(f"{sequence.name} has fewer than two frames with a box: tracks need two")
     return found
 
 
@@ -64,10 +66,9 @@ def starts(args: argparse.Namespace) -> int:
         except (BoxError, DatasetError) as error:
             left_out[sequence.name] = str(error)
             continue
-        if aucs:
-            tracks += len(aucs)
-            means[sequence.name] = round(float(np.mean(aucs)), 4)
-            cli.say(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks")
+        tracks += len(aucs)
+        means[sequence.name] = round(float(np.mean(aucs)), 4)
+        cli.say(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks")
     mean = round(float(np.mean([*means.values()])), 4) if means else None
     return _finish(args, {"tracks": tracks, "success AUC": mean, "sequences": means}, left_out)
 

@@ -186,13 +186,13 @@ def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[s
 
 
 def _grid(side: int, pixel: float, view: Tensor) -> Tensor:
-    """Where in crops, -1..1, cells of views about their middle lie ``(B, side, side, 2)``: at their first ``pixel``."""
-    place = (2 * torch.arange(side, device=view.device) + pixel) / side - 1
+    """Places in crops ``(B, side, side, 2)``, -1..1, of the cells of views: where the first pixel of a cell lies."""
+    place = (2 * torch.arange(side, device=view.device) + pixel) / side - 1  # F.affine_grid would be bfloat16 here
     x, y = (view[:, axis, None] * place for axis in (0, 1))
     return torch.stack([x[:, None].expand(-1, side, -1), y[..., None].expand(-1, -1, side)], -1)
 
 
 def _cells(maps: Tensor, view: Tensor, side: int) -> Tensor:
-    """What maps ``(B, C, N, N)`` of crops show in the cells ``(B, C, side, side)`` of maps of views ``(B, 2)``."""
-    grid = _grid(side, 1 / STRIDE, view) + (1 - 1 / STRIDE) / maps.shape[-1]  # here a cell's middle counts
+    """Samples maps ``(B, C, N, N)`` of crops at the cells ``(B, C, side, side)`` of views of them ``(B, 2)``."""
+    grid = _grid(side, 1 / STRIDE, view) + (1 - 1 / STRIDE) / maps.shape[-1]  # grid_sample counts from a cell's middle
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)

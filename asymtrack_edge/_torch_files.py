@@ -84,11 +84,26 @@ _KNOWN: Dict[Tuple[str, str], Any] = {
 _Python: Any = vars(pickle)["_Unpickler"]
 
 
+class _Tuple(Tuple[Any, ...]):
+    """Hashed by identity: the content of one that holds another twice, and that another, takes for ever."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+def _tuple(opcode: bytes) -> Any:
+    def load(self: Any) -> None:
+        _Python.dispatch[opcode[0]](self)
+        self.stack[-1] = _Tuple(self.stack[-1])
+
+    return load
+
+
 class Unpickler(_Python):  # type: ignore[misc]
     """Python's unpickler in Python (in C, a large memo index takes as much memory) that imports nothing."""
 
     dispatch: ClassVar[Dict[int, Any]] = {
         **_Python.dispatch,
+        **{code[0]: _tuple(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
         pickle.BUILD[0]: lambda self: self.stack.pop(),  # attributes, which nothing needs
         pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # its own makes an array of the length that is claimed
     }

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 #: What nothing reads, though checkpoints hold it: modules of the published network, and counters of BatchNorm.
 _UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.|num_batches_tracked$")
 #: Where the names of this network begin; what stands before ("net.", "module.", "_orig_mod.") tells copies apart.
-_ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\..*)$", re.DOTALL)
+_ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\.[^/]*)$", re.DOTALL)
 #: Of the number that begins PyTorch's format before 1.6.
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 #: A part of a name that says that weights are averaged over training steps.
-_AVERAGED = re.compile(r"(?:^|[./_])(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)
+_AVERAGED = re.compile(r"(?:^|[./]|(?<!exp)_)(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)
 #: What torch.compile, FSDP and activation checkpointing write into the names of the modules they wrap.
 _WRAPPED = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
@@ -191,9 +191,9 @@ def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iter
     if isinstance(node, dict) and id(node) not in seen and depth <= 4:
         seen.add(id(node))
         for name, value in node.items():
-            if hasattr(value, "shape"):
+            if isinstance(name, str) and hasattr(value, "shape"):
                 yield _WRAPPED.sub("", f"{place}{name}"), value
-            else:
+            elif isinstance(name, (str, int)):
                 yield from _tensors(value, seen, f"{place}{name}/", depth + 1)
 
 
@@ -207,7 +207,8 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
         names = ", ".join(_clip(name) for name in islice(tensors, 3))
         raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
     if not prefixes:
-        names = ", ".join(map(_clip, islice(tree, 5))) if isinstance(tree, dict) else ""
+        keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, dict) else []
+        names = ", ".join(map(_clip, keys[:5]))
         raise MalformedError(f"holds no state_dict, only {names or 'an object'}: save model.state_dict()")
     sizes = Counter(prefixes.values())
     ranked = sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)))
@@ -228,7 +229,10 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
         choice += f"; --weights {flag} takes the {other}"
     # Tensors beside the copy stay, so that they are named as ones that do not fit.
     beside = (name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place)
-    found = {name[len(place) :]: tensors[name] for name in beside}
+    # Averages of parameters alone go with the statistics of BatchNorm of what they are averages of.
+    raw = places.get("raw", place)
+    found = {name[len(raw) :]: t for name, t in tensors.items() if prefixes.get(name) == raw and ".running_" in name}
+    found.update({name[len(place) :]: tensors[name] for name in beside})
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import os
 import sys
 from typing import Dict, Optional, Sequence, Tuple
 
@@ -24,22 +22,17 @@ COMMANDS: Dict[str, Tuple[str, str]] = {
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; without arguments it lists the commands."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else "--help"
+    name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
         # What a command needs is imported when it is asked for: torch alone takes seconds.
-        return int(importlib.import_module(COMMANDS[name][0]).main(arguments[1:]))
-    if name in ("-h", "--help", "help", "--version"):
+        return int(importlib.import_module(COMMANDS[name][0]).main(arguments))
+    if name == "--version":
+        print(f"asymtrack-edge {asymtrack_edge.__version__}")
+    elif name in ("-h", "--help"):
         lines = [f"  {command:8}{purpose}" for command, (_, purpose) in COMMANDS.items()]
         last = "asymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same."
-        version = f"asymtrack-edge {asymtrack_edge.__version__}"
-        text = version if name == "--version" else "\n".join(["usage: asymtrack COMMAND ...\n", *lines, f"\n{last}"])
-        try:
-            print(text, flush=True)
-        except BrokenPipeError:  # the reader of our output went away; keep Python from complaining at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    near = difflib.get_close_matches(name.lower(), COMMANDS, 1)
-    hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
-    print(f"error: there is no command {name!r}: {hint}", file=sys.stderr)
-    return 2
+        print("usage: asymtrack COMMAND ...\n", *lines, f"\n{last}", sep="\n")
+    else:
+        print(f"error: there is no command {name!r}: choose among {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return 0

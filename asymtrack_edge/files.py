@@ -42,7 +42,7 @@ def check_output(path: AnyPath) -> None:
         raise UsageError(f"there is no folder {printable(folder)} to write {name} into")
     if len(os.fsencode(base)) > os.pathconf(folder, "PC_NAME_MAX"):
         raise UsageError(f"cannot write {name}: the name is too long")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    if _standard(path) is None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"cannot write {name}: this user may not")
 
 
@@ -198,7 +198,7 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
     return descriptor, place
 
 
-def _standard(path: Path) -> Optional[int]:
+def _standard(path: AnyPath) -> Optional[int]:
     """The number of an open file of this process that ``path`` names, such as ``/dev/stdout``."""
     found = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
     return None if found is None else {"stdout": 1, "stderr": 2}.get(found[1]) or int(found[2])

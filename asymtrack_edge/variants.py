@@ -43,13 +43,6 @@ class Variant:
     etm_stages: Tuple[int, ...] = (2, 3)
     ope_stages: Tuple[int, ...] = (1, 2, 3)
 
-    def __post_init__(self) -> None:
-        if self.template_size % 32 or self.search_size % 32:
-            raise UsageError("crop sizes must be multiples of 32 (the stride of the encoder)")
-        for stage in self.etm_stages + self.ope_stages:
-            if stage not in (1, 2, 3):
-                raise UsageError(f"there is no stage {stage}: stages are 1, 2 and 3")
-
     @property
     def state_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Names and shapes (without the batch axis) of the template state, in graph order.

@@ -19,26 +19,26 @@ MACHINES = {"gpu": "Nvidia GeForce RTX 2080 Ti", "cpu": "Intel i7-9700KF at 3.6 
 #: What is found in the names that a system reports for them, lower case. An AGX Xavier calls itself "Jetson-AGX".
 _MARKS = {"gpu": "2080 ti", "cpu": "i7-9700kf", "agx": "jetson-agx$|agx xavier"}
 
-#: Speeds of Table 1 (which Table 2 repeats) by variant and machine.
-TABLE_1: Dict[str, Dict[str, float]] = {
-    "T": {"gpu": 224, "cpu": 81, "agx": 84},
-    "S": {"gpu": 200, "cpu": 75, "agx": 78},
-    "B": {"gpu": 197, "cpu": 38, "agx": 64},
-}
-
 _S = VARIANTS["S"]
-#: Table 4, components of AsymTrack-S: the models, the whole one last, and their speeds by machine.
-TABLE_4: Dict[str, Tuple[Variant, Dict[str, float]]] = {
-    "1: neither": (replace(_S, etm_stages=(), ope_stages=()), {"gpu": 260, "cpu": 95, "agx": 100}),
-    "2: ETM": (replace(_S, ope_stages=()), {"gpu": 220, "cpu": 80, "agx": 82}),
-    "3: OPE": (replace(_S, etm_stages=()), {"gpu": 240, "cpu": 86, "agx": 92}),
-    "4: ETM + OPE": (_S, {"gpu": 200, "cpu": 75, "agx": 78}),
+#: The models of Table 4, components of AsymTrack-S, the whole one last.
+TABLE_4: Dict[str, Variant] = {
+    "1: neither": replace(_S, etm_stages=(), ope_stages=()),
+    "2: ETM": replace(_S, ope_stages=()),
+    "3: OPE": replace(_S, etm_stages=()),
+    "4: ETM + OPE": _S,
 }
 
 
 def tables() -> str:
     """Tables 1 to 5 as a page of Markdown."""
     return Path(__file__).with_name("paper.md").read_text(encoding="utf-8")
+
+
+def speeds(number: int) -> Dict[str, Dict[str, float]]:
+    """Frames per second in a table of ``tables``, by the first column of its rows and by machine."""
+    lines = tables().split(f"## Table {number}:")[1].split("\n\n")[1].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: {key: float(row[head.index(f"{key.upper()} fps")]) for key in MACHINES} for row in rows}
 
 
 def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
@@ -55,11 +55,11 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
 
 def beside_table_1(rows: Sequence[Row]) -> List[Row]:
     """Measured speeds of published variants beside Table 1."""
-    lines = []
+    lines, published = [], speeds(1)
     for row in rows:
-        name = row["case"]["tracker"].replace("AsymTrack-", "")
-        if row["protocol"] == NETWORK and name in TABLE_1 and row["case"]["batch"] == 1:
-            lines.append(_beside("1, 2", f"AsymTrack-{name}, fps", row, row["fps"], TABLE_1[name]))
+        name = row["case"]["tracker"]
+        if row["protocol"] == NETWORK and name in published and row["case"]["batch"] == 1:
+            lines.append(_beside("1, 2", f"{name}, fps", row, row["fps"], published[name]))
     return lines
 
 
@@ -69,8 +69,8 @@ def beside_table_4(rows: Sequence[Row], ratios: Sequence[Row]) -> List[Row]:
     Measured ratios are medians over the rounds of a race: they hold on a busy machine too.
     """
     measured = {ratio["name"]: ratio["speedup"] for ratio in ratios}
-    speeds = [published for _, published in TABLE_4.values()]
-    shares = [{key: published[key] / speeds[-1][key] for key in MACHINES} for published in speeds]
+    published = list(speeds(4).values())
+    shares = [{key: model[key] / published[-1][key] for key in MACHINES} for model in published]
     return [
         _beside("4", "speed over model 4's", row, measured.get(row["case"]["name"], 1.0), share)
         for row, share in zip(rows, shares)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -57,6 +58,7 @@ def write_onnx(
     """
     # Before PyTorch 2.5 there is no other exporter, nor the argument.
     tracing: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    exported: Any = io.BytesIO()  # a name that is no UTF-8 would not do
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
         # The exporter announces its successor and the constants it traced: neither is news here.
@@ -64,14 +66,14 @@ def write_onnx(
         torch.onnx.export(
             network,
             tuple(inputs.values()),
-            str(path),
+            exported,
             input_names=list(inputs),
             output_names=list(outputs),
             opset_version=opset,
             dynamic_axes=axes,
             **tracing,
         )
-    model = _simplified(onnx.load(str(path)))
+    model = _simplified(onnx.load_from_string(exported.getvalue()))
     # Shapes noted while tracing are not always those of the simplified graph: have them inferred anew.
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import re
-from itertools import cycle
+from collections import deque
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Deque, Dict, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -80,6 +80,15 @@ class JetsonFrame:
         return self.copy()
 
 
+def _copy(image: Any, into: Any) -> Any:
+    """A copy of a ``cudaImage``, in the memory of ``into`` where that is of its size and format."""
+    utils, shape = jetson_utils(), {name: getattr(image, name) for name in ("width", "height", "format")}
+    if into is None or shape != {name: getattr(into, name) for name in shape}:
+        into = utils.cudaAllocMapped(**shape)
+    utils.cudaMemcpy(into, image)
+    return into
+
+
 class _JetsonCapture:
     """A ``videoSource`` of jetson-utils with the methods of ``cv2.VideoCapture`` that a live source calls."""
 
@@ -89,7 +98,7 @@ class _JetsonCapture:
             self._source = self._utils.videoSource(uri, [f"{_OPTIONS[n]}={value}" for n, value in options.items()])
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(without_secrets(f"jetson-utils cannot open {uri}: {error}")) from None
-        self._shape: Dict[str, Any] = {}
+        self._ring: Deque[Any] = deque([None] * KEPT)
 
     def grab(self) -> bool:
         try:
@@ -101,13 +110,8 @@ class _JetsonCapture:
 
     def retrieve(self) -> Tuple[bool, Any]:
         """The frame of the last ``grab``, copied into memory that stays for ``KEPT`` captures."""
-        image = self._latest
-        shape = {"width": image.width, "height": image.height, "format": image.format}
-        if shape != self._shape:
-            self._shape, self._ring = shape, cycle([self._utils.cudaAllocMapped(**shape) for _ in range(KEPT)])
-        kept = next(self._ring)
-        self._utils.cudaMemcpy(kept, image)
-        return True, JetsonFrame(kept)
+        self._ring.append(_copy(self._latest, self._ring.popleft()))
+        return True, JetsonFrame(self._ring[-1])
 
     def get(self, prop: int) -> float:
         return float(self._source.GetFrameRate()) if prop == cv2.CAP_PROP_FPS else 0.0
@@ -125,21 +129,22 @@ class JetsonWriter(Sink):
 
     def __init__(self, where: Path) -> None:
         self.name = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
-        self._utils = jetson_utils()
+        self._utils, self._picture = jetson_utils(), None
         try:
             self._output = self._utils.videoOutput(self.name)
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(f"jetson-utils cannot write {self.name}: {error}") from None
 
     def write(self, result: Result) -> None:
-        """Draws into the frame, which is nobody's after this: name this sink last."""
+        """Draws into a copy of the frame, which others may still read."""
         frame: Any = result.frame.image
+        self._picture = _copy(frame.image, self._picture)
         for target, track in result.tracks.items():
             colour, (x, y, w, h) = (*colour_of(track, target)[::-1], 255), track.box  # it draws into RGB alone
             corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
             for start, end in zip(corners, corners[1:]):
-                self._utils.cudaDrawLine(frame.image, start, end, colour, 1 if track.state is State.LOST else 3)
-        self._output.Render(frame.image)
+                self._utils.cudaDrawLine(self._picture, start, end, colour, 1 if track.state is State.LOST else 3)
+        self._output.Render(self._picture)
 
     def close(self, keep: bool = True) -> None:
         """Completes the file or ends the stream."""

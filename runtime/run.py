@@ -42,10 +42,9 @@ class Run:
         self.count = 0  #: frames taken from the reader
         self._updates = 0  #: of them those in which targets were followed
         self.latest: Optional[Result] = None
-        self.paused = self.ended = False
+        self.paused = self.over = self.ended = False  #: over: the source has ended
         self._limit = limit
         self._report = report
-        self._began = perf_counter()
         self._read_seconds = 0.0
         #: Frames that could not be used or that a server did not answer; frames with a lost target.
         self._unreadable = self._lost = 0
@@ -73,7 +72,7 @@ class Run:
     def start(self, boxes: Sequence[Sequence[float]]) -> None:
         """Marks targets in the first frame and hands it to the sinks; a ``BoxError`` if one cannot be there."""
         assert self.latest is not None
-        began = monotonic()
+        began, self._began = monotonic(), perf_counter()
         tracks = {self.tracker.add(self._marked, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
         self._hand_over(self.latest.frame, tracks, began)
 
@@ -87,17 +86,17 @@ class Run:
             self._track(frame)
 
     def linger(self) -> None:
-        """Goes on running what is submitted until ``end()``, after the source has ended."""
+        """Waits for ``end()`` after the source has ended; refuses what is submitted."""
+        self.over = self.paused = True
         while not self.ended:
-            self.paused = True
             self._run_calls()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
         """Has ``call`` called between two frames, on the thread of the run; from any thread."""
         future: Future[Any] = Future()
         with self._call_came:
-            if self.ended:
-                future.set_exception(UsageError("the run has ended"))
+            if self.ended or (self.over and call != self.end):
+                future.set_exception(UsageError(f"the {'run' if self.ended else 'source'} has ended"))
             else:
                 self._calls.append((call, future))
                 self._call_came.notify_all()
@@ -187,7 +186,7 @@ class Run:
                 self.end()
             return
         if whole:
-            until = self.count - 1
+            until = self.latest.frame.number if self.latest and self.count > 1 else 0
             held = f"it holds what was written until frame {until}" if until else "nothing was written"
             self.fail(f"{sink.name}: {error.strerror or error}; {held}")
         if alone:
@@ -237,7 +236,7 @@ class Run:
         stages["read"] = self._read_seconds / max(1, self.count)
         return {
             **counts,
-            "variable_rate": self._periods[1] > 1.5 * self._periods[0],
+            "variable_rate": self._periods[1] > 1.5 * self._periods[0] + 0.001,  # Matroska's are rounded to 1 ms
             "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
             "update_fps": round(updates / inside, 1) if updates and inside else None,
             "milliseconds": {name: round(1000 * spent, 3) for name, spent in stages.items()},

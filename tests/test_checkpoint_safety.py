@@ -117,6 +117,7 @@ SENSELESS = {
     "long number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
     "memo index": b"\x80\x02]r\xff\xff\xff\x03.",
     "nested": b"\x80\x02)" + b"\x85" * 200_000 + b".",
+    "tuples of one another": b"\x80\x02}K\x01" + 40 * b"2\x86" + b"K\x01s.",
     "call of a number": b"\x80\x02K\x01)R.",
     "itself": b"\x80\x02}q\x00" + b"".join(b"X\x01\0\0\0" + bytes([97 + i]) + b"h\x00s" for i in range(26)) + b".",
 }

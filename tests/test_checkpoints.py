@@ -109,6 +109,8 @@ WRAPPINGS: Dict[str, Callable[[Weights], Any]] = {
     "compiled part": lambda d: {k.replace("backbone.", "backbone._orig_mod.", 1): v for k, v in d.items()},
     "lightning": lambda d: {"state_dict": prefixed("tracker.model.", d)},
     "Python 2": lambda d: {"net": Calls(OrderedDict, [[name, tensor] for name, tensor in d.items()])},
+    "FSDP": lambda d: {"net": d, "optim": {"state": {k: {"exp_avg": v, "exp_avg_sq": v} for k, v in d.items()}}},
+    "averaged parameters": lambda d: {"net": d, "ema": {k: v for k, v in d.items() if "running" not in k}},
     "parameters": lambda d: {k: torch.nn.Parameter(v) if v.is_floating_point() else v for k, v in d.items()},
     "transposed": lambda d: {k: v.t().contiguous().t() if v.ndim == 2 else v for k, v in d.items()},
     "no counters": lambda d: {k: v for k, v in d.items() if "num_batches" not in k},

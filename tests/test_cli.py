@@ -64,8 +64,7 @@ def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trakc"], "there is no command 'trakc': did you mean track?"),
-        (["xyz"], "choose among export, build, check, track"),
+        (["trakc"], "there is no command 'trakc': choose among export, build, check, track"),
         (["export", "--variant", "X"], "unknown variant 'X'"),
         (["build", "t"], "asymtrack-export --variant T --target orin"),
         (["train"], "name what to train on, for example --preset small --data"),

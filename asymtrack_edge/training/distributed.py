@@ -83,7 +83,7 @@ class SharedBatchNorm(nn.BatchNorm2d):
         wide = x.float()
         sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
         mean, square = (_Sum.apply(sums) / distributed.get_world_size()).unbind()
-        variance = square - mean.square()
+        variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             count = x.numel() // x.shape[1] * distributed.get_world_size()
             running: Dict[str, Tensor] = dict(self.named_buffers())

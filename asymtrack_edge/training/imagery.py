@@ -11,7 +11,7 @@ import re
 import tarfile
 from collections import ChainMap, Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
@@ -64,12 +64,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.start)
-
-    def only(self, images: Tensor) -> Pool:
-        """Draws from some images alone, bool ``(N,)``, the same for all of a clip; the imagery stays whole."""
-        targets = images[self.image[self.start]]
-        parts = {name: getattr(self, name)[targets] for name in ("start", "length", "kind", "weight")}
-        return replace(self, scenery=self.scenery[images[self.scenery]], **parts)
 
 
 class _Item(NamedTuple):
@@ -249,7 +243,7 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
 
 def _read_tar(path: Path) -> Dict[str, bytes]:
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:
             files = ((m.name, archive.extractfile(m)) for m in archive if m.isfile())
             return {name: file.read() for name, file in files if file is not None}
     except (OSError, tarfile.TarError) as error:

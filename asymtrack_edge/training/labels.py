@@ -148,7 +148,7 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
     many tracks there are, and how many videos are left out.
 
     Raises:
-        DatasetError: there is no video, or none can be read.
+        DatasetError: there is no video.
         UsageError: ``output`` is the folder of the videos.
     """
     videos = find_videos(folder)
@@ -170,8 +170,6 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
         index.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(index.with_name("clips.tar"), clips)
         save_json(index, records)
-    if len(failed) == len(videos):
-        raise DatasetError(failed[0])
     for reason in failed:
         cli.say(f"error: left out: {reason}")
     return sum(len(record["tracks"]) for index in indexes.values() for record in read_records(index)), len(failed)

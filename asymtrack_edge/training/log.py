@@ -87,9 +87,7 @@ def plot_run(folder: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    log = read_log(folder)
-    rows = [row for row in log if "loss" in row]
-    held = [(row["pairs"] / 1000, row["held_out_iou"]) for row in log if "held_out_iou" in row]
+    rows = [row for row in read_log(folder) if "loss" in row]
     if not rows:
         raise UsageError(f"the log of {folder} is still empty: plot it after the first seconds of training")
     figure = Figure(figsize=(8, 7), layout="constrained")
@@ -98,9 +96,6 @@ def plot_run(folder: Path) -> Path:
         panel.plot([row["pairs"] / 1000 for row in rows], [row[name] for row in rows], linewidth=1)
         panel.set_ylabel(label)
         panel.grid(alpha=0.3)
-    if held:
-        panels[1].plot(*zip(*held), "o", label="held out, averaged weights")
-        panels[1].legend()
     panels[-1].set_xlabel("thousand pairs")
     path = folder / PLOT
     with OutputFile(path) as file:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import math
 import os
 import zlib
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
@@ -26,8 +26,8 @@ from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
 from asymtrack_edge.training.imagery import load_pool
 from asymtrack_edge.training.labels import find_videos, label_videos
-from asymtrack_edge.training.log import LOG, append, plot_run
-from asymtrack_edge.training.loop import Trainer, iou_and_giou, make_state
+from asymtrack_edge.training.log import LOG, plot_run
+from asymtrack_edge.training.loop import Trainer, make_state
 from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import Guard, has_state, save_json
@@ -36,10 +36,8 @@ from asymtrack_edge.variants import VARIANTS, Variant, get_variant
 
 CONFIG = "run.json"
 
-#: How held-out pairs are drawn: about as far off as a tracker's crops are.
-HELD_OUT = Augmentation(centre_jitter=1.5, size_jitter=0.15, greyscale=0.0, flip=0.0, brightness=0.0, stills=0.4)
-#: Only if more stills and clips than this have boxes, one in fifty is held out.
-FEWEST_TO_SPLIT = 200
+#: So few stills and clips with boxes may all show one object: none of them is a stranger to another.
+FEW = 200
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
     the loss diverged, and KeyboardInterrupt with the signal that ended the run, once all is saved.
     """
     recipe, variant = config.recipe, get_variant(config.variant)
-    with join_world(device) as world:
+    with join_world(device) as world, ExitStack() as stack:
         # What takes no time comes first: a mistake there is told at once.
         torch.manual_seed(config.seed)
         model, init, resumes = AsymTrack(variant), config.init, has_state(folder)
@@ -86,7 +84,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
-        draw, held_out, what = _open_data(config, folder, variant, world)
+        draw, what = _open_data(config, folder, variant, world)
         state = make_state(model, recipe, taught=teacher is not None)
         if all(world.agree(resumes, not resumes)):
             raise UsageError(f"not every process sees the run in {folder}: use a folder that all machines share")
@@ -104,6 +102,13 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         world.wait()
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
+            log = stack.enter_context(open(folder / LOG, "a"))
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process trains in {folder}: choose another --output") from None
+            except OSError:  # this file system knows no locks
+                pass
             save_json(folder / CONFIG, asdict(config))
             threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
@@ -114,11 +119,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
         trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
         finished = trainer.run()
         if world.is_main:
-            if held_out is not None:
-                iou = held_out_iou(model, state.deployed_weights(), held_out)
-                append(folder, {"step": state.step, "pairs": state.pairs, "held_out_iou": iou})
-                cli.say(f"held-out IoU {iou:.3f} after {state.pairs:,} pairs")
-            if (folder / LOG).is_file():
+            if (folder / LOG).stat().st_size:
                 plot_run(folder)
             if not finished:
                 more = " --time-budget SECONDS" if recipe.budget_is_length else ""
@@ -158,10 +159,8 @@ def load_initial(model: AsymTrack, path: Path) -> None:
             new.blocks[i + grown * (i >= depth)].load_state_dict(block.state_dict())
 
 
-def _open_data(
-    config: RunConfig, folder: Path, variant: Variant, world: World
-) -> Tuple[DrawPairs, Optional[DrawPairs], str]:
-    """What makes pairs for training and, if some data is held out, for validation; how much there is, in words."""
+def _open_data(config: RunConfig, folder: Path, variant: Variant, world: World) -> Tuple[DrawPairs, str]:
+    """What makes pairs for training; how much there is, in words."""
     if bool(config.data) == bool(config.datasets):
         raise UsageError(
             "name either --data folders (held in memory) or data sets on disk "
@@ -171,38 +170,24 @@ def _open_data(
     if config.datasets:
         readers = [Dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
         disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers)
-        return disk.draw, None, "pairs read from disk"
+        return disk.draw, "pairs read from disk"
     folders: List[Path] = []
     for number, data in enumerate(map(Path, config.data)):
         if find_videos(data):
-            folders.append(folder / "labels" / f"{number}-{zlib.crc32(os.fsencode(data)):08x}")
+            labelled = folder / "labels" / f"{number}-{zlib.crc32(os.fsencode(data)):08x}"
             if world.is_main:
-                label_videos(data, folders[-1], {"model": "T"})
+                label_videos(data, labelled, {"model": "T"})
             world.wait()
+            folders += [labelled] * labelled.is_dir()
         folders.append(data)
     pool = load_pool(folders, config.canvas, share).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
     if not len(pool):
         what += ": no boxes (groundtruth.txt, docs/training.md), so arbitrary regions are learnt"
-    held_out = None
-    if len(pool.group[pool.image].unique()) > FEWEST_TO_SPLIT:
-        held = pool.group % 50 == 49
-        held_out = PairSampler(pool.only(held), variant, HELD_OUT, config.seed).draw
-        pool = pool.only(~held)
+    if config.teacher is None and len(pool.group[pool.image].unique()) <= FEW:
+        augmentation = replace(augmentation, negatives=0.0)
     sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)
-    return sampler.draw, held_out, what
-
-
-def held_out_iou(model: AsymTrack, weights: Dict[str, Tensor], draw: DrawPairs) -> float:
-    """Mean IoU of held-out pairs with ``weights`` in ``model``."""
-    model.eval()
-    ious: List[Tensor] = []
-    with torch.no_grad():
-        for step in range(4):
-            pairs = draw(32, step)
-            prediction = functional_call(model, weights, (pairs.template, pairs.search))
-            ious.append(iou_and_giou(prediction.corners, pairs.corners.clamp(0, 1))[0])
-    return float(torch.cat(ious).mean())
+    return sampler.draw, what
 
 
 def _keep_freed_memory() -> None:

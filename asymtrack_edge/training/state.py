@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
@@ -124,10 +124,9 @@ class RunState:
         try:
             index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             for file in index["files"]:
-                for key, tensor in load_file(str(folder / file), str(device)).items():
+                for key, tensor in load((folder / file).read_bytes()).items():
                     part, _, name = key.partition("/")
-                    # A copy: memory that is mapped goes away where the file is written straight into.
-                    parts[part][name] = tensor.clone()
+                    parts[part][name] = tensor
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])
@@ -138,6 +137,7 @@ class RunState:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
             raise CheckpointError(f"the state in {folder} is of another variant than its run.json says") from None
+        parts = {part: {name: t.to(device) for name, t in tensors.items()} for part, tensors in parts.items()}
         self.ema = parts["ema"]
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():

@@ -63,24 +63,28 @@ class OnnxGraph:
 
     def __init__(self, path: Path, device: torch.device) -> None:
         onnx = require("onnx", "train", "a teacher")
+        to_array = onnx.numpy_helper.to_array
         if not path.is_file():
             raise DatasetError(f"{path.parent} holds no {path.name}: --teacher names the folder of both graphs")
         try:
             graph = onnx.load(str(path)).graph
             graph.output[0]  # an empty file is a graph, too
+            values = {constant.name: torch.from_numpy(to_array(constant).copy()) for constant in graph.initializer}
         except Exception as error:  # protobuf's own, by version
             raise DatasetError(f"{path} is no ONNX file: {error}") from None
+        missing = {value.name for value in graph.input} - {"image", "template_features", *values}
+        if missing:
+            raise DatasetError(f"{path} has inputs that a teacher does not have: {', '.join(sorted(missing))}")
         unknown = {node.op_type for node in graph.node} - set(OPERATORS)
         if unknown:
             raise DatasetError(f"{path} has operators that a teacher may not have: {', '.join(sorted(unknown))}")
         self.outputs = [output.name for output in graph.output]
         self.constants: Dict[str, Any] = {}
-        for constant in graph.initializer:
-            value = torch.from_numpy(onnx.numpy_helper.to_array(constant).copy())
+        for name, value in values.items():
             if value.ndim == 4 and device.type == "cpu":
                 # Kernels laid out like this make convolutions on a CPU twice as fast; what they return follows.
                 value = value.contiguous(memory_format=torch.channels_last)
-            self.constants[constant.name] = value.to(device) if value.is_floating_point() else value.tolist()
+            self.constants[name] = value.to(device) if value.is_floating_point() else value.tolist()
         value_of = onnx.helper.get_attribute_value
         self.nodes = [
             (OPERATORS[node.op_type], list(node.input), node.output[0], {a.name: value_of(a) for a in node.attribute})

@@ -70,7 +70,8 @@ def starts(args: argparse.Namespace) -> int:
         means[sequence.name] = round(float(np.mean(aucs)), 4)
         cli.say(f"{sequence.name}: {means[sequence.name]:.3f} over {len(aucs)} tracks")
     mean = round(float(np.mean([*means.values()])), 4) if means else None
-    return _finish(args, {"tracks": tracks, "success AUC": mean, "sequences": means}, left_out)
+    text = "no track" if mean is None else f"success AUC {mean:.3f} over {tracks} tracks of {len(means)} sequences"
+    return _finish(args, {"tracks": tracks, "success AUC": mean, "sequences": means}, text, left_out)
 
 
 def presence(args: argparse.Namespace) -> int:
@@ -106,11 +107,15 @@ def presence(args: argparse.Namespace) -> int:
         kind: dict(zip(map(str, PERCENTILES), np.percentile(values, PERCENTILES).round(3).tolist()))
         for kind, values in found.items()
     }
-    return _finish(args, {"sequences": len(sequences), "percentiles of the score": table}, left_out)
+    text = "\n".join(f"{kind:8}" + "".join(f" {value:7.3f}" for value in row.values()) for kind, row in table.items())
+    text = "score  " + "".join(f" {percentile:5} %" for percentile in PERCENTILES) + f"\n{text}"
+    return _finish(args, {"sequences": len(sequences), "percentiles of the score": table}, text, left_out)
 
 
-def _finish(args: argparse.Namespace, answer: Dict[str, Any], left_out: Dict[str, str]) -> int:
-    cli.write_json(args.json or "-", answer)
+def _finish(args: argparse.Namespace, answer: Dict[str, Any], text: str, left_out: Dict[str, str]) -> int:
+    cli.write_json(args.json, answer)
+    if args.json != "-":
+        print(text)
     for error in left_out.values():
         cli.say(f"error: left out: {error}")
     return 1 if left_out else 0

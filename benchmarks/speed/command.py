@@ -21,7 +21,7 @@ EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in a minute
 asymtrack-bench speed T --threads 1,2 --protocol P1,P2 --output report
 asymtrack-bench speed exports/t-fp16-xavier --backend tensorrt --full
-asymtrack-bench speed T --protocol P5 --peer opencv:CSRT --clip video.mp4 --box 120,80,40,60
+asymtrack-bench speed T --protocol P5 --tracker opencv:CSRT --clip video.mp4 --box 120,80,40,60
 asymtrack-bench ab T --reference                              the search step against the reference form in PyTorch
 asymtrack-bench ab exports/plain exports/int8                 which of two models is faster
 asymtrack-bench ab T --backend onnxruntime,openvino --precision fp32,bf16
@@ -54,8 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     speed.add_argument("--reference", action="store_true", help="P1 and P2 of the reference form in PyTorch as well")
     text = f"of {', '.join(PROTOCOLS)}"
     speed.add_argument("--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=text)
-    text = "also time another tracker in P5, named as for asymtrack-eval --tracker, such as opencv:CSRT"
-    speed.add_argument("--peer", action="append", default=[], metavar="NAME", help=text)
+    text = "also time other trackers in P5, named as for asymtrack-eval: opencv:... and python:..."
+    speed.add_argument("--tracker", nargs="+", action="extend", default=[], metavar="NAME", help=text)
     speed.add_argument("--full", action="store_true", help="make all calls of the protocols, whatever --seconds says")
 
     ab = add("ab", "which of several models or backends is faster, taking turns", 30.0, "in all")

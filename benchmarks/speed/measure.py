@@ -156,9 +156,9 @@ def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
     """P1, P2, P5 and P6 of all combinations."""
     seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
-    if (a.peer and "P5" not in wanted) or (a.clip and not wanted & {"P5", "P6"}):
-        raise UsageError("peers are timed by P5, and a clip is for P5 and P6: add P5 to --protocol")
-    for name in a.peer:
+    if (a.tracker and "P5" not in wanted) or (a.clip and not wanted & {"P5", "P6"}):
+        raise UsageError("--tracker is timed by P5, and a clip is for P5 and P6: add P5 to --protocol")
+    for name in a.tracker:
         TrackerSpec(name).identity()  # a wrong name is told before anything is measured
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
@@ -172,8 +172,8 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
             # Which of the two ways is faster depends on the board.
             mapped = [c.name for c in ours if c.subject.backend.integrated]
             both = [bench.keep(cases.tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
-            peers = [TrackerSpec(name, threads=ours[0].threads) for name in a.peer]
-            others = [bench.keep(cases.tracker_case(spec.name, spec, clip)) for spec in peers]
+            rivals = {name: TrackerSpec(name, threads=ours[0].threads) for name in a.tracker}
+            others = [bench.keep(cases.tracker_case(name, spec, clip)) for name, spec in rivals.items()]
             updates(bench, [*ours, *both, *others], seconds)
         if "P6" in wanted:
             for case in ours:
@@ -260,7 +260,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
         return
     models = [
         bench.keep(cases.reference_case(variant, device, threads, f"Table 4, {label}"))
-        for label, (variant, _) in published.TABLE_4.items()
+        for label, variant in published.TABLE_4.items()
     ]
     first = len(bench.report.rows)
     networks(bench, models, a.seconds, base=models[-1].name)

@@ -20,7 +20,7 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 
 def device_index(device: str) -> int:
     """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``; ``UsageError`` for another name."""
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", str(device))
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
     if match is None:
         raise UsageError(f"the device {device!r} is no GPU: choose auto, cuda or cuda:N (cpu: with other backends)")
     return int(match.group(1) or 0)
@@ -73,7 +73,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, to: int) -> None:
         """Copies the state in one slot over that in another."""
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing that Python does not give back
@@ -127,10 +127,10 @@ class HostBackend(Backend):
         self.seconds["infer"] += perf_counter() - cropped
         return self._predictions[: len(windows)]
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, to: int) -> None:
         """Copies one slot's rows of ``state`` over another's."""
         for values in self.state.values():
-            values[target] = values[source]
+            values[to] = values[source]
 
     def last_inputs(self) -> Dict[str, Dict[str, np.ndarray]]:
         """What the networks were given last (in slot 0), by network and input."""

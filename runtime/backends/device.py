@@ -20,7 +20,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from asymtrack_edge.errors import BackendError
+from asymtrack_edge.errors import BackendError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import Backend, nbytes
@@ -135,7 +135,7 @@ class DeviceBackend(Backend):
     def reserve(self, slots: int) -> None:
         """Makes room: the last group grows up to ``max_batch``, then others are added."""
         if not self._finalizer.alive:
-            raise BackendError("this backend has been closed: open another")
+            raise UsageError("this backend has been closed: open another")
         groups, batch = self._open.groups, self.manifest.max_batch
         with CAPTURE_LOCK, self.cuda.current():
             try:
@@ -195,12 +195,12 @@ class DeviceBackend(Backend):
         self.seconds["infer"] += perf_counter() - cropped
         return self._predictions[: len(windows)]
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, to: int) -> None:
         """Copies the state in device memory."""
         with self.cuda.current():
             try:
                 for spec in self.manifest.state:
-                    self.cuda.copy(self._state_address(spec, target), self._state_address(spec, source), nbytes(spec))
+                    self.cuda.copy(self._state_address(spec, to), self._state_address(spec, source), nbytes(spec))
             finally:
                 self.cuda.synchronise()
 

@@ -138,14 +138,14 @@ class OnnxRuntimeBackend(HostBackend):
         except Exception as error:  # onnxruntime raises many unrelated types here
             place, reason = self._folder / network, str(error).splitlines()[0]
             raise BackendError(f"onnxruntime {ort.__version__} cannot load {place}.onnx: {reason}") from None
-        specs = {spec.name: spec.shape for side in self.manifest.tensors(network) for spec in side}
-        values = {value.name: value.shape[1:] for value in (*session.get_inputs(), *session.get_outputs())}
-        # Of an axis that the exporter left free the size is not known.
-        sizes = {
-            name: tuple(a if isinstance(a, int) else b for a, b in zip(shape, specs.get(name, shape)))
-            for name, shape in values.items()
-        }
-        if sizes != specs:
+        specs = {spec.name: (spec.dtype, spec.shape) for side in self.manifest.tensors(network) for spec in side}
+        found = {}
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            shape, kind = value.shape[1:], {"tensor(float)": "float32"}.get(value.type, value.type[7:-1])
+            # Of an axis that the exporter left free the size is not known.
+            sides = zip(shape, specs.get(value.name, ("", shape))[1])
+            found[value.name] = kind, tuple(a if isinstance(a, int) else b for a, b in sides)
+        if found != specs:
             raise ManifestError(f"{self._folder}: {network}.onnx is not what the manifest says: export again")
         return session
 

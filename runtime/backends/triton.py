@@ -98,11 +98,11 @@ class TritonBackend(HostBackend):
             if self._version:
                 self._share()
 
-    def move(self, source: int, target: int) -> None:
+    def move(self, source: int, to: int) -> None:
         """Copies one slot's rows of ``state`` over another's."""
-        super().move(source, target)
+        super().move(source, to)
         if not self._region:
-            self._inputs.pop(target, None)
+            self._inputs.pop(to, None)
 
     def close(self) -> None:
         """Takes the shared memory from the server and ends the connection."""

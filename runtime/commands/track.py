@@ -19,7 +19,7 @@ from asymtrack_edge.errors import SourceError, UsageError, require, without_secr
 from asymtrack_edge.files import IMAGE_SUFFIXES, printable
 from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
-from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display
+from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display, video_rate
 from asymtrack_edge.runtime.outputs.rows import Progress, RowWriter, csv_header, csv_rows, open_sender
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import open_source
@@ -198,8 +198,10 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     text = json.dumps(summary) if arguments.json == "-" else _sentence(summary)
     if arguments.json != "-":
         cli.write_json(arguments.json, summary)
-    if summary["variable_rate"] and arguments.output:
-        cli.say(f"the frame rate varies: {printable(arguments.output)} plays all frames at a constant one")
+    source, rate = run.reader.source, video_rate(run.reader.source.fps)
+    differs = summary["variable_rate"] or (source.live and abs(summary["fps"] / rate - 1) > 0.1)
+    if arguments.output and differs and not arguments.source.startswith("jetson://"):
+        cli.say(f"{printable(arguments.output)} plays at a constant {rate:g} fps: the frames came at another rate")
     if summary["variable_rate"] and arguments.boxes and not arguments.pts:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.

@@ -50,7 +50,7 @@ def annotated(result: Result) -> np.ndarray:
 
 def video_rate(fps: float) -> float:
     """The rate next to ``fps`` that MPEG-4 can hold, whose time base has 16 bits; 30 if it makes no sense."""
-    if not 1 <= fps <= 1000:
+    if not 0.01 <= fps <= 1000:
         return 30.0
     return round(fps, 3 if fps < 65 else 2 if fps < 650 else 1)
 

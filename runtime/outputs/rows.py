@@ -30,11 +30,10 @@ def csv_rows(result: Result, several: bool = False, pts: bool = False) -> str:
     """A row per target of a frame; with ``pts`` a last column in seconds on the source's own clock."""
     end = f",{'' if result.frame.pts is None else f'{result.frame.pts:.6f}'}" if pts else ""
     rows = ""
-    for number, track in result.tracks.items():
+    for target, track in result.tracks.items():
         x, y, w, h = track.box
-        target = f",{number}" if several else ""
         rows += f"{result.frame.number},{x:.2f},{y:.2f},{w:.2f},{h:.2f},{track.score:.4f},{track.state.value}"
-        rows += f"{target}{end}\n"
+        rows += f",{target}{end}\n" if several else f"{end}\n"
     return rows
 
 
@@ -49,12 +48,12 @@ def as_message(result: Result) -> Dict[str, Any]:
         "size": [0, 0] if image is None else [image.shape[1], image.shape[0]],
         "targets": [
             {
-                "id": number,
+                "id": target,
                 "box": [round(v, 2) for v in track.box],
                 "score": round(track.score, 4),
                 "state": track.state.value,
             }
-            for number, track in result.tracks.items()
+            for target, track in result.tracks.items()
         ],
     }
 

@@ -55,12 +55,12 @@ def image_to_bgr(message: Any) -> np.ndarray:
         raise FrameError(f"cannot use an image of {width}x{height} in {message.encoding}") from None
 
 
-def detection(number: int, track: Track, header: Any, messages: Any) -> Any:
+def detection(target: int, track: Track, header: Any, messages: Any) -> Any:
     """A ``Detection2D`` of the module ``vision_msgs.msg``: the target's id, box and score, and its state as class."""
     made = messages.Detection2D()
     made.header = header
     if hasattr(made, "id"):  # since Galactic
-        made.id = str(number)
+        made.id = str(target)
     box, (x, y) = made.bbox, track.box.centre
     # geometry_msgs/Pose2D until Galactic, vision_msgs/Pose2D with a position since Humble.
     centre = box.center.position if hasattr(box.center, "position") else box.center
@@ -106,13 +106,13 @@ class TrackerNode:
         waiting, self._waiting = self._waiting, []
         for box in waiting:
             try:
-                number = self._tracker.add(frame, box)
-                self._log.info(f"target {number} at {box}")
+                target = self._tracker.add(frame, box)
+                self._log.info(f"target {target} at {box}")
             except AsymTrackError as problem:
                 self._log.error(str(problem))
         array = self._vision.Detection2DArray()
         array.header = message.header
-        array.detections = [detection(n, track, message.header, self._vision) for n, track in tracks.items()]
+        array.detections = [detection(target, track, message.header, self._vision) for target, track in tracks.items()]
         self._publisher.publish(array)
 
     def _on_target(self, region: Any) -> None:
@@ -120,8 +120,8 @@ class TrackerNode:
 
     def _on_clear(self, _: Any) -> None:
         self._waiting.clear()
-        for number in self._tracker.ids:
-            self._tracker.remove(number)
+        for target in self._tracker.ids:
+            self._tracker.remove(target)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:

@@ -194,30 +194,30 @@ class WebView(Sink):
 
     def _mark(self, command: Command, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
-        tracker, box, number = self.run.tracker, command.box, command.target
+        tracker, box, target = self.run.tracker, command.box, command.target
         if held is None or box is None:
             # Not from another frame instead: something else may be in that place by now.
             raise UsageError("that picture is not known any more: draw the box again")
-        if number is not None and number in tracker:
-            tracker.reset(number, held, box)
+        if target is not None and target in tracker:
+            tracker.reset(target, held, box)
         elif len(tracker) >= MOST_TARGETS:
             raise UsageError(f"no more than {MOST_TARGETS} targets: remove one first")
         else:
-            number = tracker.add(held, box)
-        self._show({number: Track(box, 1.0, State.TRACKING)})
-        return number
+            target = tracker.add(held, box)
+        self._show({target: Track(box, 1.0, State.TRACKING)})
+        return target
 
-    def _remove(self, number: Any) -> int:
+    def _remove(self, target: Any) -> int:
         """Runs on the tracker's thread."""
-        self.run.tracker.remove(number)
+        self.run.tracker.remove(target)
         self._show({})
-        return number
+        return target
 
     def _show(self, new: Dict[int, Track]) -> None:
         """Shows the targets as they are now in the latest frame, before the next one comes."""
         latest = self.run.latest
         assert latest is not None  # a run takes its first frame before it is shown
-        tracks = {number: track for number, track in {**latest.tracks, **new}.items() if number in self.run.tracker}
+        tracks = {target: track for target, track in {**latest.tracks, **new}.items() if target in self.run.tracker}
         self.run.latest = replace(latest, tracks=tracks)
 
     def _header(self, result: Result) -> Dict[str, Any]:
@@ -227,7 +227,7 @@ class WebView(Sink):
             "count": run.count,
             "seconds": run.tracker.seconds,
             "dropped": run.reader.dropped,
-            "paused": run.paused,
+            "paused": run.paused and not run.over,
             "live": source.live,
             "source": source.name,
             "length": source.length,

@@ -186,8 +186,8 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     write_frames(tmp_path / "train2017", 1, "{:012d}.jpg", first=9)
     boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0), ([], 0)]
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
-    objects.append({**objects[0], "image_id": 77})  # listed nowhere
-    index = {"images": [{"id": 9, "file_name": "000000000009.jpg"}], "annotations": objects}
+    objects += [{**objects[0], "image_id": number} for number in (10, 77)]  # not unpacked, listed nowhere
+    index = {"images": [{"id": i, "file_name": f"{i:012}.jpg"} for i in (9, 10)], "annotations": objects}
     save(tmp_path / "annotations" / "instances_train2017.json", json.dumps(index))
     data = Dataset("coco-train", tmp_path)
     assert len(data) == 2

@@ -107,8 +107,8 @@ class ColourBackend(Backend):
                 answers[i] = (*middle, w / side, h / side, 0.95)
         return answers
 
-    def move(self, source: int, target: int) -> None:
-        self.colours[target] = self.colours[source]
+    def move(self, source: int, to: int) -> None:
+        self.colours[to] = self.colours[source]
 
 
 PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0), (255,) * 3)

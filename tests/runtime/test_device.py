@@ -16,7 +16,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.speed import measure  # noqa: F401 - or it would first be imported with the imitation in place
 from asymtrack_edge.benchmarks.speed.command import main as bench
-from asymtrack_edge.errors import BackendError, FrameError, ManifestError
+from asymtrack_edge.errors import BackendError, FrameError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime import MultiTracker, Tracker
@@ -51,7 +51,7 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
     backend.close()
     backend.close()
     assert imitated.calls["cuDevicePrimaryCtxRelease"] == 1
-    with pytest.raises(BackendError, match="closed"):
+    with pytest.raises(UsageError, match="closed"):
         backend.reserve(1)
 
 

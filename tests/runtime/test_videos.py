@@ -154,4 +154,4 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.Capt
     assert times == pytest.approx([i / 25 for i in range(4)] + [(4 + 3 * i) / 25 for i in range(7)], abs=0.001)
     arguments = [str(tmp_path / "v.mp4"), "--box", "100,100,20,20", "--output", str(tmp_path / "o.mp4")]
     assert fake_command.main(arguments) == 0
-    assert "o.mp4 plays all frames at a constant one" in capsys.readouterr().err
+    assert "o.mp4 plays at a constant 11 fps" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
@@ -112,7 +113,8 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
 def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
     words = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "r"), *QUICK[:-2]]
     run = subprocess.Popen([sys.executable, "-m", "asymtrack_edge.training", *words], stderr=subprocess.PIPE, text=True)
-    while run.poll() is None and not (tmp_path / "r" / "log.jsonl").exists():
+    log = tmp_path / "r" / "log.jsonl"
+    while run.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.1)
     run.send_signal(signal.SIGTERM)
     assert "continue with: asymtrack-train --resume" in run.communicate(timeout=60)[1]
@@ -204,7 +206,11 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "r"), *QUICK]) == 0
     (index,) = (tmp_path / "r" / "labels").glob("0-*/deep/1.avi/clips.json")
     assert json.loads(index.read_text())
+    with open(tmp_path / "r" / "log.jsonl") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert main(["--resume", str(tmp_path / "r")]) == 2
+    assert "another process trains in" in capsys.readouterr().err
     for video in (videos / "deep").iterdir():
         video.write_bytes(b"no video")
-    assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 2
-    assert not (tmp_path / "bad").exists()
+    assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 1 and not (tmp_path / "bad").exists()
+    assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "s"), *QUICK]) == 0

@@ -17,11 +17,13 @@ from torch.nn import functional as F
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Box, crop_window
-from asymtrack_edge.training import crops
+from asymtrack_edge.training import crops, run
 from asymtrack_edge.training.crops import Augmentation, Random, Windows, colour, cut, deform, inside, windows_around
+from asymtrack_edge.training.distributed import World
 from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
 from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.recipes import SMALL
+from asymtrack_edge.training.run import RunConfig
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, VARIANTS
 from tests.datasets.miniature import save
 from tests.helpers import write_tree
@@ -129,7 +131,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
         load_pool([tmp_path / "bad"])
     cv2.imwrite(str(tmp_path / "bad" / "good.png"), picture(0))
     pool = load_pool([tmp_path / "bad"])
-    assert pool.scenery.tolist() == pool.only(pool.group >= 0).scenery.tolist() == [3]
+    assert pool.scenery.tolist() == [3]
     assert capsys.readouterr().err.count("left out: cannot decode the training image") == 6
 
 
@@ -181,17 +183,6 @@ def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
     assert len(load_pool([tmp_path], 32, share=(3, 4)).canvases) == 20
 
 
-def test_what_is_held_out_is_not_seen_in_training(collection: Path) -> None:
-    pool = load_pool([collection], 100)
-    out = pool.group % 3 == 2
-    pool.canvases = 255 * out.view(-1, 1, 1, 1).expand(pool.canvases.shape).to(torch.uint8)
-    learnt, held = pool.only(~out), pool.only(out)
-    assert len(learnt) + len(held) == len(pool)
-    drawn = [PairSampler(part, TINY, replace(PLAIN, patches=0.5, fill=1.0)).draw(64, 0) for part in (learnt, held)]
-    assert pixels(drawn[0].search).max() < 1 and pixels(drawn[0].template).max() < 1
-    assert pixels(drawn[1].search)[..., 64, 64].min() > 254 and pixels(drawn[1].template)[..., 32, 32].min() > 254
-
-
 def test_a_deformed_target_lies_where_its_corners_say() -> None:
     """An ellipse that fills its box does so after the turn as well."""
     size, box = 128, (40, 30, 84, 70)
@@ -227,7 +218,7 @@ def test_what_changes_its_shape_is_drawn_more_often(collection: Path) -> None:
     pool.box[pool.start[clip] : pool.start[clip] + 2, 2] = torch.tensor([8.0, 40.0])
     shares = []
     for changes in (False, True):
-        sampler = PairSampler(pool.only(pool.group >= 0), TINY, replace(PLAIN, shape_changes=changes))
+        sampler = PairSampler(pool, TINY, replace(PLAIN, shape_changes=changes))
         second = sampler._second(torch.full((300,), clip), torch.zeros(300, dtype=torch.long))
         shares += [sampler.weight[clip] / sampler.weight[pool.kind == CLIP].sum(), (second == 1).float().mean()]
     assert shares[2] > 1.2 * shares[0] and shares[3] > 1.5 * shares[1]
@@ -319,3 +310,11 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     with pytest.raises(DatasetError, match="none of 10000 targets"):
         disk.draw(2, 0)
+
+
+def test_few_clips_make_no_negatives(collection: Path, tmp_path: Path) -> None:
+    """They may all show one object; a teacher would see it."""
+    for teacher in (None, "fear"):
+        config = RunConfig(SMALL, "T", (str(collection),), teacher=teacher)
+        draw, _ = run._open_data(config, tmp_path, TINY, World())
+        assert draw(64, 0).present.all() == (teacher is None)

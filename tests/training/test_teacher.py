@@ -148,9 +148,10 @@ def test_what_a_teacher_lacks_is_named(graphs: Path, tmp_path: Path, monkeypatch
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
     with pytest.raises(DatasetError, match=r"bad\.onnx is no ONNX"):
         OnnxGraph(tmp_path / "bad.onnx", CPU)
-    save_graph(tmp_path / "odd.onnx", [make_node("Tanh", ["a"], ["b"])], {"a": [1]}, {"b": [1]}, {})
-    with pytest.raises(DatasetError, match="Tanh"):
-        OnnxGraph(tmp_path / "odd.onnx", CPU)
+    for name, words in (("image", "Tanh"), ("a", "inputs that a teacher does not have: a")):
+        save_graph(tmp_path / "odd.onnx", [make_node("Tanh", [name], ["b"])], {name: [1]}, {"b": [1]}, {})
+        with pytest.raises(DatasetError, match=words):
+            OnnxGraph(tmp_path / "odd.onnx", CPU)
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[train\]"):
         OnnxGraph(graphs / "fear_xs_init.onnx", CPU)

@@ -42,6 +42,8 @@ def test_starts_of_good_and_bad_sequences(clips, tmp_path, capsys):
 
 def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     assert main(["presence", str(clips), "--threads", "1"]) == 0
+    assert capsys.readouterr().out.split("\n")[1].startswith("present ")
+    assert main(["presence", str(clips), "--threads", "1", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)["percentiles of the score"]
     assert table["absent"]["50"] < table["present"]["50"]
     assert main(["presence", str(folder_set)]) == 2

@@ -115,7 +115,7 @@ class _Data(NamedTuple):
     @property
     def withheld(self) -> bool:
         """Whether only a server can score."""
-        return all(sequence.withheld for sequence in self.sequences)
+        return self.kind.size is not None and all(sequence.withheld for sequence in self.sequences)
 
 
 def _read(args: argparse.Namespace) -> _Data:
@@ -134,7 +134,7 @@ def _read(args: argparse.Namespace) -> _Data:
     for s in data.sequences:
         if s.note:
             data.notes[s.name] = f"sequence {s.name}: {s.note}"
-        elif not s.withheld and not metrics.counted(data.protocol, s).any():
+        elif not data.withheld and not metrics.counted(data.protocol, s).any():
             data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
     _say(args, f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
     if kind.size is not None and wanted is None and len(dataset) != kind.size:
@@ -173,7 +173,7 @@ def _run(args: argparse.Namespace) -> int:
             failures = _track(args, data, spec, results, executor)
             evaluation = _score(data, spec.label, results, failures, identity)
             partial_run = evaluation.failures or data.left_out or args.sequences is not None
-            if data.withheld and data.kind.size is not None and not partial_run:
+            if data.withheld and not partial_run:
                 evaluation.submission = str(results.submission())
             evaluations.append(evaluation)
     found = ((path.resolve().name, Results.found(path, data.sequences)) for path in args.results)

@@ -16,7 +16,7 @@ from asymtrack_edge.benchmarks.accuracy.metrics import is_box, success_curve
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import Dataset, Sequence
 from asymtrack_edge.errors import BoxError, DatasetError, UsageError
-from asymtrack_edge.geometry import overlaps
+from asymtrack_edge.geometry import check_box, overlaps
 
 #: Where tracks begin, in parts of a sequence.
 STARTS = (0.0, 0.25, 0.5)
@@ -35,7 +35,7 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
         if step < 0:
             truth[:, 0] = sequence.read(0).shape[1] - truth[:, 0] - truth[:, 2]
         # A track begins where there is a box, and needs a frame after it.
-        known = np.flatnonzero(is_box(truth))
+        known = np.flatnonzero(is_box(truth) & ~np.asarray(sequence.absent if sequence.absent is not None else False))
         for part in STARTS:
             later = known[known >= int(part * len(sequence))]
             if len(later) < 2:
@@ -46,7 +46,7 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
             boxes = np.array([tracker.update(frame).box for frame in frames])
             found.append(float(success_curve(overlaps(boxes[judged - start - 1], truth[judged])).mean()))
     if not found:
-        raise DatasetError(f"{sequence.name} has fewer than two frames with a box: tracks need two")
+        raise DatasetError("fewer than two frames have a box: tracks need two")
     return found
 
 
@@ -64,7 +64,7 @@ def starts(args: argparse.Namespace) -> int:
         try:
             aucs = track_aucs(tracker, sequence)
         except (BoxError, DatasetError) as error:
-            left_out[sequence.name] = str(error)
+            left_out[sequence.name] = f"sequence {sequence.name}: {error}"
             continue
         tracks += len(aucs)
         means[sequence.name] = round(float(np.mean(aucs)), 4)
@@ -85,10 +85,10 @@ def presence(args: argparse.Namespace) -> int:
     for sequence in long:
         try:
             for i in (0, PRESENT, ABSENT):
-                sequence.read(i)
+                check_box(sequence.start, sequence.read(i).shape)
             sequences.append(sequence)
-        except DatasetError as error:
-            left_out[sequence.name] = str(error)
+        except (BoxError, DatasetError) as error:
+            left_out[sequence.name] = f"sequence {sequence.name}: {error}"
     if len(sequences) <= max(OTHERS):
         need = f"{max(OTHERS) + 1} sequences of {ABSENT + 1} frames or more"
         raise UsageError(f"presence needs {need}: {args.root} has {len(sequences)}")
@@ -113,7 +113,7 @@ def presence(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, answer: Dict[str, Any], text: str, left_out: Dict[str, str]) -> int:
-    cli.write_json(args.json, answer)
+    cli.write_json(args.json, {**answer, "left_out": left_out})
     if args.json != "-":
         print(text)
     for error in left_out.values():

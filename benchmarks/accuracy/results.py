@@ -104,10 +104,11 @@ class Results:
         # Precision of the GOT-10k toolkit's own files.
         _write(self.files[name][1], "".join(f"{t:.8f}\n" for t in times))
         _write(self.files[name][0], "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in boxes))
+        (self.root / "errors" / f"{name}.log").unlink(missing_ok=True)
 
     def log(self, name: str, text: str) -> Path:
         """Writes what a failed sequence has to tell; returns the file."""
-        return _write(self.root / "errors" / f"{name}.txt", text)
+        return _write(self.root / "errors" / f"{name}.log", text)
 
     def claim(self, fresh: bool = False) -> None:
         """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
@@ -153,7 +154,7 @@ def _keys(sequence: Sequence) -> Iterator[str]:
 
 def _times_of(path: Path) -> Path:
     """Where the times beside a file of boxes are."""
-    name = f"{path.stem[:-4] if path.stem.endswith('_001') else path.stem}_time.txt"
+    name = f"{path.parent.name if path.stem == f'{path.parent.name}_001' else path.stem}_time.txt"
     return path.with_name(name) if path.with_name(name).is_file() else path.parent / "times" / name
 
 

@@ -156,8 +156,9 @@ def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> 
 def speed(a: argparse.Namespace, bench: Bench) -> None:
     """P1, P2, P5 and P6 of all combinations."""
     seconds, wanted, specs = None if a.full else a.seconds, set(a.protocol), cases.combinations(a)
-    if (a.tracker and "P5" not in wanted) or (a.clip and not wanted & {"P5", "P6"}):
-        raise UsageError("--tracker is timed by P5, and a clip is for P5 and P6: add P5 to --protocol")
+    for name, needs in (("tracker", {"P5"}), ("clip", {"P5", "P6"}), ("reference", {"P1", "P2"})):
+        if getattr(a, name) and not wanted & needs:
+            raise UsageError(f"--{name} is for {' and '.join(sorted(needs))}: add {min(needs)} to --protocol")
     for name in a.tracker:
         TrackerSpec(name).identity()  # a wrong name is told before anything is measured
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)

@@ -127,7 +127,7 @@ def test_a_failure_costs_its_sequence_alone(folder_set, output, evaluate, tracke
     ran = evaluate("folder", folder_set, "--tracker", f"python:{FAKES}:{tracker}", "--jobs", jobs)
     assert ran.code == 1 and f"{FAKES}-{tracker} failed on b: " in ran.err and said in ran.err
     assert sorted(ran.tracker["sequences"]) == ["a", "c"] and list(ran.tracker["failures"]) == ["b"]
-    log = output / "folder" / f"{FAKES}-{tracker}" / "errors" / "b.txt"
+    log = output / "folder" / f"{FAKES}-{tracker}" / "errors" / "b.log"
     assert ("in update" in log.read_text()) if tracker == "FailsOnBlack" else not log.exists()
 
 
@@ -250,6 +250,7 @@ def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, evalu
     (folder_set / "b" / "cover.label").write_text("0\n" * 5)
     ran = evaluate("folder", folder_set, "--results", results)
     assert ran.code == 1 and "sequence b: no frame can be scored" in ran.err and row(ran.out, "other")[1] == "2"
+    save(folder_set / "b" / "groundtruth.txt", drift(1))
     ran = evaluate("folder", folder_set, "--results", results, "--sequences", "b")
     assert ran.code == 1 and "sequence b: no frame can be scored" in ran.err and "withheld" not in ran.out
 

@@ -14,7 +14,7 @@ from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
 @pytest.fixture
 def clips(tmp_path):
-    """Six sequences of seven frames; the third frame of each is not annotated."""
+    """Six sequences of seven frames; the third of each is not annotated, and in the last the target is absent."""
     for seed in range(6):
         folder = tmp_path / f"s{seed}"
         folder.mkdir()
@@ -22,7 +22,8 @@ def clips(tmp_path):
         for i, (frame, _) in enumerate(clip):
             cv2.imwrite(str(folder / f"{i:08}.png"), frame)
         boxes = [tuple(box) for _, box in clip]
-        boxes[2] = (float("nan"),) * 4
+        boxes[2], boxes[6] = (float("nan"),) * 4, (0, 0, 5, 5)
+        (folder / "absence.label").write_text("0\n" * 6 + "1\n")
         np.savetxt(folder / "groundtruth.txt", boxes, delimiter=",")
     return tmp_path
 
@@ -37,7 +38,7 @@ def test_starts_of_good_and_bad_sequences(clips, tmp_path, capsys):
     # Six tracks each; on mirrored frames the mirrored target is followed as well.
     assert answer["tracks"] == 18 and 0.75 < answer["success AUC"] < 1
     assert set(answer["sequences"]) == {"s3", "s4", "s5"}
-    assert capsys.readouterr().err.count("error: left out: ") == 3
+    assert capsys.readouterr().err.count("error: left out: sequence s") == 3 == len(answer["left_out"])
 
 
 def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):

@@ -33,6 +33,8 @@ def test_a_race_finds_the_ratio_though_the_machine_changes_speed():
     assert (ratio["name"], ratio["base"], ratio["verdict"], ratio["warning"]) == ("b", "a", "faster", "")
     assert (ratio["low"], ratio["speedup"], ratio["high"]) == pytest.approx((2, 2, 2), rel=0.05)
     assert compare("P2", seen, "b")[0]["verdict"] == "slower"
+    world = World(lambda now: 1 + now)  # ever slower: who began a round ends the next
+    assert compare("P2", world.race([world.case("a", 0.01), world.case("b", 0.01)], 20), "a")[0]["verdict"] == "equal"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from typing import Any, List, Sequence
 import numpy as np
 import pytest
 
-import asymtrack_edge
 from asymtrack_edge.errors import BoxError, UsageError
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
@@ -113,8 +112,3 @@ def test_a_closed_tracker_says_so_and_a_dropped_one_gives_back_what_it_holds(mon
     assert closed == ["closed"]
     Tracker(engine).close()
     assert closed == ["closed"] * 2
-
-
-def test_a_name_that_is_not_there_is_said() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'Trackr'"):
-        asymtrack_edge.Trackr  # noqa: B018

@@ -194,6 +194,10 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
         for box, problem in (([1, 1, 0, 5], "no area"), ([9000, 1, 9, 5], "outside")):
             number = next_header(socket)["frame"]
             assert problem in answer_to(socket, action="mark", frame=number, box=box)["error"]
+        running.run._limit = 1
+        while not running.run.over:
+            sleep(0.01)
+        assert "the source has ended" in answer_to(socket, action="step")["error"]
     status, body, headers = running.get("/boxes.csv")
     lines = body.decode().splitlines()
     assert status == 200 and "attachment" in headers["content-disposition"]

@@ -226,7 +226,7 @@ def _read_coco(root: Path) -> Loaders:
     Boxes are named by their position in the annotation and kept as an array, as there are 800,000.
     """
     looked_for = "annotations/instances_train2017.json"
-    if not (root / looked_for).is_file():
+    if not ((root / looked_for).is_file() and (root / "train2017").is_dir()):
         return _found({}, root, f"{looked_for} and train2017/*.jpg")
     try:
         index = json.loads((root / looked_for).read_text(encoding="utf-8"))
@@ -242,7 +242,7 @@ def _read_coco(root: Path) -> Loaders:
     def load(name: str) -> Sequence:
         return Sequence(name, Frames(root / "train2017", [files[int(name)]]), boxes[[int(name)]])
 
-    return _found(dict.fromkeys(map(str, range(len(files))), load), root, f"boxes of objects in {looked_for}")
+    return _found(dict.fromkeys(map(str, range(len(files))), load), root, f"{looked_for} and its images in train2017")
 
 
 @dataclass(frozen=True)

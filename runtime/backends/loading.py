@@ -36,7 +36,7 @@ def open_backend(
     precision: Optional[str] = None,
 ) -> Backend:
     """Opens a backend; arguments and errors as in ``Tracker.load``. One line of the log says which."""
-    device = str(device)  # torch.device
+    device = str(device)  # a torch.device serves as well
     _check(backend, device, threads)
     folder = model_folder(model)
     manifest = load_manifest(folder, verify=False)  # each file is verified when it is read

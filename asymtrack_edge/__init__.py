@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 #: needs no tracker imports none.
 _HOMES = {
     "Box": "asymtrack_edge.geometry",
-    "MultiTracker": "asymtrack_edge.runtime.tracker",
-    "State": "asymtrack_edge.runtime.tracker",
-    "Track": "asymtrack_edge.runtime.tracker",
-    "Tracker": "asymtrack_edge.runtime.tracker",
+    **dict.fromkeys(("MultiTracker", "State", "Track", "Tracker"), "asymtrack_edge.runtime.tracker"),
 }
 __all__ = ["Box", "MultiTracker", "State", "Track", "Tracker"]
 

@@ -17,7 +17,7 @@ import threading
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, NoReturn, Optional, Sequence
+from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence
 
 import cv2
 
@@ -176,9 +176,7 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def progress(
-    items: Optional[Iterable[Any]] = None, title: str = "", total: Optional[float] = None, **options: Any
-) -> Any:
+def progress(items: Any = None, title: str = "", total: Optional[float] = None, **options: Any) -> Any:
     """A ``tqdm`` bar over ``items``, or one that is moved on by hand; ``options`` are tqdm's.
 
     It is on stderr where that is a terminal, and its line is removed at the end. Of torchrun's processes only the

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Iterator, List, Optional, Tuple, Type, Union
+from typing import ContextManager, Iterator, List, Optional, Tuple, Type, Union
 
 import cv2
 import numpy as np
@@ -46,7 +46,7 @@ def check_output(path: AnyPath) -> None:
         raise UsageError(f"cannot write {name}: this user may not")
 
 
-class OutputFile:
+class OutputFile(ContextManager["OutputFile"]):
     """A file that is being written; used as a context manager, an error inside leaves nothing behind.
 
     What is absent, and a plain regular file of this user, is written beside its place and renamed when
@@ -136,9 +136,6 @@ class OutputFile:
         if not closed:
             os.close(self._descriptor)
         return not closed
-
-    def __enter__(self) -> OutputFile:
-        return self
 
     def __exit__(self, kind: Optional[Type[BaseException]], *_: object) -> None:
         self.close() if kind is None else self.discard()

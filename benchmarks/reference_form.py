@@ -59,9 +59,8 @@ class ReferenceForm(nn.Module):
             return _attend(block, x, next(kept))
 
         x = self._walk(image, use_template)
-        score_tl, score_br = self.model.box_head(self.model.bottleneck(x))
-        corners = torch.cat([soft_argmax(score_tl), soft_argmax(score_br)], -1)
-        return Prediction(corners, score_tl, score_br)
+        maps = self.model.box_head(self.model.bottleneck(x))
+        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps)
 
     def _walk(self, image: Tensor, interact: Callable[[Interaction, Tensor], Tensor]) -> Tensor:
         """The features after all stages; where template and search meet, ``interact`` changes or keeps them."""

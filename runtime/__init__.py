@@ -7,16 +7,5 @@ from asymtrack_edge.runtime.sources.reader import Captured
 from asymtrack_edge.runtime.sources.reader import Reader as open_reader
 from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
 
-__all__ = [
-    "BACKENDS",
-    "Box",
-    "Captured",
-    "MultiTracker",
-    "State",
-    "Track",
-    "Tracker",
-    "TrackerSettings",
-    "open_backend",
-    "open_reader",
-    "open_source",
-]
+__all__ = ["BACKENDS", "Box", "Captured", "MultiTracker", "State", "Track", "Tracker", "TrackerSettings",
+           "open_backend", "open_reader", "open_source"]  # fmt: skip

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import pytest
 
@@ -38,9 +38,7 @@ def test_only_one_line_says_that_a_camera_is_missing() -> None:
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
-def test_a_bar_is_for_terminals_and_ends_with_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bar_is_for_terminals_and_ends_with_one(monkeypatch: Any, capsys: Any) -> None:
     assert list(cli.progress(range(3))) == [0, 1, 2] and not capsys.readouterr().err
     ours, theirs = os.openpty()
     with suppress(OSError), open(theirs, "w", encoding="utf-8") as terminal:

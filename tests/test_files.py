@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import List
+from typing import Any, List
 
 import cv2
 import numpy as np
@@ -99,9 +99,7 @@ def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.Monk
         assert path.read_text() == "row\n"
 
 
-def test_standard_output_is_shared_not_opened_anew(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_standard_output_is_shared_not_opened_anew(capfd: Any, monkeypatch: Any) -> None:
     """Opened anew, a redirected output would be written over from its beginning; it may be another user's."""
     monkeypatch.setattr(os, "access", lambda path, *_: "stdout" not in str(path))
     os.write(1, b"before\n")

@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge import geometry
 from asymtrack_edge.errors import BoxError, FrameError
-from asymtrack_edge.geometry import (
-    Box,
-    Cropper,
-    CropWindow,
-    check_box,
-    check_frame,
-    clip_box,
-    crop_window,
-    iou,
-)
+from asymtrack_edge.geometry import Box, Cropper, CropWindow, check_box, check_frame, clip_box, crop_window, iou
 
 FRAME = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
 #: One for all crops: what is left of an earlier one must not shine through.

@@ -7,15 +7,7 @@ from typing import Dict, List, NamedTuple, Tuple
 import torch
 from torch import Tensor, nn
 
-from asymtrack_edge.network.layers import (
-    AttentionBlock,
-    CornerHead,
-    EncoderBlock,
-    PatchEmbed,
-    PerceptionEnhancement,
-    TemplateModulation,
-    soft_argmax,
-)
+from asymtrack_edge.network import layers
 from asymtrack_edge.variants import Variant
 
 #: Names and tensors of ``Variant.state_shapes``, each with a leading batch axis.
@@ -46,15 +38,15 @@ class Stage(nn.Module):
         super().__init__()
         self.stage = stage
         width, outputs = variant.widths[stage - 1 : stage + 1]
-        blocks: List[nn.Module] = [EncoderBlock(width, (1, 6)[i % 2]) for i in range(variant.depths[stage - 1])]
+        blocks: List[nn.Module] = [layers.EncoderBlock(width, (1, 6)[i % 2]) for i in range(variant.depths[stage - 1])]
         if stage in variant.etm_stages:
-            blocks.append(TemplateModulation(width))
+            blocks.append(layers.TemplateModulation(width))
         if stage in variant.ope_stages:
-            blocks.append(PerceptionEnhancement(width))
+            blocks.append(layers.PerceptionEnhancement(width))
         if stage == 3:
-            blocks.append(AttentionBlock(width, variant.attention_heads, variant.attention_head_dim))
+            blocks.append(layers.AttentionBlock(width, variant.attention_heads, variant.attention_head_dim))
         self.blocks = nn.ModuleList(blocks)
-        self.downsample = PatchEmbed(width, outputs, 3, 2)
+        self.downsample = layers.PatchEmbed(width, outputs, 3, 2)
 
     def template(self, z: Tensor) -> Tuple[Tensor, TemplateState]:
         """Template features ``(B, H, W, C)`` to the next stage's and the state.
@@ -63,9 +55,9 @@ class Stage(nn.Module):
         """
         state: TemplateState = {}
         for block in self.blocks:
-            if isinstance(block, TemplateModulation):
+            if isinstance(block, layers.TemplateModulation):
                 state.update({f"etm{self.stage}_{k}": v for k, v in block.template(z).items()})
-            elif isinstance(block, AttentionBlock):
+            elif isinstance(block, layers.AttentionBlock):
                 state.update(block.template(z))
                 return z, state
             else:
@@ -76,9 +68,9 @@ class Stage(nn.Module):
         """Search features ``(B, H, W, C)`` after the blocks; ``downsample`` makes the next stage's of them."""
         prefix = f"etm{self.stage}_"
         for block in self.blocks:
-            if isinstance(block, TemplateModulation):
+            if isinstance(block, layers.TemplateModulation):
                 x = block(x, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-            elif isinstance(block, AttentionBlock):
+            elif isinstance(block, layers.AttentionBlock):
                 x = block(x, state["keys"], state["values"])
             else:
                 x = block(x)
@@ -90,7 +82,7 @@ class Backbone(nn.Module):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(3, variant.widths[0], 7, 4)
+        self.patch_embed = layers.PatchEmbed(3, variant.widths[0], 7, 4)
         self.layers = nn.ModuleList([Stage(variant, stage) for stage in (1, 2, 3)])
 
 
@@ -105,7 +97,7 @@ class AsymTrack(nn.Module):
         self.variant = variant
         self.backbone = Backbone(variant)
         self.bottleneck = nn.Linear(variant.widths[-1], variant.widths[-1])
-        self.box_head = CornerHead(variant.widths[-1])
+        self.box_head = layers.CornerHead(variant.widths[-1])
 
     def template(self, image: Tensor) -> TemplateState:
         """Template branch, run once per target, on normalised RGB crops ``(B, 3, template_size, template_size)``."""
@@ -127,7 +119,7 @@ class AsymTrack(nn.Module):
     def search_and_features(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
         """As ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
         maps, features = self.score_maps(image, state)
-        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps), features
+        return Prediction(torch.cat([layers.soft_argmax(scores) for scores in maps], -1), *maps), features
 
     def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
         """What ``search`` reads the corners out of, the maps ``(B, H, W)`` of both before softmax, and the features."""

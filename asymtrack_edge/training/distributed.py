@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Dict, Iterator, List
+from typing import Dict, Iterator, List
 
 import torch
 from torch import Tensor, distributed, nn
@@ -59,30 +59,18 @@ class World:
             distributed.barrier()
 
 
-class _Sum(torch.autograd.Function):
-    """The sum of a tensor over all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient)
-
-
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, C, H, W)`` to the same shape."""
+        from torch.distributed.nn.functional import all_reduce  # not in every build of PyTorch
+
         if not self.training:
             return super().forward(x)
         wide = x.float()
         sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
-        mean, square = (_Sum.apply(sums) / distributed.get_world_size()).unbind()
+        mean, square = (all_reduce(sums) / distributed.get_world_size()).unbind()
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             count = x.numel() // x.shape[1] * distributed.get_world_size()

@@ -50,7 +50,8 @@ class Log:
             return
         self.written = time.monotonic()
         speed = self.pairs / max(1e-9, self.written - self.began)
-        append(self.folder, {**self._row, "pairs_per_s": speed, **self.values})
+        with open(self.folder / LOG, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**self._row, "pairs_per_s": speed, **self.values}) + "\n")
         text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"
         text += f", loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
         self._row = {}
@@ -59,12 +60,6 @@ class Log:
         else:
             self.bar.n = min(1.0, self._progress)
             self.bar.set_postfix_str(text)
-
-
-def append(folder: Path, row: Dict[str, Any]) -> None:
-    """Adds a row to a run's log."""
-    with open(folder / LOG, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
 
 
 def read_log(folder: Path) -> List[Dict[str, Any]]:

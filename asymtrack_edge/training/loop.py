@@ -291,7 +291,7 @@ class Trainer:
         if not self.world.is_main:
             return
         self.state.save(self.folder)
-        path, weights = self.folder / WEIGHTS, self.state.deployed_weights()
+        path, weights = self.folder / WEIGHTS, self.state.ema or self.state.model.state_dict()
         metadata = {**self.metadata, "pairs": self.state.pairs}
         try:
             save_weights(path, weights, metadata)

@@ -17,20 +17,8 @@ from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
-from asymtrack_edge.training.crops import (
-    Augmentation,
-    Random,
-    Windows,
-    coarsen,
-    colour,
-    cut,
-    cut_one,
-    deform,
-    inside,
-    motion_blur,
-    occlude,
-    windows_around,
-)
+from asymtrack_edge.training import crops
+from asymtrack_edge.training.crops import Augmentation, Random, Windows
 from asymtrack_edge.training.imagery import CLIP, STILL, Pool
 from asymtrack_edge.variants import Variant
 
@@ -56,8 +44,6 @@ class Pairs(NamedTuple):
 
 #: Makes the batch of a step: ``draw(batch, step)``. The same step always gives the same batch.
 DrawPairs = Callable[[int, int], Pairs]
-
-
 #: Where a batch of pairs is cut: windows of template and search region, corners and aspect as in ``Pairs``.
 Plan = Tuple[Windows, Windows, Tensor, Tensor]
 
@@ -76,13 +62,13 @@ def plan_windows(
     scale = extent.prod(1).sqrt()
     reach = augmentation.centre_jitter * scale
     centre = _centre(search_box) + reach[:, None] * (random.uniform(batch, 2) - 0.5)
-    search = windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
+    search = crops.windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
     # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.
     offset = (_centre(search_box) - centre) / search.side[:, None]
     offset = torch.stack([torch.where(flip, -offset[:, 0], offset[:, 0]), offset[:, 1]], 1)
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
     half = search_box[:, 2:] / search.side[:, None] / 2
-    template = windows_around(_centre(template_box), template_side, flip)
+    template = crops.windows_around(_centre(template_box), template_side, flip)
     return template, search, torch.cat([middle - half, middle + half], 1), template_box[:, 2] / template_box[:, 3]
 
 
@@ -92,12 +78,12 @@ def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, ran
     ``identity``, int64 ``(B,)``, is the same for pairs whose pictures may show the same target.
     """
     batch = len(pairs.template)
-    search, corners = deform(pairs.search, pairs.corners, augmentation, random)
-    search = occlude(search, corners, augmentation.occlusion, random)
+    search, corners = crops.deform(pairs.search, pairs.corners, augmentation, random)
+    search = crops.occlude(search, corners, augmentation.occlusion, random)
     grey = random.uniform(batch) < augmentation.greyscale
-    template = colour(coarsen(pairs.template, augmentation.coarse, random), grey, augmentation, random)
-    search = coarsen(search, augmentation.coarse / 2, random)
-    search = motion_blur(colour(search, grey, augmentation, random), augmentation.blur, random)
+    template = crops.colour(crops.coarsen(pairs.template, augmentation.coarse, random), grey, augmentation, random)
+    search = crops.coarsen(search, augmentation.coarse / 2, random)
+    search = crops.motion_blur(crops.colour(search, grey, augmentation, random), augmentation.blur, random)
     present, aspect = pairs.present, pairs.aspect
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
         # A smaller batch has no pair that shares no picture with this one.
@@ -152,7 +138,7 @@ class PairSampler:
         return finish_pairs(pairs, pool.group[image[:, 1]], self.augmentation, random)
 
     def _cut(self, image: Tensor, windows: Windows, size: int) -> Tensor:
-        return cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
+        return crops.cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
 
     def _targets(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
         """Images ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frame; which are known ``(B,)``."""
@@ -204,8 +190,8 @@ class PairSampler:
             picture, sizes = self._scenery(count)
             side = sizes.amin(1) * (0.5 + 0.5 * random.uniform(count))
             centre = side[:, None] / 2 + random.uniform(count, 2) * (sizes - side[:, None])
-            behind = self._cut(picture, windows_around(centre, side, random.uniform(count) < 0.5), size)
-            seen = inside(Windows(*(v[chosen] for v in windows)), self.pool.sizes[image[chosen]], size)
+            behind = self._cut(picture, crops.windows_around(centre, side, random.uniform(count) < 0.5), size)
+            seen = crops.inside(Windows(*(v[chosen] for v in windows)), self.pool.sizes[image[chosen]], size)
             search[chosen] = torch.where(seen, search[chosen], behind)
         return search
 
@@ -310,8 +296,8 @@ class DiskPairs:
         second = first if files[1] == files[0] else read_frame(files[1])
         template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
         search = np.empty((self.variant.search_size,) * 2 + (3,), np.uint8)
-        cut_one(first, plan[0], i, template, cropper)
-        cut_one(second, plan[1], i, search, cropper)
+        crops.cut_one(first, plan[0], i, template, cropper)
+        crops.cut_one(second, plan[1], i, search, cropper)
         return template, search, (second.shape[1], second.shape[0])
 
     def _upload(self, crops: Sequence[np.ndarray]) -> Tensor:
@@ -326,7 +312,7 @@ class DiskPairs:
         share = self.augmentation.fill
         if share <= 0:
             return search
-        seen = inside(windows, sizes, search.shape[-1]).to(self.device)
+        seen = crops.inside(windows, sizes, search.shape[-1]).to(self.device)
         seen |= (self.finishing.uniform(len(search)) >= share)[:, None, None, None]
         return torch.where(seen, search, search.roll(1, 0))
 

@@ -86,10 +86,6 @@ class RunState:
             if averaged:
                 torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def deployed_weights(self) -> Dict[str, Tensor]:
-        """Averaged weights where they are kept, else the model's."""
-        return self.ema or self.model.state_dict()
-
     def save(self, folder: Path) -> None:
         """Writes the state into ``folder``: tensors as ``model/NAME``, ``ema/NAME``, ``exp_avg/NAME`` and so on."""
         parts = {"model": self.model.state_dict(), "ema": self.ema}

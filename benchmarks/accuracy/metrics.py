@@ -207,11 +207,7 @@ def _axes(protocol: Protocol) -> Dict[str, np.ndarray]:
 
 
 def _got10k_metrics(overlap: np.ndarray) -> Dict[str, float]:
-    return {
-        "ao": float(overlap.mean()),
-        "sr0.5": float((overlap > 0.5).mean()),
-        "sr0.75": float((overlap > 0.75).mean()),
-    }
+    return {"ao": float(overlap.mean()), **{f"sr{t}": float((overlap > t).mean()) for t in (0.5, 0.75)}}
 
 
 def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import atexit
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from contextlib import suppress
 from time import monotonic, time
-from typing import Any, Callable, Deque, Iterator, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Deque, Iterator, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -25,7 +25,7 @@ STALL_AFTER = 2.0  #: seconds of silence after which a camera or stream is repor
 RECONNECT_AFTER = (0.5, 10.0)  #: seconds between attempts to reconnect: at first, and at most, after doubling each time
 
 
-class Source(ABC):
+class Source(ContextManager["Source"]):
     """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
 
     At the end, ``missing`` is the number of announced frames that did not come, and ``damaged`` says
@@ -44,11 +44,8 @@ class Source(ABC):
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
         """Yields the frames, once."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Releases the file or device."""
-
-    def __enter__(self) -> Source:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -121,7 +118,7 @@ class Captured(NamedTuple):
         return monotonic() - self.received
 
 
-class Reader:
+class Reader(ContextManager["Reader"]):
     """Iterates over the ``Captured`` frames of a source that is read on a thread.
 
     Of a file or folder nothing is dropped, a frame's time is that of its decoding, and its age says how
@@ -194,9 +191,6 @@ class Reader:
         with self._changed:
             self._queue.clear()
         atexit.unregister(self.close)
-
-    def __enter__(self) -> Reader:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -291,16 +291,13 @@ def make_app(view: WebView) -> ASGIApp:
         answer = {"status": "no frames" if silent else "ok", "frames": view.run.count}
         return JSONResponse(answer, 503 if silent else 200)
 
-    async def pictures(socket: WebSocket) -> None:
-        await _Viewer(view, socket).serve()
-
     routes = [
         Route("/", partial(page, "index.html", "text/html")),
         Route("/app.js", partial(page, "app.js", "text/javascript")),
         Route("/style.css", partial(page, "style.css", "text/css")),
         Route("/boxes.csv", boxes),
         Route("/health", health),
-        WebSocketRoute("/view", pictures),
+        WebSocketRoute("/view", lambda socket: _Viewer(view, socket).serve()),
     ]
     app = Starlette(routes=routes)
 

@@ -45,9 +45,7 @@ def test_agreement_is_printed_on_any_clip(tmp_path: Path, capsys: pytest.Capture
         (1, 0, 0.001, "several targets at once by 0.001"),
     ],
 )
-def test_what_differs_is_an_error(
-    first: int, column: int, by: float, words: str, monkeypatch: Any, capsys: Any
-) -> None:
+def test_what_differs_is_an_error(first: int, column: int, by: Any, words: str, monkeypatch: Any, capsys: Any) -> None:
     pytest.importorskip("openvino")
     from asymtrack_edge.runtime.backends.openvino import OpenVinoBackend
 

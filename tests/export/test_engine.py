@@ -139,9 +139,7 @@ def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("broken", ["template", "search"])
-def test_an_interrupted_rebuild_leaves_a_directory_that_loads(
-    jetson: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_an_interrupted_rebuild_leaves_a_directory_that_loads(jetson: Path, monkeypatch: Any, broken: str) -> None:
     build.build_in_place(jetson)
 
     def build_engine(tensorrt: Any, model: Path, *_: Any) -> bytes:

@@ -113,10 +113,8 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
         ({"template": {**content["template"], "shape": [128, 128, 4]}}, "damaged"),
         ({"output": {**content["output"], "shape": [0]}}, "damaged"),
         ({"files": {}}, "damaged"),
-        *(
-            ({"files": {**content["files"], name: {"bytes": 1, "sha256": "0"}}}, "damaged")
-            for name in ("../x", "a/../x")
-        ),
+        ({"files": {**content["files"], "../x": {"bytes": 1, "sha256": "0"}}}, "damaged"),
+        ({"files": {**content["files"], "a/../x": {"bytes": 1, "sha256": "0"}}}, "damaged"),
         ({"state": []}, "damaged"),
         ({"files": {**content["files"], "search.onnx": {"bytes": 10**30, "sha256": "0"}}}, "damaged|missing"),
         ({"precision": "fp8"}, "damaged"),
@@ -126,9 +124,7 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
             load_manifest(tmp_path)
 
 
-def test_the_weights_taken_are_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_weights_taken_are_said(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(pipeline, "default_clip", lambda: SHORT)
     raw, averaged = filled_model(T, 1).state_dict(), filled_model(T, 2).state_dict()
     torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")

@@ -242,12 +242,8 @@ def _backend_rows(
             group.run(batch)
             opened.cuda.synchronise()
 
-    common = {
-        "backend": backend,
-        "precision": precision,
-        "batch": batch,
-        "graph": opened._open.networks["search"].graph,
-    }
+    graph = opened._open.networks["search"].graph
+    common = {"backend": backend, "precision": precision, "batch": batch, "graph": graph}
     rows = [{**common, "what": f"{backend} {precision}: search step with crop", "ms": _time(step)}]
     for place, given in (("host", frames), ("device", there)):
         if given:

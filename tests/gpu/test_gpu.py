@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -25,9 +26,7 @@ def test_the_dry_run_lists_every_check(capsys: pytest.CaptureFixture[str], monke
     assert len(lines) == len(CHECKS) + 1
 
 
-def test_a_report_is_written_whatever_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_is_written_whatever_fails(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     def fails(machine: Machine) -> str:
         raise AssertionError("it leaks")
 

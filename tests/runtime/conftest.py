@@ -6,31 +6,26 @@ import ctypes
 import gc
 import shutil
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Any, Dict, Iterator
 
 import pytest
 
 from asymtrack_edge.runtime.backends.cuda import driver as cuda_driver
 from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
+from tests.helpers import export_small
 from tests.runtime.fakes import imitation
 
 
 @pytest.fixture(scope="session")
 def batch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export of a small untrained network, in batches of up to four."""
-    pytest.importorskip("torch")
-    pytest.importorskip("onnx")
-    from tests.helpers import export_small
-
     return export_small(tmp_path_factory.mktemp("model"), max_batch=4)
 
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
     """Exports for a Jetson by precision and largest batch."""
-    from tests.helpers import export_small
-
     kinds = (("fp32", 3), ("fp16", 1))
     return {f"{p} {n}": export_small(tmp_path_factory.mktemp("export"), p, "orin", max_batch=n) for p, n in kinds}
 
@@ -63,11 +58,7 @@ def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imit
 
 @pytest.fixture(params=["fp32 3"])
 def imitated(
-    request: pytest.FixtureRequest,
-    exports: Dict[str, Path],
-    calls: imitation.Calls,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: Any, exports: Dict[str, Path], calls: imitation.Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> imitation.Imitated:
     """An imitation in the place of TensorRT: precision, largest batch, version."""
     precision, batch, *version = request.param.split()

@@ -145,10 +145,7 @@ def write_video(path: Path, frames: int = 40, count: int = 3) -> List[List[Box]]
 def count_frames(path: Path) -> int:
     """How many frames OpenCV can decode."""
     capture = cv2.VideoCapture(str(path))
-    count = 0
-    while capture.read()[0]:
-        count += 1
-    return count
+    return sum(1 for _ in iter(lambda: capture.read()[0], False))
 
 
 def as_argument(box: Box) -> str:

@@ -161,9 +161,7 @@ BOX = ["--box", "5,5,9,9"]
         (["--select"], "--select needs a display"),
     ],
 )
-def test_mistakes_are_one_line(
-    arguments: List[str], message: str, video: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_one_line(arguments: List[str], message: str, video: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(video.parent)
     monkeypatch.setenv("DISPLAY", ":77")  # which nobody serves
     assert fake_command.main(["in.avi", *arguments]) == 2

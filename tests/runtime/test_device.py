@@ -201,11 +201,8 @@ def test_frames_and_targets_too_large_for_the_memory_do_no_harm(imitated: Imitat
 def there(frame: np.ndarray, version: Optional[int] = 3, dlpack: Optional[int] = None, **more: Any) -> Any:
     """A frame in the imitated device memory, as other packages offer theirs.
 
-    Args:
-        frame: its pixels.
-        version: of the array interface; None without one.
-        dlpack: the GPU that DLPack says; None without that.
-        more: the attribute ``format``, or entries of the interface.
+    ``version`` is the array interface's, ``dlpack`` the GPU that DLPack says, None without it; ``more`` the attribute
+    ``format``, or entries of the interface.
     """
     found = SimpleNamespace(frame=frame, shape=frame.shape, asked=[])
     if "format" in more:

@@ -20,6 +20,7 @@ from asymtrack_edge.runtime import open_backend
 from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.commands.track import main as track
 from asymtrack_edge.runtime.sources.clip import default_clip
+from tests.helpers import export_small
 
 pytest.importorskip("openvino")
 from asymtrack_edge.runtime.backends import openvino as backend
@@ -31,9 +32,6 @@ needs_bf16 = pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_exports_of_a_fixed_batch(precision: str, tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    from tests.helpers import export_small
-
     export_small(tmp_path, precision)
     reference, engine = (open_backend(tmp_path, name) for name in ("onnxruntime", "openvino"))
     report = compare(reference, engine, *CLIP)

@@ -112,9 +112,7 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert opened == [{**words, "threads": None, "precision": None, "recover": False}]
 
 
-def test_without_ros_one_line_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_ros_one_line_says_what_is_missing(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert ros_node.main() == 2
     assert "rclpy: source /opt/ros" in capsys.readouterr().err

@@ -24,8 +24,6 @@ from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.sources.reader import Reader
 
 HERE = Path(__file__).parent
-
-
 PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in synthetic_clip(8, (320, 240))]
 
 

@@ -233,9 +233,7 @@ def test_page_and_its_parts(run: Callable[..., Running]) -> None:
         view.WebView(running.run, int(running.address.split(":")[1]))
 
 
-def test_a_token_guards_all_but_health_on_other_addresses(
-    run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_guards_all_but_health_on_other_addresses(run: Callable[..., Running], monkeypatch: Any) -> None:
     monkeypatch.setenv("ASYMTRACK_TOKEN", "of-my-own-0123456789")
     running = run(host="0.0.0.0")
     assert running.view.url.endswith("?token=of-my-own-0123456789")

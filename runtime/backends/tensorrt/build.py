@@ -33,19 +33,8 @@ from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import locked, write_bytes
 from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, Manifest, file_entry, load_manifest, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
-from asymtrack_edge.runtime.backends.tensorrt.backend import (
-    RTX,
-    RTX_TURING,
-    Key,
-    TensorRT,
-    batch_profile,
-    collecting_logger,
-    difference,
-    engine_file,
-    engine_key,
-    flavour_of,
-    load_tensorrt,
-)
+from asymtrack_edge.runtime.backends.tensorrt import backend
+from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, Key, TensorRT, flavour_of, load_tensorrt
 
 WORKSPACE_MB = 512  #: most scratch memory of one layer, in MiB
 Report = Callable[[str], object]
@@ -89,16 +78,16 @@ def build_engines(
         # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
         gpus.append(Gpu(0, "any", (7, 5)))
     for gpu, network in product(gpus, NETWORKS):
-        key, began = engine_key(manifest, network, tensorrt, gpu), time.perf_counter()
-        name = engine_file(network, key)
+        key, began = backend.engine_key(manifest, network, tensorrt, gpu), time.perf_counter()
+        name = backend.engine_file(network, key)
         reason = "it was asked for" if rebuild else _stale(folder, manifest, name, key)
         if reason is None:
             report(f"{name}: kept")
             continue
         if name in manifest.engines:
             report(f"{name}: rebuilding, {reason}")
-        batch = batch_profile(manifest, network)
-        capability = "SM75" if rtx and key["compute_capability"] == RTX_TURING else None
+        batch = backend.batch_profile(manifest, network)
+        capability = "SM75" if rtx and key["compute_capability"] == backend.RTX_TURING else None
         with ExitStack() as stack:
             if not rtx:  # which builds and measures without a GPU
                 cuda = open_cuda(device)
@@ -172,7 +161,7 @@ def _stale(folder: Path, manifest: Manifest, name: str, key: Key) -> Optional[st
         read_file(folder, name, manifest.files[name])
     except ManifestError as error:
         return str(error)
-    return difference(manifest.engines[name], key)
+    return backend.difference(manifest.engines[name], key)
 
 
 def build_engine(
@@ -196,7 +185,7 @@ def build_engine(
         capability: for TensorRT-RTX the only compute capability to build for (``"SM75"``); None for its default.
     """
     trt = tensorrt.module
-    logger = collecting_logger(trt)
+    logger = backend.collecting_logger(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError:  # "factory function returned nullptr": what the binding says without a GPU

@@ -13,11 +13,6 @@ from tests.datasets.miniature import rows, save, write_frames
 pytest.importorskip("six", reason="got10k's data sets need six, which the package does not declare")
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def track(rng, count):
     """Random ground truth in and beyond frames of 32 x 24, and a result near it."""
     truth = np.column_stack([rng.uniform(1, 24, (count, 2)), rng.uniform(3, 16, (count, 2))]).round(3)
@@ -32,10 +27,10 @@ def ours(name, root, results, tmp_path):
     return json.loads(report.read_text())["trackers"][0]
 
 
-def test_got10k_val(tmp_path, rng):
+def test_got10k_val(tmp_path):
     from got10k.experiments import ExperimentGOT10k
 
-    names = [f"GOT-10k_Val_{i:06d}" for i in (1, 2, 3)]
+    rng, names = np.random.default_rng(0), [f"GOT-10k_Val_{i:06d}" for i in (1, 2, 3)]
     results = tmp_path / "results" / "GOT-10k" / "x"
     for count, name in zip((9, 12, 20), names):
         folder = tmp_path / "val" / name
@@ -57,11 +52,11 @@ def test_got10k_val(tmp_path, rng):
     np.testing.assert_allclose(found["curves"]["success"]["values"], theirs["succ_curve"], atol=1e-6)
 
 
-def test_otb(tmp_path, rng):
+def test_otb(tmp_path):
     from got10k.datasets import OTB
     from got10k.experiments import ExperimentOTB
 
-    root, results = tmp_path / "data", tmp_path / "results" / "OTB2015" / "x"
+    root, results, rng = tmp_path / "data", tmp_path / "results" / "OTB2015" / "x", np.random.default_rng(0)
     for name, images, targets in (("Boy", 9, [""]), ("Jogging", 7, [".1", ".2"]), ("Football1", 76, [""])):
         write_frames(root / name / "img", images, "{:04d}.jpg")
         for target in targets:

@@ -32,8 +32,6 @@ def score(protocol, truth, boxes, **kwargs):
 TRUTH = [(10, 10, 20, 20)] * 4
 #: Perfect, half covered, apart by 30 pixels, perfect.
 BOXES = [(10, 10, 20, 20), (10, 10, 20, 10), (40, 10, 20, 20), (10, 10, 20, 20)]
-
-
 #: A true box, but at the border: none for the toolkits that want four positive numbers.
 BORDER = [*BOXES, (0, 10, 20, 20)]
 #: Not a box where the target is half covered and where it is lost.

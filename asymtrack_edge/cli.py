@@ -7,6 +7,7 @@ traceback. Exit code 1 says that the command ran and that its answer is no.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -202,8 +203,22 @@ def _quiet_opencv() -> None:
             cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # type: ignore[attr-defined]
 
 
+class _Lasting(io.FileIO):
+    """A standard stream that leads nowhere once its reader has gone away: the command goes on, and writes its files."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return len(data)
+
+
 def _open_standard_streams() -> None:
-    """Opens those that are closed on nothing, so that no file of ours gets their number and their text."""
+    """Opens those that are closed on nothing, so that no file of ours gets their number and their text.
+
+    What is printed outlives its reader; see ``_Lasting``.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -211,6 +226,13 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper:  # not what a program has put there
+            stream.flush()
+            lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+            buffering = name == "stderr" or stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=buffering))
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
 
@@ -246,9 +268,6 @@ def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse
     except KeyboardInterrupt as interruption:
         say("interrupted")
         return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
-    except BrokenPipeError:
-        # The reader of our output went away; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (AsymTrackError, MemoryError, OSError) as error:
         text = without_secrets(str(error)).replace("\n", " ")
         say(f"error: {text or 'not enough memory'}")

@@ -20,6 +20,10 @@ class MissingDependencyError(AsymTrackError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'")
+        self._made_of = package, extra, purpose
+
+    def __reduce__(self) -> Any:  # else it comes back from no other process: a pool waits for it for ever
+        return type(self), self._made_of
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

@@ -46,6 +46,15 @@ def check_output(path: AnyPath) -> None:
         raise UsageError(f"cannot write {name}: this user may not")
 
 
+def check_folder(path: AnyPath) -> None:
+    """Raises ``UsageError`` before the work if nothing could be written into the folder ``path``. Creates nothing."""
+    place = os.path.realpath(path)
+    while not os.path.lexists(place):
+        place = os.path.dirname(place)
+    if not (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)):
+        raise UsageError(f"cannot write into {printable(path)}: {printable(place)} is no folder this user may change")
+
+
 class OutputFile(ContextManager["OutputFile"]):
     """A file that is being written; used as a context manager, an error inside leaves nothing behind.
 

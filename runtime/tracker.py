@@ -73,7 +73,7 @@ class TrackerSettings:
 
     def __post_init__(self) -> None:
         scores = 0 <= self.lost_below <= self.found_above <= 1 and 0 < self.smoothing <= 1
-        if not scores or self.patience < 0 or self.confirm < 1:
+        if not (scores and self.patience >= 0 and self.confirm >= 1):
             need = "0 <= lost_below <= found_above <= 1, 0 < smoothing <= 1, patience >= 0, confirm >= 1"
             raise UsageError(f"settings need {need}: not {self}")
 
@@ -258,7 +258,7 @@ class MultiTracker(_BackendTracker):
     def reset(self, target: int, frame: Any, box: Sequence[float]) -> None:
         """Gives a target a new look and place under its old id; errors as in ``add`` and ``remove``."""
         slot = self._slot(target)
-        self._targets[slot] = self._choose(frame, box, slot, target)
+        self._targets[slot] = self._choose(frame, box, slot, self._targets[slot].id)
 
     def remove(self, target: int) -> None:
         """Stops to follow a target; costs at most one copy of a template state (131 KB for T)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import pickle
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,7 +15,7 @@ import pytest
 
 import asymtrack_edge
 from asymtrack_edge import cli, commands
-from asymtrack_edge.errors import UsageError
+from asymtrack_edge.errors import MissingDependencyError, UsageError
 from tests.helpers import refusal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +83,8 @@ def test_a_command_names_the_extra_that_it_lacks() -> None:
     ran = subprocess.run([sys.executable, "-c", code, "export"], cwd=ROOT, capture_output=True, text=True)
     wanted = "error: an export needs torch, which is not installed: pip install 'asymtrack-edge[export]'\n"
     assert (ran.returncode, ran.stderr) == (2, wanted)
+    error = MissingDependencyError("torch", "export", "an export")  # other processes hand it back
+    assert f"error: {pickle.loads(pickle.dumps(error))}\n" == wanted
 
 
 def test_entry_points_are_the_commands() -> None:

@@ -78,7 +78,7 @@ def test_clipped_boxes_keep_the_margin(values: tuple) -> None:
 
 def test_impossible_boxes_are_named() -> None:
     for word, boxes in {
-        "four numbers": [(1, 2, 3), "abc"],
+        "four numbers": [(1, 2, 3), "abc", "2041", b"2041"],
         "not finite": [(1, 2, float("nan"), 4), (1, 2, float("inf"), 4)],
         "no area": [(1, 2, 0, 4), (1, 2, -5, 4), (0.3, 0.1, 0.3, 0.5)],
         "outside the frame": [(160, 2, 5, 4), (-5, 2, 5, 4), (2, 120, 5, 4), (2, -4, 5, 4)],

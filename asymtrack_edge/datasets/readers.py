@@ -136,8 +136,11 @@ def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only
         if visible_only:  # for training a part of the archive is enough
             folders = [folder for folder in folders if folder.is_dir()]
     else:
-        closed = (path for path in base.glob("*") if path.is_dir() and not os.access(path, os.X_OK))
-        folders = sorted([*closed, *(path.parent for path in _find(base, "*/groundtruth.txt"))])
+        annotated = {path.parent for path in _find(base, "*/groundtruth.txt")}
+        others = [path for path in base.glob("[!.]*") if path.is_dir() and path not in annotated]
+        # Those that are closed, or whose frames have lost their boxes, are named where they are read.
+        unread = (path for path in others if not os.access(path, os.X_OK) or len(frames_of(path)))
+        folders = sorted([*annotated, *unread]) if annotated else []
     load = partial(_got10k, start_only=start_only, visible_only=visible_only)
     loaders: Loaders = {folder.name: partial(load, folder) for folder in folders}
     if len(loaders) < len(set(folders)):

@@ -13,6 +13,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
+from asymtrack_edge.files import check_folder
 
 EXAMPLES = """
 asymtrack-train --preset small --data images/ clips/ --variant T --output runs/t --time-budget 3600
@@ -126,6 +127,7 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.resume or arguments.output or Path("runs", name)
     if not arguments.resume and has_state(folder):
         raise UsageError(f"{folder} holds a run already: --resume {folder}, or choose another --output")
+    check_folder(folder)
     path = Path(os.path.abspath(folder))
     if not arguments.resume and not {str(path), *map(str, path.parents)}.isdisjoint(config.data):
         raise UsageError(f"{folder} lies in the data, and its pictures would be trained on: choose another --output")

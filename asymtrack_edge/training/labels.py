@@ -14,7 +14,7 @@ import numpy as np
 import asymtrack_edge
 from asymtrack_edge import cli
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError, UsageError
-from asymtrack_edge.files import open_video, printable, write_bytes
+from asymtrack_edge.files import check_folder, open_video, printable, write_bytes
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import files_under, read_records, shrink
 from asymtrack_edge.training.state import save_json
@@ -156,6 +156,7 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
         raise DatasetError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)})")
     if folder.resolve() == output.resolve():
         raise UsageError(f"{output} holds the videos: choose another --output")
+    check_folder(output)
     indexes = {path: output / path.relative_to(folder) / "clips.json" for path in videos}
     waiting = [path for path in videos if not indexes[path].is_file()]
     tracker = asymtrack_edge.Tracker.load(**load) if waiting else None

@@ -20,7 +20,7 @@ from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.datasets import DATASETS, Dataset, Sequence
 from asymtrack_edge.datasets.readers import Kind
 from asymtrack_edge.errors import DatasetError, UsageError
-from asymtrack_edge.files import printable, read_lines
+from asymtrack_edge.files import check_folder, printable, read_lines
 
 _NAMES = [name for name, kind in DATASETS.items() if kind.protocol]
 
@@ -156,7 +156,10 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them apart")
     if args.plots:
         report.figure(1, 1)  # not only after the evaluation: is there what draws, and a place for it?
+        check_folder(args.plots)
         args.plots.mkdir(parents=True, exist_ok=True)
+    for spec in specs:
+        check_folder(args.output / args.dataset / spec.label)
     data = _read(args)
     evaluations = []
     if specs:

@@ -21,6 +21,7 @@ from asymtrack_edge.benchmarks.speed.race import Case, compare, race
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, UsageError
+from asymtrack_edge.files import check_folder
 from asymtrack_edge.runtime.backends.base import device_index
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
@@ -298,11 +299,11 @@ def main(a: argparse.Namespace) -> int:
         print(published.tables(), end="")
         return 0
     if a.output is not None:
-        a.output.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work
+        check_folder(a.output)
+        a.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(Report(a.line), 0 if a.device == "cpu" else device_index(a.device))
     with bench.stack:
         _COMMANDS[a.command](a, bench)
-    # Files first: a reader of our output may go away before its end.
     if a.output is not None:
         bench.report.write(a.output)
     if a.json != "-":

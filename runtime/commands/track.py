@@ -206,8 +206,7 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.
     taken = "-" in arguments.send or str(arguments.boxes) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
-    with suppress(BrokenPipeError):
-        print(text, file=sys.stderr if taken else sys.stdout, flush=True)
+    print(text, file=sys.stderr if taken else sys.stdout, flush=True)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:

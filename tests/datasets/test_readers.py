@@ -211,10 +211,12 @@ def test_mistakes_are_named(folder_set):
         (rows(drift(5)), "6 frames but 5 boxes"),
         (rows(drift(7)), "6 frames but 7 boxes"),
         ("", "6 frames but 0 boxes"),
+        (None, "groundtruth.txt"),
     ],
 )
 def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set, damage, said, caplog):
-    (folder_set / "a" / "groundtruth.txt").write_text(damage)
+    boxes = folder_set / "a" / "groundtruth.txt"
+    boxes.unlink() if damage is None else boxes.write_text(damage)
     data = Dataset("folder", folder_set)
     (c, *more), left_out = data.read(["c"])
     assert (c.name, more, left_out) == ("c", [], {})

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any, Dict
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,8 +45,9 @@ def test_a_target_can_be_moved_under_its_id() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     ids = [many.add(frame, box) for box in boxes[:3]]
-    many.reset(ids[1], frame, boxes[4])
+    many.reset(np.int64(ids[1]), frame, boxes[4])  # type: ignore[arg-type]
     tracks = many.update(FRAMES[1][0])
+    assert [type(number) for number in tracks] == [int] * 3, "an id is what add gave"
     assert many.backend.calls == [3], "one call for all"  # type: ignore[attr-defined]
     assert [iou(tracks[i].box, FRAMES[1][1][k]) > 0.99 for i, k in zip(ids, (0, 4, 2))] == [True] * 3
 

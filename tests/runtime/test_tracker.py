@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from typing import Any, List, Sequence
 
@@ -65,7 +66,7 @@ def test_mistakes_are_named() -> None:
             kind("T")  # type: ignore[arg-type]
     crossed = {"lost_below": 0.5, "found_above": 0.4}
     above = ({"found_above": 1.5}, {"smoothing": 1.5})
-    for wrong in (crossed, *above, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": 0}):
+    for wrong in (crossed, *above, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": math.nan}):
         with pytest.raises(UsageError):
             TrackerSettings(**wrong)  # type: ignore[arg-type]
 

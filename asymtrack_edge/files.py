@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import logging
 import os
 import re
 import shutil
@@ -166,7 +167,11 @@ def locked(folder: AnyPath) -> Iterator[None]:
     """Processes of this machine that change what is in a folder take turns; OSError if it cannot be opened."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.getLogger("asymtrack_edge").warning("another process works in %s: waiting", printable(folder))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, List
 
@@ -227,3 +229,14 @@ def test_a_fifo_without_a_byte_ends_at_a_signal(tmp_path: Path, silent_writer: b
         finally:
             process.kill()
             os.close(held)
+
+
+def test_a_folder_that_another_process_changes_is_waited_for_and_named(tmp_path: Path, caplog: Any) -> None:
+    with ExitStack() as first, ThreadPoolExecutor(1) as second:
+        first.enter_context(files.locked(tmp_path))
+        waiting = second.submit(lambda: [files.locked(tmp_path).__enter__()])
+        while not caplog.messages:
+            time.sleep(0.01)
+        assert f"another process works in {tmp_path}" in caplog.messages[0] and not waiting.done()
+        first.close()
+        waiting.result(10)

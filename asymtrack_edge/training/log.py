@@ -50,8 +50,12 @@ class Log:
             return
         self.written = time.monotonic()
         speed = self.pairs / max(1e-9, self.written - self.began)
-        with open(self.folder / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps({**self._row, "pairs_per_s": speed, **self.values}) + "\n")
+        try:
+            with open(self.folder / LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**self._row, "pairs_per_s": speed, **self.values}) + "\n")
+        except OSError as error:  # the disk is full: where?
+            error.filename = str(self.folder / LOG)
+            raise
         text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"
         text += f", loss {self.values['loss']:.3f}, IoU {self.values['iou']:.3f}"
         self._row = {}

@@ -78,15 +78,21 @@ def _main(arguments: argparse.Namespace) -> int:
     )
     suffix = "" if options.platform == "onnx" else f"-{options.platform}"
     output = arguments.output or Path("exports") / f"asymtrack-{variant.name.lower()}-{options.precision}{suffix}"
+    repository = arguments.triton and arguments.triton.resolve()
+    if repository and output.resolve() in (repository, *repository.parents):
+        raise UsageError("--triton lies in --output, which is replaced as a whole: choose another folder")
     say = (lambda line: None) if arguments.json == "-" else partial(print, flush=True)
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
     model, weights = _load(arguments, variant, say)
-    manifest = pipeline.Export(model, options, weights, clip).run(output, not arguments.no_engine, say)
-    if arguments.triton:
+
+    def publish(folder: Path, manifest: Any) -> None:
         from asymtrack_edge.export.triton import write_repository
 
-        version = write_repository(output, manifest, arguments.triton)
+        version = write_repository(folder, manifest, arguments.triton)
         say(f"version {version} in the Triton model repository {arguments.triton}")
+
+    export = pipeline.Export(model, options, weights, clip)
+    manifest = export.run(output, not arguments.no_engine, say, publish if arguments.triton else None)
     cli.write_json(arguments.json, json.loads((output / FILE_NAME).read_text(encoding="utf-8")))
     size, checked = manifest.provenance, manifest.verification
     say(

@@ -88,7 +88,13 @@ class Export:
     weights: Dict[str, Any] = field(default_factory=dict)
     clip: Optional[Clip] = None
 
-    def run(self, output: Path, engines: bool = False, report: Callable[[str], None] = print) -> Manifest:
+    def run(
+        self,
+        output: Path,
+        engines: bool = False,
+        report: Callable[[str], None] = print,
+        publish: Optional[Callable[[Path, Manifest], None]] = None,
+    ) -> Manifest:
         """Exports to the directory ``output``, replacing it only if all went well.
 
         Args:
@@ -96,6 +102,7 @@ class Export:
             engines: also build the platform's engines where this machine can; where it cannot, or a build fails,
                 the ONNX models are kept without them.
             report: called with a line on each engine.
+            publish: called with the finished directory before it becomes ``output``; if it raises, nothing is replaced.
 
         Raises:
             ExportError: the export failed, did not pass its verification, or cannot be written.
@@ -113,6 +120,8 @@ class Export:
 
                 manifest = engines_or_note(folder, manifest, output, report=report)
             manifest.save(folder)
+            if publish is not None:
+                publish(folder, manifest)
         return manifest
 
     def write(self, folder: Path) -> Manifest:

@@ -86,8 +86,9 @@ class Run:
             self._track(frame)
 
     def linger(self) -> None:
-        """Waits for ``end()`` after the source has ended; refuses what is submitted."""
+        """Waits for ``end()`` after the last frame; refuses what is submitted."""
         self.over = self.paused = True
+        self.reader.close()  # a camera is free again
         while not self.ended:
             self._run_calls()
 
@@ -121,9 +122,11 @@ class Run:
         while True:
             with self._call_came:
                 began = perf_counter()
-                while self.paused and not (self._step or self._calls or self.ended):
-                    self._call_came.wait()
-                self._began += perf_counter() - began  # the run's speed is that of its frames
+                try:
+                    while self.paused and not (self._step or self._calls or self.ended):
+                        self._call_came.wait()
+                finally:  # of a signal, too
+                    self._began += perf_counter() - began  # the run's speed is that of its frames
                 if self.ended or not self._calls:
                     self._step = False
                     return

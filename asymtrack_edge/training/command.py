@@ -129,8 +129,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{folder} holds a run already: --resume {folder}, or choose another --output")
     check_folder(folder)
     path = Path(os.path.abspath(folder))
-    if not arguments.resume and not {str(path), *map(str, path.parents)}.isdisjoint(config.data):
-        raise UsageError(f"{folder} lies in the data, and its pictures would be trained on: choose another --output")
+    if (arguments.data or not arguments.resume) and not {str(path), *map(str, path.parents)}.isdisjoint(config.data):
+        other = "--data" if arguments.resume else "--output"
+        raise UsageError(f"{folder} lies in the data, and its pictures would be trained on: choose another {other}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     retry = arguments.on_divergence == "retry"

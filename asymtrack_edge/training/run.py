@@ -106,7 +106,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UsageError(f"another process trains in {folder}: choose another --output") from None
+                raise UsageError(f"another process trains in {folder}: end it, or train in another folder") from None
             except OSError:  # this file system knows no locks
                 pass
             save_json(folder / CONFIG, asdict(config))

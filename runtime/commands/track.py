@@ -26,6 +26,8 @@ from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import Reader
 from asymtrack_edge.runtime.tracker import MultiTracker
 
+#: Names of files that are standard output.
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 EXAMPLES = """
 asymtrack-track video.mp4 --box 120,80,40,60 --output tracked.mp4 --boxes boxes.csv
 asymtrack-track frames/ --box 120,80,40,60 --box 300,90,35,50 --model exports/asymtrack-t-fp16
@@ -96,7 +98,7 @@ def _main(arguments: argparse.Namespace) -> int:
                 run.fail(f"error: {error}")
                 run.end()
             if arguments.web is not None and not run.ended:
-                cli.say("the source has ended; the page stays until Ctrl-C or its End button")
+                cli.say("no frame follows; the page stays until Ctrl-C or its End button")
                 run.linger()
         if signals:
             cli.say("interrupted: completing the files")
@@ -115,7 +117,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         "--box and --select exclude each other": arguments.box and arguments.select,
         "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
-        "--boxes - and --send - are both stdout": str(arguments.boxes) == "-" and "-" in arguments.send,
+        "--boxes and --send are both stdout": "-" in arguments.send and str(arguments.boxes) in ("-", *STDOUT),
         "--pts needs --boxes FILE": arguments.pts and not arguments.boxes,
         "--host needs --web PORT": arguments.host is not None and web is None,
     }
@@ -205,7 +207,7 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     if summary["variable_rate"] and arguments.boxes and not arguments.pts:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.
-    taken = "-" in arguments.send or str(arguments.boxes) in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
+    taken = "-" in arguments.send or str(arguments.boxes) in STDOUT
     print(text, file=sys.stderr if taken else sys.stdout, flush=True)
 
 

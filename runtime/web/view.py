@@ -287,7 +287,7 @@ def make_app(view: WebView) -> ASGIApp:
 
     async def health(request: Request) -> Response:
         latest = view.run.latest
-        silent = view.run.reader.source.live and latest is not None and latest.frame.age > SILENCE
+        silent = view.run.reader.source.live and not view.run.over and latest and latest.frame.age > SILENCE
         answer = {"status": "no frames" if silent else "ok", "frames": view.run.count}
         return JSONResponse(answer, 503 if silent else 200)
 

@@ -37,6 +37,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_what_cannot_be_published_replaces_nothing(tmp_path: Path) -> None:
+    def publish(folder: Path, manifest: Any) -> None:
+        assert load_manifest(folder) == manifest
+        raise ExportError("refused")
+
+    with pytest.raises(ExportError, match="refused"):
+        Export(filled_model(T), clip=SHORT).run(tmp_path / "t", publish=publish)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["T", "B"])
 def test_tracks_are_the_published_ones(name: str, exported: Path) -> None:
     """T as it is exported, B in PyTorch."""
@@ -160,6 +170,7 @@ def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
         (["--int8", "--target", "orin"], "int8 is for CPUs"),
         (["--int8", "--input", FLOAT_RGB], "int8 is for CPUs"),
         (["--clip", "a.mp4"], "--box"),
+        (["--output", "models", "--triton", "models/triton"], "--triton lies in --output"),
         (["--weights", "raw"], "give one with --checkpoint"),
         (["--random-weights", "0", "--clip", "/nonexistent.mp4", "--box", "1,2,3,4"], "there is no file"),
         (["--random-weights", "0", "--output", "/etc"], "is no model directory"),

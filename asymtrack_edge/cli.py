@@ -228,7 +228,7 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if type(stream) is io.TextIOWrapper:  # not what a program has put there
+        if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:  # not what a program put there
             stream.flush()
             lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
             buffering = name == "stderr" or stream.line_buffering

@@ -78,7 +78,9 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
         BoxError: not four finite numbers, smaller than a pixel, or no overlap with the frame.
     """
     try:
-        x, y, w, h = (float(v) for v in (() if isinstance(box, (str, bytes, set)) else box))
+        if isinstance(box, (str, bytes, set)):  # their items would pass for numbers
+            raise TypeError
+        x, y, w, h = (float(v) for v in box)
     except (OverflowError, TypeError, ValueError):
         raise BoxError(f"a box is four numbers x, y, w, h, got {' '.join(repr(box).split())[:99]}") from None
     what, (height, width) = f"the box {x:g},{y:g},{w:g},{h:g}", frame_shape[:2]

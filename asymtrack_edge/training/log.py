@@ -53,7 +53,7 @@ class Log:
         try:
             with open(self.folder / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**self._row, "pairs_per_s": speed, **self.values}) + "\n")
-        except OSError as error:  # the disk is full: where?
+        except OSError as error:  # of a full disk it names no file
             error.filename = str(self.folder / LOG)
             raise
         text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"

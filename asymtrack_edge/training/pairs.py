@@ -300,9 +300,9 @@ class DiskPairs:
         crops.cut_one(second, plan[1], i, search, cropper)
         return template, search, (second.shape[1], second.shape[0])
 
-    def _upload(self, crops: Sequence[np.ndarray]) -> Tensor:
+    def _upload(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """BGR uint8 crops to RGB ``(B, 3, S, S)`` on the training device."""
-        batch = torch.from_numpy(np.stack(crops))
+        batch = torch.from_numpy(np.stack(pictures))
         if self.device.type == "cuda":
             batch = batch.pin_memory()
         return batch.to(self.device, non_blocking=True).flip(-1).permute(0, 3, 1, 2)

@@ -48,7 +48,7 @@ def open_path(source: str) -> Source:
 def open_stream(url: str) -> Source:
     """A live stream, or a recording behind HTTP, which has an end and is read like a file."""
     scheme, _, rest = url.partition("://")
-    url = f"{scheme.lower()}://{rest}"  # FFmpeg knows no others
+    url = f"{scheme.lower()}://{rest}"  # FFmpeg knows schemes in lower case only
     shown = without_secrets(url.replace(" ", "%20"))  # else what stands behind a blank is shown
     http = url.startswith("http")
     recording = http and _has_end(url)

@@ -84,6 +84,8 @@ class _BackendTracker:
     def __init__(self, backend: Backend, recover: bool = True, settings: Optional[TrackerSettings] = None) -> None:
         if isinstance(backend, (str, Path)):
             raise UsageError(f"a model is opened by {type(self).__name__}.load({str(backend)!r})")
+        if not isinstance(settings, (TrackerSettings, type(None))):
+            raise UsageError(f"settings are a TrackerSettings, not {settings!r}")
         self.backend = backend
         self.recover = recover
         self.settings = settings or TrackerSettings()

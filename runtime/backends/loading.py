@@ -20,9 +20,9 @@ _ON_CPU = ("onnxruntime", "openvino")
 
 def model_folder(model: Union[str, Path]) -> Path:
     """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given one; ``ManifestError`` if there is none."""
-    if isinstance(model, str) and model.upper() in VARIANTS:
-        return Path(asymtrack_edge.__path__[0], "weights", model.upper())
     folder = Path(model)
+    if str(model).upper() in VARIANTS:
+        return Path(asymtrack_edge.__path__[0], "weights", str(model).upper())
     if not folder.is_dir():
         raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")
     return folder
@@ -77,7 +77,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
     if device != "cpu":
         device_index(device)
     if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more start, but take minutes
-        raise UsageError(f"threads must be 1 to 1024, not {threads!r}")
+        raise UsageError(f"threads must be an int from 1 to 1024, not {threads!r}")
     if remote and (device != "auto" or threads is not None):
         raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
     if device.startswith("cuda") and backend in _ON_CPU:

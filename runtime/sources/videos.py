@@ -40,7 +40,7 @@ def open_path(source: str) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
     capture = open_video(path)
-    if not capture.isOpened():
+    if not capture.isOpened() or _codec(capture) == "ansi":  # FFmpeg draws text files
         raise SourceError(f"cannot decode {name}: no video, of a format this OpenCV cannot read, or never finished")
     return Video(capture, name, path)
 
@@ -119,10 +119,9 @@ class Video(Source):
                 self.pts = latest = time
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         if not given:
-            codec = int(self._capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin1")
             file = self._path is not None and self._path.is_file()
             advice = "convert it to H.264" if file else "send it as mkv or fragmented mp4"
-            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): {advice}")
+            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({_codec(self._capture)}): {advice}")
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
             if self._path is None:
@@ -133,6 +132,10 @@ class Video(Source):
 
     def close(self) -> None:  # noqa: D102
         self._capture.release()
+
+
+def _codec(capture: cv2.VideoCapture) -> str:
+    return int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little", signed=True).decode("latin1")
 
 
 def _turn(capture: cv2.VideoCapture) -> Optional[int]:

@@ -215,6 +215,12 @@ def test_what_is_not_there_is_said_soon(source: str, message: str, monkeypatch: 
     assert monotonic() - began < 8 and "secret" not in str(caught.value)
 
 
+def test_a_text_file_is_no_video(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("frame,x,y\n" * 9)  # FFmpeg would draw it
+    with pytest.raises(SourceError, match="no video"):
+        open_source(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -19,11 +19,11 @@ class MissingDependencyError(AsymTrackError, ImportError):
     """An optional package is needed and absent; names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'")
-        self._made_of = package, extra, purpose
+        super().__init__(package, extra, purpose)  # by which it is pickled: another process may raise it
 
-    def __reduce__(self) -> Any:  # else it comes back from no other process: a pool waits for it for ever
-        return type(self), self._made_of
+    def __str__(self) -> str:
+        package, extra, purpose = self.args
+        return f"{purpose} needs {package}, which is not installed: pip install 'asymtrack-edge[{extra}]'"
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

@@ -33,8 +33,8 @@ def write_onnx(
     path: Path,
     opset: int,
     dynamic_batch: bool,
-    half_storage: bool = False,
-    spell_out: bool = False,
+    half_storage: bool,
+    spell_out: bool,
 ) -> None:
     """Traces ``network`` on ``inputs`` and writes a simplified, checked ONNX model.
 

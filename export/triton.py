@@ -65,7 +65,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
         return number
 
 
-def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool = False) -> str:
+def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool) -> str:
     """The text of ``config.pbtxt``; ``manifest`` is of the newest of ``versions``."""
     search = network == "search"
     inputs, outputs = manifest.tensors(network)

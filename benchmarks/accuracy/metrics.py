@@ -83,7 +83,7 @@ TRACKINGNET_CURVES = {
 GOT10K_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
-def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool = False) -> np.ndarray:
+def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool) -> np.ndarray:
     """Distances between centres of boxes ``(N, 4)``: float64 ``(N,)``, in pixels.
 
     Normalised, they are in widths and heights of the true box (Müller et al., TrackingNet), infinite where it has none.

@@ -60,7 +60,7 @@ def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[
     return markdown_table(heading, lines, form=".2f")
 
 
-def text_report(evaluations: Items[Evaluation], per_sequence: bool = False) -> str:
+def text_report(evaluations: Items[Evaluation], per_sequence: bool) -> str:
     """The tables of a run: per tracker its attributes and, if asked for, its sequences; then all trackers."""
 
     def over(scores: Dict[str, Summary]) -> List[Tuple[str, Optional[int], Dict[str, float]]]:

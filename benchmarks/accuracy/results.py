@@ -110,7 +110,7 @@ class Results:
         """Writes what a failed sequence has to tell; returns the file."""
         return _write(self.root / "errors" / f"{name}.log", text)
 
-    def claim(self, fresh: bool = False) -> None:
+    def claim(self, fresh: bool) -> None:
         """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
         for files in self.files.values() if fresh else ():
             for file in files:

@@ -43,7 +43,7 @@ def combinations(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
     return named
 
 
-def _facts(backend: Backend, spec: TrackerSpec, note: str = "") -> Dict[str, Any]:
+def _facts(backend: Backend, spec: TrackerSpec, note: str) -> Dict[str, Any]:
     """What is printed with the figures of an open backend: fields of ``Case``."""
     manifest = backend.manifest
     device = "cpu" if backend.on_cpu else "server" if backend.name == "triton" else f"cuda:{device_index(spec.device)}"

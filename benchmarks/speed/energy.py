@@ -48,7 +48,7 @@ def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
         thread.join()
 
 
-def find_sensors(gpu: int = 0) -> Dict[str, Sensor]:
+def find_sensors(gpu: int) -> Dict[str, Sensor]:
     """All power sensors of this machine, by name of the source; raises BackendError without any that can be read."""
     nvml = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
     sensors = {name: s for name, s in (("INA3221", ina3221()), ("RAPL", rapl()), ("NVML", nvml)) if s}

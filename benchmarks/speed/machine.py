@@ -128,7 +128,7 @@ def _nvml(gpu: int) -> Optional[Tuple[Any, Any]]:
         return None
 
 
-def gpu_milliwatts(gpu: int = 0) -> Dict[str, float]:
+def gpu_milliwatts(gpu: int) -> Dict[str, float]:
     """Power of the whole graphics card now; empty where nobody tells."""
     nvml = _nvml(gpu)
     if nvml:

@@ -21,7 +21,7 @@ def processors(root: Path = Path("/")) -> int:
     return max(1, int(min(len(cores), cpu_quota(root))))
 
 
-def cpu_quota(root: Path = Path("/")) -> float:
+def cpu_quota(root: Path) -> float:
     """Processors' worth of time that the control groups of this process allow; infinity without a quota.
 
     Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.

@@ -21,12 +21,12 @@ from asymtrack_edge.files import OutputFile, printable
 from asymtrack_edge.runtime.outputs import Result, Sink
 
 
-def csv_header(several: bool = False, pts: bool = False) -> str:
+def csv_header(several: bool, pts: bool = False) -> str:
     """The first line of a csv file."""
     return "frame,x,y,w,h,score,state" + ",target" * several + ",pts" * pts + "\n"
 
 
-def csv_rows(result: Result, several: bool = False, pts: bool = False) -> str:
+def csv_rows(result: Result, several: bool, pts: bool = False) -> str:
     """A row per target of a frame; with ``pts`` a last column in seconds on the source's own clock."""
     end = f",{'' if result.frame.pts is None else f'{result.frame.pts:.6f}'}" if pts else ""
     rows = ""

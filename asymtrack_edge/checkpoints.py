@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mappi
 from asymtrack_edge._torch_files import MalformedError, open_torch
 from asymtrack_edge.errors import CheckpointError, require
 from asymtrack_edge.files import AnyPath, write_bytes
-from asymtrack_edge.variants import VARIANTS, Variant
+from asymtrack_edge.variants import BUNDLED, VARIANTS, Variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -249,7 +249,7 @@ def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:
 
 def bundled_weights(variant: Variant) -> Path:
     """The file of weights that comes with this package; raises ``CheckpointError`` if none comes for the variant."""
-    path = Path(__file__).parent / "weights" / f"{variant.name}.safetensors"
+    path = BUNDLED / f"{variant.name}.safetensors"
     if not path.is_file():
         raise CheckpointError(
             f"no weights of variant {variant.name} come with this package: give a checkpoint of the authors "

@@ -6,9 +6,13 @@ Nothing here imports torch, so that the runtime can use it on a device.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Dict, Tuple
 
 from asymtrack_edge.errors import UsageError
+
+#: Folder of what is bundled for each variant: weights, the ONNX pair, a model card.
+BUNDLED = Path(__file__).resolve().parent / "weights"
 
 #: Mean and standard deviation of the RGB channels (ImageNet), in units of a 0..1 image.
 IMAGE_MEAN = (0.485, 0.456, 0.406)

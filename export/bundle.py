@@ -19,9 +19,7 @@ from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.files import write_text
 from asymtrack_edge.manifest import Manifest, file_entry
-from asymtrack_edge.variants import get_variant
-
-WEIGHTS = Path(__file__).resolve().parent.parent / "asymtrack_edge" / "weights"
+from asymtrack_edge.variants import BUNDLED, get_variant
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -34,7 +32,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--variant", required=True, metavar="{T,S,B}")
     parser.add_argument("--card", type=Path, help="JSON: data, training, validation, limits (default: the file's own)")
-    parser.add_argument("--output", type=Path, default=WEIGHTS, help="the package's folder of weights")
+    parser.add_argument("--output", type=Path, default=BUNDLED, help="the package's folder of weights")
     return cli.run(_main, parser.parse_args(argv))
 
 

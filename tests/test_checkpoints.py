@@ -260,11 +260,10 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 
 def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoints, "__file__", str(tmp_path / "checkpoints.py"))
+    monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match=r"no weights of variant T come with this package: .*-train"):
         load_model(None, T)
-    (tmp_path / "weights").mkdir()
-    save_weights(tmp_path / "weights" / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
+    save_weights(tmp_path / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
     assert not load_model(None, T).training
 
 

@@ -6,12 +6,11 @@ import logging
 from pathlib import Path
 from typing import List, Optional, Union
 
-import asymtrack_edge
 from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
 from asymtrack_edge.runtime.backends.base import Backend, device_index
-from asymtrack_edge.variants import VARIANTS
+from asymtrack_edge.variants import BUNDLED, VARIANTS
 
 logger = logging.getLogger("asymtrack_edge")
 
@@ -22,7 +21,7 @@ def model_folder(model: Union[str, Path]) -> Path:
     """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given one; ``ManifestError`` if there is none."""
     folder = Path(model)
     if str(model).upper() in VARIANTS:
-        return Path(asymtrack_edge.__path__[0], "weights", str(model).upper())
+        return BUNDLED / str(model).upper()
     if not folder.is_dir():
         raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")
     return folder

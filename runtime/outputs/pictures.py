@@ -117,7 +117,7 @@ class StripWriter(Sink):
         self._tiles: List[np.ndarray] = []
 
     def write(self, result: Result) -> None:
-        """Keeps every so manieth frame."""
+        """Keeps the frame if its turn has come."""
         if len(self._tiles) < 6 and result.frame.number >= len(self._tiles) * self._every:
             self._tiles.append(annotated(result))
 

@@ -96,10 +96,8 @@ def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
 
 
 def crop_window(box: Box, factor: float) -> CropWindow:
-    """The square around ``box`` whose side is ``ceil(sqrt(w * h) * factor)`` pixels; ``BoxError`` if that is none."""
+    """The square around ``box``, which has an area, whose side is ``ceil(sqrt(w * h) * factor)`` pixels."""
     side = math.ceil(math.sqrt(box.w * box.h) * factor)
-    if side < 1:
-        raise BoxError(f"the box of {box.w:g}x{box.h:g} pixels is too small to crop")
     x, y = box.centre
     # Python's round: half to even, as in the published tracker.
     return CropWindow(round(x - side * 0.5), round(y - side * 0.5), side, (x, y))

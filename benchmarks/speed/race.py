@@ -128,8 +128,8 @@ def settle() -> None:
 def race(
     cases: Sequence[Case],
     seconds: Optional[float],
-    calls: int = 1000,
-    warmup: int = 100,
+    calls: int,
+    warmup: int,
     tick: Callable[[str], None] = lambda name: None,
     clock: Clock = perf_counter,
 ) -> Turns:

@@ -21,8 +21,8 @@ class World:
 
         return Case(name, timed(call, lambda: self.now))
 
-    def race(self, cases, seconds, calls=10**6, **more):
-        return race(cases, seconds, calls, clock=lambda: self.now, **more)
+    def race(self, cases, seconds, calls=10**6, warmup=100):
+        return race(cases, seconds, calls, warmup, clock=lambda: self.now)
 
 
 def test_a_race_finds_the_ratio_though_the_machine_changes_speed():

@@ -31,6 +31,16 @@ BATCH_AXIS = "batch"
 UINT8_BGR = "uint8-bgr-hwc"
 FLOAT_RGB = "float-rgb-chw"
 
+#: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
+#: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
+#: no LayerNormalization, so opset 16 spells it out.
+PLATFORMS: Dict[str, Tuple[int, str]] = {
+    "onnx": (17, UINT8_BGR),
+    "xavier": (16, FLOAT_RGB),
+    "orin": (17, FLOAT_RGB),
+    "rtx": (17, FLOAT_RGB),
+}
+
 _HOW_TO = {
     "crop": (
         "Around a box (x, y, w, h) in frame pixels: side = ceil(sqrt(w * h) * factor); left = "
@@ -97,7 +107,7 @@ class Manifest:
     Attributes:
         variant: ``"T"``, ``"S"``, ``"B"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: arithmetic of the networks.
-        target: what the models were written for: ``onnx``, ``xavier``, ``orin``, ``rtx``.
+        target: key of ``PLATFORMS``: what the models were written for.
         opset: ONNX operator set of both networks.
         max_batch: 1 for a static batch of one, else the batch axis is free from 1 to this.
         input_format: ``UINT8_BGR`` or ``FLOAT_RGB``.

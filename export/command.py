@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
-from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, UINT8_BGR, file_entry
+from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, PLATFORMS, UINT8_BGR, file_entry
 from asymtrack_edge.runtime.agreement import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import Variant, get_variant
@@ -43,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     one("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
     platforms = "what will run it: onnx (any runtime), xavier (TensorRT 8.5), orin (TensorRT 8.6 or newer), "
     platforms += "rtx (TensorRT-RTX) (default: onnx)"
-    add("--target", default="onnx", choices=("onnx", "xavier", "orin", "rtx"), help=platforms)
+    add("--target", default="onnx", choices=tuple(PLATFORMS), help=platforms)
     add("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
     add("--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)")
     crops = f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"

@@ -10,7 +10,7 @@ import shutil
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional
 from uuid import uuid4
 
 import onnx
@@ -25,20 +25,10 @@ from asymtrack_edge.export.quantise import quantise
 from asymtrack_edge.export.split import MODULES, describe, example_inputs, fold_input
 from asymtrack_edge.export.verify import verify
 from asymtrack_edge.files import locked
-from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
+from asymtrack_edge.manifest import NETWORKS, PLATFORMS, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime.agreement import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
-
-#: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
-#: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
-#: no LayerNormalization, so opset 16 spells it out.
-PLATFORMS: Dict[str, Tuple[int, str]] = {
-    "onnx": (17, UINT8_BGR),
-    "xavier": (16, FLOAT_RGB),
-    "orin": (17, FLOAT_RGB),
-    "rtx": (17, FLOAT_RGB),
-}
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,7 @@ class ExportOptions:
 
     Attributes:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``quantise``; only for the platform ``onnx``).
-        platform: key of ``PLATFORMS``.
+        platform: key of ``manifest.PLATFORMS``.
         opset: None for the platform's.
         max_batch: 1 for a static batch of one; more leaves the batch axis free from 1 to this.
         input_format: None for the platform's.
@@ -170,7 +160,7 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
     manifest = describe(folded.variant)
     for name, module in MODULES.items():
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(folded, FLOAT_RGB)(*example_inputs(manifest, name, 1).values())
+            module(folded, manifest.input_format)(*example_inputs(manifest, name, 1).values())
         sizes[f"{name}_multiply_adds"] = counter.get_total_flops() // 2
     return sizes
 

@@ -111,6 +111,7 @@ def run(shell: str, video: Path, folder: Path) -> subprocess.CompletedProcess[st
         "$TRACK --send - --boxes $OUT/o.csv | head -n 1 >/dev/null; exit ${PIPESTATUS[0]}",
         "$TRACK --boxes $OUT/o.csv >&-",
         "$TRACK --boxes $OUT/o.csv 2>&-",
+        "$TRACK --boxes $OUT/o.csv 2> >(true)",
         "$TRACK --boxes $OUT/o.csv <&- >&- 2>&-",
         "$TRACK --boxes $OUT/o.csv --send - >&-",
         "$TRACK --boxes /dev/stdout > $OUT/o.csv",

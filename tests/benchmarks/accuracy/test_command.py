@@ -145,15 +145,6 @@ def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
     assert process.returncode == 143 and f"{FAKES}-NeverReturns is ended in b" in error
 
 
-@pytest.mark.parametrize("ends", [" | true; exit ${PIPESTATUS[0]}", " 2> >(true)", " | head -n 1; exit $PIPESTATUS"])
-def test_a_reader_that_goes_away_costs_no_result(folder_set, output, ends):
-    command = f"{sys.executable} -m asymtrack_edge.benchmarks.accuracy.command folder {folder_set} {' '.join(STILL)}"
-    command += f" --output {output} --json {output}.json{ends}"
-    ran = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert ran.returncode == 0 and "Error" not in ran.stderr
-    assert json.loads(output.with_suffix(".json").read_text())["trackers"]
-
-
 @pytest.mark.parametrize(
     ("module", "address", "said"),
     [

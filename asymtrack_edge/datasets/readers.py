@@ -372,7 +372,5 @@ class Dataset:
                 logging.getLogger(__name__).warning("%s: left out: %s%s", self.kind.title, error, more)
             return Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Frames("", ()))
         boxes = sequence.truth.astype(np.float32)
-        usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1)
-        if sequence.absent is not None:
-            usable &= ~sequence.absent
+        usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1) & sequence.visible
         return Annotation(boxes, np.nonzero(usable)[0], sequence.frames)

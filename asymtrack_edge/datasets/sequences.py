@@ -99,6 +99,11 @@ class Sequence:
         x, y, w, h = (float(value) for value in self.truth[0])
         return x, y, w, h
 
+    @property
+    def visible(self) -> np.ndarray:
+        """Bool ``(N,)``: not declared absent; true for all frames where the data set does not say."""
+        return np.ones(len(self), bool) if self.absent is None else ~self.absent
+
     def read(self, index: int) -> np.ndarray:
         """Decodes one frame as ``read_frame`` does; those of 16 bits are stretched alike."""
         return read_frame(self.frames[index], self.frames[0])

@@ -149,8 +149,7 @@ def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
     use = np.ones(len(sequence), bool) if protocol.robust else is_box(sequence.truth)
     if protocol.got10k:
         use[0] = False
-        if sequence.absent is not None:
-            use &= ~sequence.absent
+        use &= sequence.visible
     return use
 
 
@@ -169,9 +168,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
     curves: Dict[str, np.ndarray] = {}
     clipped = np.zeros(0)
     if protocol.ope or protocol.trackingnet:
-        absent = np.zeros(len(sequence), bool)
-        if protocol.absent_fails and sequence.absent is not None:
-            absent = sequence.absent
+        absent = ~sequence.visible & protocol.absent_fails
         boxless = ~is_box(truth, protocol.robust)
         known, found = np.nan_to_num(truth, nan=0.0), boxes.copy()
         if protocol.trackingnet:

@@ -35,7 +35,7 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
         if step < 0:
             truth[:, 0] = sequence.read(0).shape[1] - truth[:, 0] - truth[:, 2]
         # A track begins where there is a box, and needs a frame after it.
-        known = np.flatnonzero(is_box(truth) & ~np.asarray(sequence.absent if sequence.absent is not None else False))
+        known = np.flatnonzero(is_box(truth) & sequence.visible)
         for part in STARTS:
             later = known[known >= int(part * len(sequence))]
             if len(later) < 2:

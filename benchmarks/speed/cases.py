@@ -154,7 +154,7 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
     return answer
 
 
-class Clip(NamedTuple):
+class VideoClip(NamedTuple):
     """Decoded BGR uint8 frames, the target in the first, and the encoded video that they are from."""
 
     frames: List[np.ndarray]
@@ -162,7 +162,7 @@ class Clip(NamedTuple):
     source: str
 
 
-def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = None) -> Clip:
+def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = None) -> VideoClip:
     """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 one encoded into ``folder``.
 
     Raises AsymTrackError: it cannot be read, the box is none, or this OpenCV can encode no video.
@@ -177,10 +177,10 @@ def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = N
         for frame in [*frames, *frames[-2::-1]]:  # there and back, without a cut
             writer.write(frame)
         writer.release()
-    return Clip(*given, source)
+    return VideoClip(*given, source)
 
 
-def tracker_case(name: str, spec: TrackerSpec, clip: Clip, mapped: bool = False) -> Case:
+def tracker_case(name: str, spec: TrackerSpec, clip: VideoClip, mapped: bool = False) -> Case:
     """P5: the whole ``update(frame)`` of any tracker on frames that are in memory already.
 
     ``mapped``: an integrated GPU reads frames where the CPU has them.

@@ -16,7 +16,8 @@ from asymtrack_edge import cli
 from asymtrack_edge.errors import without_secrets
 
 _positive = partial(cli.number, float, 1e-9, 1e9, "number above 0")
-PROTOCOLS = ("P1", "P2", "P5", "P6")
+#: Protocols of ``asymtrack-bench speed``, of those in ``report.PROTOCOLS``.
+SPEED_PROTOCOLS = ("P1", "P2", "P5", "P6")
 EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in a minute
 asymtrack-bench speed T --threads 1,2 --protocol P1,P2 --output report
@@ -52,8 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_backend(speed, several=True)
     cli.add_clip(speed)
     speed.add_argument("--reference", action="store_true", help="P1 and P2 of the reference form in PyTorch as well")
-    text = f"of {', '.join(PROTOCOLS)}"
-    speed.add_argument("--protocol", type=_protocols, default=PROTOCOLS, metavar="P1,...", help=text)
+    text = f"of {', '.join(SPEED_PROTOCOLS)}"
+    speed.add_argument("--protocol", type=_protocols, default=SPEED_PROTOCOLS, metavar="P1,...", help=text)
     text = "also time other trackers in P5, named as for asymtrack-eval: opencv:... and python:..."
     speed.add_argument("--tracker", nargs="+", action="extend", default=[], metavar="NAME", help=text)
     speed.add_argument("--full", action="store_true", help="make all calls of the protocols, whatever --seconds says")
@@ -88,8 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _protocols(text: str) -> Sequence[str]:
     names = tuple(text.upper().split(","))
     for name in names:
-        if name not in PROTOCOLS:
-            raise argparse.ArgumentTypeError(f"there is no {name!r} here: choose among {', '.join(PROTOCOLS)}")
+        if name not in SPEED_PROTOCOLS:
+            raise argparse.ArgumentTypeError(f"there is no {name!r} here: choose among {', '.join(SPEED_PROTOCOLS)}")
     return names
 
 

@@ -93,7 +93,7 @@ def dropped_frames(seconds: Sequence[float], fps: float) -> int:
     return lost
 
 
-def end_to_end(bench: Bench, case: Case, clip: cases.Clip, seconds: Optional[float]) -> None:
+def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optional[float]) -> None:
     """P6: from the encoded frame to the box, with the time of each stage.
 
     ``seconds`` end the run early, after ten frames at least; else ``FEWER_CALLS`` frames do. Raises SourceError where

@@ -81,7 +81,7 @@ def _main(arguments: argparse.Namespace) -> int:
     repository = arguments.triton and arguments.triton.resolve()
     if repository and output.resolve() in (repository, *repository.parents):
         raise UsageError("--triton lies in --output, which is replaced as a whole: choose another folder")
-    say = (lambda line: None) if arguments.json == "-" else partial(print, flush=True)
+    say = cli.say if arguments.json == "-" else partial(print, flush=True)
     say(f"AsymTrack-{variant.name}, {options.precision}, for {options.platform} -> {output}")
     model, weights = _load(arguments, variant, say)
 

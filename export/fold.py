@@ -120,7 +120,7 @@ def fold(model: AsymTrack) -> AsymTrack:
     return folded.requires_grad_(False)
 
 
-def to_half(folded: AsymTrack, casts: bool) -> AsymTrack:
+def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
     """Returns a copy with fp16 weights and arithmetic, fp32 where fp16 has been seen to fail.
 
     In fp32 stay: every LayerNorm, the softmax of the attention, the sums over all positions in ETM

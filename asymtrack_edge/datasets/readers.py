@@ -195,7 +195,7 @@ def _nfs(path: Path, name: str) -> Sequence:
     """
     try:
         rows = [[float(value) for value in line.split()[1:5]] for line in read_lines(path)]
-        corners = np.array(rows, np.float64).reshape(-1, 4)
+        corners = np.array(rows, np.float64).reshape(len(rows), 4)
     except ValueError:
         raise DatasetError(f"{printable(path)}: rows are not 'track xmin ymin xmax ymax ...'") from None
     truth = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])

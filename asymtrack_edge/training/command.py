@@ -109,7 +109,7 @@ def _dispatch(arguments: argparse.Namespace) -> Optional[int]:
     return arguments.func(arguments)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     import torch
 
     from asymtrack_edge.training.log import read_log
@@ -136,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> None:
         torch.set_num_threads(arguments.threads)
     retry = arguments.on_divergence == "retry"
     try:
-        finished = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
+        finished, left_out = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
     except RuntimeError as error:  # of PyTorch, by device
         if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
@@ -144,6 +144,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
+    return 1 if left_out else 0
 
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:

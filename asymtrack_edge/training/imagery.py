@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import cv2
 import numpy as np
@@ -36,6 +36,15 @@ CLIP, STILL = 0, 1
 INDEXES = {"stills.json": STILL, "clips.json": CLIP}
 #: Smallest box that is learnt from, per side: in canvas pixels, and for stills in the image's own.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
+
+
+class LeftOut(Set[str]):
+    """Why files cannot be trained on: each reason is said when it comes up first, and counts at the run's end."""
+
+    def add(self, error: Any) -> None:  # noqa: D102
+        if str(error) not in self:
+            cli.say(f"left out: {error}")
+        super().add(str(error))
 
 
 @dataclass
@@ -84,13 +93,16 @@ class _Target(NamedTuple):
     boxes: np.ndarray
 
 
-def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1)) -> Pool:
+def load_pool(
+    folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1), left_out: Optional[LeftOut] = None
+) -> Pool:
     """Loads folders, searched with all folders below them, into memory.
 
     Images larger than ``side`` pixels are shrunk. ``share`` is the number of this process and how many there are: each
-    reads every n-th still and clip. What is damaged is named and left out. DatasetError where nothing is to train on.
+    reads every n-th still and clip. What is damaged goes to ``left_out``. DatasetError where nothing is to train on.
     """
-    items = [item for folder in folders for item in _find(folder)]
+    left_out = LeftOut() if left_out is None else left_out
+    items = [item for folder in folders for item in _find(folder, left_out)]
     if not any(item.images for item in items):
         names = ", ".join(map(str, folders))
         raise DatasetError(f"{names}: no image and no annotated or labelled clip is here: nothing to train on")
@@ -114,7 +126,7 @@ def load_pool(folders: Sequence[Path], side: int = 320, share: Tuple[int, int] =
                 height, width = image.shape[:2]
                 canvases[i, :height, :width], sizes[i] = image[..., ::-1], (width, height)
         except (DatasetError, OSError) as error:
-            cli.say(f"left out: {error}")
+            left_out.add(error)
             return False
         return True
 
@@ -179,7 +191,7 @@ def _boxes(truth: Path, count: int) -> np.ndarray:
     return table
 
 
-def _find(folder: Path) -> Iterator[_Item]:
+def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
     """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
     files = files_under(folder)
     collections = {path.parent for path in files if path.name in INDEXES}
@@ -196,7 +208,7 @@ def _find(folder: Path) -> Iterator[_Item]:
             try:
                 tracks.append(_boxes(truth, len(frames)))
             except DatasetError as error:
-                cli.say(f"left out: {error}")
+                left_out.add(error)
         if tracks:
             yield _Item(CLIP, "", list(frames), Path.read_bytes, tracks)
     for path in files:

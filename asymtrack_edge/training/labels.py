@@ -140,12 +140,12 @@ def find_videos(folder: Path) -> List[Path]:
     return [path for path in files_under(folder) if path.name.lower().endswith(VIDEO_SUFFIXES)]
 
 
-def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[int, int]:
+def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[int, List[str]]:
     """Turns each video below a folder into a collection in ``output``, under the video's name.
 
     Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
     stderr at the end, and tried when called again. ``load`` is what ``asymtrack_edge.Tracker.load`` takes. Returns how
-    many tracks there are, and how many videos are left out.
+    many tracks there are, and why videos are left out.
 
     Raises:
         DatasetError: there is no video.
@@ -173,4 +173,4 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
         save_json(index, records)
     for reason in failed:
         cli.say(f"error: left out: {reason}")
-    return sum(len(record["tracks"]) for index in indexes.values() for record in read_records(index)), len(failed)
+    return sum(len(record["tracks"]) for index in indexes.values() for record in read_records(index)), failed

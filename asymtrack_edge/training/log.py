@@ -86,7 +86,7 @@ def plot_run(folder: Path) -> Path:
     """
     from matplotlib.figure import Figure
 
-    rows = [row for row in read_log(folder) if "loss" in row]
+    rows = [row for row in read_log(folder) if {"pairs", "loss", "iou", "lr"} <= row.keys()]
     if not rows:
         raise UsageError(f"the log of {folder} is still empty: plot it after the first seconds of training")
     figure = Figure(figsize=(8, 7), layout="constrained")

@@ -149,6 +149,7 @@ class Trainer:
         state = self.state
         self.network.train()
         if state.step == 0:
+            self._ready = 0, self._prepare(0)  # first: where there is nothing to draw, no run is left behind
             self.save()
         if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
             self._capture()
@@ -220,9 +221,10 @@ class Trainer:
     def _batch(self, step: int) -> Batch:
         """What ``_prepare`` makes, where possible made while the GPU was busy with the step before."""
         ready, self._ready = self._ready, None
-        if self._ahead is None or ready is None or ready[0] != step:
+        if ready is None or ready[0] != step:
             return self._prepare(step)
-        torch.cuda.current_stream().wait_stream(self._ahead)
+        if self._ahead is not None:
+            torch.cuda.current_stream().wait_stream(self._ahead)
         return ready[1]
 
     def _autocast(self) -> torch.autocast:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from asymtrack_edge import cli
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.geometry import Cropper
 from asymtrack_edge.training import crops
 from asymtrack_edge.training.crops import Augmentation, Random, Windows
-from asymtrack_edge.training.imagery import CLIP, STILL, Pool
+from asymtrack_edge.training.imagery import CLIP, STILL, LeftOut, Pool
 from asymtrack_edge.variants import Variant
 
 #: A negative takes its template from the pair this many places further on, not from the next one, whose
@@ -224,12 +223,12 @@ class DiskPairs:
     #: Number of this process and how many there are: each draws every n-th target of its own.
     share: Tuple[int, int] = (0, 1)
     workers: Optional[int] = None  #: threads that read and decode; by default one per processor, 16 at most
+    left_out: LeftOut = field(default_factory=LeftOut)  #: gets why frames cannot be read
 
     def __post_init__(self) -> None:
         self.planning, self.finishing = Random(torch.device("cpu")), Random(self.device)
         self.threads = ThreadPoolExecutor(self.workers or min(16, os.cpu_count() or 1))
         self.jobs: Dict[Tuple[int, int], _Job] = {}
-        self.left_out: Set[str] = set()  # why frames could not be read
 
     def draw(self, batch: int, step: int) -> Pairs:
         """Makes the ``batch`` pairs of ``step``. Another pair takes the place of one whose frames cannot be read.
@@ -245,9 +244,7 @@ class DiskPairs:
             try:
                 read[i] = job.result()
             except DatasetError as error:
-                if str(error) not in self.left_out:
-                    cli.say(f"left out: {error}")
-                self.left_out.add(str(error))
+                self.left_out.add(error)
         if not read:
             jobs[0].result()
         good = list(read)

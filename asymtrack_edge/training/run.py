@@ -24,7 +24,7 @@ from asymtrack_edge.files import system_text
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
-from asymtrack_edge.training.imagery import load_pool
+from asymtrack_edge.training.imagery import LeftOut, load_pool
 from asymtrack_edge.training.labels import find_videos, label_videos
 from asymtrack_edge.training.log import LOG, plot_run
 from asymtrack_edge.training.loop import Trainer, make_state
@@ -32,7 +32,7 @@ from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
 from asymtrack_edge.training.state import Guard, has_state, save_json
 from asymtrack_edge.training.teacher import Teacher
-from asymtrack_edge.variants import VARIANTS, Variant, get_variant
+from asymtrack_edge.variants import VARIANTS, get_variant
 
 CONFIG = "run.json"
 
@@ -69,22 +69,24 @@ class RunConfig:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 
-def train(config: RunConfig, folder: Path, device: str, time_budget: float = math.inf, retry: bool = False) -> bool:
+def train(config: RunConfig, folder: Path, device: str, time_budget: float, retry: bool) -> Tuple[bool, int]:
     """Trains, from the beginning or from where the run in ``folder`` stopped; for ``retry`` see ``Trainer``.
 
-    Returns whether the recipe's pairs are used up. Raises AsymTrackError where data, weights or extras are missing, or
-    the loss diverged, and KeyboardInterrupt with the signal that ended the run, once all is saved.
+    Returns whether the recipe's pairs are used up, and how many files or videos were left out. Raises AsymTrackError
+    where data, weights or extras are missing, or the loss diverged, and KeyboardInterrupt with the signal that ended
+    the run, once all is saved.
     """
-    recipe, variant = config.recipe, get_variant(config.variant)
+    recipe = config.recipe
     with join_world(device) as world, ExitStack() as stack:
         # What takes no time comes first: a mistake there is told at once.
         torch.manual_seed(config.seed)
-        model, init, resumes = AsymTrack(variant), config.init, has_state(folder)
+        model, init, resumes = AsymTrack(get_variant(config.variant)), config.init, has_state(folder)
         if init is not None and not resumes:
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
-        draw, what = _open_data(config, folder, variant, world)
+        left_out = LeftOut()
+        draw, what = _open_data(config, folder, world, left_out)
         state = make_state(model, recipe, taught=teacher is not None)
         if all(world.agree(resumes, not resumes)):
             raise UsageError(f"not every process sees the run in {folder}: use a folder that all machines share")
@@ -124,10 +126,12 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float = mat
             if not finished:
                 more = " --time-budget SECONDS" if recipe.budget_is_length else ""
                 cli.say(f"continue with: asymtrack-train --resume {folder}{more}")
+        if left_out:
+            cli.say(f"{len(left_out)} of the files to train on could not be read and were left out: see above")
         world.wait()
         if trainer.signals:
             raise KeyboardInterrupt(trainer.signals[0])
-        return finished
+        return finished, len(left_out)
 
 
 def load_initial(model: AsymTrack, path: Path) -> None:
@@ -159,28 +163,28 @@ def load_initial(model: AsymTrack, path: Path) -> None:
             new.blocks[i + grown * (i >= depth)].load_state_dict(block.state_dict())
 
 
-def _open_data(config: RunConfig, folder: Path, variant: Variant, world: World) -> Tuple[DrawPairs, str]:
+def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut) -> Tuple[DrawPairs, str]:
     """What makes pairs for training; how much there is, in words."""
     if bool(config.data) == bool(config.datasets):
         raise UsageError(
             "name either --data folders (held in memory) or data sets on disk "
             "(--lasot, --got10k, --coco, --trackingnet)"
         )
-    augmentation, share = config.recipe.augmentation, (world.rank, world.size)
+    variant, augmentation, share = get_variant(config.variant), config.recipe.augmentation, (world.rank, world.size)
     if config.datasets:
         readers = [Dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
-        disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers)
+        disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers, left_out)
         return disk.draw, "pairs read from disk"
     folders: List[Path] = []
     for number, data in enumerate(map(Path, config.data)):
         if find_videos(data):
             labelled = folder / "labels" / f"{number}-{zlib.crc32(os.fsencode(data)):08x}"
             if world.is_main:
-                label_videos(data, labelled, {"model": "T"})
+                left_out.update(label_videos(data, labelled, {"model": "T"})[1])
             world.wait()
             folders += [labelled] * labelled.is_dir()
         folders.append(data)
-    pool = load_pool(folders, config.canvas, share).to(world.device)
+    pool = load_pool(folders, config.canvas, share, left_out).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
     if not len(pool):
         what += ": no boxes (groundtruth.txt, docs/training.md), so arbitrary regions are learnt"

@@ -1,7 +1,4 @@
-"""A run's state on disk: safetensors files of a size that any storage takes, and an index that is written last.
-
-A run killed at any moment finds either the old state or the new one, whole.
-"""
+"""A run's state on disk: one safetensors file. A run killed at any moment finds the old state or the new one, whole."""
 
 from __future__ import annotations
 
@@ -9,21 +6,19 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.files import OutputFile
 from asymtrack_edge.training.teacher import Student
 
-INDEX = "state.json"
-#: Bytes of tensors in a file at most.
-PIECE = 16 * 2**20 - 2**16
-#: What of a ``RunState`` is stored as it is.
+STATE = "state.safetensors"
+#: What of a ``RunState`` is stored in the file's metadata, beside ``guard``.
 COUNTS = ("step", "pairs", "seconds", "rate")
 #: What AdamW keeps of a parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -87,48 +82,34 @@ class RunState:
                 torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def save(self, folder: Path) -> None:
-        """Writes the state into ``folder``: tensors as ``model/NAME``, ``ema/NAME``, ``exp_avg/NAME`` and so on."""
+        """Writes the state into ``folder``, its tensors as ``model/NAME``, ``ema/NAME``, ``exp_avg/NAME`` and so on."""
         parts = {"model": self.model.state_dict(), "ema": self.ema}
         if self.student is not None:
             parts["readouts"] = self.student.readouts.state_dict()
         # Not every parameter takes part in every step (see Recipe.shallow_every).
         moments = {n: self.optimiser.state[p] for n, p in self.named_parameters() if p in self.optimiser.state}
         parts.update({key: {n: state[key] for n, state in moments.items()} for key in MOMENTS})
-        tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
-        pieces: List[Dict[str, Tensor]] = []
-        room = 0
-        for name, tensor in tensors.items():
-            if tensor.nbytes > room:
-                pieces.append({})
-                room = PIECE
-            pieces[-1][name] = tensor.detach().contiguous().cpu()
-            room -= tensor.nbytes
-        folder.mkdir(parents=True, exist_ok=True)
-        files = [f"state-{self.step}-{i}.safetensors" for i in range(len(pieces))]
-        for file, piece in zip(files, pieces):
-            _write(folder / file, save(piece))
+        tensors = {f"{part}/{name}": t.detach().cpu() for part, values in parts.items() for name, t in values.items()}
         counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
-        save_json(folder / INDEX, {**counts, "files": files})
-        for path in (*folder.glob("state-*.safetensors"), *folder.glob(".state-*.part.safetensors")):
-            if path.name not in files:
-                path.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / STATE, save({n: t.contiguous() for n, t in tensors.items()}, {"counts": json.dumps(counts)}))
 
     def load(self, folder: Path) -> None:
-        """Reads a state back; CheckpointError where the folder holds no complete one, or one of another model."""
+        """Reads a state back; CheckpointError where the folder holds no whole one, or one of another model."""
         parts: Dict[str, Dict[str, Tensor]] = {key: {} for key in ("model", "ema", "readouts", *MOMENTS)}
         device = next(self.model.parameters()).device
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            for file in index["files"]:
-                for key, tensor in load((folder / file).read_bytes()).items():
+            with safe_open(folder / STATE, "pt") as file:
+                counts = json.loads(file.metadata()["counts"])
+                for key in file.keys():  # noqa: SIM118  (it is no dictionary)
                     part, _, name = key.partition("/")
-                    parts[part][name] = tensor
+                    parts[part][name] = file.get_tensor(key).clone()  # not the file, which is replaced
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])
-            self.guard = Guard(**index["guard"])
+            self.guard = Guard(**counts["guard"])
             for name in COUNTS:
-                setattr(self, name, index[name])
+                setattr(self, name, counts[name])
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
@@ -143,7 +124,7 @@ class RunState:
 
 def has_state(folder: Path) -> bool:
     """Whether ``folder`` holds a saved state."""
-    return (folder / INDEX).is_file()
+    return (folder / STATE).is_file()
 
 
 def save_json(path: Path, value: Any) -> None:

@@ -161,32 +161,32 @@ def _run(args: argparse.Namespace) -> int:
     for spec in specs:
         check_folder(args.output / args.dataset / spec.label)
     data = _read(args)
-    evaluations = []
-    if specs:
-        executor: Executor = partial(local_executor, args.jobs)
-        if args.ray is not None:
-            executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
-        for spec in specs:
-            identity = spec.identity()
-            if args.dataset == "folder":  # other data may have the same names and start boxes: the same clips, darkened
-                identity["data"] = os.path.realpath(args.root)
-            results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences, identity)
-            if not args.fresh or args.sequences is not None:
-                results.check()
-            failures = _track(args, data, spec, results, executor)
-            evaluation = _score(data, spec.label, results, failures, identity)
-            partial_run = evaluation.failures or data.left_out or args.sequences is not None
-            if data.withheld and not partial_run:
-                evaluation.submission = str(results.submission())
-            evaluations.append(evaluation)
-    found = ((path.resolve().name, Results.found(path, data.sequences)) for path in args.results)
+    # What is wrong with any tracker or result is told before the first of them takes its hours.
+    found = [(path.resolve().name, Results.found(path, data.sequences)) for path in args.results]
+    runs, evaluations = [], []
+    for spec in specs:
+        identity = spec.identity()
+        if args.dataset == "folder":  # other data may have the same names and start boxes: the same clips, darkened
+            identity["data"] = os.path.realpath(args.root)
+        results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences, identity)
+        if not args.fresh or args.sequences is not None:
+            results.check()
+        runs.append((spec, results))
+    executor: Executor = partial(local_executor, args.jobs)
+    if specs and args.ray is not None:
+        executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
+    for spec, results in runs:
+        failures = _track(args, data, spec, results, executor)
+        evaluation = _score(data, spec.label, results, failures)
+        partial_run = evaluation.failures or data.left_out or args.sequences is not None
+        if data.withheld and not partial_run:
+            evaluation.submission = str(results.submission())
+        evaluations.append(evaluation)
     evaluations += [_score(data, name, results, {}) for name, results in found]
     _say(args, f"{data.protocol.definition}\n\n{report.text_report(evaluations, args.per_sequence)}")
     if args.jobs > 1 or args.ray:
         _say(args, "note: speeds were measured with several processes side by side")
-    summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
-    drawn = report.draw_curves(data.title, summaries, args.plots) if args.plots and summaries else []
-    return _finish(args, data, evaluations, drawn)
+    return _finish(args, data, evaluations)
 
 
 def _track(
@@ -213,9 +213,7 @@ def _track(
     return failures
 
 
-def _score(
-    data: _Data, label: str, results: Results, failures: Dict[str, str], identity: Optional[Dict[str, object]] = None
-) -> Evaluation:
+def _score(data: _Data, label: str, results: Results, failures: Dict[str, str]) -> Evaluation:
     """Scores the result files, so that what is reported is what is written."""
     scores, times, notes = [], [], {}
     for sequence in data.sequences:
@@ -234,15 +232,16 @@ def _score(
             scores.append(score)
     summary = metrics.summarise(data.protocol, scores) if scores else None
     tags = metrics.by_attribute(data.protocol, scores)
-    return Evaluation(label, identity, summary, tags, speed(times), failures, notes)
+    return Evaluation(label, results.identity or None, summary, tags, speed(times), failures, notes)
 
 
-def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation], drawn: List[Path]) -> int:
-    """Writes the JSON and says what was written and what is missing; returns the exit code."""
+def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]) -> int:
+    """Writes JSON and plots, and says what was written and what is missing; returns the exit code."""
     document = {"dataset": args.dataset, "definition": data.protocol.definition}
     found = {"left_out": data.left_out, "notes": data.notes, "trackers": [report.plain(e) for e in evaluations]}
     cli.write_json(args.json, {**document, **found})
-    for path in drawn:
+    summaries = {e.tracker: e.summary for e in evaluations if e.summary is not None}
+    for path in report.draw_curves(data.title, summaries, args.plots) if args.plots and summaries else ():
         _say(args, f"wrote {printable(path)}")
     problems = [*data.left_out.items(), *data.notes.items()]
     for e in evaluations:

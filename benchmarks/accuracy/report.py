@@ -11,6 +11,7 @@ from typing import Sequence as Items
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
 from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.errors import require
+from asymtrack_edge.files import OutputFile
 
 #: How metrics are headed in tables, in the order they are shown.
 HEADINGS: Dict[str, str] = {
@@ -114,13 +115,18 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
             continue
         drawn = figure(6, 4.5)
         axes = drawn.add_subplot()
-        for value, name, thresholds, shares in sorted(lines, key=lambda line: -line[0]):
-            axes.plot(thresholds, shares, label=f"{name} [{100 * value:.1f}]")
-        axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", title=title, ylim=(0, 1))
+        lines.sort(key=lambda line: -line[0])
+        for *_, thresholds, shares in lines:
+            axes.plot(thresholds, shares)
+        axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", ylim=(0, 1))
         axes.set_xlim(0, lines[0][2][-1])
         axes.grid(True, alpha=0.3)
-        axes.legend()
-        for path in (folder / f"{curve}.png", folder / f"{curve}.svg"):
-            drawn.savefig(path, dpi=150)
-            written.append(path)
+        # Given apart, names may begin with "_"; not parsed, they may hold "$".
+        legend = axes.legend(axes.lines, [f"{name} [{100 * value:.1f}]" for value, name, *_ in lines])
+        for text in [axes.set_title(title), *legend.get_texts()]:
+            text.set_parse_math(False)
+        for kind in ("png", "svg"):
+            written.append(folder / f"{curve}.{kind}")
+            with OutputFile(written[-1]) as file:
+                drawn.savefig(file.place, dpi=150, format=kind)
     return written

@@ -121,7 +121,9 @@ class Video(Source):
         if not given:
             file = self._path is not None and self._path.is_file()
             advice = "convert it to H.264" if file else "send it as mkv or fragmented mp4"
-            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({_codec(self._capture)}): {advice}")
+            raise SourceError(
+                f"{self.name} has no frame (left) that OpenCV can decode ({_codec(self._capture)}): {advice}"
+            )
         self.missing = max(0, (self.length or 0) - given)
         if self.missing:
             if self._path is None:

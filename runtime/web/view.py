@@ -100,7 +100,7 @@ def parse_command(text: str) -> Command:
         if command.action in ("hold", "mark"):
             command = command._replace(frame=operator.index(content["frame"]))
         if command.action == "mark":
-            command = command._replace(box=Box(*map(float, content["box"])))
+            command = command._replace(box=Box(*(n + 0.0 for n in content["box"])))  # no text
         if command.action == "remove" or content.get("target") is not None:
             command = command._replace(target=operator.index(content["target"]))
         return command

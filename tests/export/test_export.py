@@ -139,9 +139,9 @@ def test_the_weights_taken_are_said(tmp_path: Path, monkeypatch: Any, capsys: An
     raw, averaged = filled_model(T, 1).state_dict(), filled_model(T, 2).state_dict()
     torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")
     arguments = ["--checkpoint", str(tmp_path / "run.pth"), "--weights", "raw", "--output", str(tmp_path / "out")]
-    assert export_command(arguments) == 0
+    assert export_command([*arguments, "--json"]) == 0
     assert load_manifest(tmp_path / "out").provenance["weights_taken"] == "raw (model)"
-    assert "run.pth holds 2 sets of weights: takes the raw (model);" in capsys.readouterr().out
+    assert "run.pth holds 2 sets of weights: takes the raw (model);" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])

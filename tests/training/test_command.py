@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from asymtrack_edge.checkpoints import open_checkpoint
 from asymtrack_edge.training import labels
@@ -27,7 +28,7 @@ from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.recipes import PAPER
 from asymtrack_edge.training.run import RunConfig
-from asymtrack_edge.training.state import save_json
+from asymtrack_edge.training.state import has_state
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import refusal
 from tests.runtime.simulated import write_video
@@ -70,6 +71,14 @@ def test_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) 
     assert torch.isfinite(weights).all() and pairs >= 2
 
 
+def test_data_without_pairs_leaves_no_run(got10k: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(got10k, tmp_path / "got")
+    for image in root.glob("train/*/*.jpg"):
+        image.write_bytes(b"no image")
+    assert main(["--got10k", str(root), "--output", str(tmp_path / "r"), *QUICK]) == 2
+    assert not has_state(tmp_path / "r")
+
+
 def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     collection: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -85,10 +94,15 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     assert main([*first, "--init", str(init), "--seed", "9", "--lr", "1e-9", "--output", str(other)]) == 0
     torch.testing.assert_close(weights_of(other)[0], start, atol=1e-4, rtol=0)
     init.unlink()
+    state = other / "state.safetensors"
     for lr, rate in (("1e-9", 0.5), ("2e-9", 1.0)):
-        save_json(other / "state.json", {**json.loads((other / "state.json").read_text()), "rate": 0.5})
+        with safe_open(state, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            counts = {**json.loads(file.metadata()["counts"]), "rate": 0.5}
+        save_file(tensors, state, {"counts": json.dumps(counts)})
         assert main(["--resume", str(other), "--lr", lr, "--time-budget", "0.1", "--device", "cpu"]) == 0
-        assert json.loads((other / "state.json").read_text())["rate"] == rate
+        with safe_open(state, "pt") as file:
+            assert json.loads(file.metadata()["counts"])["rate"] == rate
     # The mean of two runs, as docs/training.md has it.
     monkeypatch.chdir(tmp_path)
     (averaging,) = blocks(Path(__file__).parents[2] / "docs" / "training.md", "python")
@@ -213,4 +227,5 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     for video in (videos / "deep").iterdir():
         video.write_bytes(b"no video")
     assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 1 and not (tmp_path / "bad").exists()
-    assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "s"), *QUICK]) == 0
+    assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "s"), *QUICK]) == 1
+    assert "2 of the files to train on could not be read" in capsys.readouterr().err.splitlines()[-1]

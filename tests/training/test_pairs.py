@@ -20,7 +20,7 @@ from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.training import crops, run
 from asymtrack_edge.training.crops import Augmentation, Random, Windows, colour, cut, deform, inside, windows_around
 from asymtrack_edge.training.distributed import World
-from asymtrack_edge.training.imagery import CLIP, STILL, load_pool
+from asymtrack_edge.training.imagery import CLIP, STILL, LeftOut, load_pool
 from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSampler, finish_pairs, plan_windows
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.training.run import RunConfig
@@ -316,5 +316,5 @@ def test_few_clips_make_no_negatives(collection: Path, tmp_path: Path) -> None:
     """They may all show one object; a teacher would see it."""
     for teacher in (None, "fear"):
         config = RunConfig(SMALL, "T", (str(collection),), teacher=teacher)
-        draw, _ = run._open_data(config, tmp_path, TINY, World())
+        draw, _ = run._open_data(config, tmp_path, World(), LeftOut())
         assert draw(64, 0).present.all() == (teacher is None)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -17,6 +19,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
+from asymtrack_edge.runtime.backends.loading import model_folder
 from tests.datasets.miniature import drift, rows, save, write_frames
 
 FAKES = "tests.benchmarks.accuracy.fake_trackers"
@@ -86,6 +89,20 @@ def test_plots_that_nothing_can_draw_are_told_before_the_work(folder_set, output
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     ran = evaluate("folder", folder_set, *STILL, "--plots", "plots")
     assert ran.code == 2 and "asymtrack-edge[bench]" in ran.err and not output.exists()
+
+
+def test_plots_take_names_that_are_no_formulas(folder_set, results, tmp_path, evaluate):
+    names = [str(shutil.copytree(folder_set, tmp_path / "a$b_{")), str(results.rename(tmp_path / "_c$d_{$"))]
+    evaluate("folder", names[0], "--results", names[1], "--plots", tmp_path)
+    assert all(Path(name).name in (tmp_path / "success.svg").read_text() for name in names)
+
+
+def test_what_is_wrong_with_any_tracker_is_told_before_the_work(folder_set, output, tmp_path, evaluate):
+    export = shutil.copytree(model_folder("T"), tmp_path / "export")
+    (export / "search.onnx").write_bytes(b"half")
+    for more, words in (("--results", "no folder of results"), ("--model", "altered or damaged")):
+        ran = evaluate("folder", folder_set, *STILL, more, tmp_path / "none" if more == "--results" else export)
+        assert ran.code == 2 and words in ran.err and not output.exists()
 
 
 def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, evaluate):

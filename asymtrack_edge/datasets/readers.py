@@ -311,7 +311,7 @@ class Dataset:
         if attributes is not None and not self._attributes:
             raise UsageError(f"there are no attribute files (*.txt) in {printable(attributes)}")
         self.names = list(self._loaders)
-        self._left_out = 0  # by ``annotation``
+        self.left_out: List[str] = []  #: why sequences were left out of training
         self.annotation = lru_cache(KEPT_ANNOTATIONS)(self._annotation)
 
     def __len__(self) -> int:
@@ -366,10 +366,9 @@ class Dataset:
         try:
             sequence = self.sequence(self.names[index])
         except DatasetError as error:
-            self._left_out += 1
-            if self._left_out <= TOLD:
-                more = "; others are left out without a line each" if self._left_out == TOLD else ""
-                logging.getLogger(__name__).warning("%s: left out: %s%s", self.kind.title, error, more)
+            self.left_out.append(str(error))
+            if len(self.left_out) <= TOLD:
+                logging.getLogger(__name__).warning("%s: left out: %s", self.kind.title, error)
             return Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Frames("", ()))
         boxes = sequence.truth.astype(np.float32)
         usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1) & sequence.visible

@@ -238,6 +238,7 @@ class DiskPairs:
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
+        self.left_out.update(reason for dataset in self.datasets for reason in dataset.left_out)
         (_, region, corners, aspect), identity, jobs = self.jobs.pop((batch, step))
         read: Dict[int, _Crops] = {}
         for i, job in enumerate(jobs):

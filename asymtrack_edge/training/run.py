@@ -85,8 +85,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
             load_initial(model, bundled_weights(get_variant(init)) if init.upper() in VARIANTS else Path(init))
         model.to(world.device)
         teacher = Teacher(Path(config.teacher), world.device) if config.teacher else None
-        left_out = LeftOut()
-        draw, what = _open_data(config, folder, world, left_out)
+        draw, what = _open_data(config, folder, world, left_out := LeftOut())
         state = make_state(model, recipe, taught=teacher is not None)
         if all(world.agree(resumes, not resumes)):
             raise UsageError(f"not every process sees the run in {folder}: use a folder that all machines share")
@@ -127,7 +126,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
                 more = " --time-budget SECONDS" if recipe.budget_is_length else ""
                 cli.say(f"continue with: asymtrack-train --resume {folder}{more}")
         if left_out:
-            cli.say(f"{len(left_out)} of the files to train on could not be read and were left out: see above")
+            cli.say(f"left out: {len(left_out)} files, sequences or videos, named above")
         world.wait()
         if trainer.signals:
             raise KeyboardInterrupt(trainer.signals[0])

@@ -100,7 +100,7 @@ class RunState:
         device = next(self.model.parameters()).device
         try:
             with safe_open(folder / STATE, "pt") as file:
-                counts = json.loads(file.metadata()["counts"])
+                counts = json.loads((file.metadata() or {})["counts"])
                 for key in file.keys():  # noqa: SIM118  (it is no dictionary)
                     part, _, name = key.partition("/")
                     parts[part][name] = file.get_tensor(key).clone()  # not the file, which is replaced

@@ -11,7 +11,7 @@ from typing import Sequence as Items
 from asymtrack_edge.benchmarks.accuracy.metrics import Summary
 from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.errors import require
-from asymtrack_edge.files import OutputFile
+from asymtrack_edge.files import OutputFile, printable
 
 #: How metrics are headed in tables, in the order they are shown.
 HEADINGS: Dict[str, str] = {
@@ -122,8 +122,8 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
         axes.set_xlim(0, lines[0][2][-1])
         axes.grid(True, alpha=0.3)
         # Given apart, names may begin with "_"; not parsed, they may hold "$".
-        legend = axes.legend(axes.lines, [f"{name} [{100 * value:.1f}]" for value, name, *_ in lines])
-        for text in [axes.set_title(title), *legend.get_texts()]:
+        legend = axes.legend(axes.lines, [f"{printable(name)} [{100 * value:.1f}]" for value, name, *_ in lines])
+        for text in [axes.set_title(printable(title)), *legend.get_texts()]:
             text.set_parse_math(False)
         for kind in ("png", "svg"):
             written.append(folder / f"{curve}.{kind}")

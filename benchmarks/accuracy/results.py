@@ -19,7 +19,7 @@ from typing import Sequence as Items
 import numpy as np
 
 from asymtrack_edge.datasets import Sequence
-from asymtrack_edge.datasets.sequences import read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import read_boxes, read_labels, read_rows
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import OutputFile, printable, write_text
 
@@ -88,7 +88,8 @@ class Results:
             note = f"{len(boxes)} boxes in the results for {len(sequence)} frames: cut to the annotation"
             boxes = boxes[: len(sequence)]
         with suppress(DatasetError):
-            seconds = read_labels(times)
+            rows = read_rows(times)  # GOT-10k's toolkit writes a column for each repetition
+            seconds = np.array([row[0] for row in rows]) if len(rows) == len(sequence) else read_labels(times)
         return boxes, seconds if len(seconds) == len(sequence) else np.zeros(0), note
 
     def complete(self, sequence: Sequence) -> bool:

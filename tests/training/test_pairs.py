@@ -306,6 +306,9 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
     save(root / "train" / "GOT-10k_Train_000001" / "groundtruth.txt", "1,2,3\n")
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
+    with pytest.raises(DatasetError, match="not an image"):
+        disk.draw(8, 0)
+    assert any("GOT-10k_Train_000001" in reason for reason in disk.left_out)
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     with pytest.raises(DatasetError, match="none of 10000 targets"):

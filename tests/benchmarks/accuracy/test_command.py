@@ -19,6 +19,7 @@ import pytest
 
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
+from asymtrack_edge.files import printable
 from asymtrack_edge.runtime.backends.loading import model_folder
 from tests.datasets.miniature import drift, rows, save, write_frames
 
@@ -92,9 +93,9 @@ def test_plots_that_nothing_can_draw_are_told_before_the_work(folder_set, output
 
 
 def test_plots_take_names_that_are_no_formulas(folder_set, results, tmp_path, evaluate):
-    names = [str(shutil.copytree(folder_set, tmp_path / "a$b_{")), str(results.rename(tmp_path / "_c$d_{$"))]
+    names = [str(shutil.copytree(folder_set, tmp_path / "a$b_{")), str(results.rename(tmp_path / "_c$d_{$\udcff"))]
     evaluate("folder", names[0], "--results", names[1], "--plots", tmp_path)
-    assert all(Path(name).name in (tmp_path / "success.svg").read_text() for name in names)
+    assert all(printable(Path(name).name) in (tmp_path / "success.svg").read_text() for name in names)
 
 
 def test_what_is_wrong_with_any_tracker_is_told_before_the_work(folder_set, output, tmp_path, evaluate):
@@ -209,7 +210,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
         ("pytracking_000", "otb", {f"Jogging_{k}": v for k, v in jogging.items()}),
         ("got10k", "otb", {f"Jogging.{k}": v for k, v in jogging.items()}),
         ("runs/dimp_000", "uav123", {"uav_bike1": drift(3), "uav_bike1_time": "0.1\n" * 3}),
-        ("nested", "uav123", {"Bike1/Bike1_001": drift(3)}),
+        ("nested", "uav123", {"Bike1/Bike1_001": drift(3), "Bike1/Bike1_time": "0.1,0.5\n" * 3}),
     ):
         for name, text in {**files, "Tiger1": drift(8)}.items():
             save(tmp_path / style / f"{name}.txt", text)
@@ -220,6 +221,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
     save(tmp_path / "nested" / "Bike1" / "Bike1_002.txt", drift(3))
     ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "nested")
     assert ran.code == 1 and "several repetitions in the results: the first is scored" in ran.err
+    assert ran.tracker["speed"]["frames_over_total_time"] == pytest.approx(10)
     save(tmp_path / "runs" / "dimp_001" / "uav_bike1.txt", drift(3))
     ran = evaluate("uav123", tmp_path / "uav123", "--results", tmp_path / "runs")
     assert ran.code == 2 and "several runs: name one, such as" in ran.err

@@ -43,7 +43,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
         versions: Dict[int, Manifest] = {}
         interface = attrgetter("template", "search", "state", "output", "max_batch")
         entry = repository / network_name(manifest, "search")
-        for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdigit()):
+        for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdecimal()):
             other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
             if interface(other) != interface(manifest) or not (path.parent / f"model.{kind}").is_file():
                 raise ExportError(

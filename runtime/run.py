@@ -230,7 +230,7 @@ class Run:
         inside, updates = sum(seconds.values()), self._updates
         reader, source = self.reader, self.reader.source
         counts: Dict[str, Any] = {"frames": self.count, "unreadable": self._unreadable, "lost": self._lost}
-        if source.missing:
+        if source.missing or source.damaged:
             counts.update(missing=source.missing, damaged=source.damaged)
         if source.live:
             counts.update(dropped=reader.dropped, stalls=reader.stalls, reconnects=reader.reconnects)

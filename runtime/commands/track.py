@@ -198,8 +198,6 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
 def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     summary = run.summary()
     text = json.dumps(summary) if arguments.json == "-" else _sentence(summary)
-    if arguments.json != "-":
-        cli.write_json(arguments.json, summary)
     source, rate = run.reader.source, video_rate(run.reader.source.fps)
     differs = summary["variable_rate"] or (source.live and abs(summary["fps"] / rate - 1) > 0.1)
     if arguments.output and differs and not arguments.source.startswith("jetson://"):
@@ -209,6 +207,8 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     # Where frames go to stdout, the summary must not follow them there.
     taken = "-" in arguments.send or str(arguments.boxes) in STDOUT
     print(text, file=sys.stderr if taken else sys.stdout, flush=True)
+    if arguments.json != "-":
+        cli.write_json(arguments.json, summary)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:
@@ -218,7 +218,7 @@ def _sentence(summary: Dict[str, Any]) -> str:
         text += f", {summary['unreadable']} unreadable"
     if "missing" in summary:
         cut = " (the file is cut off or damaged)" if summary["damaged"] else ""
-        text += f", {summary['missing']} fewer than announced{cut}"
+        text += (f", {summary['missing']} fewer than announced" if summary["missing"] else "") + cut
     if "dropped" in summary:
         text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
     alone = f"update alone {summary['update_fps']} fps on " if summary["update_fps"] is not None else ""

@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.cli import box_argument
-from asymtrack_edge.errors import AsymTrackError, FrameError
+from asymtrack_edge.errors import AsymTrackError, FrameError, ServerError
 from asymtrack_edge.runtime.tracker import MultiTracker, Track
 
 #: How to make BGR of an image's encoding: channels, and OpenCV's conversion (None: it is BGR).
@@ -110,6 +110,8 @@ class TrackerNode:
                 self._log.info(f"target {target} at {box}")
             except AsymTrackError as problem:
                 self._log.error(str(problem))
+                if isinstance(problem, ServerError):
+                    self._waiting.append(box)  # for the next image: the server may be back
         array = self._vision.Detection2DArray()
         array.header = message.header
         array.detections = [detection(target, track, message.header, self._vision) for target, track in tracks.items()]

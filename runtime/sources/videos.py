@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import os
 import re
 import zlib
@@ -110,8 +111,7 @@ class Video(Source):
                 failed += 1
                 continue
             self.pts = None
-            for _ in range(failed):
-                yield None
+            yield from [None] * failed
             given, failed = given + failed + 1, 0
             # Streams without a clock say 0 for all frames.
             time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -119,18 +119,15 @@ class Video(Source):
                 self.pts = latest = time
             yield frame if self._turn is None else cv2.rotate(frame, self._turn)
         if not given:
-            file = self._path is not None and self._path.is_file()
-            advice = "convert it to H.264" if file else "send it as mkv or fragmented mp4"
-            raise SourceError(
-                f"{self.name} has no frame (left) that OpenCV can decode ({_codec(self._capture)}): {advice}"
-            )
+            codec, file = _codec(self._capture), self._path is not None and self._path.is_file()
+            elsewhere = "its server has stopped sending" if gone else "send it as mkv or fragmented mp4"
+            advice = "convert it to H.264" if file else elsewhere
+            raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): {advice}")
         self.missing = max(0, (self.length or 0) - given)
-        if self.missing:
-            if self._path is None:
-                seconds = (self.length or 0) / self.fps if self.fps else 0.0
-                self.damaged = gone or latest + 1 < seconds
-            else:
-                self.damaged = _is_damaged(self._path, self.missing)
+        if self._path is None:
+            self.damaged = gone or (self.missing > 0 and latest + 1 < (self.length or 0) / (self.fps or math.inf))
+        elif self.missing:
+            self.damaged = _is_damaged(self._path, self.missing)
 
     def close(self) -> None:  # noqa: D102
         self._capture.release()
@@ -207,12 +204,13 @@ def _has_end(url: str) -> bool:
     """Whether an HTTP server states a length, as it does for a file and not for a camera."""
     try:
         parts = urlsplit(url)
-        headers = {"Range": "bytes=0-0"}  # for the response's head; no more of it is read
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        request = Request(bare, headers={"Range": "bytes=0-0"})  # for the response's head; no more of it is read
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(login).decode()}"
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        with urlopen(Request(bare, headers=headers), timeout=STREAM_TIMEOUT / 1000) as answer:
+            # Not for a host that the server may redirect to.
+            request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
+        with urlopen(request, timeout=STREAM_TIMEOUT / 1000) as answer:
             kind = answer.headers.get_content_type()
             sized = answer.headers.get("Content-Length") is not None
     except (OSError, ValueError, HTTPException):

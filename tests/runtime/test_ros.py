@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 from typing import Any, List
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
 
-from asymtrack_edge.errors import FrameError
+from asymtrack_edge.errors import FrameError, ServerError
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime import MultiTracker, State, Track
 from asymtrack_edge.runtime.ros import node as ros_node
@@ -85,7 +85,10 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
 
     def load(**arguments: Any) -> MultiTracker:
         opened.append(arguments)
-        return MultiTracker(ColourBackend())
+        tracker = MultiTracker(ColourBackend())
+        # The server is away when the first target is to be followed.
+        monkeypatch.setattr(tracker, "add", Mock(side_effect=[ServerError("away"), *[DEFAULT] * 9], wraps=tracker.add))
+        return tracker
 
     monkeypatch.setattr(MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
@@ -103,7 +106,7 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     node.callbacks["~/clear"](None)  # of what is waiting, too
     receive(image("bgr8", frames[3][0]))
     receive(image("bgr8", frames[3][0]))
-    assert [len(array.detections) for array in node.published] == [0, 1, 2, 0, 0]
+    assert [len(array.detections) for array in node.published] == [0, 0, 2, 0, 0]
     for found, truth in zip(node.published[2].detections, frames[2][1]):
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)

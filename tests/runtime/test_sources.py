@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.sources.reader import Reader
 
 HERE = Path(__file__).parent
+PROBED: Dict[str, Any] = {}  # what was sent along to look whether there is a length, by path
 PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in synthetic_clip(8, (320, 240))]
 
 
@@ -31,7 +32,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     """``/live``: a camera without end; ``/sized`` and ``/unsized``: eight pictures one after the other."""
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        if "0-0" in self.headers.get("Range", ""):
+            PROBED[self.path] = self.headers.get("Authorization")
+        self.send_response(302 if self.path == "/moved" else 200)
+        if self.path == "/moved":
+            self.send_header("Location", "/sized")
         if self.path == "/live":
             self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         elif self.path == "/sized":
@@ -73,6 +78,8 @@ def test_recordings_over_http_have_an_end(server: str) -> None:
     with Reader(open_source(f"{server}/sized")) as reader:
         assert not reader.source.live and reader.source.length is None
         assert len([sleep(0.01) for _ in reader]) == 8, "it does not wait"
+    open_source(server.replace("//", "//me:secret@") + "/moved").close()
+    assert PROBED["/moved"] and not PROBED["/sized"], "a password is for its own host"
     lines: List[str] = []
     # Where nobody tells a length it is played twice, because only then it is known not to be live.
     with Reader(open_source(f"{server}/unsized"), report=lines.append) as reader:

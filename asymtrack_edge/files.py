@@ -152,9 +152,11 @@ class OutputFile(ContextManager["OutputFile"]):
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Writes a whole file as ``OutputFile`` does, and raises what that raises."""
+    """Writes a whole file as ``OutputFile`` does, with its errors; a power cut leaves the old file or the new."""
     with OutputFile(path) as file:
         file.write(data)
+        if file._regular:
+            os.fsync(file._descriptor)
 
 
 def write_text(path: AnyPath, text: str) -> None:

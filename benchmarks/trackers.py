@@ -26,7 +26,7 @@ from asymtrack_edge import __version__
 from asymtrack_edge.errors import BoxError, UsageError
 from asymtrack_edge.files import opencv_path, printable
 from asymtrack_edge.geometry import check_box
-from asymtrack_edge.manifest import FILE_NAME, file_entry, load_manifest
+from asymtrack_edge.manifest import FILE_NAME, NETWORKS, file_entry, load_manifest, read_file
 from asymtrack_edge.variants import VARIANTS
 
 _CONTRIB = "pip uninstall opencv-python, then pip install opencv-contrib-python"
@@ -147,7 +147,9 @@ class TrackerSpec:
             from asymtrack_edge.runtime.backends.loading import model_folder
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
-            load_manifest(folder := model_folder(self.name))
+            manifest = load_manifest(folder := model_folder(self.name), verify=False)
+            for name in (f"{network}.onnx" for network in NETWORKS):
+                read_file(folder, name, manifest.files[name])
             files = [folder / FILE_NAME]
             identity.update(backend=self.backend, device=self.device, precision=self.precision)
             identity.update(recovers=self.recover, version=__version__)

@@ -39,7 +39,7 @@ SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 
 
 class LeftOut(Set[str]):
-    """Why files cannot be trained on: each reason is said when it comes up first, and counts at the run's end."""
+    """Why files cannot be trained on: ``add`` says each reason once. They are counted at the run's end."""
 
     def add(self, error: Any) -> None:  # noqa: D102
         if str(error) not in self:

@@ -223,7 +223,7 @@ class DiskPairs:
     #: Number of this process and how many there are: each draws every n-th target of its own.
     share: Tuple[int, int] = (0, 1)
     workers: Optional[int] = None  #: threads that read and decode; by default one per processor, 16 at most
-    left_out: LeftOut = field(default_factory=LeftOut)  #: gets why frames cannot be read
+    left_out: LeftOut = field(default_factory=LeftOut)  #: gets why frames and sequences cannot be read
 
     def __post_init__(self) -> None:
         self.planning, self.finishing = Random(torch.device("cpu")), Random(self.device)

@@ -72,9 +72,9 @@ class RunConfig:
 def train(config: RunConfig, folder: Path, device: str, time_budget: float, retry: bool) -> Tuple[bool, int]:
     """Trains, from the beginning or from where the run in ``folder`` stopped; for ``retry`` see ``Trainer``.
 
-    Returns whether the recipe's pairs are used up, and how many files or videos were left out. Raises AsymTrackError
-    where data, weights or extras are missing, or the loss diverged, and KeyboardInterrupt with the signal that ended
-    the run, once all is saved.
+    Returns whether the recipe's pairs are used up, and how many files, sequences or videos were left out. Raises
+    AsymTrackError where data, weights or extras are missing, or the loss diverged, and KeyboardInterrupt with the
+    signal that ended the run, once all is saved.
     """
     recipe = config.recipe
     with join_world(device) as world, ExitStack() as stack:
@@ -126,7 +126,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
                 more = " --time-budget SECONDS" if recipe.budget_is_length else ""
                 cli.say(f"continue with: asymtrack-train --resume {folder}{more}")
         if left_out:
-            cli.say(f"left out: {len(left_out)} files, sequences or videos, named above")
+            cli.say(f"left out: {len(left_out)} files, sequences or videos")
         world.wait()
         if trainer.signals:
             raise KeyboardInterrupt(trainer.signals[0])

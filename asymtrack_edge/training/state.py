@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Tuple
@@ -14,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from asymtrack_edge.errors import CheckpointError
-from asymtrack_edge.files import OutputFile
+from asymtrack_edge.files import write_bytes
 from asymtrack_edge.training.teacher import Student
 
 STATE = "state.safetensors"
@@ -90,9 +89,11 @@ class RunState:
         moments = {n: self.optimiser.state[p] for n, p in self.named_parameters() if p in self.optimiser.state}
         parts.update({key: {n: state[key] for n, state in moments.items()} for key in MOMENTS})
         tensors = {f"{part}/{name}": t.detach().cpu() for part, values in parts.items() for name, t in values.items()}
-        counts = {**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)}
+        counts = json.dumps({**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)})
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / STATE, save({n: t.contiguous() for n, t in tensors.items()}, {"counts": json.dumps(counts)}))
+        for left in folder.glob(".state.*.part"):  # by a run that was killed
+            left.unlink()
+        write_bytes(folder / STATE, save({n: t.contiguous() for n, t in tensors.items()}, {"counts": counts}))
 
     def load(self, folder: Path) -> None:
         """Reads a state back; CheckpointError where the folder holds no whole one, or one of another model."""
@@ -129,12 +130,4 @@ def has_state(folder: Path) -> bool:
 
 def save_json(path: Path, value: Any) -> None:
     """Writes a JSON file atomically."""
-    _write(path, json.dumps(value, indent=1).encode())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes beside ``path``, reaches for the disk, and only then takes the name."""
-    with OutputFile(path) as file:
-        file.write(data)
-        with open(file.place, "rb") as written:
-            os.fsync(written.fileno())
+    write_bytes(path, json.dumps(value, indent=1).encode())

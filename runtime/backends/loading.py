@@ -20,7 +20,7 @@ _ON_CPU = ("onnxruntime", "openvino")
 def model_folder(model: Union[str, Path]) -> Path:
     """Directory of bundled weights (``"T"``, ``"S"``, ``"B"``) or the given one; ``ManifestError`` if there is none."""
     folder = Path(model)
-    if str(model).upper() in VARIANTS:
+    if str(model).upper() in VARIANTS and not (isinstance(model, Path) and folder.is_dir()):
         return BUNDLED / str(model).upper()
     if not folder.is_dir():
         raise ManifestError(f"there is no model {folder}: give T, S or B, or a directory written by asymtrack-export")

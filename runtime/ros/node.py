@@ -103,15 +103,15 @@ class TrackerNode:
         except AsymTrackError as problem:
             self._log.warning(str(problem), throttle_duration_sec=5.0)
             return
-        waiting, self._waiting = self._waiting, []
-        for box in waiting:
+        while self._waiting:
             try:
-                target = self._tracker.add(frame, box)
-                self._log.info(f"target {target} at {box}")
+                self._log.info(f"target {self._tracker.add(frame, self._waiting[0])} at {self._waiting[0]}")
+            except ServerError as problem:  # it may be back for the next image
+                self._log.warning(str(problem), throttle_duration_sec=5.0)
+                break
             except AsymTrackError as problem:
                 self._log.error(str(problem))
-                if isinstance(problem, ServerError):
-                    self._waiting.append(box)  # for the next image: the server may be back
+            self._waiting.pop(0)
         array = self._vision.Detection2DArray()
         array.header = message.header
         array.detections = [detection(target, track, message.header, self._vision) for target, track in tracks.items()]

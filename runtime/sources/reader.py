@@ -29,7 +29,7 @@ class Source(ContextManager["Source"]):
     """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
 
     At the end, ``missing`` is the number of announced frames that did not come, and ``damaged`` says
-    whether that is because the file is cut off or damaged.
+    whether the file is cut off or damaged, or its server fell silent.
     """
 
     name = ""  #: shown to people; without passwords

@@ -124,10 +124,12 @@ class Video(Source):
             advice = "convert it to H.264" if file else elsewhere
             raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): {advice}")
         self.missing = max(0, (self.length or 0) - given)
-        if self._path is None:
-            self.damaged = gone or (self.missing > 0 and latest + 1 < (self.length or 0) / (self.fps or math.inf))
-        elif self.missing:
+        if self.length is None:
+            self.damaged = gone
+        elif self.missing and self._path is not None:
             self.damaged = _is_damaged(self._path, self.missing)
+        elif self.missing:
+            self.damaged = gone or latest + 1 < self.length / (self.fps or math.inf)
 
     def close(self) -> None:  # noqa: D102
         self._capture.release()

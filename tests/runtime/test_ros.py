@@ -86,7 +86,6 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     def load(**arguments: Any) -> MultiTracker:
         opened.append(arguments)
         tracker = MultiTracker(ColourBackend())
-        # The server is away when the first target is to be followed.
         monkeypatch.setattr(tracker, "add", Mock(side_effect=[ServerError("away"), *[DEFAULT] * 9], wraps=tracker.add))
         return tracker
 

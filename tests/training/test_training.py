@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Optional
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -88,6 +89,12 @@ def test_a_state_is_averaged_and_kept_whole(tmp_path: Path, monkeypatch: pytest.
     other.load(tmp_path)
     assert not other.optimiser.state and taught.student and other.student
     assert all(map(torch.equal, taught.student.readouts.parameters(), other.student.readouts.parameters()))
+    # Killed while it writes, a run leaves the state before.
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        replace(taught, step=9).save(tmp_path)
+    other.load(tmp_path)
+    assert other.step == 0
 
 
 def test_small_recipe_overfits_eight_pairs(collection: Path, tmp_path: Path) -> None:

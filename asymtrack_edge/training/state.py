@@ -108,6 +108,7 @@ class RunState:
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])
+            moments = {name: {key: parts[key][name] for key in MOMENTS} for name in parts["step"]}
             self.guard = Guard(**counts["guard"])
             for name in COUNTS:
                 setattr(self, name, counts[name])
@@ -115,12 +116,11 @@ class RunState:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
             raise CheckpointError(f"the state in {folder} is of another variant than its run.json says") from None
-        parts = {part: {name: t.to(device) for name, t in tensors.items()} for part, tensors in parts.items()}
-        self.ema = parts["ema"]
+        self.ema = {name: tensor.to(device) for name, tensor in parts["ema"].items()}
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():
-            if name in parts["step"]:
-                self.optimiser.state[parameter] = {key: parts[key][name] for key in MOMENTS}
+            if name in moments:
+                self.optimiser.state[parameter] = {key: tensor.to(device) for key, tensor in moments[name].items()}
 
 
 def has_state(folder: Path) -> bool:

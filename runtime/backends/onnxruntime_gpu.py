@@ -107,7 +107,8 @@ class OnnxRuntimeNetwork(Network):
 
     def _warmed(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         try:
-            session = self._sessions.get(batch)
+            # The TensorRT provider keeps one graph per session, whatever its id: a binding needs its own.
+            session = self._sessions.get(batch) if self._provider == "cuda" else None
             if session is None:
                 session = self._sessions[batch] = self._open(batch)
             run = self._bound(session, addresses, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -28,7 +29,7 @@ class Machine:
         self.gpu: Optional[Gpu] = None
         self.missing: Dict[str, str] = {}
         self.folder = folder
-        self.began = time.monotonic()
+        self.began = time.monotonic()  # the checks' time counts from here, without that of building engines
         for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export, _find_cupy, _find_numba):
             try:
                 find()
@@ -53,7 +54,7 @@ class Machine:
 
     def backends(self) -> List[Tuple[str, str]]:
         """Backends that can run here, each with a precision."""
-        names = [n for n in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt") if self.lacks((n,)) is None]
+        names = [n for n in ("onnxruntime-cuda", "tensorrt", "onnxruntime-tensorrt") if self.lacks((n,)) is None]
         return [(name, precision) for name in names for precision, needs in PRECISIONS.items() if not self.lacks(needs)]
 
     def lacks(self, needs: Sequence[str]) -> Optional[str]:
@@ -67,11 +68,12 @@ class Machine:
             if reason is None and need == "tensorrt":
                 reason = self.missing.get("export") or self._lacks_tensorrt()
             if reason is None and need == "any" and not self.backends():
-                reason = self.lacks(("onnxruntime-cuda",))
+                reason = "; ".join(str(self.lacks((name,))) for name in ("onnxruntime-cuda", "tensorrt"))
             if reason is not None:
                 return reason
         return None
 
+    @lru_cache(maxsize=None)  # noqa: B019 (there is one machine)
     def _lacks_tensorrt(self) -> Optional[str]:
         reasons = []
         for flavour in (TENSORRT, RTX):
@@ -103,7 +105,9 @@ class Machine:
         except BackendError:
             target = "rtx"
         folder = self.model(precision, target)
+        began = time.monotonic()
         build_in_place(folder)
+        self.began += time.monotonic() - began  # engines take minutes on some boards
         return TensorRTBackend(folder, load_manifest(folder))
 
     @property
@@ -128,7 +132,7 @@ def _find_onnxruntime() -> None:
 
 def _find_export() -> None:
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
-        raise RuntimeError("torch and onnx are needed to export in fp16")
+        raise RuntimeError("torch and onnx make the models for it")
 
 
 def _find_cupy() -> None:

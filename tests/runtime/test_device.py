@@ -83,12 +83,15 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
         assert calls[never] == 0, never
 
 
-@pytest.mark.parametrize("imitated", ["fp32 3", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
-def test_targets_come_and_go(imitated: Imitated) -> None:
+@pytest.mark.parametrize("imitated", ["fp32 3", "fp32 3 10.ort", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
+def test_targets_come_and_go(imitated: Imitated, monkeypatch: Any) -> None:
     """Batches, several groups and moved slots give what single trackers give; before 10 each context has an engine."""
     starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50))
-    with MultiTracker(imitated.open()) as many:
-        manifest = many.backend.manifest
+    manifest, backend = load_manifest(imitated.folder), imitated.open()
+    if imitated.library.__version__ == "10.ort":
+        monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
+        backend = OnnxRuntimeGpuBackend(imitated.folder, manifest, "tensorrt")
+    with MultiTracker(backend) as many:
         single = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
         # One run of a batch rounds differently from several of one.
         pixels, score = (0.3, 0.02) if manifest.precision == "fp16" else (1e-2, 1e-3)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -77,20 +78,28 @@ def load_tensorrt(flavour: str) -> TensorRT:
 
 
 def collecting_logger(module: Any, warn: bool = False) -> Any:
-    """An ``ILogger`` of TensorRT that collects errors and has ``last_words`` of them as one line.
+    """An ``ILogger`` of TensorRT that collects errors, from now on, and has ``last_words`` of them as one line.
 
     It prints nothing; with ``warn`` it passes warnings on to our log.
     """
+    made = _logger_of(module)
+    made.errors.clear()
+    made.warn = warn
+    return made
 
+
+@lru_cache(maxsize=None)  # TensorRT takes one for the process, and uses it until the process ends
+def _logger_of(module: Any) -> Any:
     class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: List[str] = []
+            self.warn = False
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
                 self.errors.append(" ".join(message.split()))
-            elif warn and severity == module.ILogger.WARNING:
+            elif self.warn and severity == module.ILogger.WARNING:
                 logger.warning("TensorRT: %s", " ".join(message.split()))
 
         def last_words(self, most: int = 3) -> str:
@@ -222,8 +231,8 @@ class TensorRTNetwork(Network):
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BackendError(
-                f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; build it here "
-                "with asymtrack-build --rebuild"
+                f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; the driver may be too "
+                "old for it, else build it here with asymtrack-build --rebuild"
             )
         return engine
 

@@ -127,7 +127,8 @@ class Context:
 
 def tensorrt(driver: ctypes.CDLL, version: str = "10.3.0") -> TensorRT:
     """TensorRT as the package imports it; the module has the attributes ``refuses_addresses`` and ``died``."""
-    trt = SimpleNamespace(__version__=version, driver=driver, refuses_addresses=False, died=[])
+    trt: Any = type("TensorRT", (), {})
+    trt.__version__, trt.driver, trt.refuses_addresses, trt.died = version, driver, False, []
     trt.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2})
     trt.DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF")
     trt.TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")
@@ -168,6 +169,8 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
 
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             real, bound = self.real, binding.real
+            if self.get_provider_options().get("TensorrtExecutionProvider", {}).get("trt_cuda_graph_enable") == "1":
+                bound = vars(self).setdefault("captured", bound)  # one graph for all that it runs
             queue(driver, binding.kept, lambda: real.run_with_iobinding(bound))
 
     available = lambda: ["CUDAExecutionProvider", "TensorrtExecutionProvider"]  # noqa: E731

@@ -204,13 +204,18 @@ def _quiet_opencv() -> None:
 
 
 class _Lasting(io.FileIO):
-    """A standard stream that leads nowhere once its reader has gone away: the command goes on, and writes its files."""
+    """A standard stream that leads nowhere once its reader has gone away: the command goes on, and writes its files.
+
+    It also leads nowhere once it cannot be written: else what is buffered would fail again at the very end.
+    """
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data) or 0
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if not isinstance(error, BrokenPipeError):
+                raise
             return len(data)
 
 

@@ -8,7 +8,7 @@ rounding included, because weights trained with it expect it.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -71,7 +71,7 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
     return frame
 
 
-def check_box(box: Sequence[float], frame_shape: Sequence[int]) -> Box:
+def check_box(box: Iterable[float], frame_shape: Sequence[int]) -> Box:
     """Returns ``box`` as a ``Box`` if it can be a target in a frame of ``frame_shape`` (H, W, ...).
 
     Raises:

@@ -26,7 +26,7 @@ def markdown_table(heading: str, rows: Sequence[Dict[str, Any]], note: str = "",
     for name in names:
         values = [row.get(name) for row in rows]
         cells = [name.replace("_", " ") if name.islower() else name, *(cell(value, form) for value in values)]
-        if set(cells[1:]) <= {"-"}:
+        if set(cells[1:]) <= {"-", "- to -"}:
             continue
         width = max(3, *map(len, cells))
         figures = any(type(value) in (int, float) for value in values)

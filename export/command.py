@@ -11,6 +11,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
+from asymtrack_edge.files import check_folder
 from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, PLATFORMS, UINT8_BGR, file_entry
 from asymtrack_edge.runtime.agreement import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
@@ -63,8 +64,8 @@ def _main(arguments: argparse.Namespace) -> int:
     clip = clip_argument(arguments.clip, arguments.box)
     if arguments.triton and arguments.batch == 1:
         raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
-    if arguments.triton and arguments.triton.exists() and not arguments.triton.is_dir():
-        raise UsageError(f"--triton takes a folder, and {arguments.triton} is a file")
+    if arguments.triton:
+        check_folder(arguments.triton)
     # On a busy machine OpenMP's threads, left to themselves, wait for each other at full speed: three times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torch takes seconds to import: not before the arguments are known to be right.

@@ -221,8 +221,8 @@ def _check_replaceable(output: Path) -> None:
         return
     # Others have files of that name too: web pages, browser extensions.
     if not is_export(output):
-        raise ExportError(f"{output} exists and is no model directory: choose another --output")
+        raise ExportError(f"{output} exists and is no model directory: choose another folder")
     part = r"|\..*\.part\.(json|engine)"  # of a build that was killed
     for other in sorted(output.iterdir()):
         if not re.fullmatch(r"manifest\.json|(template|search|model)(-sm75)?\.(onnx|engine|plan)" + part, other.name):
-            raise ExportError(f"{other} is no part of a model: move it, or choose another --output")
+            raise ExportError(f"{other} is no part of a model: move it, or choose another folder")

@@ -8,11 +8,12 @@ from, and ``config.pbtxt``, which holds the hash of every version: a client take
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Dict
 
-from asymtrack_edge.errors import ExportError
+from asymtrack_edge.errors import ExportError, ManifestError
 from asymtrack_edge.export.pipeline import replaced_directory
 from asymtrack_edge.files import locked, write_text
 from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec, load_manifest
@@ -44,11 +45,17 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
         interface = attrgetter("template", "search", "state", "output", "max_batch")
         entry = repository / network_name(manifest, "search")
         for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdecimal()):
-            other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
-            if interface(other) != interface(manifest) or not (path.parent / f"model.{kind}").is_file():
+            other = None
+            with suppress(ManifestError):
+                other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
+            if (
+                other is None
+                or interface(other) != interface(manifest)
+                or not path.with_name(f"model.{kind}").is_file()
+            ):
                 raise ExportError(
-                    f"{entry} holds a model with other inputs, another --batch or in another form: remove it, or give "
-                    "another --triton"
+                    f"{path.parent} is damaged, or a model with other inputs, another --batch or in another form: "
+                    f"remove {entry}, or give another --triton"
                 )
         served = sorted(versions)[-SERVED_VERSIONS:]
         same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]

@@ -96,7 +96,7 @@ class Run:
         """Has ``call`` called between two frames, on the thread of the run; from any thread."""
         future: Future[Any] = Future()
         with self._call_came:
-            if self.ended or (self.over and call != self.end):
+            if self.ended or self.over:
                 future.set_exception(UsageError(f"the {'run' if self.ended else 'source'} has ended"))
             else:
                 self._calls.append((call, future))

@@ -16,7 +16,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type, TypeVar, Union
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Type, TypeVar, Union
 
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.geometry import Box, CropWindow, box_from_crop, check_box, clip_box, crop_window
@@ -154,7 +154,7 @@ class _BackendTracker:
         """Time spent in ``update`` so far, by stage: crop, infer, decode."""
         return {**self.backend.seconds, "decode": self._decode_seconds}
 
-    def _choose(self, frame: Any, box: Sequence[float], slot: int, id: int) -> Target:
+    def _choose(self, frame: Any, box: Iterable[float], slot: int, id: int) -> Target:
         """Runs the template network for a target in ``slot``."""
         manifest = self.backend.manifest
         checked = check_box(box, self._check_frame(frame))
@@ -192,7 +192,7 @@ class Tracker(_BackendTracker):
             track = tracker.update(next_frame)
     """
 
-    def init(self, frame: Any, box: Sequence[float]) -> None:
+    def init(self, frame: Any, box: Iterable[float]) -> None:
         """Chooses the target; may be called again at any time, for the same or another target.
 
         Args:
@@ -247,7 +247,7 @@ class MultiTracker(_BackendTracker):
         """The targets' ids, in the order in which they came."""
         return sorted(target.id for target in self._targets)
 
-    def add(self, frame: Any, box: Sequence[float]) -> int:
+    def add(self, frame: Any, box: Iterable[float]) -> int:
         """Starts to follow a target and returns its id, which is never used again; otherwise as ``Tracker.init``."""
         slot = len(self._targets)
         if slot >= self.backend.capacity:
@@ -257,7 +257,7 @@ class MultiTracker(_BackendTracker):
         self._next_id += 1
         return self._targets[slot].id
 
-    def reset(self, target: int, frame: Any, box: Sequence[float]) -> None:
+    def reset(self, target: int, frame: Any, box: Iterable[float]) -> None:
         """Gives a target a new look and place under its old id; errors as in ``add`` and ``remove``."""
         slot = self._slot(target)
         self._targets[slot] = self._choose(frame, box, slot, self._targets[slot].id)

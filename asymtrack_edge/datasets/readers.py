@@ -220,7 +220,11 @@ def _uav123(path: Path, name: str) -> Sequence:
     frames = Frames(images)
     if 0 < len(frames) <= first:
         raise DatasetError(f"{printable(images)} has {len(frames)} images, and this part begins at {first + 1}")
-    return Sequence(name, frames.cut(first, first + len(truth)), truth)
+    part = frames.cut(first, first + len(truth))
+    last = first + len(part)
+    if name in parts and len(part) and frames[last - 1].stem.lstrip("0") != str(last):
+        raise DatasetError(f"{printable(images)} lacks images: number {last} is {frames[last - 1].name}")
+    return Sequence(name, part, truth)
 
 
 def _read_coco(root: Path) -> Loaders:

@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Items[str]] = None) -> int:
     """Runs the command; 1 where a sequence is not as published or has no score, 2 for a mistake in its use."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] not in _COMMANDS and not words[0].startswith("-"):
+    if words and words[0] not in (*_COMMANDS, "-h", "--help", "--version"):
         words.insert(0, "run")
     args = make_parser().parse_args(words)
     return cli.run(args.body, args)

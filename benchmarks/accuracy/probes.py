@@ -54,8 +54,8 @@ def starts(args: argparse.Namespace) -> int:
     """Success AUC over many tracks of few sequences, for comparing weights.
 
     With a handful of sequences, one lost track moves the mean by a hundredth or more. Here every sequence
-    gives six tracks: from its first frame, from a quarter and from half of its length, as it is and
-    mirrored left to right. Lost targets are not looked for. The figure is no published protocol's.
+    gives up to six tracks: from its first frame, from a quarter and from half of its length, as it is and
+    mirrored left to right, where boxes follow. Lost targets are not looked for. The figure is no published protocol's.
     """
     sequences, left_out = Dataset("folder", args.root).read()
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
@@ -81,9 +81,11 @@ def presence(args: argparse.Namespace) -> int:
     frame of four other sequences, resized to its own).
     """
     sequences, left_out = Dataset("folder", args.root).read()
-    long, sequences = [sequence for sequence in sequences if len(sequence) > ABSENT], []
-    for sequence in long:
+    listed, sequences = sequences, []
+    for sequence in listed:
         try:
+            if len(sequence) <= ABSENT or not sequence.visible[PRESENT]:
+                raise DatasetError(f"it has fewer than {ABSENT + 1} frames, or no target in frame {PRESENT + 1}")
             for i in (0, PRESENT, ABSENT):
                 check_box(sequence.start, sequence.read(i).shape)
             sequences.append(sequence)

@@ -93,7 +93,10 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
     def milliwatts() -> Dict[str, float]:
         found = {}
         for rail, file in files.items():
-            now, energy = clock(), int(system_text(file))
+            now, text = clock(), system_text(file)
+            if not text.isdigit():
+                continue
+            energy = int(text)
             since, before = last.get(rail, (now, energy))
             last[rail] = (now, energy)
             if energy >= before and now > since:

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from itertools import chain
 from time import perf_counter
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
@@ -140,6 +141,7 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
+            bench.left_out = True
     if not opened:
         raise UsageError("; ".join(bench.report.messages))
     return opened
@@ -296,17 +298,28 @@ _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
 def main(a: argparse.Namespace) -> int:
     """Measures, writes and prints; ``a.line`` is the command line."""
     if a.command == "paper" and a.published:
+        if a.output or a.json:
+            raise UsageError("--published only prints: leave out --output and --json")
         print(published.tables(), end="")
         return 0
     if a.output is not None:
         check_folder(a.output)
         a.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(Report(a.line), 0 if a.device == "cpu" else device_index(a.device))
-    with bench.stack:
-        _COMMANDS[a.command](a, bench)
-    if a.output is not None:
-        bench.report.write(a.output)
-    if a.json != "-":
-        print(bench.report.markdown())
-    cli.write_json(a.json, bench.report.document())
-    return 0
+    try:
+        with bench.stack:
+            _COMMANDS[a.command](a, bench)
+    finally:
+        if bench.report.rows:
+            _deliver(bench.report, a)
+    return int(bench.left_out)
+
+
+def _deliver(report: Report, a: argparse.Namespace) -> None:
+    """Prints and writes what was measured, also before an error or an interrupt; each although another fails."""
+    with ExitStack() as last_first:
+        if a.output is not None:
+            last_first.callback(report.write, a.output)
+        last_first.callback(cli.write_json, a.json, report.document())
+        if a.json != "-":
+            last_first.callback(print, report.markdown(), flush=True)

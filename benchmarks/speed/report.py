@@ -131,6 +131,7 @@ class Bench:
     def __init__(self, report: Report, gpu: int = 0) -> None:
         self.report = report  # gets the rows
         self.gpu = gpu  # index of the CUDA device that is used, if any
+        self.left_out = False  # whether something asked for could not be measured
         self.stack = ExitStack()  # closes what the run opened
         self.folder = Path(self.stack.enter_context(TemporaryDirectory()))
         self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then

@@ -127,7 +127,8 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     if str(arguments.boxes) == "-":
         arguments.boxes = Path("/dev/stdout")
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
-    places = [os.path.realpath(output) for output in outputs if output not in (None, "-")]
+    files = [output for output in outputs if output not in (None, "-") and "://" not in str(output)]
+    places = [os.path.realpath(output) for output in files]
     # Among the images of the source, another would be one of them in the next run.
     folders = [os.path.dirname(place) for place in places if place.lower().endswith(IMAGE_SUFFIXES)]
     for place in (*places, *folders):
@@ -206,9 +207,11 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.
     taken = "-" in arguments.send or str(arguments.boxes) in STDOUT
-    print(text, file=sys.stderr if taken else sys.stdout, flush=True)
-    if arguments.json != "-":
-        cli.write_json(arguments.json, summary)
+    try:
+        print(text, file=sys.stderr if taken else sys.stdout, flush=True)
+    finally:  # neither depends on the other
+        if arguments.json != "-":
+            cli.write_json(arguments.json, summary)
 
 
 def _sentence(summary: Dict[str, Any]) -> str:

@@ -184,8 +184,11 @@ class WebView(Sink):
             "pause": lambda: run.pause(True),
             "resume": lambda: run.pause(False),
             "step": lambda: run.pause(True, step=True),
-            "end": run.end,
         }
+        if command.action == "end":  # a silent source gives no frame to wait for
+            run.end()
+            run.reader.close()
+            return {"done": "end", "target": None, "paused": run.paused}
         try:
             done = run.submit(actions[command.action]).result(timeout=10)
         except FutureTimeout:

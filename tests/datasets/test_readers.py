@@ -180,6 +180,9 @@ def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
     assert bike.attributes == ("FM", "SOB")
     assert [path.name for path in car.frames] == ["000751.jpg", "000752.jpg", "000753.jpg"]
     assert np.isnan(car.truth[1]).all()
+    (tmp_path / "data_seq/UAV123/car1/000700.jpg").unlink()
+    with pytest.raises(DatasetError, match="lacks images: number 753 is 000754"):
+        read("uav123", tmp_path)
 
 
 def test_coco_leaves_out_crowds_and_specks(tmp_path):

@@ -171,6 +171,7 @@ def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
         (["--int8", "--input", FLOAT_RGB], "int8 is for CPUs"),
         (["--clip", "a.mp4"], "--box"),
         (["--output", "models", "--triton", "models/triton"], "--triton lies in --output"),
+        (["--random-weights", "0", "--triton", "/dev/null/models"], "/dev/null"),
         (["--weights", "raw"], "give one with --checkpoint"),
         (["--random-weights", "0", "--clip", "/nonexistent.mp4", "--box", "1,2,3,4"], "there is no file"),
         (["--random-weights", "0", "--output", "/etc"], "is no model directory"),

@@ -1,5 +1,4 @@
-"""``make gpu-check``: everything that only a real NVIDIA GPU can show, in four minutes and what engines take to build, without
-a network.
+"""``make gpu-check``: what only a real NVIDIA GPU can show, without a network, in four minutes beside building engines.
 
 Usage: ``python -m tests.gpu.check [--dry] [--json FILE] [--only NAME,...]`` in the root of the repository. It needs
 numpy and OpenCV; with PyTorch, onnx, onnxruntime-gpu or TensorRT it checks more, and says what it could not.

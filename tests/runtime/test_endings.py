@@ -115,6 +115,8 @@ def run(shell: str, video: Path, folder: Path) -> subprocess.CompletedProcess[st
         "$TRACK --boxes $OUT/o.csv <&- >&- 2>&-",
         "$TRACK --boxes $OUT/o.csv --send - >&-",
         "$TRACK --boxes /dev/stdout > $OUT/o.csv",
+        "$TRACK --boxes $OUT/o.csv --json $OUT/o.json > /dev/full; test $? = 2 -a -s $OUT/o.json",
+        "$TRACK --boxes $OUT/o.csv --pts 2> /dev/full",
         "$TRACK --boxes >(cat > $OUT/o.csv); wait $!",
         "head -n 1 $OUT/pipe.jsonl >/dev/null & $TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl",
         # A file may be larger than the system allows one to be: the encoder does not tell.

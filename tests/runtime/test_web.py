@@ -301,5 +301,7 @@ def test_a_camera_that_is_silent_is_not_healthy(monkeypatch: pytest.MonkeyPatch,
     sleep(0.5)
     status, body, _ = running.get("/health")
     assert status == 503 and json.loads(body)["status"] == "no frames"
-    running.run.over = True  # no more frames are wanted
-    assert running.get("/health")[0] == 200
+    with running.connect() as socket:
+        assert answer_to(socket, action="end")["done"] == "end"
+    running.thread.join(5)
+    assert not running.thread.is_alive() and running.run.ended

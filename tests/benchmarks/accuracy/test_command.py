@@ -38,8 +38,7 @@ def evaluate(tmp_path, output, capsys):
     """Runs the command; what it returns, prints, and writes as JSON."""
 
     def run(*arguments, json_to=tmp_path / "report.json"):
-        first, *others = map(str, arguments)
-        code = main([first, "--output", str(output), "--json", str(json_to), *others])
+        code = main(["--output", str(output), "--json", str(json_to), *map(str, arguments)])
         out, err = capsys.readouterr()
         document = json.loads(json_to.read_text()) if json_to != "-" and json_to.exists() else {"trackers": [None]}
         return SimpleNamespace(code=code, out=out, err=err, document=document, tracker=document["trackers"][0])

@@ -47,5 +47,7 @@ def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     assert main(["presence", str(clips), "--threads", "1", "--json"]) == 0
     table = json.loads(capsys.readouterr().out)["percentiles of the score"]
     assert table["absent"]["50"] < table["present"]["50"]
-    assert main(["presence", str(folder_set)]) == 2
-    assert "needs 6 sequences" in capsys.readouterr().err
+    (clips / "s3" / "absence.label").write_text("0\n" * 4 + "1\n" * 3)
+    for root, number in ((folder_set, 0), (clips, 5)):
+        assert main(["presence", str(root)]) == 2
+        assert f"needs 6 sequences of 7 frames or more: {root} has {number}" in capsys.readouterr().err

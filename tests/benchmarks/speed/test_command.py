@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import re
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def test_mistakes_end_in_one_line(arguments, words, capsys):
     assert line.startswith("error: ") and words in line
 
 
-def run(capsys, *arguments):
-    assert main([*map(str, arguments), "--json"]) == 0
+def run(capsys, *arguments, code=0):
+    assert main([*map(str, arguments), "--json"]) == code
     return json.loads(capsys.readouterr().out)
 
 
@@ -93,9 +94,16 @@ def test_a_model_against_itself_and_the_reference_form(exported, capsys):
 
 def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
     backends = "onnxruntime,onnxruntime-tensorrt"
-    document = run(capsys, "ab", exported, "--backend", backends, "--threads", "1", "--seconds", "0.2")
+    document = run(capsys, "ab", exported, "--backend", backends, "--threads", "1", "--seconds", "0.2", code=1)
     assert [r["case"]["name"] for r in document["rows"]] == ["onnxruntime"]
     assert any(m.startswith("onnxruntime-tensorrt was left out: ") for m in document["messages"])
+
+
+def test_an_error_does_not_cost_what_was_measured_before(exported, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(measure, "updates", MagicMock(side_effect=BackendError("late")))
+    (tmp_path / "report.json").mkdir()
+    document = run(capsys, "speed", exported, "--threads", "1", "--seconds", "0.2", "--output", tmp_path, code=2)
+    assert [row["protocol"] for row in document["rows"]] == ["P1, P2"]
 
 
 def test_startup_in_a_fresh_process(exported, capsys):

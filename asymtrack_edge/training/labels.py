@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 import zlib
 from pathlib import Path
@@ -14,10 +15,9 @@ import numpy as np
 import asymtrack_edge
 from asymtrack_edge import cli
 from asymtrack_edge.errors import AsymTrackError, BoxError, DatasetError, UsageError
-from asymtrack_edge.files import check_folder, open_video, printable, write_bytes
+from asymtrack_edge.files import check_folder, open_video, printable, write_bytes, write_text
 from asymtrack_edge.geometry import iou
 from asymtrack_edge.training.imagery import files_under, read_records, shrink
-from asymtrack_edge.training.state import save_json
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".flv", ".3gp")
 
@@ -170,7 +170,7 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
         index = indexes[path]
         index.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(index.with_name("clips.tar"), clips)
-        save_json(index, records)
+        write_text(index, json.dumps(records, indent=1))
     for reason in failed:
         cli.say(f"error: left out: {reason}")
     return sum(len(record["tracks"]) for index in indexes.values() for record in read_records(index)), failed

@@ -20,7 +20,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.errors import CheckpointError, UsageError
-from asymtrack_edge.files import system_text
+from asymtrack_edge.files import system_text, write_text
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.training.crops import Augmentation
 from asymtrack_edge.training.distributed import World, join_world
@@ -30,7 +30,7 @@ from asymtrack_edge.training.log import LOG, plot_run
 from asymtrack_edge.training.loop import Trainer, make_state
 from asymtrack_edge.training.pairs import DiskPairs, DrawPairs, PairSampler
 from asymtrack_edge.training.recipes import Recipe
-from asymtrack_edge.training.state import Guard, has_state, save_json
+from asymtrack_edge.training.state import Guard, has_state
 from asymtrack_edge.training.teacher import Teacher
 from asymtrack_edge.variants import VARIANTS, get_variant
 
@@ -110,7 +110,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
                 raise UsageError(f"another process trains in {folder}: end it, or train in another folder") from None
             except OSError:  # this file system knows no locks
                 pass
-            save_json(folder / CONFIG, asdict(config))
+            write_text(folder / CONFIG, json.dumps(asdict(config), indent=1))
             threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             cli.say(f"AsymTrack-{config.variant} on {where}: {what}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Dict, Iterator, Optional, Tuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,8 +126,3 @@ class RunState:
 def has_state(folder: Path) -> bool:
     """Whether ``folder`` holds a saved state."""
     return (folder / STATE).is_file()
-
-
-def save_json(path: Path, value: Any) -> None:
-    """Writes a JSON file atomically."""
-    write_bytes(path, json.dumps(value, indent=1).encode())

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Dict, Optional
+from typing import Dict
 
 import torch
 from torch import Tensor, nn
@@ -23,42 +23,21 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from asymtrack_edge.network import AsymTrack, layers
 
 
-class FoldedEncoderBlock(nn.Module):
-    """``x + mlp(norm(x))``: ``gamma_1`` is part of ``mlp.fc2``."""
-
-    def __init__(self, block: layers.EncoderBlock) -> None:
-        super().__init__()
-        self.norm = block.norm
-        self.mlp = block.mlp
-        with torch.no_grad():
-            self.mlp.fc2.weight.mul_(block.gamma_1[:, None])
-            self.mlp.fc2.bias.mul_(block.gamma_1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
-        return x + self.mlp(self.norm(x))
-
-
-class FoldedEnhancement(nn.Module):
+class FoldedEnhancement(layers.PerceptionEnhancement):
     """OPE with one convolution."""
 
     def __init__(self, block: layers.PerceptionEnhancement) -> None:
-        super().__init__()
-        kernel = block.folded_kernel().detach()
-        self.conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, padding=1, bias=False)
-        self.conv.weight = nn.Parameter(kernel.clone())
-        self.ln = block.ln
-        self.ibe_scale: Optional[nn.Parameter] = block.ibe_scale
+        nn.Module.__init__(self)
+        self.kernel = nn.Parameter(block.folded_kernel())
+        self.ln, self.ibe_scale = block.ln, block.ibe_scale
         if (block.ibe_scale >= 0).all():  # then it commutes with the ReLU
-            with torch.no_grad():
-                self.ln.weight.mul_(block.ibe_scale)
-                self.ln.bias.mul_(block.ibe_scale)
+            self.ln.weight.mul_(block.ibe_scale)
+            self.ln.bias.mul_(block.ibe_scale)
             self.ibe_scale = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
-        y = F.relu(self.ln(layers.conv_channels_last(self.conv, x)))
-        return x + (y if self.ibe_scale is None else self.ibe_scale * y)
+    def folded_kernel(self) -> Tensor:
+        """Computed once."""
+        return self.kernel
 
 
 class FoldedDynamicConv(layers.DynamicConv):
@@ -86,9 +65,8 @@ class FoldedAttentionBlock(layers.AttentionBlock):
     def __init__(self, block: layers.AttentionBlock) -> None:
         nn.Module.__init__(self)
         self.norm1, self.attn, self.norm2, self.mlp = block.norm1, block.attn, block.norm2, block.mlp
-        with torch.no_grad():
-            queries = self.attn.heads * self.attn.head_dim
-            self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
+        queries = self.attn.heads * self.attn.head_dim
+        self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The queries are scaled already."""
@@ -106,7 +84,9 @@ def fold(model: AsymTrack) -> AsymTrack:
         assert isinstance(blocks, nn.ModuleList)
         for i, block in enumerate(blocks):
             if isinstance(block, layers.EncoderBlock):
-                blocks[i] = FoldedEncoderBlock(block)
+                block.mlp.fc2.weight.mul_(block.gamma_1[:, None])
+                block.mlp.fc2.bias.mul_(block.gamma_1)
+                block.gamma_1 = None
             elif isinstance(block, layers.PerceptionEnhancement):
                 blocks[i] = FoldedEnhancement(block)
             elif isinstance(block, layers.AttentionBlock):

@@ -130,17 +130,18 @@ class ContextMlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """EfficientMod block: ``x + gamma_1 * mlp(norm(x))`` (paper, "Lightweight Backbone")."""
+    """EfficientMod block: ``x + gamma_1 * mlp(norm(x))`` (paper, "Lightweight Backbone"); folded, it has no gamma_1."""
 
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
-        self.gamma_1 = nn.Parameter(torch.full((width,), 0.5))
+        self.gamma_1: Any = nn.Parameter(torch.full((width,), 0.5))
         self.norm = LayerNorm(width)
         self.mlp = ContextMlp(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
-        return x + self.gamma_1.to(x.dtype) * self.mlp(self.norm(x))
+        y = self.mlp(self.norm(x))
+        return x + (y if self.gamma_1 is None else self.gamma_1.to(x.dtype) * y)
 
 
 class DynamicConv(nn.Module):
@@ -218,7 +219,7 @@ class PerceptionEnhancement(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.zeros(1))
-        self.ibe_scale = nn.Parameter(torch.full((width,), 0.5))
+        self.ibe_scale: Any = nn.Parameter(torch.full((width,), 0.5))
         self.rbr_conv = nn.ModuleList([nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(3)])
         self.ln = LayerNorm(width)
 
@@ -231,7 +232,8 @@ class PerceptionEnhancement(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``(B, H, W, C)`` to the same shape."""
         y = F.conv2d(x.permute(0, 3, 1, 2), self.folded_kernel(), padding=1).permute(0, 2, 3, 1)
-        return x + self.ibe_scale.to(x.dtype) * F.relu(self.ln(y))
+        y = F.relu(self.ln(y))
+        return x + (y if self.ibe_scale is None else self.ibe_scale.to(x.dtype) * y)
 
 
 class Attention(nn.Module):

@@ -113,7 +113,6 @@ class Unpickler(_Python):  # type: ignore[misc]
         self.dtypes: Dict[str, str] = {}  #: of each storage that the pickle refers to
 
     def find_class(self, module: str, name: str) -> Any:
-        """Looks nothing up."""
         return _KNOWN.get((module, name), Foreign)
 
     def get_extension(self, code: int) -> None:

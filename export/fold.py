@@ -36,7 +36,6 @@ class FoldedEnhancement(layers.PerceptionEnhancement):
             self.ibe_scale = None
 
     def folded_kernel(self) -> Tensor:
-        """Computed once."""
         return self.kernel
 
 
@@ -51,7 +50,6 @@ class FoldedDynamicConv(layers.DynamicConv):
         self.register_buffer("neighbours", torch.arange(layer.weight_linear.in_features) + torch.arange(3)[:, None])
 
     def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
-        """As ``DynamicConv``."""
         gathered = F.pad(prototypes, (1, 1))[..., self.neighbours]  # (B, N, 3, C)
         mixed = (kernels["taps"].unsqueeze(-2) @ gathered).squeeze(-2)
         return self.norm(kernels["pointwise"] @ F.relu(mixed))

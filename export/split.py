@@ -60,7 +60,6 @@ class TemplateNetwork(_Network):
     """Template crop to template state, as a tuple in the order of ``Variant.state_shapes``."""
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        """See ``image`` for the shape."""
         return tuple(self.model.template(self.image(image)).values())
 
 

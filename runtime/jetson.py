@@ -147,5 +147,4 @@ class JetsonWriter(Sink):
         self._output.Render(self._picture)
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file or ends the stream."""
         self._output.Close()

@@ -27,7 +27,6 @@ class DepthwiseConv(nn.Conv2d):
         super().__init__(width, width, kernel, padding=kernel // 2, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, C, H, W)`` to the same shape."""
         if x.requires_grad and x.dtype == torch.bfloat16 and x.device.type == "cpu":
             return _DepthwiseGradients.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype))  # type: ignore
         return super().forward(x)
@@ -102,7 +101,6 @@ class ContextLayer(nn.Module):
         self.context_list = nn.ModuleList([DepthwiseConv(width, 7)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
         return self.g(F.gelu(conv_channels_last(self.context_list[0], self.f(x))))  # type: ignore[arg-type]
 
 
@@ -120,7 +118,6 @@ class ContextMlp(nn.Module):
         self.fc2 = nn.Linear(width * ratio, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
         context = self.context_layer(x)
         hidden = self.fc1(x)
         if self.ratio > 1:
@@ -139,7 +136,6 @@ class EncoderBlock(nn.Module):
         self.mlp = ContextMlp(width, ratio)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
         y = self.mlp(self.norm(x))
         return x + (y if self.gamma_1 is None else self.gamma_1.to(x.dtype) * y)
 
@@ -230,7 +226,6 @@ class PerceptionEnhancement(nn.Module):
         return kernel - F.pad(gradient, (1, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, H, W, C)`` to the same shape."""
         y = F.conv2d(x.permute(0, 3, 1, 2), self.folded_kernel(), padding=1).permute(0, 2, 3, 1)
         y = F.relu(self.ln(y))
         return x + (y if self.ibe_scale is None else self.ibe_scale.to(x.dtype) * y)

@@ -63,7 +63,6 @@ class SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(B, C, H, W)`` to the same shape."""
         from torch.distributed.nn.functional import all_reduce  # not in every build of PyTorch
 
         if not self.training:

@@ -41,7 +41,7 @@ SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 class LeftOut(Set[str]):
     """Why files cannot be trained on: ``add`` says each reason once. They are counted at the run's end."""
 
-    def add(self, error: Any) -> None:  # noqa: D102
+    def add(self, error: Any) -> None:
         if str(error) not in self:
             cli.say(f"left out: {error}")
         super().add(str(error))

@@ -117,7 +117,6 @@ class HostBackend(Backend):
         self._run_template(slot)
 
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
-        """Crops, runs the search network and returns a view of the predictions."""
         began = perf_counter()
         for i, window in enumerate(windows):
             self._crop(frame, window, self._search_images[i])
@@ -128,7 +127,6 @@ class HostBackend(Backend):
         return self._predictions[: len(windows)]
 
     def move(self, source: int, to: int) -> None:
-        """Copies one slot's rows of ``state`` over another's."""
         for values in self.state.values():
             values[to] = values[source]
 

@@ -83,7 +83,6 @@ class OnnxRuntimeBackend(HostBackend):
             self._pool = ThreadPoolExecutor(self.threads, "asymtrack-lane")
 
     def close(self) -> None:
-        """Gives back networks and threads."""
         if os.getpid() != self._process:
             # After a fork their threads are not there: at the interpreter's end, too, they would be waited for.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(dict(vars(self))))

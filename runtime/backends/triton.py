@@ -92,20 +92,17 @@ class TritonBackend(HostBackend):
             raise self._lost(error) from None
 
     def reserve(self, slots: int) -> None:
-        """Makes room for at least this many targets. All arrays are replaced by larger ones."""
         if slots > self.capacity:
             super().reserve(slots)
             if self._version:
                 self._share()
 
     def move(self, source: int, to: int) -> None:
-        """Copies one slot's rows of ``state`` over another's."""
         super().move(source, to)
         if not self._region:
             self._inputs.pop(to, None)
 
     def close(self) -> None:
-        """Takes the shared memory from the server and ends the connection."""
         self._unshare()
         self._client.close()
 

@@ -117,12 +117,10 @@ class StripWriter(Sink):
         self._tiles: List[np.ndarray] = []
 
     def write(self, result: Result) -> None:
-        """Keeps the frame if its turn has come."""
         if len(self._tiles) < 6 and result.frame.number >= len(self._tiles) * self._every:
             self._tiles.append(annotated(result))
 
     def close(self, keep: bool = True) -> None:
-        """Writes what was kept."""
         if self._tiles:
             height = min(tile.shape[0] for tile in self._tiles)
             width = sum(tile.shape[1] * height / tile.shape[0] for tile in self._tiles)
@@ -138,7 +136,6 @@ class Window(Sink):
     _seen = False
 
     def write(self, result: Result) -> None:
-        """Shows the frame."""
         cv2.imshow("asymtrack-track", annotated(result))
         self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
         visible = False

@@ -76,7 +76,6 @@ class RowWriter(Sink):
         self._file = OutputFile(path)
 
     def write(self, result: Result) -> None:
-        """Adds the frame's rows."""
         self._file.write((self._header + self._rows(result)).encode())
         self._header, self._begun = "", True
 
@@ -139,5 +138,4 @@ class Progress(Sink):
         self._bar.update(result.frame.number + 1 - self._bar.n)
 
     def close(self, keep: bool = True) -> None:
-        """Removes the line."""
         self._bar.close()

@@ -85,7 +85,7 @@ class LiveSource(Source):
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
         return (image for image, _ in iter(self.read, None))
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self._capture.release()
 
 

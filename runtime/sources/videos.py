@@ -131,7 +131,7 @@ class Video(Source):
         elif self.missing:
             self.damaged = gone or latest + 1 < self.length / (self.fps or math.inf)
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self._capture.release()
 
 

@@ -153,7 +153,6 @@ class WebView(Sink):
         self.rows.extend(csv_rows(result, several=True).splitlines(keepends=True))
 
     def close(self, keep: bool = True) -> None:
-        """Ends the server."""
         self._server.should_exit = True
         self._thread.join(3)
         self._socket.close()

@@ -107,7 +107,6 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], None]) -> Tuple[Any, Dict[str, Any]]:
-    """The trained model and where it came from."""
     from asymtrack_edge.checkpoints import load_model, open_checkpoint
 
     if arguments.random_weights is not None:

@@ -36,21 +36,13 @@ def write_onnx(
     half_storage: bool,
     spell_out: bool,
 ) -> None:
-    """Traces ``network`` on ``inputs`` and writes a simplified, checked ONNX model.
+    """Traces ``network``, in eval mode, on ``inputs`` by name, and writes a simplified, checked ONNX model to ``path``.
 
-    The tracing exporter is used on purpose: at opset 16 it writes LayerNorm and GELU with operators
-    that every runtime has, and it keeps the opset it was asked for.
-
-    Args:
-        network: in eval mode.
-        inputs: one tensor per input, by name.
-        outputs: names.
-        path: what to write.
-        opset: of ONNX's own domain.
-        dynamic_batch: leave the first axis of all inputs and outputs free.
-        half_storage: store large fp32 weights as fp16, each cast back where it is used; runtimes fold the casts
-            when they load the model. The weights are rounded, so this is for weights that came as fp16 or bear it.
-        spell_out: write fp32 matrix products as multiplications and sums (see ``SpelledOutProducts``).
+    The tracing exporter is used on purpose: at opset 16 it writes LayerNorm and GELU with operators that every runtime
+    has, and it keeps the opset it was asked for. ``dynamic_batch`` leaves the first axis of all tensors free.
+    ``half_storage`` stores large fp32 weights as fp16, each cast back where it is used; runtimes fold the casts when
+    they load the model. The weights are rounded, so this is for weights that came as fp16 or bear it. ``spell_out``
+    writes fp32 matrix products as multiplications and sums (see ``SpelledOutProducts``).
 
     Raises:
         ExportError: the model that came out is not what was asked for.

@@ -71,7 +71,6 @@ class LayerNorm(nn.LayerNorm):
     casts = False  #: whether it casts to fp32 and back, for runtimes that compute statistics in the input's type
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(..., C)`` to the same shape and type."""
         dtype = torch.float32 if self.casts else x.dtype
         with torch.autocast(x.device.type, enabled=False):
             weight, bias = self.weight.to(dtype), self.bias.to(dtype)

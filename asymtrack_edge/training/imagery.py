@@ -68,7 +68,6 @@ class Pool:
     box: Tensor  #: ``(E, 4)`` x, y, w, h in pixels
 
     def to(self, device: torch.device) -> Pool:
-        """Moves everything to ``device``."""
         return Pool(**{name: value.to(device) for name, value in vars(self).items()})
 
     def __len__(self) -> int:

@@ -33,7 +33,6 @@ class Guard:
     above: int = 0  #: for how many steps in a row the average has been 1.5 times the best or more
 
     def add(self, loss: float) -> None:
-        """Takes in the loss of a step."""
         self.steps += 1
         self.average += (loss - self.average) / min(self.steps, 20)
         if self.steps >= 20:

@@ -119,7 +119,6 @@ class _Data(NamedTuple):
 
 
 def _read(args: argparse.Namespace) -> _Data:
-    """Reads the sequences that are asked for."""
     root = Path(os.path.abspath(args.root)) if args.ray else args.root  # workers are in other folders
     dataset = Dataset(args.dataset, root, args.attributes)
     kind, wanted = dataset.kind, args.sequences

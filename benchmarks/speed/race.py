@@ -54,7 +54,6 @@ class Case:
         return self.run(calls)
 
     def facts(self) -> Dict[str, Any]:
-        """What it is, as plain data."""
         ways = ("run", "close", "subject", "burst", "notes", "calls")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ways}
 

@@ -53,21 +53,17 @@ class Report:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def say(self, message: str) -> None:
-        """Adds a message once."""
         if message not in self.messages:
             self.messages.append(message)
 
     def document(self) -> Dict[str, Any]:
-        """As JSON holds it."""
         return {"format": FORMAT, **asdict(self)}
 
     def write(self, folder: Path) -> None:
-        """Writes ``report.json`` and ``report.md`` into ``folder``."""
         write_text(folder / "report.json", json.dumps(self.document(), indent=1) + "\n")
         write_text(folder / "report.md", self.markdown())
 
     def markdown(self) -> str:
-        """The page."""
         lines = [f"# Speed report\n\nMade {self.created} by `{self.command}`."]
         lines += dict.fromkeys(f"- machine: {_machine(row['machine'])}" for row in self.rows)
         lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
@@ -87,7 +83,6 @@ class Report:
 
 
 def _figures(row: Row) -> Row:
-    """A line of a protocol's table."""
     latency = row["latency"] or {}
     return {
         "name": row["case"]["name"],
@@ -137,7 +132,6 @@ class Bench:
         self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
 
     def expect(self, total: float) -> None:
-        """Shows a progress bar over ``total`` seconds."""
         shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
         bar = self.stack.enter_context(cli.progress(total=total, bar_format=shape))
         began = monotonic()

@@ -110,7 +110,6 @@ class HostBackend(Backend):
         self.capacity = slots
 
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
-        """Crops, runs the template network and leaves its outputs in ``state[...][slot]``."""
         if not 0 <= slot < self.capacity:
             raise BackendError(f"there is no slot {slot}: reserve it first")
         self._crop(frame, window, self._template_image[0])

@@ -139,7 +139,6 @@ class Pipeline:
         self._copies: List[Tuple[np.ndarray, np.ndarray]] = []
 
     def get(self, prop: int) -> float:
-        """The frame rate; 0 for every other property."""
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
@@ -180,7 +179,6 @@ class Pipeline:
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
-        """Ends the process."""
         # The number of a closed descriptor may soon be that of somebody's connection.
         self._pipe = -1
         self._kill.detach()

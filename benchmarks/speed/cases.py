@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from itertools import cycle, product
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +14,7 @@ import numpy as np
 from asymtrack_edge.benchmarks.speed.race import Case, settle, timed
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.benchmarks.worker import Worker
-from asymtrack_edge.errors import BackendError, MissingDependencyError, SourceError, without_secrets
+from asymtrack_edge.errors import BackendError, SourceError, require, without_secrets
 from asymtrack_edge.geometry import Box, CropWindow
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.runtime.backends.device import DeviceBackend
@@ -93,8 +92,6 @@ def reference_case(
     AsymTrackError where PyTorch or the device is not there.
     """
     device = device if device.startswith("cuda") else "cpu"
-    if importlib.util.find_spec("torch") is None:
-        raise MissingDependencyError("torch", "export", "timing the reference form")
     trained = VARIANTS.get(variant.name) == variant
     worker = Worker(_reference, variant, trained, device, threads)
 
@@ -118,7 +115,7 @@ def reference_case(
 
 def _reference(variant: Variant, trained: bool, device: str, threads: Optional[int]) -> Callable[..., List[float]]:
     """In the other process: returns what times ``calls`` calls back to back, ``times`` times, in seconds."""
-    import torch
+    torch = require("torch", "export", "timing the reference form")
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
     from asymtrack_edge.checkpoints import load_model

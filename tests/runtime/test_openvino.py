@@ -40,13 +40,6 @@ def test_exports_of_a_fixed_batch(precision: str, tmp_path: Path) -> None:
     assert report["box_difference"] < limit and report["score_difference"] < limit
 
 
-def test_threads_are_not_pinned(batch_model: Path) -> None:
-    """Two processes that pin their threads share the first processors and leave the others idle."""
-    engine = backend.OpenVinoBackend(batch_model, load_manifest(batch_model), threads=2)
-    engine.reserve(2)
-    assert not any(model.get_property("ENABLE_CPU_PINNING") for model in (engine._search, engine._lanes))
-
-
 @needs_bf16
 def test_bf16_is_near_and_is_said() -> None:
     reference, whole, half = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -206,16 +205,6 @@ def test_rates_of_the_published_recipe_and_of_one_that_cools_down() -> None:
     assert rates == pytest.approx([4e-4, 4e-4, 4e-5])
     rates = [SMALL.learning_rate(10**4, progress) for progress in (0.7, 0.875, 1.0)]
     assert SMALL.learning_rate(0, 0.0) < 1e-5 and rates == pytest.approx([SMALL.lr, SMALL.lr / 2, 0])
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
-def test_what_a_step_frees_is_used_again_and_not_asked_of_linux() -> None:
-    """In a process of its own: threads of other tests would allocate meanwhile."""
-    code = "import resource, torch; from asymtrack_edge.training.run import _keep_freed_memory as keep; keep()"
-    code += "\nfor _ in range(20): torch.ones(1 << 24); print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
-    *_, before, faults = map(int, done.stdout.split())
-    assert faults - before < 1000  # all of its pages would be 16,384
 
 
 def test_losses_of_known_boxes() -> None:

@@ -88,15 +88,6 @@ def test_who_may_ask(request_: Any, token: Optional[str], allowed: bool) -> None
     assert (view.refusal(request_, token) is None) == allowed
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.binary(max_size=60), min_size=4, max_size=4), st.binary(max_size=60))
-def test_no_header_gets_in_without_the_token(values: List[bytes], query: bytes) -> None:
-    headers = list(zip((b"host", b"cookie", b"authorization", b"origin"), values))
-    for kind in ("http", "websocket"):
-        asking = HTTPConnection({"type": kind, "path": "/", "query_string": query, "headers": headers})
-        assert view.refusal(asking, "a token nobody guesses") is not None
-
-
 class Running:
     """A run with a web view on a thread of its own."""
 

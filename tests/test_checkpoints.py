@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asymtrack_edge import checkpoints, files
 from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights
-from asymtrack_edge.errors import CheckpointError, MissingDependencyError
+from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS
 from tests.helpers import TINY, Calls, fill_all, filled_model, official_shapes, refused
@@ -265,12 +265,3 @@ def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         load_model(None, T)
     save_weights(tmp_path / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
     assert not load_model(None, T).training
-
-
-@pytest.mark.parametrize("module", ["torch", "safetensors"])
-def test_absent_packages_are_named(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file({"a": torch.zeros(1)}, str(path))
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=rf"needs {module}, .*asymtrack-edge\[export\]"):
-        open_checkpoint(path).tensors(T)

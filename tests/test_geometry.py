@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge import geometry
 from asymtrack_edge.errors import BoxError, FrameError
-from asymtrack_edge.geometry import Box, Cropper, CropWindow, check_box, check_frame, clip_box, crop_window, iou
+from asymtrack_edge.geometry import Box, Cropper, CropWindow, check_box, check_frame, clip_box, crop_window
 
 FRAME = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
 #: One for all crops: what is left of an earlier one must not shine through.
@@ -103,9 +103,3 @@ def test_unusable_frames_are_named() -> None:
     ):
         with pytest.raises(FrameError, match=word):
             check_frame(frame)  # type: ignore[arg-type]
-
-
-def test_iou() -> None:
-    assert iou((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(1 / 3)
-    assert iou((0, 0, 10, 10), (0, 0, 5, 10)) == 0.5
-    assert iou((0, 0, 10, 10), (20, 0, 10, 10)) == iou((0, 0, 10, 10), (0, 20, 10, 10)) == 0

@@ -164,12 +164,6 @@ def test_no_home_or_user_is_needed_and_nothing_is_written_or_told(backend: str, 
         assert not list(place.iterdir()), f"{backend} left usage data"
 
 
-def test_a_users_own_choice_about_telemetry_wins() -> None:
-    code = "import os, asymtrack_edge; print(os.environ['ORT_DISABLE_TELEMETRY'])"
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
-    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout == b"0\n"
-
-
 def test_networks_that_are_not_as_the_manifest_says_are_refused(batch_model: Path, tmp_path: Path) -> None:
     model, manifest = shutil.copytree(batch_model, tmp_path / "m"), load_manifest(batch_model)
     half = tuple(replace(spec, dtype="float16") for spec in manifest.state)

@@ -114,11 +114,9 @@ class ColourBackend(Backend):
 PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), (255, 255, 0), (255,) * 3)
 
 
-def coloured_patches(
-    frames: int, count: int = 3, size: Tuple[int, int] = (320, 240), side: int = 24
-) -> Iterator[Tuple[np.ndarray, List[Box]]]:
+def coloured_patches(frames: int, count: int = 3) -> Iterator[Tuple[np.ndarray, List[Box]]]:
     """Yields frames with ``count`` patches of different colours on their ways, and their boxes."""
-    width, height = size
+    width, height, side = 320, 240, 24
     for i in range(frames):
         frame = np.full((height, width, 3), 60, np.uint8)
         boxes = []

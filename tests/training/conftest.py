@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, List
 
 import cv2
 import numpy as np
@@ -86,9 +86,7 @@ def collection(tmp_path_factory: Any) -> Path:
         images.update(frames)
         tracks = [{"boxes": [*BOXES[:3], None, *BOXES[4:6]], "kind": "gt"}]
         clips.append({"frames": list(frames), "tracks": tracks, "source": f"b:{n}", "shard": ["all.tar"]})
-    # Former collections have a list of cut-outs, too, which is not looked at.
-    index: Dict[str, Any] = {"stills": stills, "clips": clips, "cutouts": [{"file": "o.png", "shard": "all.tar"}]}
-    for name, records in index.items():
+    for name, records in (("stills", stills), ("clips", clips)):
         save(root / f"{name}.json", json.dumps(records))
     with tarfile.open(root / "all.tar", "w") as archive:
         for name, image in images.items():

@@ -1,10 +1,4 @@
-"""What can be evaluated and timed: trackers, each named by a string.
-
-* ``T`` or a directory written by asymtrack-export: this package's tracker
-* ``opencv:MIL``, ``opencv:KCF``, ``opencv:CSRT``: OpenCV's, as baselines
-* ``opencv:nano=BACKBONE.onnx,HEAD.onnx`` and ``opencv:vit=MODEL.onnx``
-* ``python:module:callable``: an importable callable that returns an object with ``init`` and ``update``
-"""
+"""What can be evaluated and timed: trackers, each named by a string (``asymtrack-eval run --help`` says how)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,6 @@ def parsers() -> Dict[str, argparse.ArgumentParser]:
 
 
 def options(parser: argparse.ArgumentParser) -> List[List[str]]:
-    """Options as written, and what they mean."""
     formatter = parser._get_formatter()
     rows = []
     for action in parser._actions:
@@ -69,7 +68,6 @@ def table(head: List[str], rows: List[List[str]]) -> List[str]:
 
 
 def page() -> str:
-    """The whole page."""
     found = parsers()
     rows = [[f"[`asymtrack {name}`](#asymtrack-{name})", purpose] for name, (_, purpose) in COMMANDS.items()]
     lines = [HEAD, *table(["command", "to"], rows)]

@@ -49,12 +49,10 @@ def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 
 def fill_all(shapes: Dict[str, Tuple[int, ...]], seed: int = 0) -> Dict[str, Tensor]:
-    """A whole state_dict."""
     return {key: torch.from_numpy(np.asarray(fill(key, tuple(shape), seed))) for key, shape in shapes.items()}
 
 
 def filled_model(variant: Variant, seed: int = 0) -> AsymTrack:
-    """The network with made-up weights, in evaluation mode."""
     model = AsymTrack(variant).eval()
     model.load_state_dict(fill_all({key: tuple(v.shape) for key, v in model.state_dict().items()}, seed))
     return model

@@ -69,7 +69,6 @@ def test_calls_in_a_checkpoint_are_not_made(attack: Any, tiny: Dict[str, Tensor]
 
 
 def zipped(path: Path, content: bytes, *storages: bytes) -> Path:
-    """A PyTorch zip file around a pickle."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", content)
         for i, storage in enumerate(storages):

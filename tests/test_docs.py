@@ -29,7 +29,6 @@ class _Parsed(Exception):
 
 
 def blocks(page: Path, language: str = "") -> Iterator[str]:
-    """The fenced blocks of a page in one language."""
     for found, body in re.findall(r"```(\w*)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
         if found == language:
             yield body

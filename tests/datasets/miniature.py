@@ -20,10 +20,8 @@ def save(path, text):
 
 
 def rows(boxes, separator=","):
-    """Boxes as a text file."""
     return "".join(separator.join(str(v) for v in box) + "\n" for box in boxes)
 
 
 def drift(count, x=4, step=1):
-    """A 10 x 8 box that moves to the right."""
     return [(x + step * i, 5, 10, 8) for i in range(count)]

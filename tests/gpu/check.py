@@ -100,7 +100,6 @@ def follow(tracker: Tracker, frames: Sequence[Any], box: Box) -> List[Box]:
 
 
 def agrees(backend: str, precision: str, machine: Machine) -> str:
-    """``asymtrack-check`` of a backend."""
     opened = machine.open(backend, precision)
     follow(Tracker(opened), *default_clip(2))
     graphs, model = opened._open.networks["search"].graph, machine.model(precision, opened.manifest.target)
@@ -216,7 +215,6 @@ def speed(machine: Machine) -> List[Row]:
 
 
 def _pytorch_rows(machine: Machine) -> List[Row]:
-    """Times the reference form in fp32."""
     if "torch" in machine.missing:
         return []
     import torch
@@ -286,7 +284,6 @@ CHECKS = (
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Runs the checks."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=(__doc__ or "").splitlines()[0])
     add, default = parser.add_argument, Path("gpu-check.json")
     add("--dry", action="store_true", help="only say what would run here")

@@ -91,7 +91,6 @@ class Machine:
         return "; ".join(reasons)
 
     def open(self, backend: str, precision: str) -> Any:
-        """Opens a backend on T."""
         if backend != "tensorrt":
             from asymtrack_edge.runtime.backends.onnxruntime_gpu import OnnxRuntimeGpuBackend
 

@@ -25,7 +25,6 @@ def batch_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Dict[str, Path]:
-    """Exports for a Jetson by precision and largest batch."""
     kinds = (("fp32", 3), ("fp16", 1))
     return {f"{p} {n}": export_small(tmp_path_factory.mktemp("export"), p, "orin", max_batch=n) for p, n in kinds}
 

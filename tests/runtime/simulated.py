@@ -141,7 +141,6 @@ def write_video(path: Path, frames: int = 40, count: int = 3) -> List[List[Box]]
 
 
 def count_frames(path: Path) -> int:
-    """How many frames OpenCV can decode."""
     capture = cv2.VideoCapture(str(path))
     return sum(1 for _ in iter(lambda: capture.read()[0], False))
 

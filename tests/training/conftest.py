@@ -39,7 +39,6 @@ def random_pairs(variant: Variant, batch: int) -> Pairs:
 
 
 def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
-    """A BGR scene of smooth colour with a few rectangles."""
     random = np.random.default_rng(seed)
     image = cv2.resize(random.integers(0, 255, (4, 5, 3), dtype=np.uint8), (width, height))
     for _ in range(3):

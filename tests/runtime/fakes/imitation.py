@@ -30,7 +30,6 @@ FRAMES, BOX = default_clip(6)
 
 
 def build_driver(folder: Path) -> ctypes.CDLL:
-    """Compiles the driver and loads it."""
     (folder / "crop_kernel.h").write_text(SOURCE)
     library = folder / "libcuda.so.1"
     # No fused multiply-adds: the kernel asks for none either.

@@ -207,6 +207,7 @@ class Run:
         return True
 
     def fail(self, line: str) -> None:
+        """Reports what went wrong, and keeps it."""
         self.failures.append(line)
         self._report(line)
 

@@ -39,6 +39,7 @@ class Frames:
         return (self[i] for i in range(len(self)))
 
     def cut(self, first: int, last: int) -> Frames:
+        """The frames from ``first`` to before ``last``."""
         part = Frames(self.folder, ())
         part.names = self.names[first:last]
         return part

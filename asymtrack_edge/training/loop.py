@@ -248,6 +248,7 @@ class Trainer:
             parameter.grad = None
 
     def _loss(self, batch: Batch) -> Tuple[Tensor, Dict[str, Tensor]]:
+        """The loss of a batch, and its terms, detached."""
         pairs, opinion = batch
         with self._autocast():
             output = self.network(pairs.template, pairs.search)

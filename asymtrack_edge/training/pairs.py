@@ -126,6 +126,7 @@ class PairSampler:
         self.clip = torch.stack([end - count[group], end - 1], 1)
 
     def draw(self, batch: int, step: int) -> Pairs:
+        """Makes the ``batch`` pairs of ``step``."""
         pool, variant, random = self.pool, self.variant, self.random
         random.start(self.seed, self.rank, step)
         image, box, known = self._targets(batch)

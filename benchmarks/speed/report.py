@@ -60,6 +60,7 @@ class Report:
         return {"format": FORMAT, **asdict(self)}
 
     def write(self, folder: Path) -> None:
+        """Writes ``report.json`` and ``report.md`` into ``folder``."""
         write_text(folder / "report.json", json.dumps(self.document(), indent=1) + "\n")
         write_text(folder / "report.md", self.markdown())
 
@@ -83,6 +84,7 @@ class Report:
 
 
 def _figures(row: Row) -> Row:
+    """A line of a protocol's table."""
     latency = row["latency"] or {}
     return {
         "name": row["case"]["name"],
@@ -132,6 +134,7 @@ class Bench:
         self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
 
     def expect(self, total: float) -> None:
+        """Shows a progress bar over ``total`` seconds."""
         shape = "{desc} {percentage:3.0f} %|{bar}| {elapsed}<{remaining}"
         bar = self.stack.enter_context(cli.progress(total=total, bar_format=shape))
         began = monotonic()

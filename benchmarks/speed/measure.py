@@ -141,7 +141,7 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
-            bench.left_out = True
+            bench.left_out |= not isinstance(error, UsageError)  # which says that no machine could run it
     if not opened:
         raise UsageError("; ".join(bench.report.messages))
     return opened

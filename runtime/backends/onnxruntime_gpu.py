@@ -161,8 +161,8 @@ class OnnxRuntimeNetwork(Network):
             raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._name}: {reason}") from None
         if session.get_providers()[0] != first:
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot start {first}: its CUDA and cuDNN libraries do not load (see "
-                "docs/gpu.md), or are not of the version that it was built for"
+                f"onnxruntime {ort.__version__} cannot start {first}: its libraries do not load (CUDA, cuDNN, for "
+                "TensorRT libnvinfer too; see docs/gpu.md), or are not of the version that it was built for"
             )
         if session.get_provider_options()[first].get("user_compute_stream") == "0":
             raise BackendError(f"onnxruntime {ort.__version__} does not run on a stream of ours: install 1.18 or newer")

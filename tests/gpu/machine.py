@@ -34,7 +34,8 @@ class Machine:
             try:
                 find()
             except Exception as error:
-                self.missing[find.__name__[len("_find_") :]] = str(error).splitlines()[0]
+                said = " ".join(str(error).split())[:200]  # CuPy's begins with an empty line
+                self.missing[find.__name__[len("_find_") :]] = said or type(error).__name__
 
     def _find_gpu(self) -> None:
         self.gpu = find_gpu(0)
@@ -105,8 +106,10 @@ class Machine:
             target = "rtx"
         folder = self.model(precision, target)
         began = time.monotonic()
-        build_in_place(folder)
-        self.began += time.monotonic() - began  # engines take minutes on some boards
+        try:
+            build_in_place(folder, lambda line: None)
+        finally:
+            self.began += time.monotonic() - began  # engines take minutes on some boards
         return TensorRTBackend(folder, load_manifest(folder))
 
     @property

@@ -2,6 +2,7 @@
 # make docs   builds the documentation into build/site
 # make test   sets up, checks style and types, runs the tests (also on Python 3.8 where it is installed)
 
+# 3.11 or newer: for older ones constraints.txt names no PyTorch, and pip would fetch one with CUDA.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

@@ -45,7 +45,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
     logging.disable(logging.WARNING)  # the tools advise a pre-processing that simplification has done
     try:
         quantization.quantize_static(
-            onnx.load(str(path)),
+            str(path),
             str(path),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,

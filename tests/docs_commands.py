@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Dict, List
 from unittest.mock import patch
 
+from asymtrack_edge.__main__ import COMMANDS
 from asymtrack_edge.cli import Parser
-from asymtrack_edge.commands import COMMANDS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Rooms, lowest first: each imports those before it only.
 ROOMS = ("asymtrack_edge", "runtime", "export", "benchmarks")
 #: ``asymtrack_edge`` hands out the tracker and the commands, which it imports when they are asked for.
-FRONT_DOOR = {"asymtrack_edge", "asymtrack_edge.commands"}
+FRONT_DOOR = {"asymtrack_edge", "asymtrack_edge.__main__"}
 
 
 def module(path: Path) -> str:

@@ -14,7 +14,8 @@ from typing import Any, List
 import pytest
 
 import asymtrack_edge
-from asymtrack_edge import cli, commands
+from asymtrack_edge import __main__ as commands
+from asymtrack_edge import cli
 from asymtrack_edge.errors import MissingDependencyError, UsageError
 from tests.helpers import refusal
 
@@ -79,7 +80,7 @@ def test_mistakes_in_commands(arguments: List[str], words: str, capsys: pytest.C
 
 
 def test_a_command_names_the_extra_that_it_lacks() -> None:
-    code = "import sys; sys.modules['torch'] = None; from asymtrack_edge import commands; sys.exit(commands.main())"
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_module('asymtrack_edge', run_name='__main__')"
     ran = subprocess.run([sys.executable, "-c", code, "export"], cwd=ROOT, capture_output=True, text=True)
     wanted = "error: an export needs torch, which is not installed: pip install 'asymtrack-edge[export]'\n"
     assert (ran.returncode, ran.stderr) == (2, wanted)
@@ -92,7 +93,7 @@ def test_entry_points_are_the_commands() -> None:
     setup.read(ROOT / "setup.cfg")
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
     entries = dict(line.split(" = ") for line in lines if line)
-    assert entries.pop("asymtrack") == "asymtrack_edge.commands:main"
+    assert entries.pop("asymtrack") == "asymtrack_edge.__main__:main"
     assert entries == {f"asymtrack-{name}": f"{module}:main" for name, (module, _) in commands.COMMANDS.items()}
 
 
@@ -103,7 +104,7 @@ def test_entry_points_are_the_commands() -> None:
         ("from asymtrack_edge import Box, MultiTracker, State, Track, Tracker", "torch onnx onnxruntime openvino"),
         ("import asymtrack_edge.runtime.commands.track", "torch starlette uvicorn asyncio"),
         ("from asymtrack_edge.benchmarks.speed import command; command.make_parser()", "torch onnxruntime"),
-        ("import asymtrack_edge.commands as c; c.main([])", "numpy cv2 torch onnxruntime"),
+        ("import asymtrack_edge.__main__ as c; c.main([])", "numpy cv2 torch onnxruntime"),
     ],
 )
 def test_what_is_not_needed_is_not_imported(code: str, absent: str) -> None:

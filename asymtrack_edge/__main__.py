@@ -1,4 +1,4 @@
-"""``asymtrack``: the seven commands behind one name; ``asymtrack track ...`` is ``asymtrack-track ...``."""
+"""``asymtrack``, also ``python -m asymtrack_edge``: the seven commands behind one name."""
 
 from __future__ import annotations
 
@@ -36,3 +36,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"error: there is no command {name!r}: choose among {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

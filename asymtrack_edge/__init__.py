@@ -9,15 +9,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from asymtrack_edge.geometry import Box
-    from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker
+    from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
 
 #: The front door, and where each name lives. The modules are imported when they are first asked for, so that what
 #: needs no tracker imports none.
 _HOMES = {
     "Box": "asymtrack_edge.geometry",
-    **dict.fromkeys(("MultiTracker", "State", "Track", "Tracker"), "asymtrack_edge.runtime.tracker"),
+    **dict.fromkeys(("MultiTracker", "State", "Track", "Tracker", "TrackerSettings"), "asymtrack_edge.runtime.tracker"),
 }
-__all__ = ["Box", "MultiTracker", "State", "Track", "Tracker"]
+__all__ = ["Box", "MultiTracker", "State", "Track", "Tracker", "TrackerSettings"]
 
 # ONNX Runtime from 1.29 on collects and sends usage data unless this is set before it is imported. A tracker on a
 # device must not; who wants it sets the variable to 0.

@@ -87,7 +87,7 @@ class Checkpoint:
         stated = self.metadata.get("variant", variant.name)
         if stated != variant.name:
             raise CheckpointError(
-                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose that one"
+                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose it with --variant"
             )
         with torch.device("meta"):
             expected = AsymTrack(variant).state_dict()
@@ -198,11 +198,10 @@ def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iter
 
 
 def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]]:
-    """What the copy of the weights to take is, a line on the other kind if there is one, and the copy's tensors."""
+    """Which set of weights is taken, a line on the others if there are any, and the set's tensors."""
     # Counters and decays of averaging are no weights.
     tensors = {name: t for name, t in _tensors(tree, set()) if _ROOT.search(name) or math.prod(t.shape) > 1}
-    matches = {name: _ROOT.search(name) for name in tensors}
-    prefixes = {name: name[: match.start(1)] for name, match in matches.items() if match}
+    prefixes = {name: name[: match.start(1)] for name in tensors if (match := _ROOT.search(name))}
     if tensors and not prefixes:
         names = ", ".join(_clip(name) for name in islice(tensors, 3))
         raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
@@ -213,27 +212,27 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
     sizes = Counter(prefixes.values())
     ranked = sorted(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)))
     whole = [prefix for prefix in ranked if 2 * sizes[prefix] >= max(sizes.values())]
-    # Of several sets of one kind the last and largest stays.
+    # The largest set of each kind: a later prefix replaces an earlier one.
     places = {"ema" if _AVERAGED.search(prefix) else "raw": prefix for prefix in whole}
-    labels = {}
-    for kind, prefix in places.items():
-        where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
-        labels[kind] = ("averaged" if kind == "ema" else "raw") + where
-    taken = weights or ("ema" if "ema" in labels else "raw")
-    if taken not in labels:
-        (only,) = labels.values()
+    taken = weights or ("ema" if "ema" in places else "raw")
+    if taken not in places:
+        (only,) = map(_label, places, places.values())
         raise MalformedError(f"holds no {weights} weights, only {only}: leave out --weights {weights}")
-    label, place = labels.pop(taken), places[taken]
+    label, place = _label(taken, places[taken]), places[taken]
     choice = f"holds {len(whole)} sets of weights: takes the {label}" if len(whole) > 1 else ""
-    for flag, other in labels.items():
-        choice += f"; --weights {flag} takes the {other}"
-    # Tensors beside the copy stay, so that they are named as ones that do not fit.
-    beside = (name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place)
-    # Averages of parameters alone go with the statistics of BatchNorm of what they are averages of.
+    choice += "".join(f"; --weights {k} takes the {_label(k, places[k])}" for k in places if k != taken)
+    # An averaged set may lack the statistics of BatchNorm: those of the raw set fill the gap.
     raw = places.get("raw", place)
     found = {name[len(raw) :]: t for name, t in tensors.items() if prefixes.get(name) == raw and ".running_" in name}
+    # What lies beside the set is kept, so that it is named as a tensor that does not fit.
+    beside = [name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place]
     found.update({name[len(place) :]: tensors[name] for name in beside})
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
+
+
+def _label(kind: str, prefix: str) -> str:
+    where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
+    return ("averaged" if kind == "ema" else "raw") + where
 
 
 def load_weights(path: AnyPath, variant: Optional[Variant] = None) -> Dict[str, Tensor]:

@@ -3,9 +3,8 @@
 from asymtrack_edge.geometry import Box
 from asymtrack_edge.runtime.backends.loading import BACKENDS, open_backend
 from asymtrack_edge.runtime.sources import open_source
-from asymtrack_edge.runtime.sources.reader import Captured
-from asymtrack_edge.runtime.sources.reader import Reader as open_reader
+from asymtrack_edge.runtime.sources.reader import Captured, Reader
 from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
 
-__all__ = ["BACKENDS", "Box", "Captured", "MultiTracker", "State", "Track", "Tracker", "TrackerSettings",
-           "open_backend", "open_reader", "open_source"]  # fmt: skip
+__all__ = ["BACKENDS", "Box", "Captured", "MultiTracker", "Reader", "State", "Track", "Tracker", "TrackerSettings",
+           "open_backend", "open_source"]  # fmt: skip

@@ -17,7 +17,7 @@ class Limits:
     """How far an exported model may differ from the trained one."""
 
     box_difference: float  #: largest of a predicted coordinate, in crop units
-    score_difference: float  #: largest of a score: what is lost and what is found hangs on it
+    score_difference: float  #: largest of a score, which decides what is lost and found
     track_iou_mean: float  #: smallest mean IoU of their tracks
     largest_half: float = 65504 / 2  #: largest magnitude of an fp16 tensor: half of what fp16 can hold
 
@@ -63,14 +63,14 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
     # NaN compares false with everything: make it count as the failure it is.
     apart = np.nan_to_num(np.array(differences), nan=np.inf).max(axis=0)
     trackers = [Tracker(backend, recover=False) for backend in (reference, other)]
-    overlaps = []
+    overlaps, place = [], box
     for i, frame in enumerate(frames):
         if i % SEGMENT == 0:
             for tracker in trackers:
-                tracker.init(frame, box)
+                tracker.init(frame, place)
             continue
-        box, theirs = (tracker.update(frame).box for tracker in trackers)
-        overlaps.append(iou(box, theirs))
+        place, theirs = (tracker.update(frame).box for tracker in trackers)
+        overlaps.append(iou(place, theirs))
     return {
         "box_difference": float(apart[:4].max()),
         "score_difference": float(apart[4]),

@@ -42,7 +42,7 @@ class Run:
         self.count = 0  #: frames taken from the reader
         self._updates = 0  #: of them those in which targets were followed
         self.latest: Optional[Result] = None
-        self.paused = self.over = self.ended = False  #: over: the source has ended
+        self.paused = self.source_ended = self.ended = False
         self._limit = limit
         self._report = report
         self._read_seconds = 0.0
@@ -87,7 +87,7 @@ class Run:
 
     def linger(self) -> None:
         """Waits for ``end()`` after the last frame; refuses what is submitted."""
-        self.over = self.paused = True
+        self.source_ended = self.paused = True
         self.reader.close()  # a camera is free again
         while not self.ended:
             self._run_calls()
@@ -96,7 +96,7 @@ class Run:
         """Has ``call`` called between two frames, on the thread of the run; from any thread."""
         future: Future[Any] = Future()
         with self._call_came:
-            if self.ended or self.over:
+            if self.ended or self.source_ended:
                 future.set_exception(UsageError(f"the {'run' if self.ended else 'source'} has ended"))
             else:
                 self._calls.append((call, future))

@@ -1,7 +1,7 @@
 """Following one target, or any number of them, over one backend; and how a lost target is found.
 
 A target that is not lost is followed exactly as published, and so is a lost one for a while: often it
-comes back into the published crop by itself. Only then do some frames look elsewhere: where the target
+comes back into the published crop by itself. After that some frames look elsewhere: where the target
 was last seen well, around there in a wider window, and over the whole frame, nearest places first.
 What is found there is followed beside the published track, and replaces it only when it has scored
 well for several frames while the published crop has not. In no state is more than one crop searched
@@ -92,7 +92,7 @@ class _BackendTracker:
         #: Slot i of the backend holds the target i: slots have no gaps, as a batch needs.
         self._targets: List[Target] = []
         self._next_id = 0
-        self._decode_seconds = 0.0
+        self._box_seconds = 0.0
         self._closed = False
 
     @classmethod
@@ -151,8 +151,8 @@ class _BackendTracker:
 
     @property
     def seconds(self) -> Dict[str, float]:
-        """Time spent in ``update`` so far, by stage: crop, infer, decode."""
-        return {**self.backend.seconds, "decode": self._decode_seconds}
+        """Time spent in ``update`` so far, by stage: crop, infer, box."""
+        return {**self.backend.seconds, "box": self._box_seconds}
 
     def _choose(self, frame: Any, box: Iterable[float], slot: int, id: int) -> Target:
         """Runs the template network for a target in ``slot``."""
@@ -170,7 +170,7 @@ class _BackendTracker:
         predictions = self.backend.search(frame, windows)
         began = perf_counter()
         tracks = [t.advance(p, w, shape) for t, p, w in zip(self._targets, predictions.tolist(), windows)]
-        self._decode_seconds += perf_counter() - began
+        self._box_seconds += perf_counter() - began
         return tracks
 
     def _check_frame(self, frame: Any) -> Sequence[int]:
@@ -280,7 +280,7 @@ class MultiTracker(_BackendTracker):
             if followed.id == target:
                 return slot
         known = ", ".join(map(str, self.ids)) or "none"
-        raise UsageError(f"there is no target {target!r}: those followed are {known}")
+        raise UsageError(f"there is no target with id {target!r}; ids: {known}")
 
 
 class Target:
@@ -313,17 +313,17 @@ class Target:
 
         It is the published crop, or another one in every second frame while the target is lost for long.
         """
-        # A place whose own score recovers is not left. Else every second frame looks elsewhere, or two of three
-        # while there is a candidate.
-        due = self._looks < (2 if self._candidate is not None else 1)
-        missed = self.state is State.LOST and self._lost_frames >= self._patience
-        self._elsewhere = due and missed and self._score < self._settings.found_above
+        long_lost = self.state is State.LOST and self._lost_frames >= self._patience
+        scores_well = self._score >= self._settings.found_above
+        most_looks = 1 if self._candidate is None else 2  # in a row, then one frame searches the published crop
+        self._elsewhere = long_lost and not scores_well and self._looks < most_looks
         if not self._elsewhere:
             self._looks = 0
             return crop_window(self.box, self._factor)
         self._looks += 1
         if self._candidate is not None:
             return crop_window(self._candidate, self._factor)
+        # Turns 0, 4, 8... search the last sure place, turns 2, 6, 10... a wider window there, odd turns the grid.
         turn, self._turn = self._turn, self._turn + 1
         if turn % 2 == 0:
             return crop_window(self._last_sure, self._factor * (1 if turn % 4 == 0 else WIDEN))

@@ -14,6 +14,7 @@ from typing import Any, Dict, Optional, Sequence
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
 from asymtrack_edge.files import check_folder
+from asymtrack_edge.variants import VARIANTS
 
 EXAMPLES = """
 asymtrack-train --preset small --data images/ clips/ --variant T --output runs/t --time-budget 3600
@@ -64,7 +65,7 @@ def _add_run(commands: Any) -> None:
     add("--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)")
     add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
     add = run.add_argument_group("model").add_argument
-    add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: T)")
+    add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: that of --init, else T)")
     add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
     add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
     recipe = run.add_argument_group("recipe")
@@ -160,6 +161,8 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     if arguments.epochs and recipe.decay_epoch is not None:
         asked["decay_epoch"] = round(recipe.decay_epoch * arguments.epochs / recipe.epochs)
     changes = given("seed", "init", "teacher", "canvas", "workers", "variant")
+    if not stored and not arguments.variant and str(arguments.init).upper() in VARIANTS:
+        changes["variant"] = arguments.init.upper()
     datasets = given(*_ON_DISK)
     if arguments.data or datasets:
         # Absolute, so that the run can go on from another place.

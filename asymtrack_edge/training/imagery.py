@@ -39,12 +39,13 @@ SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 
 
 class LeftOut(Set[str]):
-    """Why files cannot be trained on: ``add`` says each reason once. They are counted at the run's end."""
+    """Why files cannot be trained on. The run counts the reasons at its end."""
 
-    def add(self, error: Any) -> None:
+    def tell(self, error: Exception) -> None:
+        """Adds a reason; a new one is printed. ``add`` and ``update`` are for what was told before."""
         if str(error) not in self:
             cli.say(f"left out: {error}")
-        super().add(str(error))
+        self.add(str(error))
 
 
 @dataclass
@@ -125,7 +126,7 @@ def load_pool(
                 height, width = image.shape[:2]
                 canvases[i, :height, :width], sizes[i] = image[..., ::-1], (width, height)
         except (DatasetError, OSError) as error:
-            left_out.add(error)
+            left_out.tell(error)
             return False
         return True
 
@@ -207,7 +208,7 @@ def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
             try:
                 tracks.append(_boxes(truth, len(frames)))
             except DatasetError as error:
-                left_out.add(error)
+                left_out.tell(error)
         if tracks:
             yield _Item(CLIP, "", list(frames), Path.read_bytes, tracks)
     for path in files:

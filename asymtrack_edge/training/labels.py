@@ -88,7 +88,7 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
                 yield clip
             clip = []
         good, frame = video.grab(), None
-        # Of the clips one after the other every `every`-th is kept.
+        # Keeps every `every`-th clip of the video.
         if good and number // (FRAMES * STRIDE) % every == 0 and number % STRIDE == 0:
             good, frame = video.retrieve()
         given, failed = given + good, 0 if good else failed + 1

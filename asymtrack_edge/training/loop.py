@@ -234,7 +234,7 @@ class Trainer:
 
     def _capture(self) -> None:
         """Records forward and backward pass as CUDA graphs: hundreds of launches become two."""
-        # Recorded on one stream, run on another: torch warns of the wait, which is the only cost.
+        # torch warns that the graph runs on another stream. The only cost is a wait.
         warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
         pairs = self._prepare(self.state.step)[0]
         buffers = {name: value.clone() for name, value in self.network.named_buffers()}

@@ -245,9 +245,9 @@ class DiskPairs:
             try:
                 read[i] = job.result()
             except DatasetError as error:
-                self.left_out.add(error)
+                self.left_out.tell(error)
         if not read:
-            jobs[0].result()
+            jobs[0].result()  # raises its error
         good = list(read)
         places = [i if i in read else good[i % len(good)] for i in range(batch)]
         region, identity = Windows(*(v[places] for v in region)), identity[places]
@@ -267,8 +267,8 @@ class DiskPairs:
         chosen = [self._choose(random) for _ in range(batch)]
         boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
-        crops = [self.threads.submit(self._cut, files, plan, i) for i, (files, *_) in enumerate(chosen)]
-        return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), crops
+        jobs = [self.threads.submit(self._cut, files, plan, i) for i, (files, *_) in enumerate(chosen)]
+        return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), jobs
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
         """Files, boxes ``(2, 4)`` and target of a pair: a data set, a target of it, two frames not too far apart."""

@@ -148,7 +148,7 @@ def load_initial(model: AsymTrack, path: Path) -> None:
     if any(have > room for have, room in zip(small.variant.depths, model.variant.depths)):
         raise CheckpointError(
             f"{path} holds weights of variant {small.variant.name}, which has more encoder blocks than "
-            f"{model.variant.name}: start from weights of {model.variant.name}"
+            f"{model.variant.name}: add --variant {small.variant.name}, or start from weights of {model.variant.name}"
         )
     outside = {name: value for name, value in small.state_dict().items() if ".blocks." not in name}
     model.load_state_dict(outside, strict=False)

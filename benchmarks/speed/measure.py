@@ -73,9 +73,7 @@ def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> No
 
 def _stages(before: Mapping[str, float], tracker: Any, calls: int) -> Dict[str, float]:
     """Milliseconds per call by stage since ``before``, an earlier reading of ``Tracker.seconds``."""
-    # ``decode`` of a tracker decodes the box, not the frame.
-    names = {name: "decode box" if name == "decode" else name for name in before}
-    return {new: 1000 * (tracker.seconds[name] - before[name]) / calls for name, new in names.items()}
+    return {name: 1000 * (tracker.seconds[name] - began) / calls for name, began in before.items()}
 
 
 def dropped_frames(seconds: Sequence[float], fps: float) -> int:
@@ -141,7 +139,7 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
-            bench.left_out |= not isinstance(error, UsageError)  # which says that no machine could run it
+            bench.left_out |= not isinstance(error, UsageError)  # a UsageError: no machine can run it
     if not opened:
         raise UsageError("; ".join(bench.report.messages))
     return opened

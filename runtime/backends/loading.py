@@ -62,7 +62,7 @@ def open_backend(
         raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}")
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
-    # That a GPU lies idle or an engine does not fit is a surprise, unlike that there is none.
+    # Warn of an idle GPU or an engine that does not fit, not of a machine without a GPU.
     surprise = passed and (opened.on_cpu or manifest.input_format == FLOAT_RGB)
     level = logging.WARNING if surprise else logging.INFO
     logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)

@@ -39,7 +39,7 @@ def session_options() -> ort.SessionOptions:
     options = ort.SessionOptions()
     # Planned memory saves no time, and before 1.19 gives wrong numbers where LayerNorm is fp16.
     options.log_severity_level, options.enable_mem_pattern = 3, False
-    # Known before, the batch spares the operators that compute shapes.
+    # A fixed batch removes the operators that compute shapes.
     options.add_free_dimension_override_by_name(BATCH_AXIS, 1)
     return options
 

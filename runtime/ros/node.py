@@ -4,7 +4,8 @@
 
 Topics: ``image`` (``sensor_msgs/Image``) in; ``~/detections`` (``vision_msgs/Detection2DArray``) out,
 stamped as the image; ``~/target`` (``sensor_msgs/RegionOfInterest``) starts to follow what is in it
-in the next image; ``~/clear`` (``std_msgs/Empty``) stops to follow anything.
+in the next image; ``~/remove`` (``std_msgs/UInt32``) stops to follow the target of that id, and
+``~/clear`` (``std_msgs/Empty``) all.
 
 Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
 ``precision`` (``""`` for the model's own), ``recover`` (look for lost targets; true), and ``boxes``, a list of
@@ -94,6 +95,7 @@ class TrackerNode:
         self._publisher = node.create_publisher(vision.Detection2DArray, "~/detections", 10)
         node.create_subscription(sensor.Image, "image", self._on_image, newest)
         node.create_subscription(sensor.RegionOfInterest, "~/target", self._on_target, 10)
+        node.create_subscription(standard.UInt32, "~/remove", self._on_remove, 10)
         node.create_subscription(standard.Empty, "~/clear", self._on_clear, 10)
 
     def _on_image(self, message: Any) -> None:
@@ -119,6 +121,10 @@ class TrackerNode:
 
     def _on_target(self, region: Any) -> None:
         self._waiting.append((region.x_offset, region.y_offset, region.width, region.height))
+
+    def _on_remove(self, target: Any) -> None:
+        if target.data in self._tracker:
+            self._tracker.remove(target.data)
 
     def _on_clear(self, _: Any) -> None:
         self._waiting.clear()

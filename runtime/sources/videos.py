@@ -181,7 +181,7 @@ def _matroska_size(file: BinaryIO) -> int:
 
 
 class _Stream(LiveSource):
-    """A live stream. If two connections give the same frames it is a recording, and ends; a still picture is none."""
+    """A live stream. One whose last two connections gave the same moving frames is a recording, and ends."""
 
     _count = _first = 0
     _moved = False

@@ -229,7 +229,7 @@ class WebView(Sink):
             "count": run.count,
             "seconds": run.tracker.seconds,
             "dropped": run.reader.dropped,
-            "paused": run.paused and not run.over,
+            "paused": run.paused and not run.source_ended,
             "live": source.live,
             "source": source.name,
             "length": source.length,
@@ -289,7 +289,7 @@ def make_app(view: WebView) -> ASGIApp:
 
     async def health(request: Request) -> Response:
         latest = view.run.latest
-        silent = view.run.reader.source.live and not view.run.over and latest and latest.frame.age > SILENCE
+        silent = view.run.reader.source.live and not view.run.source_ended and latest and latest.frame.age > SILENCE
         answer = {"status": "no frames" if silent else "ok", "frames": view.run.count}
         return JSONResponse(answer, 503 if silent else 200)
 

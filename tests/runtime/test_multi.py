@@ -59,7 +59,7 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
     many.remove(first)
     number = many.add(frame, boxes[0])
     assert number != first, "ids are never used again"
-    with pytest.raises(UsageError, match=f"no target {first}: those followed are {number}"):
+    with pytest.raises(UsageError, match=f"no target with id {first}; ids: {number}"):
         many.remove(first)
     with pytest.raises(BoxError):
         many.add(frame, (0, 0, -1, 5))

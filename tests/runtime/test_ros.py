@@ -92,7 +92,7 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
     node = FakeNode(boxes=[as_argument(frames[0][1][0])], recover=False)
-    kinds = space(Image=object, RegionOfInterest=object, Empty=object)
+    kinds = space(Image=object, RegionOfInterest=object, UInt32=object, Empty=object)
     ros_node.TrackerNode(node, None, kinds, kinds, HUMBLE)
     receive = node.callbacks["image"]
     receive(image("bgr8", frames[0][0]))
@@ -100,12 +100,15 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
     receive(image("bgr8", frames[1][0]))
     receive(image("bgr8", frames[2][0]))
+    for number in (1, 7):  # the second is not followed
+        node.callbacks["~/remove"](space(data=number))
+    receive(image("bgr8", frames[2][0]))
     receive(image("16UC1", frames[2][0]))
     node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
     node.callbacks["~/clear"](None)  # of what is waiting, too
     receive(image("bgr8", frames[3][0]))
     receive(image("bgr8", frames[3][0]))
-    assert [len(array.detections) for array in node.published] == [0, 0, 2, 0, 0]
+    assert [len(array.detections) for array in node.published] == [0, 0, 2, 1, 0, 0]
     for found, truth in zip(node.published[2].detections, frames[2][1]):
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)

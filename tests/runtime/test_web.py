@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import iou
-from asymtrack_edge.runtime import MultiTracker, open_reader, open_source
+from asymtrack_edge.runtime import MultiTracker, Reader, open_source
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.sources import LiveSource
 from tests.runtime.simulated import ColourBackend, FakeCapture, coloured_patches, write_video
@@ -95,7 +95,7 @@ class Running:
         self, source: Any, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0, port: int = 0
     ) -> None:
         source = open_source(str(source)) if isinstance(source, Path) else source
-        self.run = Run(MultiTracker(ColourBackend(pause)), open_reader(source))
+        self.run = Run(MultiTracker(ColourBackend(pause)), Reader(source))
         self.run.first_frame()
         self.view = view.WebView(self.run, port, host)
         self.run.sinks.append(self.view)
@@ -181,12 +181,12 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
         for target, k in zip(header["targets"], (1, 0)):
             assert iou(target["box"], TRUTH[header["frame"]][k]) > 0.7
         assert answer_to(socket, action="remove", target=0)["done"] == "remove"
-        assert "no target 0" in answer_to(socket, action="remove", target=0)["error"]
+        assert "no target with id 0" in answer_to(socket, action="remove", target=0)["error"]
         for box, problem in (([1, 1, 0, 5], "no area"), ([9000, 1, 9, 5], "outside")):
             number = next_header(socket)["frame"]
             assert problem in answer_to(socket, action="mark", frame=number, box=box)["error"]
         running.run._limit = 1
-        while not running.run.over:
+        while not running.run.source_ended:
             sleep(0.01)
         assert "the source has ended" in answer_to(socket, action="step")["error"]
     status, body, headers = running.get("/boxes.csv")

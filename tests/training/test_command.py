@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from asymtrack_edge.checkpoints import open_checkpoint
-from asymtrack_edge.training import labels
+from asymtrack_edge.training import command, labels
 from asymtrack_edge.training.command import main
 from asymtrack_edge.training.imagery import CLIP, load_pool
 from asymtrack_edge.training.recipes import PAPER
@@ -158,6 +158,14 @@ def test_a_users_mistake_is_one_line_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert says in refusal(main, arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("more", "trained"), [((), "T"), (("--init", "s"), "S"), (("--init", "S", "--variant", "B"), "B")]
+)
+def test_bundled_weights_name_the_variant(more: Sequence[str], trained: str) -> None:
+    arguments = command.make_parser().parse_args(["run", "--preset", "small", "--data", ".", *more])
+    assert command._configure(arguments, None).variant == trained
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])

@@ -87,7 +87,7 @@ class Checkpoint:
         stated = self.metadata.get("variant", variant.name)
         if stated != variant.name:
             raise CheckpointError(
-                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose it with --variant"
+                f"{self.path} holds weights of variant {_clip(stated)}, not {variant.name}: choose that variant"
             )
         with torch.device("meta"):
             expected = AsymTrack(variant).state_dict()

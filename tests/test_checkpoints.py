@@ -240,7 +240,7 @@ def test_saving_and_loading(half: bool, tmp_path: Path) -> None:
     assert opened.metadata == {"variant": "S", "pairs": "1234", "data": '["a", "b"]'} and opened.variants == ("S",)
     for name, tensor in opened.tensors(S).items():
         assert torch.equal(tensor, (weights[name].half() if half else weights[name]).to(tensor.dtype))
-    assert refused(path, B).endswith("holds weights of variant 'S', not B: choose it with --variant")
+    assert refused(path, B).endswith("holds weights of variant 'S', not B: choose that variant")
 
 
 def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

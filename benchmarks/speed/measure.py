@@ -139,7 +139,7 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
-            bench.left_out |= not isinstance(error, UsageError)  # a UsageError: no machine can run it
+            bench.left_out |= not isinstance(error, UsageError)  # a UsageError: the options exclude each other
     if not opened:
         raise UsageError("; ".join(bench.report.messages))
     return opened
@@ -188,6 +188,7 @@ def ab(a: argparse.Namespace, bench: Bench) -> None:
         raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
     bench.expect(a.seconds)
     _networks(a, bench, a.seconds)
+    bench.left_out |= not bench.report.ratios
 
 
 def targets(a: argparse.Namespace, bench: Bench) -> None:
@@ -307,6 +308,9 @@ def main(a: argparse.Namespace) -> int:
     try:
         with bench.stack:
             _COMMANDS[a.command](a, bench)
+    except BaseException as error:
+        bench.report.say(f"not whole: {error if isinstance(error, Exception) else 'interrupted'}")
+        raise
     finally:
         if bench.report.rows:
             _deliver(bench.report, a)

@@ -134,7 +134,7 @@ def _find_onnxruntime() -> None:
 
 def _find_export() -> None:
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
-        raise RuntimeError("torch and onnx make the models for it")
+        raise RuntimeError("torch and onnx, which make its models, are not both there")
 
 
 def _find_cupy() -> None:

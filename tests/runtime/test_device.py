@@ -86,7 +86,7 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
 @pytest.mark.parametrize("imitated", ["fp32 3", "fp32 3 10.ort", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
 def test_targets_come_and_go(imitated: Imitated, monkeypatch: Any) -> None:
     """Batches, several groups and moved slots give what single trackers give; before 10 each context has an engine."""
-    starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50))
+    starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50), (90, 90, 50, 60))
     manifest, backend = load_manifest(imitated.folder), imitated.open()
     if imitated.library.__version__ == "10.ort":
         monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
@@ -169,6 +169,7 @@ def test_warnings_of_tensorrt_at_load_are_told(caplog: Any) -> None:
     with pytest.raises(BackendError, match="cannot load search"):
         tensorrt.TensorRTNetwork(b"", "search.engine", MagicMock(), "search", made, 0)
     assert "TensorRT: a b" in caplog.text
+    assert tensorrt.collecting_logger(made.module) is tensorrt.collecting_logger(made.module, warn=True)
 
 
 @pytest.mark.parametrize("call", ["end capture", "instantiate"])

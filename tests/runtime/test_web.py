@@ -287,11 +287,14 @@ def test_rows_of_a_run_without_end_are_the_newest(run: Callable[..., Running], m
 
 def test_a_camera_that_is_silent_is_not_healthy(monkeypatch: pytest.MonkeyPatch, run: Callable[..., Running]) -> None:
     monkeypatch.setattr(view, "SILENCE", 0.2)
-    running = run(source=LiveSource("camera", lambda: FakeCapture(100, None, 5, 1.0, (320, 240))), marked=1)
+    running = run(source=LiveSource("camera", lambda: FakeCapture(100, None, 5, 20.0, (320, 240))), marked=1)
     assert running.get("/health")[0] == 200
     sleep(0.5)
     status, body, _ = running.get("/health")
     assert status == 503 and json.loads(body)["status"] == "no frames"
+    running.run.source_ended = True  # no more frames are wanted
+    assert running.get("/health")[0] == 200
+    running.run.source_ended = False
     with running.connect() as socket:
         assert answer_to(socket, action="end")["done"] == "end"
     running.thread.join(5)

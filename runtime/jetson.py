@@ -26,24 +26,24 @@ TIMEOUT = 5000  #: milliseconds that a frame is waited for before the source cou
 #: jetson-utils overwrites its frames after a few others. A frame of ours stays for so many captures: longer
 #: than any is read ahead.
 KEPT = 16
-_OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--input-rate", "flip": "--input-flip"}
+_OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--input-rate"}
 
 
 def jetson_utils() -> Any:
     """The module; a ``SourceError`` where it is not installed, or is not for this machine."""
     try:
         import jetson_utils
-    except ImportError as error:
+    except (ImportError, RuntimeError, SystemError) as error:  # the latter two of another numpy than it was built for
         raise SourceError(
-            f"jetson:// needs jetson-utils ({error}): build it on the Jetson (github.com/dusty-nv/jetson-utils), or "
-            "leave out jetson://"
+            f"jetson:// needs jetson-utils ({error}): build it on the Jetson (github.com/dusty-nv/jetson-utils) with "
+            "the numpy of this environment, or leave out jetson://"
         ) from None
     return jetson_utils
 
 
 def open_jetson(source: str) -> Source:
     """Opens ``jetson://csi://0?width=1280&height=720&fps=60``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``."""
-    uri = source[len("jetson://") :]
+    uri = re.sub("^file://", "", source[len("jetson://") :])
     # What follows a ? in the address of a stream is the server's.
     ours = re.match(r"(?!\w+://)|csi:|v4l2:", uri)
     name, options = split_options(uri, _OPTIONS, "a jetson:// source") if ours else (uri, {})
@@ -52,7 +52,7 @@ def open_jetson(source: str) -> Source:
         raise SourceError(f"there is no file {name}")
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
     opened = LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
-    opened.live = not recording  # a file is decoded by the Jetson's hardware too, but has an end, and waits for us
+    opened.live = not recording  # a file is decoded by the Jetson's hardware too, at its own pace, but has an end
     return opened
 
 
@@ -131,7 +131,7 @@ class JetsonWriter(Sink):
         self.name = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
         self._utils, self._picture = jetson_utils(), None
         try:
-            self._output = self._utils.videoOutput(self.name)
+            self._output = self._utils.videoOutput(self.name, ["--headless"])  # else it opens a window, too
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(f"jetson-utils cannot write {self.name}: {error}") from None
 
@@ -144,7 +144,10 @@ class JetsonWriter(Sink):
             corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
             for start, end in zip(corners, corners[1:]):
                 self._utils.cudaDrawLine(self._picture, start, end, colour, 1 if track.state is State.LOST else 3)
-        self._output.Render(self._picture)
+        try:
+            self._output.Render(self._picture)
+        except Exception as error:  # plain ones
+            raise OSError(f"jetson-utils cannot write it: {error}") from None
 
     def close(self, keep: bool = True) -> None:
         self._output.Close()

@@ -65,10 +65,13 @@ class Utils(ModuleType):
                 utils.closed += 1
 
         class videoOutput:
-            def __init__(self, uri: str) -> None:
+            def __init__(self, uri: str, argv: List[str]) -> None:
+                assert argv == ["--headless"]
                 utils.opened.append(uri)
 
             def Render(self, image: Image) -> None:
+                if "full" in utils.opened[-1]:
+                    raise Exception("videoOutput failed to render image")
                 utils.rendered.append(image.pixels.copy())
 
             def Close(self) -> None:
@@ -99,7 +102,7 @@ def test_a_file_is_tracked_without_a_copy_to_the_host(
     monkeypatch.setattr(JetsonFrame, "copy", lambda self: pytest.fail("the frame came to the host"))
     (tmp_path / "clip.mp4").write_bytes(b"video")
     tracker = Tracker(backend)
-    with open_source(f"jetson://{tmp_path}/clip.mp4") as source:
+    with open_source(f"jetson://file://{tmp_path}/clip.mp4") as source:
         assert source.fps == 30 and not source.live
         frames = list(islice(source, len(FRAMES)))  # read ahead: they outlive jetson-utils' buffers
         tracker.init(frames[0], BOX)
@@ -154,9 +157,12 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     assert utils.opened == ["webrtc://@:8554/out"]
     frame = JetsonFrame(Image(np.zeros((60, 80, 3), np.uint8), "rgb8"))
     tracks = {0: Track(Box(10, 10, 40, 20), 0.9, State.TRACKING)}
-    writer.write(Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0))  # type: ignore[arg-type]
+    result = Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0)  # type: ignore[arg-type]
+    writer.write(result)
     (drawn,) = utils.rendered
     assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "an orange box, in RGB"
     assert not drawn[20, 30].any() and not np.asarray(frame).any(), "others may still read the frame itself"
     writer.close()
     assert utils.closed == 1
+    with pytest.raises(OSError, match="cannot write it: videoOutput failed"):
+        JetsonWriter(Path("full.mp4")).write(result)

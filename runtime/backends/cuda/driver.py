@@ -107,7 +107,8 @@ def load_driver() -> Any:
         if code:
             raise BackendError(f"the CUDA driver cannot start (error {code}): see what nvidia-smi says")
         return library
-    raise NoGpuError("there is no CUDA driver here (no libcuda.so.1): install NVIDIA's; a container needs --gpus all")
+    advice = "install NVIDIA's; a container needs --gpus all, on a Jetson --runtime nvidia"
+    raise NoGpuError(f"there is no CUDA driver here (no libcuda.so.1): {advice}")
 
 
 class Driver:

@@ -15,6 +15,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.benchmarks.speed.machine import conditions, facts, title
 from asymtrack_edge.benchmarks.speed.race import Case, summarise
 from asymtrack_edge.benchmarks.tables import cell, markdown_table
+from asymtrack_edge.errors import without_secrets
 from asymtrack_edge.files import write_text
 
 FORMAT = "asymtrack-edge-benchmark 4"
@@ -53,8 +54,8 @@ class Report:
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def say(self, message: str) -> None:
-        if message not in self.messages:
-            self.messages.append(message)
+        if without_secrets(message) not in self.messages:
+            self.messages.append(without_secrets(message))
 
     def document(self) -> Dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

@@ -104,10 +104,11 @@ def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
 
 
 def test_an_error_does_not_cost_what_was_measured_before(exported, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(measure, "updates", MagicMock(side_effect=BackendError("late")))
+    monkeypatch.setattr(measure, "updates", MagicMock(side_effect=BackendError("late at triton://me:secret@host")))
     (tmp_path / "report.json").mkdir()
     document = run(capsys, "speed", exported, "--threads", "1", "--seconds", "0.2", "--output", tmp_path, code=2)
-    assert [row["protocol"] for row in document["rows"]] == ["P1, P2"] and "not whole: late" in document["messages"]
+    assert [row["protocol"] for row in document["rows"]] == ["P1, P2"]
+    assert "not whole: late at triton://host/***" in document["messages"]
 
 
 def test_startup_in_a_fresh_process(exported, capsys):

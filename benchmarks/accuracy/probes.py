@@ -93,7 +93,7 @@ def presence(args: argparse.Namespace) -> int:
             left_out[sequence.name] = f"sequence {sequence.name}: {error}"
     if len(sequences) <= max(OTHERS):
         need = f"{max(OTHERS) + 1} sequences of {ABSENT + 1} readable frames, with the target in frame {PRESENT + 1}"
-        raise UsageError(f"presence needs {need}, or more: {args.root} has {len(sequences)}")
+        raise UsageError(f"presence needs at least {need}: {args.root} has {len(sequences)}")
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
     found: Dict[str, List[float]] = {"present": [], "absent": []}
     for i, sequence in enumerate(sequences):

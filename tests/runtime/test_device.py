@@ -83,15 +83,17 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
         assert calls[never] == 0, never
 
 
-@pytest.mark.parametrize("imitated", ["fp32 3", "fp32 3 10.ort", "fp16 1", "fp32 3 8.5.2.2"], indirect=True)
-def test_targets_come_and_go(imitated: Imitated, monkeypatch: Any) -> None:
+RUNS = [("fp32 3", "tensorrt"), ("fp32 3", "onnxruntime"), ("fp16 1", "tensorrt"), ("fp32 3 8.5.2.2", "tensorrt")]
+
+
+@pytest.mark.parametrize(("imitated", "engine"), RUNS, indirect=["imitated"])
+def test_targets_come_and_go(imitated: Imitated, engine: str, monkeypatch: Any) -> None:
     """Batches, several groups and moved slots give what single trackers give; before 10 each context has an engine."""
     starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50), (90, 90, 50, 60))
-    manifest, backend = load_manifest(imitated.folder), imitated.open()
-    if imitated.library.__version__ == "10.ort":
-        monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
-        backend = OnnxRuntimeGpuBackend(imitated.folder, manifest, "tensorrt")
-    with MultiTracker(backend) as many:
+    manifest = load_manifest(imitated.folder)
+    monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
+    opened = imitated.open() if engine == "tensorrt" else OnnxRuntimeGpuBackend(imitated.folder, manifest, "tensorrt")
+    with MultiTracker(opened) as many:
         single = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
         # One run of a batch rounds differently from several of one.
         pixels, score = (0.3, 0.02) if manifest.precision == "fp16" else (1e-2, 1e-3)

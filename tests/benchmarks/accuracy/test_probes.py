@@ -50,4 +50,4 @@ def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
     (clips / "s3" / "absence.label").write_text("0\n" * 4 + "1\n" * 3)
     for root, number in ((folder_set, 0), (clips, 5)):
         assert main(["presence", str(root)]) == 2
-        assert f"with the target in frame 5, or more: {root} has {number}" in capsys.readouterr().err
+        assert f"with the target in frame 5: {root} has {number}" in capsys.readouterr().err

@@ -97,7 +97,6 @@ def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
     document = run(capsys, "ab", exported, "--backend", backends, "--threads", "1", "--seconds", "0.2", code=1)
     assert [r["case"]["name"] for r in document["rows"]] == ["onnxruntime"]
     assert any(m.startswith("onnxruntime-tensorrt was left out: ") for m in document["messages"])
-    # A combination that no machine can run is no failure, unless nothing is left to compare.
     exclude = ("--backend", "onnxruntime", "--precision", "fp32,bf16", "--threads", "1", "--seconds", "0.1")
     for command, code in ((("speed", exported, "--protocol", "P1"), 0), (("ab", exported), 1)):
         assert len(run(capsys, *command, *exclude, code=code)["rows"]) == 1

@@ -50,18 +50,20 @@ class Results:
     def found(cls, root: Path, sequences: Items[Sequence]) -> Results:
         """Those of any toolkit, under the names that toolkits give them; UsageError for none, or several runs.
 
-        A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, in upper or lower case, its name with
-        pytracking's prefixes, or one of ``Sequence.aliases``. The files lie in the folder itself, or in that
-        of its subfolders (pytracking's ``<tracker>_000``) which has the most.
+        A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, its name with pytracking's prefixes, or one
+        of ``Sequence.aliases``; or, where none is written so, any of them in upper or lower case. The files lie in the
+        folder itself, or in that of its subfolders (pytracking's ``<tracker>_000``) which has the most.
         """
         if not root.is_dir():
             raise UsageError(f"there is no folder of results {printable(root)}")
         candidates = []
         for base in [root, *sorted(p for p in root.iterdir() if p.is_dir())]:
             files = [*base.glob("*.txt"), *base.glob("*/*.txt")]
-            index = {path.relative_to(base).with_suffix("").as_posix().lower(): path for path in files}
-            keys = {s.name: [key for key in _keys(s) if key in index] for s in sequences}
-            found = {name: index[matching[0]] for name, matching in keys.items() if matching}
+            exact = {path.relative_to(base).with_suffix("").as_posix(): path for path in files}
+            lower = {key.lower(): path for key, path in exact.items()}
+            # In this order: pytracking puts OTB's Car2 beside uav_car2.
+            paths = {s.name: [*map(exact.get, _keys(s)), *map(lower.get, map(str.lower, _keys(s)))] for s in sequences}
+            found = {name: next(filter(None, options)) for name, options in paths.items() if any(options)}
             candidates.append((len(found), base, found))
         best, _, most = max(candidates, key=lambda candidate: candidate[0])
         equal = [printable(base) for count, base, _ in candidates if count == best]
@@ -146,10 +148,10 @@ class Results:
 
 
 def _keys(sequence: Sequence) -> Iterator[str]:
-    """The names, in lower case, under which toolkits keep the result of a sequence."""
+    """The names under which toolkits keep the result of a sequence."""
     for name in (sequence.name, *sequence.aliases):
         for prefix in ("", "uav_", "nfs_"):  # pytracking's, of some data sets
-            key = f"{prefix}{name}".lower()
+            key = f"{prefix}{name}"
             yield from (key, f"{key}/{key}_001")
 
 

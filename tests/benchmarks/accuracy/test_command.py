@@ -208,7 +208,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
         ("pysot", "otb", {f"Jogging-{k}": v for k, v in jogging.items()}),
         ("pytracking_000", "otb", {f"Jogging_{k}": v for k, v in jogging.items()}),
         ("got10k", "otb", {f"Jogging.{k}": v for k, v in jogging.items()}),
-        ("runs/dimp_000", "uav123", {"uav_bike1": drift(3), "uav_bike1_time": "0.1\n" * 3}),
+        ("runs/dimp_000", "uav123", {"uav_Bike1": drift(3), "bike1": drift(2), "uav_Bike1_time": "0.1\n" * 3}),
         ("nested", "uav123", {"Bike1/Bike1_001": drift(3), "Bike1/Bike1_time": "0.1,0.5\n" * 3}),
     ):
         for name, text in {**files, "Tiger1": drift(8)}.items():

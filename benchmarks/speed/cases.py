@@ -187,9 +187,9 @@ def tracker_case(name: str, spec: TrackerSpec, clip: VideoClip, mapped: bool = F
     note = f"frames: {Path(without_secrets(clip.source)).name}, {width}x{height}"
     facts: Dict[str, Any] = {"tracker": spec.name, "backend": spec.kind, "threads": spec.threads, "notes": (note,)}
     if spec.kind == "model":
-        facts = {"close": tracker.close, **_facts(tracker.backend, spec, note)}
+        facts = {"subject": tracker, "close": tracker.close, **_facts(tracker.backend, spec, note)}
         if mapped:
             tracker.backend.map_frames()
     frames = cycle([*clip.frames, *clip.frames[-2:0:-1]])  # there and back for ever, without a cut
     tracker.init(next(frames), tuple(clip.box))
-    return Case(name, timed(lambda: tracker.update(next(frames))), subject=tracker, **facts)
+    return Case(name, timed(lambda: tracker.update(next(frames))), **facts)

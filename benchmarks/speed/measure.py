@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 from itertools import chain
 from time import perf_counter
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 import numpy as np
 
@@ -60,20 +60,14 @@ def networks(
 def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> None:
     """P5: whole ``update(frame)`` calls; trackers take turns."""
     before = conditions(bench.gpu)
-    # Other trackers than this package's do not say where their time goes.
-    began = [(case.calls, dict(getattr(case.subject, "seconds", {}))) for case in raced]
     seen = race(raced, seconds, FEWER_CALLS, warmup=10, tick=bench.tick)
-    for case, (made, stages) in zip(raced, began):
+    for case in raced:
         samples = list(chain.from_iterable(seen[case.name]))
-        by_stage = _stages(stages, case.subject, case.calls - made)
+        # Other trackers than this package's do not say where their time goes.
+        by_stage = {name: 1000 * total / len(samples) for name, total in case.stages.items()}
         notes = [f"stopped by time before {FEWER_CALLS} timed calls"] * (len(samples) < FEWER_CALLS)
         bench.add("P5", case, before, *notes, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
     bench.report.ratios += compare("P5", seen, raced[0].name)
-
-
-def _stages(before: Mapping[str, float], tracker: Any, calls: int) -> Dict[str, float]:
-    """Milliseconds per call by stage since ``before``, an earlier reading of ``Tracker.seconds``."""
-    return {name: 1000 * (tracker.seconds[name] - began) / calls for name, began in before.items()}
 
 
 def dropped_frames(seconds: Sequence[float], fps: float) -> int:
@@ -119,7 +113,8 @@ def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optiona
             bench.tick(case.name)
     if not total:
         raise SourceError("the clip has fewer than two readable frames: give a longer one")
-    by_stage = {"decode": 1000 * sum(decode) / len(decode), **_stages(stages, tracker, len(total))}
+    stages = {"decode": sum(decode), **{name: tracker.seconds[name] - began for name, began in stages.items()}}
+    by_stage = {name: 1000 * spent / len(total) for name, spent in stages.items()}
     by_stage["other"] = max(0.0, 1000 * sum(total) / len(total) - sum(by_stage.values()))
     values = {"frames": float(len(total))}
     for fps in (30.0, 60.0):

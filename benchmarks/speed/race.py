@@ -35,7 +35,7 @@ class Case:
     name: str  # short and unique in a run
     run: Callable[[int], List[float]]  # makes so many calls; seconds until the result of each was there
     close: Callable[[], object] = lambda: None
-    subject: Any = None  # the tracker whose ``update`` is called, where it is one
+    subject: Any = None  # the tracker whose ``update`` is called, where it is one of this package's
     #: Where a device works on its own: makes so many calls and waits once, after the last; seconds of all.
     burst: Optional[Callable[[int], float]] = None
     tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
@@ -46,15 +46,18 @@ class Case:
     batch: int = 1  # targets in one call
     model_sha256: str = ""  # of the search network's file, or of the weights in memory
     notes: Tuple[str, ...] = ()  # what a reader must know of these figures
-    calls: int = field(default=0, init=False)  # so far
+    stages: Dict[str, float] = field(default_factory=dict, init=False)  # seconds by stage of all recorded calls
 
     def turn(self, calls: int) -> List[float]:
-        """Seconds of each of some calls, one after the other."""
-        self.calls += calls
-        return self.run(calls)
+        """Seconds of each of some recorded calls, one after the other; those of a subject's stages are added up."""
+        before = self.subject.seconds if self.subject else {}
+        seconds = self.run(calls)
+        for name, began in before.items():
+            self.stages[name] = self.stages.get(name, 0.0) + self.subject.seconds[name] - began
+        return seconds
 
     def facts(self) -> Dict[str, Any]:
-        ways = ("run", "close", "subject", "burst", "notes", "calls")
+        ways = ("run", "close", "subject", "burst", "notes", "stages")
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ways}
 
 
@@ -146,7 +149,7 @@ def race(
         started = clock()
         times: List[float] = []
         while len(times) < max(2, warmup) and (len(times) < 2 or clock() - started < share):
-            times += case.turn(1)
+            times += case.run(1)
         per_turn[case.name] = max(1, int(min(TURN_SECONDS / max(1e-7, min(times)), calls // LEAST_ROUNDS)))
         tick(case.name)
     seen: Turns = {case.name: [] for case in cases}
@@ -154,7 +157,7 @@ def race(
     while True:
         for case in cases if rounds % 2 == 0 else cases[::-1]:
             settle()
-            case.turn(1)
+            case.run(1)
             seen[case.name].append(case.turn(per_turn[case.name]))
             tick(case.name)
         rounds += 1

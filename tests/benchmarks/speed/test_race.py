@@ -15,6 +15,10 @@ class World:
         self.now = 0.0
         self.slowdown = slowdown
 
+    @property
+    def seconds(self):
+        return {"all": self.now}
+
     def case(self, name, seconds):
         def call():
             self.now += seconds * self.slowdown(self.now)
@@ -55,8 +59,11 @@ def test_verdicts(ratios, verdict, warns):
 def test_all_calls_are_made_without_a_time_limit_and_the_first_of_a_turn_is_not_recorded():
     world = World()
     case = world.case("a", 0.02)
+    case.subject = world
     turns = world.race([case], None, calls=100, warmup=7)["a"]
-    assert sum(map(len, turns)) >= 100 and case.calls == 7 + sum(map(len, turns)) + len(turns)
+    recorded = sum(map(len, turns))
+    assert recorded >= 100 and world.now == pytest.approx(0.02 * (7 + recorded + len(turns)))
+    assert case.stages["all"] == pytest.approx(0.02 * recorded)
 
 
 def test_a_hopelessly_busy_machine_ends_in_time_without_a_conclusion():

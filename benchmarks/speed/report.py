@@ -25,7 +25,7 @@ NETWORK = "P1, P2"
 #: Protocols by id: what a figure means (docs/benchmarks.md has them in full).
 PROTOCOLS: Dict[str, str] = {
     NETWORK: "search network alone, random crops, template cached; fps is P1 (the paper's), milliseconds are P2",
-    "P5": "the whole update(frame) on frames in memory",
+    "P5": "the whole update(frame) on frames in memory; fps is 1 over the median",
     "P6": "from the encoded video to the box, by stage",
     "P8": "joules a frame, rail by rail",
     "startup": "import, load, first track and memory of a fresh process",

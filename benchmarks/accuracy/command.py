@@ -203,6 +203,8 @@ def _track(
         for number, (sequence, boxes, times, error, detail) in enumerate(executor(spec, missing, bar.update)):
             if number == 0:  # the tracker can be made: not before may anything of another go
                 results.claim(args.fresh)
+                if data.withheld:  # nobody is to submit what was packed of other results
+                    results.archive.unlink(missing_ok=True)
             if boxes is not None and times is not None:
                 results.write(sequence.name, boxes, times)
                 continue

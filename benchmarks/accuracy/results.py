@@ -134,17 +134,21 @@ class Results:
                 advice = "redo them all with --fresh, or give another --output"
                 raise UsageError(f"the results in {self.root} were made otherwise ({changes}): {advice}")
 
+    @property
+    def archive(self) -> Path:
+        """What ``submission`` writes."""
+        return self.root.with_name(f"{self.root.name}.zip")
+
     def submission(self) -> Path:
         """Packs the results as the data set's server wants them; returns the zip file.
 
         GOT-10k: a folder per sequence with its box and time files. TrackingNet: the box files alone.
         """
-        path = self.root.with_name(f"{self.root.name}.zip")
-        with OutputFile(path) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
+        with OutputFile(self.archive) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
             for boxes, times in self.files.values():
                 for found in (boxes,) if boxes.parent == self.root else (boxes, times):
                     archive.write(found, str(found.relative_to(self.root)))
-        return path
+        return self.archive
 
 
 def _keys(sequence: Sequence) -> Iterator[str]:

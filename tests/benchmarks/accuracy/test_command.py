@@ -301,8 +301,7 @@ def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluat
     assert sorted(packed["trackingnet"]) == ["v1.txt", "v2.txt"]
     assert sorted(packed["got10k-test"]) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
     assert packed["got10k-test"]["seq-1/seq-1_001.txt"].splitlines()[1] == "5.000,5.000,10.000,8.000"
-    (output / "got10k-test" / f"{LABEL}.zip").unlink()
-    assert evaluate("got10k-test", tmp_path, *STILL, "--sequences", "seq-1").code == 0
+    assert evaluate("got10k-test", tmp_path, *STILL, "--sequences", "seq-1", "--fresh").code == 0
     assert not list(output.glob("got10k-test/*.zip")), "not of a part"
     save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
     assert evaluate("got10k-test", tmp_path, *STILL).code == 1 and not list(output.glob("got10k-test/*.zip"))

@@ -48,7 +48,6 @@ trackers:
                               nano=BACKBONE.onnx,HEAD.onnx and vit=MODEL.onnx
   --tracker python:mod:name   your own: returns an object with init(frame, box) and update(frame)
 """
-_COMMANDS = ("run", *probes.COMMANDS)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,7 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[Items[str]] = None) -> int:
     """Runs the command; 1 where a sequence is not as published or has no score, 2 for a mistake in its use."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and words[0] not in (*_COMMANDS, "-h", "--help", "--version"):
+    if words and words[0] not in ("run", *probes.COMMANDS, "-h", "--help", "--version"):
         words.insert(0, "run")
     args = make_parser().parse_args(words)
     return cli.run(args.body, args)
@@ -256,8 +255,7 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
     if not problems:
         return 0
     names = dict.fromkeys(name for name, _ in problems)
-    total = len(data.sequences) + len(data.left_out)
-    cli.say(f"{len(names)} of {total} sequences are not whole: {', '.join(names)}")
+    cli.say(f"{len(names)} of {len(data.sequences) + len(data.left_out)} sequences are not whole: {', '.join(names)}")
     for _, text in problems:
         cli.say(f"error: {text}")
     return 1

@@ -47,11 +47,6 @@ class Evaluation:
     submission: Optional[str] = None  # zip file for the data set's server
 
 
-def main_metric(summary: Summary) -> float:
-    """The metric that stands for the data set: success AUC, or AO."""
-    return next(summary.metrics[name] for name in ("auc", "success", "ao") if name in summary.metrics)
-
-
 def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[str, float]]]) -> str:
     """Metrics in percent, one row for each name, with how many sequences it is over."""
     lines = [
@@ -107,7 +102,7 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
     written: List[Path] = []
     for curve, label in _CURVES.items():
         lines = [
-            (s.metrics.get(curve, main_metric(s)), name, *s.curves[curve])
+            (next(s.metrics[metric] for metric in (curve, "auc", "ao") if metric in s.metrics), name, *s.curves[curve])
             for name, s in summaries.items()
             if curve in s.curves
         ]

@@ -25,8 +25,6 @@ from asymtrack_edge.files import OutputFile, printable, write_text
 
 #: File beside the results that says what made them.
 IDENTITY_FILE = "tracker.json"
-#: Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
-Result = Tuple[np.ndarray, np.ndarray, str]
 
 
 @dataclass
@@ -74,8 +72,11 @@ class Results:
             raise UsageError(f"{printable(root)} holds results of several runs: name one, such as {equal[0]}")
         return cls(root, {name: (path, _times_of(path)) for name, path in most.items()})
 
-    def read(self, sequence: Sequence) -> Result:
-        """Reads one result; raises DatasetError where it is missing, unreadable or shorter than the sequence."""
+    def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
+        """Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
+
+        Raises DatasetError where the result is missing, unreadable or shorter than the sequence.
+        """
         if sequence.name not in self.files:
             raise DatasetError(f"{printable(self.root)} holds no result of it")
         path, times = self.files[sequence.name]

@@ -102,8 +102,7 @@ def judge(ratios: Sequence[float]) -> Dict[str, Any]:
     elif wide:
         advice = "close other programs, fix the clocks or give more --seconds"
         warning = f"the spread {low:.2f}-{high:.2f} is too wide to size the difference: {advice}"
-    figures = {"speedup": ratio, "low": low, "high": high, "rounds": len(ratios)}
-    return {**figures, "verdict": verdict, "warning": warning}
+    return {"speedup": ratio, "low": low, "high": high, "rounds": len(ratios), "verdict": verdict, "warning": warning}
 
 
 def summarise(seconds: Sequence[float]) -> Dict[str, float]:

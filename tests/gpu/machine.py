@@ -15,7 +15,7 @@ from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.loading import model_folder
-from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, TENSORRT, TensorRTBackend, load_tensorrt
+from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.variants import VARIANTS
 
 #: Networks of T to check, and the packages that have to be there to make them.
@@ -76,17 +76,13 @@ class Machine:
 
     @lru_cache(maxsize=None)  # noqa: B019 (there is one machine)
     def _lacks_tensorrt(self) -> Optional[str]:
-        reasons = []
-        for flavour in (TENSORRT, RTX):
+        assert self.gpu is not None
+        reasons, bundled = [], load_manifest(model_folder("T"))
+        for flavour in (tensorrt.TENSORRT, tensorrt.RTX):
             try:
-                load_tensorrt(flavour)
-                if flavour == TENSORRT:
-                    return None
-                folder = self.model("fp32", "rtx")
-                TensorRTBackend(folder, load_manifest(folder)).close()
-                return None
+                tensorrt.fitting_engine(bundled, "search", tensorrt.load_tensorrt(flavour), self.gpu)
             except BackendError as error:
-                if "has no" in str(error):  # engine yet: nothing speaks against this GPU
+                if "the export has no" in str(error):  # engine yet: nothing speaks against this GPU
                     return None
                 reasons.append(str(error))
         return "; ".join(reasons)
@@ -100,7 +96,7 @@ class Machine:
         from asymtrack_edge.runtime.backends.tensorrt.build import build_in_place
 
         try:
-            load_tensorrt(TENSORRT)
+            tensorrt.load_tensorrt(tensorrt.TENSORRT)
             target = "xavier" if self.integrated else "orin"
         except BackendError:
             target = "rtx"
@@ -110,7 +106,7 @@ class Machine:
             build_in_place(folder, lambda line: None)
         finally:
             self.began += time.monotonic() - began  # engines take minutes on some boards
-        return TensorRTBackend(folder, load_manifest(folder))
+        return tensorrt.TensorRTBackend(folder, load_manifest(folder))
 
     @property
     def integrated(self) -> bool:
@@ -133,8 +129,9 @@ def _find_onnxruntime() -> None:
 
 
 def _find_export() -> None:
-    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("torch") is None:
-        raise RuntimeError("torch and onnx, which make its models, are not both there")
+    absent = [name for name in ("torch", "onnx", "onnxsim", "safetensors") if importlib.util.find_spec(name) is None]
+    if absent:
+        raise RuntimeError(f"{', '.join(absent)}: not there, needed to make its models (pip install '.[export]')")
 
 
 def _find_cupy() -> None:

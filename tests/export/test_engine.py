@@ -15,7 +15,7 @@ from asymtrack_edge.errors import BackendError, ExportError
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu
-from asymtrack_edge.runtime.backends.tensorrt import build
+from asymtrack_edge.runtime.backends.tensorrt import backend, build
 from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, TENSORRT, TensorRT, difference, engine_key
 from tests.helpers import export_small
 

@@ -35,7 +35,7 @@ _FLAVOURS = {
     TENSORRT: (
         ("tensorrt",),
         "there is no TensorRT for Python here; on a Jetson it comes with JetPack (sudo apt install "
-        "python3-libnvinfer; make virtual environments with --system-site-packages)",
+        "python3-libnvinfer; make virtual environments with --system-site-packages), elsewhere see docs/gpu.md",
     ),
     RTX: (
         ("tensorrt_rtx_bindings", "tensorrt_rtx"),
@@ -64,17 +64,21 @@ def flavour_of(target: str) -> str:
 
 
 def load_tensorrt(flavour: str) -> TensorRT:
-    """Imports a flavour; ``BackendError`` if it is not installed, or its libraries cannot be loaded."""
-    names, advice = _FLAVOURS[flavour]
+    """Imports a flavour; ``BackendError`` if it is not installed, too old, or its libraries cannot be loaded."""
+    names, reason = _FLAVOURS[flavour]
     for name in names:
         try:
             module = importlib.import_module(name)
-            # A namesake without the library behind it imports, but has nothing in it.
-            if hasattr(module, "Builder"):
-                return TensorRT(module, flavour, str(module.__version__))
-        except (ImportError, OSError, RuntimeError):
+        except (ImportError, OSError, RuntimeError) as error:
+            if not (isinstance(error, ModuleNotFoundError) and error.name == name):
+                reason = f"{name} is installed, but does not load: {' '.join(str(error).split())}"
             continue
-    raise BackendError(advice)
+        if hasattr(module, "TensorIOMode"):
+            return TensorRT(module, flavour, str(module.__version__))
+        # A namesake without the library behind it imports, but has nothing in it.
+        if hasattr(module, "Builder"):
+            reason = f"TensorRT {module.__version__} is too old: install 8.5 (JetPack 5.1) or newer"
+    raise BackendError(reason)
 
 
 def collecting_logger(module: Any, warn: bool = False) -> Any:

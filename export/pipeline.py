@@ -54,12 +54,15 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.precision == "int8" and (self.platform != "onnx" or self.input_format not in (None, UINT8_BGR)):
             raise UsageError(f"int8 is for CPUs and crops of {UINT8_BGR}: leave out --target and --input")
+        if self.platform != "onnx" and self.input_format == UINT8_BGR:
+            raise UsageError(f"--input {UINT8_BGR} is for ONNX Runtime: leave out --input or --target")
         if not 1 <= self.max_batch <= 64:
             raise UsageError(f"--batch must lie in 1..64, not {self.max_batch}")
         if self.opset is not None and not 13 <= self.opset <= 20:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
-        if self.platform == "xavier" and self.opset is not None and self.opset > 16:
-            raise UsageError("TensorRT 8.5 (xavier) has no LayerNormalization: leave out --opset, or give 16")
+        most = PLATFORMS[self.platform][0]
+        if self.platform in ("xavier", "orin") and (self.opset or most) > most:
+            raise UsageError(f"--target {self.platform} takes opsets up to {most}, which its TensorRT knows")
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import List, Optional, Union
 
 from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
-from asymtrack_edge.manifest import FLOAT_RGB, Manifest, load_manifest
+from asymtrack_edge.manifest import Manifest, load_manifest
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.variants import BUNDLED, VARIANTS
 
@@ -63,7 +63,7 @@ def open_backend(
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
     # Warn of an idle GPU or an engine that does not fit, not of a machine without a GPU.
-    surprise = passed and (opened.on_cpu or manifest.input_format == FLOAT_RGB)
+    surprise = passed and (opened.on_cpu or manifest.target != "onnx")
     level = logging.WARNING if surprise else logging.INFO
     logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)
     return opened

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, Manifest, TensorSpec, read_file
+from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
 
@@ -190,11 +190,8 @@ class TensorRTBackend(DeviceBackend):
     name = "tensorrt"
 
     def __init__(self, folder: Path, manifest: Manifest, device: int = 0) -> None:
-        if manifest.input_format != FLOAT_RGB:
-            raise BackendError(
-                f"the model takes {manifest.input_format}, which is for ONNX Runtime: "
-                "export with --target orin, xavier or rtx"
-            )
+        if manifest.target == "onnx":
+            raise BackendError("the model is for ONNX Runtime: export with --target orin, xavier or rtx")
         self._folder, gpu = folder, find_gpu(device)
         self._tensorrt = load_tensorrt(flavour_of(manifest.target))
         # Before anything of the GPU is taken.

@@ -31,7 +31,7 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import locked, write_bytes
-from asymtrack_edge.manifest import FLOAT_RGB, NETWORKS, Manifest, file_entry, load_manifest, read_file
+from asymtrack_edge.manifest import NETWORKS, Manifest, file_entry, load_manifest, read_file
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.tensorrt import backend
 from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, Key, TensorRT, flavour_of, load_tensorrt
@@ -66,11 +66,8 @@ def build_engines(
         BackendError: there is no GPU to build for, or no TensorRT for the manifest's target.
         ExportError: an engine cannot be built.
     """
-    if manifest.input_format != FLOAT_RGB:
-        raise ExportError(
-            f"an export with {manifest.input_format} input is for ONNX Runtime: export with --target xavier, "
-            "orin or rtx to build engines"
-        )
+    if manifest.target == "onnx":  # its fp16 has LayerNorm and softmax in fp16, which ONNX Runtime computes in fp32
+        raise ExportError("the model is for ONNX Runtime: export with --target xavier, orin or rtx to build engines")
     tensorrt = load_tensorrt(flavour_of(manifest.target))
     rtx = tensorrt.flavour == RTX
     gpus: List[Optional[Gpu]] = [None if rtx else find_gpu(device)]
@@ -93,8 +90,7 @@ def build_engines(
                 cuda = open_cuda(device)
                 stack.callback(cuda.close)
                 stack.enter_context(cuda.current())
-            model = folder / f"{network}.onnx"
-            half = manifest.precision == "fp16"
+            half, model = manifest.precision == "fp16", folder / f"{network}.onnx"
             engine = build_engine(tensorrt, model, half, batch, report, workspace_mb, capability)
         # The directory may be in use, and a build be interrupted: a manifest names only what is there.
         files, engines = dict(manifest.files), dict(manifest.engines)
@@ -135,7 +131,7 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
             load_tensorrt(flavour_of(manifest.target))
             gpu = find_gpu(0)
             if not gpu.integrated:
-                raise BackendError(f"{manifest.target} is a Jetson, and this GPU ({gpu.name}) is not one's")
+                raise BackendError(f"{manifest.target} may be for a Jetson, and this GPU ({gpu.name}) is not one's")
         there = manifest
         with suppress(ManifestError, KeyError, TypeError):  # without an earlier one, or one that is no good
             earlier = load_manifest(output)

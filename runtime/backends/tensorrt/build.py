@@ -90,7 +90,8 @@ def build_engines(
                 cuda = open_cuda(device)
                 stack.callback(cuda.close)
                 stack.enter_context(cuda.current())
-            half, model = manifest.precision == "fp16", folder / f"{network}.onnx"
+            model = folder / f"{network}.onnx"
+            half = manifest.precision == "fp16"
             engine = build_engine(tensorrt, model, half, batch, report, workspace_mb, capability)
         # The directory may be in use, and a build be interrupted: a manifest names only what is there.
         files, engines = dict(manifest.files), dict(manifest.engines)

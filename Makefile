@@ -60,7 +60,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	cd $(VENV) && bin/mypy --config-file $(CURDIR)/setup.cfg -p asymtrack_edge  # not the folder asymtrack_edge/
+	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/setup.cfg" -p asymtrack_edge  # not the folder asymtrack_edge/
 
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -23,7 +23,8 @@ from asymtrack_edge.geometry import check_box
 from asymtrack_edge.manifest import FILE_NAME, NETWORKS, file_entry, load_manifest, read_file
 from asymtrack_edge.variants import VARIANTS
 
-_CONTRIB = "pip uninstall opencv-python, then pip install opencv-contrib-python"
+# Forced: removing opencv-python takes files of an opencv-contrib-python that is there.
+_CONTRIB = "pip uninstall opencv-python, then pip install --force-reinstall --no-deps opencv-contrib-python"
 #: OpenCV's trackers: class, files of the model by parameter, what to do where this OpenCV lacks it.
 _OPENCV: Dict[str, Tuple[str, Dict[str, str], str]] = {
     "mil": ("TrackerMIL", {}, ""),
@@ -177,7 +178,6 @@ def _opencv(kind: str) -> Tuple[Callable[[], Any], List[Path]]:
         if not path.is_file():
             raise UsageError(f"opencv:{kind}: there is no file {printable(path)}")
     create = getattr(cv2, f"{class_name}_create", None)
-    create = create or getattr(getattr(cv2, "legacy", None), f"{class_name}_create", None)
     if create is None:
         raise UsageError(f"opencv:{name} is not in this OpenCV ({cv2.__version__}): {advice}")
     if not models:

@@ -339,8 +339,7 @@ def test_scores_by_attribute(tmp_path, evaluate):
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(folder_set, evaluate, monkeypatch, arguments, said):
-    for name in ("TrackerKCF_create", "legacy"):  # an OpenCV without contrib
-        monkeypatch.delattr(cv2, name, raising=False)
+    monkeypatch.delattr(cv2, "TrackerKCF_create", raising=False)  # an OpenCV without contrib
     ran = evaluate("folder", folder_set, *arguments)
     error = ran.err.strip().splitlines()[-1]
     assert ran.code == 2 and error.startswith("error: ") and said in error

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any, List
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from asymtrack_edge.geometry import Box
-    from asymtrack_edge.runtime.tracker import MultiTracker, State, Track, Tracker, TrackerSettings
+    from asymtrack_edge.runtime import Box, MultiTracker, State, Track, Tracker, TrackerSettings
 
-#: The front door, and where each name lives. The modules are imported when they are first asked for, so that what
-#: needs no tracker imports none.
-_HOMES = {
-    "Box": "asymtrack_edge.geometry",
-    **dict.fromkeys(("MultiTracker", "State", "Track", "Tracker", "TrackerSettings"), "asymtrack_edge.runtime.tracker"),
-}
+#: They live in ``runtime``, which is imported when one of them is first asked for: what needs no tracker imports none.
 __all__ = ["Box", "MultiTracker", "State", "Track", "Tracker", "TrackerSettings"]
 
 # ONNX Runtime from 1.29 on collects and sends usage data unless this is set before it is imported. A tracker on a
@@ -31,11 +25,11 @@ if os.path.isfile(os.path.join(_source, "setup.cfg")) and os.path.isdir(os.path.
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module("asymtrack_edge.runtime"), name)
 
 
 def __dir__() -> List[str]:

@@ -43,7 +43,7 @@ def check_output(path: AnyPath) -> None:
         raise UsageError(f"there is no folder {printable(folder)} to write {name} into")
     if len(os.fsencode(base)) > os.pathconf(folder, "PC_NAME_MAX"):
         raise UsageError(f"cannot write {name}: the name is too long")
-    if _standard(path) is None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    if descriptor_of(path) is None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise UsageError(f"cannot write {name}: this user may not")
 
 
@@ -87,7 +87,7 @@ class OutputFile(ContextManager["OutputFile"]):
         except OSError as error:
             raise UsageError(f"cannot write {printable(path)}: {error.strerror}") from None
         # Standard output may be a regular file too, but its text is not ours to take back.
-        self._regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode) and _standard(self.path) is None
+        self._regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode) and descriptor_of(self.path) is None
 
     def write(self, data: bytes) -> None:
         """Adds ``data`` as a whole or, in a regular file, not at all; the system has it at once.
@@ -211,14 +211,14 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
     return descriptor, place
 
 
-def _standard(path: AnyPath) -> Optional[int]:
+def descriptor_of(path: AnyPath) -> Optional[int]:
     """The number of an open file of this process that ``path`` names, such as ``/dev/stdout``."""
     found = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
     return None if found is None else {"stdout": 1, "stderr": 2}.get(found[1]) or int(found[2])
 
 
 def _open_straight(path: Path) -> int:
-    number = _standard(path)
+    number = descriptor_of(path)
     if number is not None:
         return os.dup(number)  # its place in the file is shared: opened anew, both would write over each other
     # Linux lets nobody, not even root, create what is another's in a folder such as /tmp.

@@ -16,7 +16,7 @@ import cv2
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError, require, without_secrets
-from asymtrack_edge.files import IMAGE_SUFFIXES, printable
+from asymtrack_edge.files import IMAGE_SUFFIXES, descriptor_of, printable
 from asymtrack_edge.geometry import check_box
 from asymtrack_edge.runtime.outputs import Sink
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window, check_display, video_rate
@@ -26,8 +26,6 @@ from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.runtime.sources.reader import Reader
 from asymtrack_edge.runtime.tracker import MultiTracker
 
-#: Names of files that are standard output.
-STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 EXAMPLES = """
 asymtrack-track video.mp4 --box 120,80,40,60 --output tracked.mp4 --boxes boxes.csv
 asymtrack-track frames/ --box 120,80,40,60 --box 300,90,35,50 --model exports/asymtrack-t-fp16
@@ -111,21 +109,21 @@ def _main(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     """The boxes, after everything that can be wrong without opening anything."""
     marked, limit, web = arguments.box or arguments.select, arguments.max_frames, arguments.web
+    if str(arguments.boxes) == "-":
+        arguments.boxes = Path("/dev/stdout")
     wrong = {
         "--max-frames must be at least 2: the target is marked in the first frame": limit is not None and limit < 2,
         "--patience takes a number of seconds, 0 for ever": not arguments.patience >= 0,
         "--box and --select exclude each other": arguments.box and arguments.select,
         "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
-        "--boxes and --send are both stdout": "-" in arguments.send and str(arguments.boxes) in ("-", *STDOUT),
+        "--boxes and --send are both stdout": "-" in arguments.send and descriptor_of(arguments.boxes) == 1,
         "--pts needs --boxes FILE": arguments.pts and not arguments.boxes,
         "--host needs --web PORT": arguments.host is not None and web is None,
     }
     for problem, holds in wrong.items():
         if holds:
             raise UsageError(problem)
-    if str(arguments.boxes) == "-":
-        arguments.boxes = Path("/dev/stdout")
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     files = [output for output in outputs if output not in (None, "-") and "://" not in str(output)]
     places = [os.path.realpath(output) for output in files]
@@ -206,7 +204,7 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     if summary["variable_rate"] and arguments.boxes and not arguments.pts:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
     # Where frames go to stdout, the summary must not follow them there.
-    taken = "-" in arguments.send or str(arguments.boxes) in STDOUT
+    taken = "-" in arguments.send or descriptor_of(arguments.boxes) == 1
     try:
         print(text, file=sys.stderr if taken else sys.stdout, flush=True)
     finally:  # neither depends on the other

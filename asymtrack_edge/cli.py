@@ -17,7 +17,6 @@ import sys
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Iterator, NoReturn, Optional, Sequence
 
 import cv2
@@ -114,11 +113,6 @@ def add_json(parser: Any) -> None:
     """Adds ``args.json``: None, ``"-"`` for stdout, or a file; see ``write_json``."""
     text = "print the result as JSON, or write it to FILE"
     parser.add_argument("--json", nargs="?", const="-", type=_writable, metavar="FILE", help=text)
-
-
-def add_output(parser: Any, text: str, metavar: str = "DIR") -> None:
-    """Adds ``args.output``, a path."""
-    parser.add_argument("--output", type=Path, metavar=metavar, help=text)
 
 
 def write_json(where: Optional[str], document: Any) -> None:

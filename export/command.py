@@ -49,7 +49,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)")
     crops = f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
     add("--input", choices=(UINT8_BGR, FLOAT_RGB), help=crops)
-    cli.add_output(parser, "directory to write (default: exports/asymtrack-t-fp16 or the like)")
+    text = "directory to write (default: exports/asymtrack-t-fp16 or the like)"
+    add("--output", type=Path, metavar="DIR", help=text)
     add("--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server")
     add("--no-engine", action="store_true", help="write ONNX only")
     cli.add_clip(parser)

@@ -43,7 +43,8 @@ def make_parser() -> argparse.ArgumentParser:
     short = "turn a folder of videos into training data, boxes included"
     label = commands.add_parser("label", help=short, description=text)
     label.add_argument("folder", type=Path, metavar="FOLDER", help="folder of videos")
-    cli.add_output(label, "where the frames and boxes go (default: the folder's name with -labelled)")
+    text = "where the frames and boxes go (default: the folder's name with -labelled)"
+    label.add_argument("--output", type=Path, metavar="DIR", help=text)
     cli.add_model(label)
     cli.add_backend(label)
     label.set_defaults(func=_label)
@@ -82,7 +83,7 @@ def _add_run(commands: Any) -> None:
     numbers("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
     add = call.add_argument
-    cli.add_output(call, "folder of the run (default: runs/VARIANT-PRESET)")
+    add("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/VARIANT-PRESET)")
     add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
     add("--time-budget", type=_seconds, default=math.inf, metavar="SECONDS", help="save and stop after this long")
     text = "when the loss rises and stays high: stop, or go back to the last good state with half the rate "

@@ -77,10 +77,11 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=cli.positive, default=1, metavar="N", help=text)
     run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto or local")
     run.add_argument("--fresh", action="store_true", help="run again what already has results")
-    cli.add_output(run, "where results go (default: results)")
+    text = "where results go (default: results)"
+    run.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help=text)
     run.add_argument("--per-sequence", action="store_true", help="print the table of sequences too")
     run.add_argument("--plots", type=Path, metavar="DIR", help="draw success and precision plots, PNG and SVG")
-    run.set_defaults(body=_run, output=Path("results"))
+    run.set_defaults(body=_run)
 
     for name, (text, body) in probes.COMMANDS.items():
         probe = commands.add_parser(name, help=text, description=inspect.getdoc(body), allow_abbrev=False)

@@ -10,6 +10,7 @@ import shlex
 import sys
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from asymtrack_edge import cli
@@ -44,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
             text = f"{what} (default: {seconds:g})"
             made.add_argument("--seconds", type=_positive, default=seconds, metavar="S", help=text)
         cli.add_json(made)
-        cli.add_output(made, "write report.md and report.json")
+        made.add_argument("--output", type=Path, metavar="DIR", help="write report.md and report.json")
         return made
 
     speed = add("speed", "protocols P1, P2, P5 and P6 on models and backends, side by side", 15.0, "per group of cases")

@@ -50,8 +50,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     cli.add_model(group)
     cli.add_backend(group)
     group = parser.add_argument_group("outputs")
-    cli.add_output(group, "annotated video (.mp4, .mkv or .avi)", metavar="FILE")
     add = group.add_argument
+    add("--output", type=Path, metavar="FILE", help="annotated video (.mp4, .mkv or .avi)")
     columns = "boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target; - for stdout"
     add("--boxes", type=Path, metavar="FILE", help=columns)
     add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")

@@ -62,7 +62,7 @@ class OnnxRuntimeBackend(HostBackend):
         self._files = {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in NETWORKS}
         self._folder = folder
         self._process = os.getpid()
-        #: By ``id`` of a network, and slot: what runs it there, its tensors bound.
+        #: By ``id`` of a search network, and slot: what runs it there, its tensors bound.
         self._bound: Dict[Tuple[int, int], Callable[[], object]] = {}
         self._template: Any = self._open_session("template", self.threads)
         del self._files["template"]  # of no more use
@@ -91,11 +91,9 @@ class OnnxRuntimeBackend(HostBackend):
         self._template = self._search = self._lanes = self._pool = None
 
     def _run_template(self, slot: int) -> None:
-        key = id(self._template), slot
-        if key not in self._bound:
-            outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
-            self._bound[key] = _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)
-        self._bound[key]()
+        # Bound anew: this happens once per target, and costs little beside the run.
+        outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
+        _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)()
 
     def _run_searches(self, count: int) -> None:
         spread = 0

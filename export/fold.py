@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Dict
 
 import torch
 from torch import Tensor, nn
@@ -49,10 +48,10 @@ class FoldedDynamicConv(layers.DynamicConv):
         self.weight_linear, self.norm = layer.weight_linear, layer.norm
         self.register_buffer("neighbours", torch.arange(layer.weight_linear.in_features) + torch.arange(3)[:, None])
 
-    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+    def forward(self, prototypes: Tensor, taps: Tensor, pointwise: Tensor) -> Tensor:
         gathered = F.pad(prototypes, (1, 1))[..., self.neighbours]  # (B, N, 3, C)
-        mixed = (kernels["taps"].unsqueeze(-2) @ gathered).squeeze(-2)
-        return self.norm(kernels["pointwise"] @ F.relu(mixed))
+        mixed = (taps.unsqueeze(-2) @ gathered).squeeze(-2)
+        return self.norm(pointwise @ F.relu(mixed))
 
 
 class FoldedAttentionBlock(layers.AttentionBlock):

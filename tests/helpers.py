@@ -6,7 +6,7 @@ import json
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
@@ -105,15 +105,6 @@ def refusal(main: Callable[[List[str]], Optional[int]], arguments: List[str], ca
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2
     return line
-
-
-def write_tree(root: Path, files: Mapping[str, Union[str, bytes]]) -> Path:
-    """Writes texts or bytes by their paths below ``root``, which it returns."""
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return root
 
 
 class Calls:

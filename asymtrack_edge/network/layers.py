@@ -152,12 +152,12 @@ class DynamicConv(nn.Module):
         weights = self.weight_linear(prototypes)
         return {"taps": weights[..., :3], "pointwise": weights[..., 3:]}
 
-    def forward(self, prototypes: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
+    def forward(self, prototypes: Tensor, taps: Tensor, pointwise: Tensor) -> Tensor:
         """Filters search prototypes ``(B, N, C)`` along the channels, then mixes them."""
-        before, here, after = kernels["taps"].split(1, -1)
+        before, here, after = taps.split(1, -1)
         padded = F.pad(prototypes, (1, 1))
         mixed = padded[..., :-2] * before + padded[..., 1:-1] * here + padded[..., 2:] * after
-        return self.norm(kernels["pointwise"] @ F.relu(mixed))
+        return self.norm(pointwise @ F.relu(mixed))
 
 
 class TemplateModulation(nn.Module):
@@ -183,11 +183,11 @@ class TemplateModulation(nn.Module):
         tokens = z.flatten(1, 2)
         return self.conv_att.kernels(_contract(self.pre_kernels(tokens), tokens))
 
-    def forward(self, x: Tensor, kernels: Dict[str, Tensor]) -> Tensor:
-        """Modulates search features ``(B, H, W, C)`` by what ``template`` returned."""
+    def forward(self, x: Tensor, taps: Tensor, pointwise: Tensor) -> Tensor:
+        """Modulates search features ``(B, H, W, C)`` by the kernels that ``template`` returned."""
         tokens = x.flatten(1, 2)
         selection = self.pre_kernels_x(tokens)  # S_x, (B, HW, N)
-        mixed = self.conv_att(_contract(selection, tokens), kernels)  # P_mix, (B, N, C)
+        mixed = self.conv_att(_contract(selection, tokens), taps, pointwise)  # P_mix, (B, N, C)
         # The attention weighs channels, so it can be applied to the N prototypes instead of to
         # all HW positions (eq. 7, reassociated).
         mixed = mixed * (self.proj_Cto1(mixed).transpose(1, 2) @ mixed).sigmoid()

@@ -66,10 +66,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, state: TemplateState) -> Tensor:
         """Search features ``(B, H, W, C)`` after the blocks; ``downsample`` makes the next stage's of them."""
-        prefix = f"etm{self.stage}_"
         for block in self.blocks:
             if isinstance(block, layers.TemplateModulation):
-                x = block(x, {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+                x = block(x, state[f"etm{self.stage}_taps"], state[f"etm{self.stage}_pointwise"])
             elif isinstance(block, layers.AttentionBlock):
                 x = block(x, state["keys"], state["values"])
             else:

@@ -1,4 +1,4 @@
-"""Frames and boxes of miniature data sets."""
+"""Files that tests make: images, texts and boxes, as of miniature data sets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,33 @@ import cv2
 import numpy as np
 
 
+def write_images(folder, images, pattern="{}.png", first=0):
+    """Writes images by number into a folder that is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images, start=first):
+        assert cv2.imwrite(str(folder / pattern.format(number)), image)
+
+
 def write_frames(folder, count, pattern="{:08d}.jpg", first=1, value=90):
     """Writes ``count`` frames of 32 x 24 pixels."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(first, first + count):
-        assert cv2.imwrite(str(folder / pattern.format(number)), np.full((24, 32, 3), value, np.uint8))
+    write_images(folder, [np.full((24, 32, 3), value, np.uint8)] * count, pattern, first)
 
 
-def save(path, text):
-    """Writes a text, or boxes a row each, into a folder that is made where it is not there."""
+def save(path, content):
+    """Writes bytes, a text, or boxes a row each, into a folder that is made where it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text if isinstance(text, str) else rows(text))
+    text = content if isinstance(content, (str, bytes)) else rows(content)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def write_tree(root, files):
+    """Writes what ``save`` takes by path, and as many frames as a number says by pattern; returns ``root``."""
+    for place, content in files.items():
+        if isinstance(content, int):
+            write_frames((root / place).parent, content, (root / place).name, first=int(place.endswith("d}.jpg")))
+        else:
+            save(root / place, content)
+    return root
 
 
 def rows(boxes, separator=","):

@@ -13,16 +13,7 @@ from hypothesis import strategies as st
 from asymtrack_edge.datasets import DATASETS, Dataset
 from asymtrack_edge.datasets.sequences import read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
-from tests.datasets.miniature import drift, rows, save, write_frames
-
-
-def build(root, files):
-    """Writes texts and boxes by path, and as many frames as a number says under a pattern."""
-    for place, content in files.items():
-        if isinstance(content, int):
-            write_frames((root / place).parent, content, (root / place).name, first=int(place.endswith("d}.jpg")))
-        else:
-            save(root / place, content)
+from tests.datasets.miniature import drift, rows, save, write_frames, write_tree
 
 
 def read(name, root):
@@ -44,7 +35,7 @@ def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
 
 
 def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
-    build(tmp_path, {"one/imgs/{:d}.jpg": 12, "one/groundtruth.txt": rows([*drift(11), ("nan",) * 4], "\t")})
+    write_tree(tmp_path, {"one/imgs/{:d}.jpg": 12, "one/groundtruth.txt": rows([*drift(11), ("nan",) * 4], "\t")})
     (one,) = read("folder", tmp_path)
     assert [path.name for path in one.frames][8:] == ["9.jpg", "10.jpg", "11.jpg", "12.jpg"]
     assert np.isnan(one.truth[11]).all() and np.array_equal(one.truth[10], [14, 5, 10, 8])
@@ -53,8 +44,8 @@ def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
 
 def got10k(root, name, cover="8 8 0 3"):
     labels = {"cover": cover, "absence": "0 0 1 0", "cut_by_image": "0 0 0 0"}
-    build(root / name, {"{:08d}.jpg": 4, "groundtruth.txt": drift(4)})
-    build(root / name, {f"{label}.label": values.replace(" ", "\n") for label, values in labels.items()})
+    write_tree(root / name, {"{:08d}.jpg": 4, "groundtruth.txt": drift(4)})
+    write_tree(root / name, {f"{label}.label": values.replace(" ", "\n") for label, values in labels.items()})
 
 
 def test_got10k_val_labels_and_order(tmp_path):
@@ -79,7 +70,7 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
         boxes, usable, frames = Dataset("got10k-train", root).annotation(0)
         assert usable.tolist() == [0, 3] and boxes.dtype == np.float32
         assert boxes[3].tolist() == [7, 5, 10, 8] and frames[3].name == "00000004.jpg"
-    build(tmp_path / "own" / "a", {"{:d}.jpg": 3, "groundtruth.txt": [(4, 5, 10, 8), (4, 5, 10, 3), (4, 5, 3, 8)]})
+    write_tree(tmp_path / "own" / "a", {"{:d}.jpg": 3, "groundtruth.txt": [(4, 5, 10, 8), (4, 5, 10, 3), (4, 5, 3, 8)]})
     assert Dataset("folder", tmp_path / "own").annotation(0).usable.tolist() == [0]  # others are too small
     save(tmp_path / "own" / "a" / "groundtruth.txt", [(4, 5, 0, 8)] * 3)
     with pytest.raises(DatasetError, match="no ground-truth box to start"):
@@ -87,7 +78,7 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
 
 
 def test_otb_delimiters_ranges_and_two_targets(tmp_path):
-    build(tmp_path, {
+    write_tree(tmp_path, {
         "Boy/img/{:04d}.jpg": 3, "Boy/groundtruth_rect.txt": rows(drift(3), "\t"),
         "Boy/groundtruth_rect (1).txt": drift(3),  # as a browser names a second download
         "Football1/img/{:04d}.jpg": 76, "Football1/groundtruth_rect.txt": drift(74),
@@ -111,7 +102,7 @@ def test_otb_delimiters_ranges_and_two_targets(tmp_path):
 
 def lasot(folder, images=3):
     labels = {"full_occlusion.txt": "0,0,1", "out_of_view.txt": "0,1,0"}
-    build(folder, {"img/{:08d}.jpg": images, "groundtruth.txt": drift(3), **labels})
+    write_tree(folder, {"img/{:08d}.jpg": images, "groundtruth.txt": drift(3), **labels})
 
 
 def test_lasot_splits_in_both_layouts(tmp_path):
@@ -124,7 +115,7 @@ def test_lasot_splits_in_both_layouts(tmp_path):
     assert names("lasotext", tmp_path) == ["airplane-1", "airplane-2", "zebra-10"]
     assert names("lasot-train", tmp_path) == ["airplane-2"]
     assert Dataset("lasot-train", tmp_path).annotation(0).usable.tolist() == [0]
-    build(tmp_path, {"testing_set.txt": "airplane-2\n", "training_set.txt": "airplane-1\n"})
+    write_tree(tmp_path, {"testing_set.txt": "airplane-2\n", "training_set.txt": "airplane-1\n"})
     assert names("lasot", tmp_path) == ["airplane-2"] and names("lasot-train", tmp_path) == ["airplane-1"]
     save(tmp_path / "airplane" / "airplane-2" / "out_of_view.txt", "0,0")
     with pytest.raises(DatasetError, match=r"airplane-2: .*2 labels for 3 frames"):
@@ -148,7 +139,7 @@ def test_lasot_cuts_images_that_the_annotation_does_not_cover_and_says_so(tmp_pa
 
 def test_trackingnet_orders_frames_by_number(tmp_path):
     for place, name in (("TEST", "-abc_0"), ("TRAIN_11", "a_1"), ("TRAIN_2", "b_1")):
-        build(tmp_path / place, {f"frames/{name}/{{}}.jpg": 12, f"anno/{name}.txt": drift(1)})
+        write_tree(tmp_path / place, {f"frames/{name}/{{}}.jpg": 12, f"anno/{name}.txt": drift(1)})
     (one,) = read("trackingnet", tmp_path)
     assert one.frames[2].name == "2.jpg" and one.frames[-1].name == "11.jpg"
     assert np.isnan(one.truth[1:]).all() and one.withheld
@@ -171,7 +162,7 @@ def test_nfs_at_30_fps(tmp_path, annotated, frames, expected):
 
 
 def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
-    build(tmp_path, {
+    write_tree(tmp_path, {
         "data_seq/UAV123/car1/{:06d}.jpg": 754, "data_seq/UAV123/bike1/{:06d}.jpg": 2,
         "anno/UAV123/car1_2.txt": [(4, 5, 10, 8), ("NaN",) * 4, (6, 5, 10, 8)], "anno/UAV123/bike1.txt": drift(2),
         "anno/UAV123/att/bike1.txt": "0,0,0,1,0,0,0,0,0,0,0,1",

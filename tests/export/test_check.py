@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS, OTHER_CROP
 from asymtrack_edge.runtime.commands import check
 from asymtrack_edge.runtime.commands.check import limits_of, main
 from asymtrack_edge.runtime.sources.clip import default_clip
+from tests.datasets.miniature import write_images
 from tests.runtime.simulated import as_argument
 
 
@@ -26,8 +26,7 @@ def test_agreement_is_printed_on_any_clip(tmp_path: Path, capsys: pytest.Capture
     line = capsys.readouterr().out
     assert "agrees with onnxruntime CPU over 36 frames" in line and "track IoU 1.000 (limit 0.99)" in line
     frames, box = default_clip(5)
-    for i, frame in enumerate(frames):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), frame)
+    write_images(tmp_path, frames)
     assert main(["T", "--backend", "openvino", "--clip", str(tmp_path), "--box", as_argument(box), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] and report["frames"] == 5 and report["precision"] == "fp32"

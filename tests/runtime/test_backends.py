@@ -22,7 +22,7 @@ from asymtrack_edge.runtime.backends import loading
 from asymtrack_edge.runtime.backends.cuda import driver
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.backends.threads import cpu_quota, processors
-from tests.helpers import write_tree
+from tests.datasets.miniature import write_tree
 from tests.runtime.simulated import ColourBackend
 
 

@@ -25,6 +25,7 @@ from asymtrack_edge.runtime.outputs import Result
 from asymtrack_edge.runtime.outputs.pictures import StripWriter, VideoWriter, Window
 from asymtrack_edge.runtime.outputs.rows import RowWriter
 from asymtrack_edge.runtime.sources.reader import Captured
+from tests.datasets.miniature import write_images
 from tests.runtime import fake_command
 from tests.runtime.simulated import as_argument, coloured_patches, count_frames, write_video
 
@@ -121,9 +122,7 @@ def test_what_the_pictures_of_a_run_cannot_show(tmp_path: Path, monkeypatch: pyt
 
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> None:
     folder = tmp_path / "frames"
-    folder.mkdir()
-    for i, (frame, _) in enumerate(coloured_patches(12, 3)):
-        cv2.imwrite(str(folder / f"{i}.png"), frame)
+    write_images(folder, (frame for frame, _ in coloured_patches(12, 3)))
     for name in ("4.png", "._1.png", "notes.txt"):
         (folder / name).write_bytes(b"")
     (folder / "6.png").write_bytes((folder / "5.png").read_bytes()[:99])

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -32,6 +31,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
 from asymtrack_edge.export.triton import write_repository
+from tests.datasets.miniature import write_images
 from tests.runtime.simulated import as_argument, check_several
 
 SEARCH = "asymtrack-t-fp32-search"
@@ -164,8 +164,7 @@ def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pyte
 def test_a_run_reports_a_server_that_goes_away_and_goes_on(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for i, frame in enumerate(FRAMES):
-        cv2.imwrite(str(tmp_path / f"{i:03}.png"), frame)
+    write_images(tmp_path, FRAMES)
     server = start()
     calls: List[int] = []
     search = backend_module.TritonBackend.search

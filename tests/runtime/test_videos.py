@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
-import cv2
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from asymtrack_edge.datasets.sequences import Frames, Sequence
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.runtime.sources import Source, open_source
 from asymtrack_edge.runtime.sources.reader import Reader
+from tests.datasets.miniature import write_images
 from tests.runtime import fake_command
 from tests.runtime.simulated import write_video
 
@@ -105,12 +105,10 @@ def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path,
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
 def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    (tmp_path / "0012").mkdir()
     counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7)).astype(kind) for i in range(3)]
     if kind is np.float32:
         counts[0][0, 0] = np.inf  # nothing came back to a depth camera
-    for i, image in enumerate(counts):
-        cv2.imwrite(str(tmp_path / "0012" / f"{i}.tiff"), image)
+    write_images(tmp_path / "0012", counts, "{}.tiff")
     monkeypatch.chdir(tmp_path)
     evaluated = Sequence("thermal", Frames("0012"), np.ones((3, 4)))
     for i, frame in enumerate(open_source("0012")):

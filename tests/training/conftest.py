@@ -15,7 +15,7 @@ import torch
 
 from asymtrack_edge.training.pairs import Pairs
 from asymtrack_edge.variants import Variant
-from tests.datasets.miniature import save
+from tests.datasets.miniature import save, write_images
 from tests.helpers import random_inputs
 
 CPU = torch.device("cpu")
@@ -67,8 +67,7 @@ def got10k(tmp_path_factory: Any) -> Path:
         save(folder / "groundtruth.txt", BOXES[:6])
         save(folder / "absence.label", "0\n0\n1\n0\n0\n0\n")
         save(folder / "cover.label", "8\n8\n8\n0\n7\n8\n")
-        for i, frame in enumerate(moving(n, 6), start=1):
-            cv2.imwrite(str(folder / f"{i:08d}.jpg"), frame)
+        write_images(folder, moving(n, 6), "{:08d}.jpg", first=1)
     save(root / "train" / "list.txt", "GOT-10k_Train_000001\nGOT-10k_Train_000002\n")
     return root
 

@@ -25,8 +25,7 @@ from asymtrack_edge.training.pairs import STRANGER, DiskPairs, Pairs, PairSample
 from asymtrack_edge.training.recipes import SMALL
 from asymtrack_edge.training.run import RunConfig
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, VARIANTS
-from tests.datasets.miniature import save
-from tests.helpers import write_tree
+from tests.datasets.miniature import save, write_images, write_tree
 from tests.training.conftest import BOXES, CPU, moving, picture
 
 TINY = replace(VARIANTS["T"], template_size=64, search_size=128)
@@ -136,9 +135,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
 
 
 def test_any_folder_of_images_gives_pairs(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for i in range(3):
-        cv2.imwrite(str(tmp_path / "deep" / f"{i}.png"), picture(i))
+    write_images(tmp_path / "deep", map(picture, range(3)))
     cv2.imwrite(str(tmp_path / "grey.jpg"), picture(7)[..., 0])
     cv2.imwrite(str(tmp_path / "transparent.png"), np.dstack([picture(8), np.zeros((90, 120), np.uint8)]))
     cv2.imwrite(str(tmp_path / "._0.png"), picture(0))
@@ -154,9 +151,7 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path) -> None:
 def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path, capsys: Any) -> None:
     data, there = tmp_path / "data", tmp_path / "elsewhere"
     for images in (there, data / "b" / "img"):
-        images.mkdir(parents=True)
-        for i, frame in enumerate(moving(1, 4)):
-            cv2.imwrite(str(images / f"{i}.png"), frame)
+        write_images(images, moving(1, 4))
     (data / "a").symlink_to(there)
     (data / "b" / "circle").symlink_to(data)
     save(data / "b" / "groundtruth_rect.2.txt", BOXES[1:5])
@@ -174,8 +169,7 @@ def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path, ca
 
 
 def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
-    for i in range(20):
-        cv2.imwrite(str(tmp_path / f"{i:02d}.png"), np.full((20, 20, 3), 10 * i, np.uint8))
+    write_images(tmp_path, (np.full((20, 20, 3), 10 * i, np.uint8) for i in range(20)))
     pools = [load_pool([tmp_path], 32, share) for share in ((0, 1), (0, 2), (1, 2))]
     whole, *parts = (set(pool.canvases[:, 5, 5, 0].tolist()) for pool in pools)
     assert whole == parts[0] | parts[1] and not parts[0] & parts[1]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import cv2
 import numpy as np
 import pytest
 
 from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from tests.datasets.miniature import write_images
 
 
 @pytest.fixture
@@ -17,10 +17,8 @@ def clips(tmp_path):
     """Six sequences of seven frames; the third of each is not annotated, and in the last the target is absent."""
     for seed in range(6):
         folder = tmp_path / f"s{seed}"
-        folder.mkdir()
         clip = list(synthetic_clip(frames=7, size=(160, 120), seed=seed))
-        for i, (frame, _) in enumerate(clip):
-            cv2.imwrite(str(folder / f"{i:08}.png"), frame)
+        write_images(folder, (frame for frame, _ in clip), "{:08}.png")
         boxes = [tuple(box) for _, box in clip]
         boxes[2], boxes[6] = (float("nan"),) * 4, (0, 0, 5, 5)
         (folder / "absence.label").write_text("0\n" * 6 + "1\n")

@@ -18,10 +18,10 @@ from asymtrack_edge.benchmarks.speed.race import Case
 from asymtrack_edge.benchmarks.speed.report import Bench, Report
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.errors import BackendError
-from asymtrack_edge.files import write_image
 from asymtrack_edge.manifest import load_manifest
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS
+from tests.datasets.miniature import write_images
 from tests.helpers import SMALL, export_small, refusal
 
 
@@ -59,8 +59,7 @@ def run(capsys, *arguments, code=0):
 
 
 def test_a_small_speed_run(exported, tmp_path, capsys):
-    for i, (frame, _) in enumerate(synthetic_clip(9, (160, 120))):
-        write_image(tmp_path / f"{i:04}.png", frame)
+    write_images(tmp_path, (frame for frame, _ in synthetic_clip(9, (160, 120))))
     document = run(
         capsys, "speed", exported, "--backend", "onnxruntime", "--threads", "1", "--seconds", "0.6",
         "--clip", tmp_path, "--box", "60,40,40,30", "--tracker", "opencv:MIL", "--output", tmp_path / "report",

@@ -8,7 +8,7 @@ from time import sleep
 import pytest
 
 from asymtrack_edge.benchmarks.speed import energy, machine
-from tests.helpers import write_tree
+from tests.datasets.miniature import write_tree
 
 
 @pytest.fixture(autouse=True)

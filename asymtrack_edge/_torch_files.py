@@ -34,7 +34,7 @@ class MalformedError(ValueError):
 
 
 class Foreign(Dict[Any, Any]):
-    """Stands for every class and function that is not known: of an object, only items as of a dictionary stay."""
+    """Stands in for every unknown class and function, and for their objects, which keep dictionary items only."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -42,7 +42,7 @@ class Foreign(Dict[Any, Any]):
         super().__init__()
 
     def __call__(self, *_: Any, **__: Any) -> Foreign:
-        """As of a function that another function made."""
+        """What an unknown function returns is unknown, too."""
         return self
 
     def extend(self, items: Any) -> None:
@@ -85,7 +85,7 @@ _Python: Any = vars(pickle)["_Unpickler"]
 
 
 class _Tuple(Tuple[Any, ...]):
-    """Hashed by identity: the content of one that holds another twice, and that another, takes for ever."""
+    """Hashed by identity: by content, a chain of tuples that each hold the one before twice takes for ever."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 

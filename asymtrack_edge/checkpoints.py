@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.|num_batches_tracked$")
 #: Where the names of this network begin; what stands before ("net.", "module.", "_orig_mod.") tells copies apart.
 _ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\.[^/]*)$", re.DOTALL)
-#: Of the number that begins PyTorch's format before 1.6.
+#: Bytes of the magic number near the beginning of a file in PyTorch's format before 1.6.
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
 #: A part of a name that says that weights are averaged over training steps.
 _AVERAGED = re.compile(r"(?:^|[./]|(?<!exp)_)(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)

@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # argparse takes what begins with a minus and is not one number for an option.
+        # Else argparse takes -5,10,40,60 for an option: it begins with a minus and is not a number.
         self._negative_number_matcher = re.compile(r"^-\.?\d")
 
     def error(self, message: str) -> NoReturn:

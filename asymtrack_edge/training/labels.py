@@ -21,7 +21,7 @@ from asymtrack_edge.training.imagery import files_under, read_records, shrink
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".flv", ".3gp")
 
-#: Frames of a clip, every how many-th of the video they are, and most clips of a video, spread evenly.
+#: A clip is ``FRAMES`` frames, every ``STRIDE``-th of the video; a video gives ``CLIPS`` at most, spread evenly.
 FRAMES, STRIDE, CLIPS = 16, 3, 20
 LONGEST_GAP = 1000  #: frames in a row that cannot be decoded, after which a video is given up
 #: Frames are shrunk to this many pixels on their long side.

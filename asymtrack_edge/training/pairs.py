@@ -101,7 +101,7 @@ class PairSampler:
     augmentation: Augmentation
     seed: int = 0
     rank: int = 0
-    #: An arbitrary region is looked for in another frame of its clip, where it has one: a teacher says where it is.
+    #: With a teacher, who says where it is, an arbitrary region is looked for in another frame of its clip.
     teacher: bool = False
 
     def __post_init__(self) -> None:

@@ -36,7 +36,7 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 
 CONFIG = "run.json"
 
-#: So few stills and clips with boxes may all show one object: none of them is a stranger to another.
+#: If no more stills and clips than this have boxes, all may show one object: no pair is made a negative.
 FEW = 200
 
 

@@ -40,7 +40,7 @@ def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[
     return F.conv2d(x, weight, bias, strides, (top, left), dilations, attributes.get("group", 1))
 
 
-#: By name what an operator does with its attributes and inputs.
+#: What an operator computes from its attributes and its inputs, by its name.
 OPERATORS: Dict[str, Callable[..., Tensor]] = {
     "Add": lambda _, a, b: a + b,
     "Concat": lambda attributes, *inputs: torch.cat(inputs, attributes["axis"]),

@@ -28,7 +28,7 @@ from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, Graph, open_cuda
 from asymtrack_edge.runtime.backends.cuda.frame import FrameBuffer
 
-#: Numbers of targets of a group whose steps are kept ready; the one not used for longest goes first.
+#: A group keeps its steps for this many numbers of targets; the one not used for longest goes first.
 KEPT = 8
 
 

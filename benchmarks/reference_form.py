@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from asymtrack_edge.network import AsymTrack, Prediction
-from asymtrack_edge.network.layers import AttentionBlock, PerceptionEnhancement, TemplateModulation, soft_argmax
+from asymtrack_edge.network.layers import AttentionBlock, PerceptionEnhancement, TemplateModulation
 
 #: Where the search branch meets the template.
 Interaction = Union[TemplateModulation, AttentionBlock]
@@ -59,8 +59,7 @@ class ReferenceForm(nn.Module):
             return _attend(block, x, next(kept))
 
         x = self._walk(image, use_template)
-        maps = self.model.box_head(self.model.bottleneck(x))
-        return Prediction(torch.cat([soft_argmax(scores) for scores in maps], -1), *maps)
+        return Prediction.of(self.model.box_head(self.model.bottleneck(x)))
 
     def _walk(self, image: Tensor, interact: Callable[[Interaction, Tensor], Tensor]) -> Tensor:
         """The features after all stages; where template and search meet, ``interact`` changes or keeps them."""

@@ -21,6 +21,11 @@ class Prediction(NamedTuple):
     score_tl: Tensor  #: ``(B, H, W)`` top-left score map before softmax
     score_br: Tensor  #: the same for the bottom-right corner
 
+    @classmethod
+    def of(cls, maps: Tuple[Tensor, Tensor]) -> Prediction:
+        """Reads the corners out of their score maps."""
+        return cls(torch.cat([layers.soft_argmax(scores) for scores in maps], -1), *maps)
+
     @property
     def box(self) -> Tensor:
         """``(B, 4)`` cx, cy, w, h in crop units."""
@@ -113,15 +118,10 @@ class AsymTrack(nn.Module):
 
     def search(self, image: Tensor, state: TemplateState) -> Prediction:
         """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
-        return self.search_and_features(image, state)[0]
-
-    def search_and_features(self, image: Tensor, state: TemplateState) -> Tuple[Prediction, Tensor]:
-        """As ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
-        maps, features = self.score_maps(image, state)
-        return Prediction(torch.cat([layers.soft_argmax(scores) for scores in maps], -1), *maps), features
+        return Prediction.of(self.score_maps(image, state)[0])
 
     def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
-        """What ``search`` reads the corners out of, the maps ``(B, H, W)`` of both before softmax, and the features."""
+        """The score maps of ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
             features: Tensor = layer(x, state)

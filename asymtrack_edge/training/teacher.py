@@ -176,9 +176,9 @@ class Student(nn.Module):
     def forward(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
         """Returns the prediction, response logits ``(B, X/16, X/16)``, template features ``(B, 256, Z/16, Z/16)``."""
         state, z = self.model.template_and_features(template)
-        prediction, x = self.model.search_and_features(search, state)
+        maps, x = self.model.score_maps(search, state)
         response = self.readouts["response"](x.permute(0, 3, 1, 2))[:, 0]
-        return prediction, response, self.readouts["features"](z.permute(0, 3, 1, 2))
+        return Prediction.of(maps), response, self.readouts["features"](z.permute(0, 3, 1, 2))
 
 
 def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[str, Tensor]:

@@ -50,7 +50,7 @@ ATTACKS: Dict[str, Callable[[Path], Any]] = {
     "rebuild": lambda p: Calls(torch._utils._rebuild_parameter, bad(p), False, None),
     "state": lambda p: Calls(types.SimpleNamespace, state={"f": bad(p)}),
     "setstate": lambda p: Calls(Calls, builtins.exec, touch(p), state=(touch(p),)),
-    "factory": lambda p: defaultdict(eval, {"a": bad(p)}),  # type: ignore[arg-type]
+    "factory": lambda p: defaultdict(eval, {"a": bad(p)}),
 }
 
 
@@ -94,7 +94,7 @@ def zipped(path: Path, content: bytes, *storages: bytes) -> Path:
 )
 def test_opcodes_that_could_call_do_not(form: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As if a module had registered an extension, and a pickle had used it.
-    monkeypatch.setitem(copyreg._extension_cache, 1, os.system)  # type: ignore[attr-defined]
+    monkeypatch.setitem(copyreg._extension_cache, 1, os.system)
     command = f"touch {tmp_path}/x".encode()
     form = form.replace(b"TEXT", b"X" + struct.pack("<i", len(command)) + command).replace(b"COMMAND", command)
     refused(zipped(tmp_path / "w.pt", form))

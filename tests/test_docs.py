@@ -95,7 +95,7 @@ def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_export_page_shows_how_to_do_without_this_package() -> None:
-    page, model, names = ROOT / "docs" / "export.md", model_folder("T"), {}  # type: ignore[var-annotated]
+    page, model, names = ROOT / "docs" / "export.md", model_folder("T"), {}
     exec(next(blocks(page, "python")).replace("DIR", str(model)), names)
     assert names["prediction"].shape == (1, 5)
     fields = json.loads((model / "manifest.json").read_text())

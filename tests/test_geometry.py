@@ -86,7 +86,7 @@ def test_impossible_boxes_are_named() -> None:
     }.items():
         for box in boxes:
             with pytest.raises(BoxError, match=word):
-                check_box(box, FRAME.shape)  # type: ignore[arg-type]
+                check_box(box, FRAME.shape)
 
 
 def test_unusable_frames_are_named() -> None:
@@ -102,4 +102,4 @@ def test_unusable_frames_are_named() -> None:
         ("numpy array", [[1]]),
     ):
         with pytest.raises(FrameError, match=word):
-            check_frame(frame)  # type: ignore[arg-type]
+            check_frame(frame)

@@ -79,4 +79,4 @@ def test_limits_follow_the_arithmetic(
     on_cpu: bool, precision: str, processor: str, limits: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: processor)
-    assert limits_of(SimpleNamespace(on_cpu=on_cpu, precision=precision)) == limits  # type: ignore[arg-type]
+    assert limits_of(SimpleNamespace(on_cpu=on_cpu, precision=precision)) == limits

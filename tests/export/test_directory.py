@@ -56,7 +56,7 @@ class _Signal(BaseException):
 
 @pytest.mark.parametrize("when", ["full", 0, 1, 2, 3])
 def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    folder, link, real, done = tmp_path / "export", tmp_path / "link", os.rename, []  # type: ignore[var-annotated]
+    folder, link, real, done = tmp_path / "export", tmp_path / "link", os.rename, []
     folder.mkdir()
     link.symlink_to("export")
     _export_in_turn(str(link), 1, 1)

@@ -118,7 +118,7 @@ def test_rtx_builds_without_a_gpu_and_for_turing_apart(precision: str, tmp_path:
 def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lines: List[str] = []
     manifest = build.build_in_place(jetson, device=2, report=lines.append)
-    assert build.open_cuda.mock_calls.count(call(2)) == 2 and load_manifest(jetson) == manifest  # type: ignore[attr-defined]
+    assert build.open_cuda.mock_calls.count(call(2)) == 2 and load_manifest(jetson) == manifest
     assert manifest.engines["search.engine"]["gpu"] == "Xavier" and "compute capability 7.2" in lines[1]
     build.build_in_place(jetson, report=lines.append)
     assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
@@ -162,7 +162,7 @@ def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch:
     pc = Gpu(0, "NVIDIA GeForce RTX 4090", (8, 9))
     no_tensorrt = MagicMock(side_effect=BackendError("there is no TensorRT for Python here"))
     monkeypatch.setattr(driver, "LIBRARIES", ("libcuda-of-nowhere.so",))
-    manifest, lines = load_manifest(jetson), []  # type: ignore[var-annotated]
+    manifest, lines = load_manifest(jetson), []
     for name, broken, words in (
         ("find_gpu", driver.find_gpu, "no CUDA driver here"),
         ("load_tensorrt", no_tensorrt, "there is no TensorRT"),

@@ -30,7 +30,7 @@ def test_agrees_with_the_published_implementation(name: str) -> None:
     state = model.template(template)
     x = model.backbone.patch_embed(search.permute(0, 2, 3, 1))
     for layer, features in zip(model.backbone.layers, (None, "features_stride16", "features_stride32")):
-        x = layer.downsample(layer(x, state))  # type: ignore[operator]
+        x = layer.downsample(layer(x, state))
         assert features is None or relative(x, theirs[features]) < 1e-4
     prediction = model.search(search, state)
     for key in ("box_cxcywh", "box_cxcywh_unfolded"):

@@ -306,7 +306,7 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
     class Host(np.ndarray):
         free = MagicMock()
 
-    cuda, left = MagicMock(Error=type("Error", (Exception,), {})), []  # type: ignore[var-annotated]
+    cuda, left = MagicMock(Error=type("Error", (Exception,), {})), []
     cuda.mem_alloc.side_effect = cuda.Error
     cuda.pagelocked_empty = lambda size, dtype, mem_flags: np.zeros(size, dtype).view(Host)[:].view(Host)
     monkeypatch.setitem(sys.modules, "pycuda", MagicMock(driver=cuda) if works else None)

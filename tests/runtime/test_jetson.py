@@ -115,7 +115,7 @@ def test_targets_are_marked_in_the_frame_that_was_shown(imitated: Imitated, util
     backend = imitated.open()
     wanted, run = boxes(backend)[0], Run(MultiTracker(backend), Reader(open_source(f"jetson://{tmp_path}/clip.mp4")))
     np.testing.assert_array_equal(run.first_frame(), FRAMES[0])
-    run.latest.frame.image.image.pixels[:] = 0  # type: ignore[union-attr]  # the camera uses its memory again
+    run.latest.frame.image.image.pixels[:] = 0  # the camera uses its memory again
     run.start([BOX])
     np.testing.assert_array_equal(run.tracker.update(FRAMES[1])[0].box, wanted)
     run.close()
@@ -157,7 +157,7 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     assert utils.opened == ["webrtc://@:8554/out"]
     frame = JetsonFrame(Image(np.zeros((60, 80, 3), np.uint8), "rgb8"))
     tracks = {0: Track(Box(10, 10, 40, 20), 0.9, State.TRACKING)}
-    result = Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0)  # type: ignore[arg-type]
+    result = Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0)
     writer.write(result)
     (drawn,) = utils.rendered
     assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "an orange box, in RGB"

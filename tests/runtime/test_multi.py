@@ -45,10 +45,10 @@ def test_a_target_can_be_moved_under_its_id() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     ids = [many.add(frame, box) for box in boxes[:3]]
-    many.reset(np.int64(ids[1]), frame, boxes[4])  # type: ignore[arg-type]
+    many.reset(np.int64(ids[1]), frame, boxes[4])
     tracks = many.update(FRAMES[1][0])
     assert [type(number) for number in tracks] == [int] * 3, "an id is what add gave"
-    assert many.backend.calls == [3], "one call for all"  # type: ignore[attr-defined]
+    assert many.backend.calls == [3], "one call for all"
     assert [iou(tracks[i].box, FRAMES[1][1][k]) > 0.99 for i, k in zip(ids, (0, 4, 2))] == [True] * 3
 
 
@@ -66,7 +66,7 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
     with pytest.raises(FrameError):
         many.add(frame[..., 0], boxes[1])
     with pytest.raises(FrameError):
-        many.update(None)  # type: ignore[arg-type]
+        many.update(None)
     assert many.ids == [number]
     assert iou(many.update(FRAMES[1][0])[number].box, FRAMES[1][1][0]) > 0.99
     assert MultiTracker(ColourBackend()).update(frame) == {}

@@ -53,8 +53,8 @@ def test_bf16_is_near_and_is_said() -> None:
     # The template runs once per target: it is not worth a rounding.
     for engine in (whole, half):
         engine.template(CLIP[0][0], crop_window(CLIP[1], 2.0))
-    for name, values in whole.state.items():  # type: ignore[attr-defined]
-        np.testing.assert_array_equal(half.state[name], values)  # type: ignore[attr-defined]
+    for name, values in whole.state.items():
+        np.testing.assert_array_equal(half.state[name], values)
 
 
 def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

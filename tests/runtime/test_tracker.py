@@ -63,12 +63,12 @@ def test_mistakes_are_named() -> None:
         tracker.init(FRAME, (400, 10, 20, 20))
     for kind in (Tracker, MultiTracker):
         with pytest.raises(UsageError, match=rf"{kind.__name__}\.load\('T'\)"):
-            kind("T")  # type: ignore[arg-type]
+            kind("T")
     crossed = {"lost_below": 0.5, "found_above": 0.4}
     above = ({"found_above": 1.5}, {"smoothing": 1.5})
     for wrong in (crossed, *above, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": math.nan}):
         with pytest.raises(UsageError):
-            TrackerSettings(**wrong)  # type: ignore[arg-type]
+            TrackerSettings(**wrong)
 
 
 def test_update_allocates_next_to_nothing() -> None:
@@ -105,7 +105,7 @@ def test_a_closed_tracker_says_so_and_a_dropped_one_gives_back_what_it_holds(mon
             call(FRAME)
     closed: List[str] = []
     engine = ScriptedBackend([])
-    engine.close = lambda: closed.append("closed")  # type: ignore[method-assign]
+    engine.close = lambda: closed.append("closed")
     monkeypatch.setattr("asymtrack_edge.runtime.tracker.open_backend", lambda *_: engine)
     dropped = Tracker.load("T")
     assert not closed

@@ -155,7 +155,7 @@ def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pyte
     at = address(start())
     with MultiTracker.load("T", backend=at) as many, Tracker.load("T", backend="onnxruntime") as single:
         check_several(many, single, FRAMES, BOXES, pixels=5e-3, score=1e-3)
-        assert bool(many.backend._region) is shared  # type: ignore[attr-defined]
+        assert bool(many.backend._region) is shared
     assert not list(Path("/dev/shm").glob("asymtrack-*"))
     assert bench.main(["speed", "T", "--protocol", "P1", "--seconds", "0.1", "--backend", at, "--json"]) == 0
     assert '"device": "server"' in capsys.readouterr().out

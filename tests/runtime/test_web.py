@@ -208,7 +208,7 @@ def test_a_box_is_taken_from_the_frame_it_was_drawn_on_or_refused(run: Callable[
         socket.send(json.dumps({"action": "hold", "frame": held}))
         next_header(socket, held + 60)
         assert answer_to(socket, action="mark", frame=held, box=list(TRUTH[held][2]))["target"] == 1
-        colour = running.run.tracker.backend.colours[1]  # type: ignore[attr-defined]
+        colour = running.run.tracker.backend.colours[1]
     assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
 
 

@@ -94,8 +94,8 @@ def test_the_teacher_sees_squeezed_views_and_answers_in_the_coordinates_of_pairs
         return (spot.expand(3, 3, -1, -1) * 255 - teacher.mean) / teacher.std
 
     seen = [reach[:, None, None].expand(3, 4, 16, 16)]
-    teacher.search = lambda image, **_: [*seen, image[:, :1, ::16, ::16] / 32]  # type: ignore[assignment]
-    teacher.template = lambda image: [F.pad(image[..., ::16, ::16], (0, 0, 0, 0, 0, 1), value=90.0)]  # type: ignore
+    teacher.search = lambda image, **_: [*seen, image[:, :1, ::16, ::16] / 32]
+    teacher.template = lambda image: [F.pad(image[..., ::16, ::16], (0, 0, 0, 0, 0, 1), value=90.0)]
     pairs = random_pairs(VARIANTS["T"], 3)._replace(template=spot(128), search=spot(256))
     opinion = teacher(pairs._replace(aspect=torch.tensor([0.5, 1.0, 2.0])))
     np.testing.assert_allclose(opinion.view[2], [0.7 * 2**0.5, 0.7 / 2**0.5], rtol=1e-5)

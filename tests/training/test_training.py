@@ -251,7 +251,7 @@ def test_a_grown_network_answers_as_the_smaller_one_and_learns(tmp_path: Path) -
     expected, answer = small(template, search), large(template, search)
     assert torch.equal(answer.score_tl, expected.score_tl) and torch.equal(answer.corners, expected.corners)
     answer.corners.sum().backward()
-    gamma = large.backbone.layers[2].blocks[2].gamma_1  # type: ignore[index, union-attr]
+    gamma = large.backbone.layers[2].blocks[2].gamma_1
     assert gamma.eq(0).all() and gamma.grad.abs().sum() > 0
     # S and B have the same tensors; a larger network does not become a smaller one.
     save_weights(tmp_path / "s", large.state_dict(), {"variant": "S"}, half=False)

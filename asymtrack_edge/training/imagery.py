@@ -85,14 +85,6 @@ class _Item(NamedTuple):
     tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
 
 
-class _Target(NamedTuple):
-    """The images that show one object, as they are stored, and its boxes in canvas pixels."""
-
-    origin: Tuple[int, str]  #: kind and source of its item
-    images: np.ndarray
-    boxes: np.ndarray
-
-
 def load_pool(
     folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1), left_out: Optional[LeftOut] = None
 ) -> Pool:
@@ -134,7 +126,8 @@ def load_pool(
         whole = list(cli.progress(threads.map(store, items, ends), "imagery", len(items)))
     if not any(good and item.images for item, good in zip(items, whole)):
         raise DatasetError("no image can be read: nothing to train on")
-    targets: List[_Target] = []
+    # Of each object its item, the numbers of the images that show it, and its boxes in canvas pixels.
+    targets: List[Tuple[_Item, np.ndarray, np.ndarray]] = []
     for item, end, good in zip(items, ends, whole):
         first = end - len(item.images)
         smallest = SMALLEST_STILL if item.kind == STILL else 0.0
@@ -144,10 +137,10 @@ def load_pool(
             inside = (scaled[:, :2] < sizes[first:end]).all(1) & (scaled[:, :2] + scaled[:, 2:] > 0).all(1)
             known = large & inside & np.isfinite(boxes).all(1)
             if known.any():
-                targets.append(_Target((item.kind, item.source), first + np.flatnonzero(known), scaled[known]))
-    lengths = np.array([len(target.images) for target in targets], np.int64)
+                targets.append((item, first + np.flatnonzero(known), scaled[known]))
+    lengths = np.array([len(images) for _, images, _ in targets], np.int64)
     # A source with many targets is drawn more often, but not in proportion: square root.
-    count = Counter(target.origin for target in targets)
+    count = Counter((item.kind, item.source) for item, *_ in targets)
     return Pool(
         canvases=torch.from_numpy(canvases),
         sizes=torch.from_numpy(sizes),
@@ -155,10 +148,10 @@ def load_pool(
         scenery=torch.from_numpy(np.flatnonzero(np.repeat(whole, counts))),
         start=torch.from_numpy(np.cumsum(lengths) - lengths),
         length=torch.from_numpy(lengths),
-        kind=torch.tensor([target.origin[0] for target in targets], dtype=torch.int64),
-        weight=torch.tensor([count[target.origin] ** -0.5 for target in targets]),
-        image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(target.images for target in targets)])),
-        box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(target.boxes for target in targets)])).float(),
+        kind=torch.tensor([item.kind for item, *_ in targets], dtype=torch.int64),
+        weight=torch.tensor([count[item.kind, item.source] ** -0.5 for item, *_ in targets]),
+        image=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(images for _, images, _ in targets)])),
+        box=torch.from_numpy(np.concatenate([np.zeros((0, 4)), *(boxes for *_, boxes in targets)])).float(),
     )
 
 

@@ -203,7 +203,7 @@ class Trainer:
         if not self.retry or rate < 0.5**RETRIES:
             raise DivergedError(
                 f"{what}. {folder} holds the state of step {state.step}: go on with --resume {folder} "
-                f"--lr {self.recipe.lr * rate:.2g}, or have it done with --on-divergence retry"
+                f"--lr {self.recipe.lr * rate:.2g}" + ("" if self.retry else ", or add --on-divergence retry")
             )
         state.rate = rate
         if self.world.is_main:

@@ -68,7 +68,8 @@ def _add_run(commands: Any) -> None:
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: that of --init, else T)")
     add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
-    add("--teacher", metavar="DIR", help="learn from a tracker, too: the folder of its two ONNX models")
+    text = "learn from a tracker, too: the folder of its two ONNX models"
+    add("--teacher", type=os.path.abspath, metavar="DIR", help=text)
     recipe = run.add_argument_group("recipe")
     add = recipe.add_argument
     text = "recipe (default: paper; needed with --data; docs/training.md compares them)"
@@ -169,8 +170,6 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
         # Absolute, so that the run can go on from another place.
         folders = {name: os.path.abspath(folder) for name, folder in datasets.items()}
         changes.update(data=tuple(map(os.path.abspath, arguments.data or ())), datasets=folders)
-    if arguments.teacher:
-        changes.update(teacher=os.path.abspath(arguments.teacher))
     return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from asymtrack_edge.datasets import Dataset
 from asymtrack_edge.datasets.sequences import read_frame
 from asymtrack_edge.errors import DatasetError
+from asymtrack_edge.files import printable
 from asymtrack_edge.geometry import Cropper
 from asymtrack_edge.training import crops
 from asymtrack_edge.training.crops import Augmentation, Random, Windows
@@ -267,7 +268,7 @@ class DiskPairs:
         chosen = [self._choose(random) for _ in range(batch)]
         boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
-        jobs = [self.threads.submit(self._cut, files, plan, i) for i, (files, *_) in enumerate(chosen)]
+        jobs = [self.threads.submit(self._cut, *what[:2], plan, i) for i, what in enumerate(chosen)]
         return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), jobs
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
@@ -288,15 +289,15 @@ class DiskPairs:
             return (frames[one], frames[two]), boxes[[one, two]], index * len(self.datasets) + number
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 
-    def _cut(self, files: Tuple[Path, Path], plan: Plan, i: int) -> _Crops:
-        cropper = Cropper()
+    def _cut(self, files: Tuple[Path, Path], boxes: np.ndarray, plan: Plan, i: int) -> _Crops:
         first = read_frame(files[0])
-        second = first if files[1] == files[0] else read_frame(files[1])
-        template = np.empty((self.variant.template_size,) * 2 + (3,), np.uint8)
-        search = np.empty((self.variant.search_size,) * 2 + (3,), np.uint8)
-        crops.cut_one(first, plan[0], i, template, cropper)
-        crops.cut_one(second, plan[1], i, search, cropper)
-        return template, search, (second.shape[1], second.shape[0])
+        frames = first, first if files[1] == files[0] else read_frame(files[1])
+        out = [np.empty((size, size, 3), np.uint8) for size in (self.variant.template_size, self.variant.search_size)]
+        for path, frame, (x, y, w, h), windows, crop in zip(files, frames, boxes, plan[:2], out):
+            if not (-w < x < frame.shape[1] and -h < y < frame.shape[0]):
+                raise DatasetError(f"the box of the frame {printable(path)} lies outside of it: mend its annotation")
+            crops.cut_one(frame, windows, i, crop, Cropper())
+        return out[0], out[1], (frames[1].shape[1], frames[1].shape[0])
 
     def _upload(self, pictures: Sequence[np.ndarray]) -> Tensor:
         """BGR uint8 crops to RGB ``(B, 3, S, S)`` on the training device."""

@@ -6,7 +6,7 @@ import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import torch
 from torch import Tensor, distributed, nn
@@ -39,11 +39,7 @@ class World:
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes."""
-        if self.size == 1:
-            return value
-        value = value.detach().clone()
-        distributed.all_reduce(value)
-        return value / self.size
+        return value if self.size == 1 else _average(value)
 
     def agree(self, *values: float) -> List[float]:
         """The largest of each value over all processes, so that all take the same decision."""
@@ -59,17 +55,33 @@ class World:
             distributed.barrier()
 
 
+def _average(value: Tensor) -> Tensor:
+    value = value.detach().clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
+
+
+class _Average(torch.autograd.Function):
+    """The mean of a tensor over all processes; in the backward pass that of its gradient."""
+
+    @staticmethod
+    def forward(_: Any, value: Tensor) -> Tensor:
+        return _average(value)
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return _average(gradient)
+
+
 class SharedBatchNorm(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_reduce  # not in every build of PyTorch
-
         if not self.training:
             return super().forward(x)
         wide = x.float()
         sums = torch.stack([wide.mean((0, 2, 3)), wide.square().mean((0, 2, 3))])
-        mean, square = (all_reduce(sums) / distributed.get_world_size()).unbind()
+        mean, square = _Average.apply(sums).unbind()
         variance = (square - mean.square()).clamp(min=0)
         with torch.no_grad():
             count = x.numel() // x.shape[1] * distributed.get_world_size()

@@ -221,8 +221,7 @@ class Run:
     @property
     def whole(self) -> bool:
         """Whether all frames that a file or folder promised so far could be read; a camera promises none."""
-        source = self.reader.source
-        return source.live or not (self._unreadable or source.damaged)
+        return self.reader.source.live or not (self._unreadable or self.reader.source.damaged)
 
     def summary(self) -> Dict[str, Any]:
         """Counts and speeds: frames per second of the whole run, and milliseconds per frame by stage."""

@@ -140,7 +140,7 @@ class Reader(ContextManager["Reader"]):
         self.received = self.dropped = self.stalls = self.reconnects = 0
         self.worst_age = 0.0
         self._patience = patience
-        self._report = report
+        self._tell = lambda line: report(f"{source.name}: {line}")
         self._queue: Deque[Captured] = deque()
         self._heard = monotonic()
         self._failure = ""
@@ -254,6 +254,3 @@ class Reader(ContextManager["Reader"]):
                 source.reconnect()
             except (SourceError, OSError) as error:  # a lack of memory or descriptors may pass, too
                 self._failure = f" ({error})"
-
-    def _tell(self, line: str) -> None:
-        self._report(f"{self.source.name}: {line}")

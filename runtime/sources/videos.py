@@ -50,7 +50,7 @@ def open_stream(url: str) -> Source:
     """A live stream, or a recording behind HTTP, which has an end and is read like a file."""
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"  # FFmpeg knows schemes in lower case only
-    shown = without_secrets(url.replace(" ", "%20"))  # else what stands behind a blank is shown
+    shown = without_secrets(re.sub(r"[\s\"']", "%20", url))  # else what stands behind such a letter is shown
     http = url.startswith("http")
     recording = http and _has_end(url)
     first = _connect(url, shown)
@@ -188,7 +188,9 @@ class _Stream(LiveSource):
     _before = (0, 0)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
-        read = super().read()
+        began, read = monotonic(), super().read()
+        if monotonic() - began > STREAM_TIMEOUT / 1000:
+            read = None  # when its time is up, OpenCV gives the old frames that its decoder has kept, one in each time
         if read is None:
             given = self._first, self._count
             self.ended = self._moved and self._count > 1 and given == self._before

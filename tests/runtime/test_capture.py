@@ -90,7 +90,7 @@ def test_source_that_dies_and_returns_goes_on() -> None:
     reader.close()
 
 
-def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
+def test_stall_is_reported_then_given_up_although_the_read_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
     source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
     reader = Reader(source, PATIENCE, lines.append)
@@ -101,6 +101,8 @@ def test_stall_is_reported_then_given_up_although_the_read_hangs() -> None:
     assert reader.stalls == 1
     assert any("no frame for 0.1" in line for line in lines)
     reader.close()
+    monkeypatch.setattr("asymtrack_edge.runtime.sources.videos.STREAM_TIMEOUT", 10)  # old frames come after it
+    assert _Stream("rtsp://x", lambda: FakeCapture(20)).read() is None
 
 
 def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:

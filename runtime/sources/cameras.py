@@ -95,7 +95,9 @@ class Pipeline:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._pipe, pictures = os.pipe()
         self._close = weakref.finalize(self, os.close, self._pipe)
-        tail = f"! videoconvert ! video/x-raw,format=I420 ! y4menc ! fdsink fd={pictures}".split()
+        # Before 1.26.1 y4menc writes what some decoders leave between planes: a conversion makes pictures without it.
+        raw = "video/x-raw,format"
+        tail = f"! videoconvert ! {raw}=YV12 ! videoconvert ! {raw}=I420 ! y4menc ! fdsink fd={pictures}".split()
         try:
             self._process = subprocess.Popen(
                 ["gst-launch-1.0", "-q", *elements, *tail],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
+from types import SimpleNamespace
 from typing import Dict, Optional, Sequence, Tuple
 
 import asymtrack_edge
@@ -20,12 +22,25 @@ COMMANDS: Dict[str, Tuple[str, str]] = {
 }
 
 
+def run(name: str, arguments: Optional[Sequence[str]] = None) -> int:
+    """Runs a command, by default with the process's arguments; returns its exit code."""
+    try:
+        # What a command needs is imported when it is asked for: torch alone takes seconds.
+        module = importlib.import_module(COMMANDS[name][0])
+    except ImportError as error:
+        if "cannot open shared object file" not in str(error):
+            raise
+        advice = "install this library (OpenCV's, on Debian and Ubuntu: apt install libgl1 libglib2.0-0)"
+        print(f"error: {error}: {advice}", file=sys.stderr)
+        return 2
+    return int(module.main(arguments))
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; without arguments it lists the commands."""
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in COMMANDS:
-        # What a command needs is imported when it is asked for: torch alone takes seconds.
-        return int(importlib.import_module(COMMANDS[name][0]).main(arguments))
+        return run(name, arguments)
     if name == "--version":
         print(f"asymtrack-edge {asymtrack_edge.__version__}")
     elif name in ("-h", "--help"):
@@ -36,6 +51,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"error: there is no command {name!r}: choose among {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     return 0
+
+
+#: What ``asymtrack-COMMAND`` calls.
+scripts = SimpleNamespace(**{name: partial(run, name) for name in COMMANDS})
 
 
 if __name__ == "__main__":

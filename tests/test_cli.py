@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, List
+from unittest.mock import Mock
 
 import pytest
 
@@ -94,7 +95,13 @@ def test_entry_points_are_the_commands() -> None:
     lines = setup["options.entry_points"]["console_scripts"].split("\n")
     entries = dict(line.split(" = ") for line in lines if line)
     assert entries.pop("asymtrack") == "asymtrack_edge.__main__:main"
-    assert entries == {f"asymtrack-{name}": f"{module}:main" for name, (module, _) in commands.COMMANDS.items()}
+    assert entries == {f"asymtrack-{name}": f"asymtrack_edge.__main__:scripts.{name}" for name in commands.COMMANDS}
+
+
+def test_a_command_says_which_library_of_the_system_opencv_lacks(monkeypatch: Any, capsys: Any) -> None:
+    missing = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+    monkeypatch.setattr(commands.importlib, "import_module", Mock(side_effect=missing))
+    assert commands.scripts.track() == 2 and "apt install libgl1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ asymtrack-train --preset paper --lasot LaSOT --got10k GOT-10k --coco COCO --trac
 asymtrack-train --preset small --init T --data my-clip/ --lr 1e-4 --output runs/mine --time-budget 900
 asymtrack-train --preset small --data clips/ --teacher fear/ --output runs/t
 asymtrack-train --resume runs/t --time-budget 3600
-torchrun --nproc_per_node 2 -m asymtrack_edge.training --preset paper --got10k GOT-10k
+torchrun --nproc_per_node 2 -m asymtrack_edge train --preset paper --got10k GOT-10k
 asymtrack-train label videos/ --output labelled/ --model T
 asymtrack-train plot runs/t
 """

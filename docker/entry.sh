@@ -1,7 +1,7 @@
 #!/bin/sh
-# Starts asymtrack-track with the arguments given. Where ASYMTRACK_MODEL names an export directory and
-# ASYMTRACK_ENGINES a volume, the export is copied there and its TensorRT engines are built first:
-# minutes on the first start, nothing on the next unless the export or JetPack has changed.
+# Starts asymtrack-track with the given arguments. If ASYMTRACK_MODEL names an export directory and
+# ASYMTRACK_ENGINES a volume, the export is first copied there and its TensorRT engines are built. This takes
+# minutes at the first start; later starts reuse the engines unless the export or JetPack has changed.
 set -eu
 
 case "${1:-}" in
@@ -12,7 +12,7 @@ esac
 model=${ASYMTRACK_MODEL:-}
 if [ -n "$model" ] && [ -n "${ASYMTRACK_ENGINES:-}" ]; then
     own=$ASYMTRACK_ENGINES/$(basename "$model")
-    # The models decide, not the manifest: building engines rewrites that one.
+    # Compare the models, not the manifest: building engines rewrites the manifest.
     if ! cmp -s "$model/search.onnx" "$own/search.onnx" || ! cmp -s "$model/template.onnx" "$own/template.onnx"; then
         rm -rf "$own.new" "$own"
         cp -r "$model" "$own.new"

@@ -99,7 +99,7 @@ def test_the_export_page_shows_how_to_do_without_this_package() -> None:
     exec(next(blocks(page, "python")).replace("DIR", str(model)), names)
     assert names["prediction"].shape == (1, 5)
     fields = json.loads((model / "manifest.json").read_text())
-    table = page.read_text(encoding="utf-8").partition("| field | is |")[2].split("\n\n")[0]
+    table = page.read_text(encoding="utf-8").partition("| field | meaning |")[2].split("\n\n")[0]
     for line in table.splitlines()[2:]:
         for field in line.split("|")[1].replace("`", "").split(","):
             assert field.strip() in fields

@@ -68,8 +68,8 @@ def render(name: str, card: Dict[str, Any], manifest: Manifest) -> str:
     checked = manifest.verification
     return "\n".join(lines) + (
         f"\n\n## The ONNX pair\n\n`{name}/template.onnx` and `{name}/search.onnx` compute in fp32 and store their "
-        f"weights as fp16. Against the trained PyTorch model over {checked['frames']} synthetic frames: boxes differ "
-        f"by at most {checked['box_difference']:.1e} of the crop, track IoU {checked['track_iou_mean']:.4f}.\n"
+        f"weights as fp16. On {checked['frames']} synthetic frames, boxes differ from the trained PyTorch model's by "
+        f"at most {checked['box_difference']:.1e} of the crop; the mean track IoU is {checked['track_iou_mean']:.4f}.\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether two backends compute the same, prediction by prediction and track by track."""
+"""Compares two backends, prediction by prediction and track by track."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from asymtrack_edge.runtime.tracker import Tracker
 class Limits:
     """How far an exported model may differ from the trained one."""
 
-    box_difference: float  #: largest of a predicted coordinate, in crop units
-    score_difference: float  #: largest of a score, which decides what is lost and found
-    track_iou_mean: float  #: smallest mean IoU of their tracks
-    largest_half: float = 65504 / 2  #: largest magnitude of an fp16 tensor: half of what fp16 can hold
+    box_difference: float  #: largest difference of a predicted coordinate, in crop units
+    score_difference: float  #: largest difference of a score, which decides when a target is lost or found
+    track_iou_mean: float  #: smallest mean IoU of the two tracks
+    largest_half: float = 65504 / 2  #: largest magnitude in an fp16 tensor: half of fp16's maximum
 
 
-#: Of a model as ONNX Runtime computes it on a CPU (fp16 there is only how numbers are kept), by precision.
-#: Predictions say how well they agree; tracks amplify every difference where the target is hard to see (0.0003 of
-#: the crop become an IoU of 0.977 with the bundled T on the synthetic clip).
+#: Limits by precision for a model that ONNX Runtime runs on a CPU, where fp16 is only a storage format.
+#: Predictions show how well two backends agree. Tracks amplify every difference where the target is hard to see:
+#: with the bundled T on the synthetic clip, 0.0003 of the crop becomes an IoU of 0.977.
 LIMITS: Dict[str, Limits] = {
     "fp32": Limits(1e-4, 1e-3, 0.99),
     "fp16": Limits(2e-3, 2e-2, 0.95),
     "int8": Limits(3e-2, 0.2, 0.90),
 }
-#: Where the arithmetic itself is in half precision: bf16 keeps 8 bits, fp16 11. 1e-2 are 2.6 pixels of the crop.
+#: Limits for arithmetic in half precision: bf16 keeps 8 bits, fp16 11. 1e-2 is 2.6 pixels of the crop.
 HALF_ARITHMETIC = Limits(1e-2, 5e-2, 0.90)
 
-#: Of an fp32 model on crops whose pixels differ by up to a unit in the last place: OpenCV on arm64 resizes by other
-#: code than on x86, which the crop kernel follows. (The bundled T makes 0.0006 of the crop of it.)
+#: Limits for an fp32 model on crops whose pixel values differ by up to 1: OpenCV resizes differently on arm64 than
+#: on x86, which the crop kernel follows. (With the bundled T, predictions differ by 0.0006 of the crop.)
 OTHER_CROPS = Limits(1e-3, 2e-3, 0.98)
 
-#: Frames that a track is followed before it starts afresh.
+#: Frames after which a track restarts.
 SEGMENT = 12
 
 
 def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], box: Box) -> Dict[str, float]:
     """Largest differences of box and score on the same crops, and the overlap of short tracks.
 
-    For predictions both see the crops of the reference's track. For tracks each follows its own boxes,
-    and both start afresh from the reference's box every ``SEGMENT`` frames: where a target is lost, the
+    Predictions are compared on the crops of the reference's track. For tracks, each backend follows its own
+    boxes, and both restart from the reference's box every ``SEGMENT`` frames: once a target is lost, the
     smallest difference grows without limit and says nothing about the backends.
 
-    ``frames`` are BGR uint8 of one clip, ``box`` is the target in the first. Returns ``box_difference``
+    ``frames`` are BGR uint8 frames of one clip, ``box`` is the target in the first. Returns ``box_difference``
     (crop units), ``score_difference``, ``track_iou_mean`` and ``track_iou_min``.
     """
     manifest = reference.manifest
@@ -60,7 +60,7 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
         wanted, got = (backend.search(frame, (window,))[0] for backend in (reference, other))
         differences.append(np.abs(got - wanted))
         place = clip_box(box_from_crop(np.nan_to_num(wanted), window), frame.shape)
-    # NaN compares false with everything: make it count as the failure it is.
+    # NaN compares false with everything: count it as a failure.
     apart = np.nan_to_num(np.array(differences), nan=np.inf).max(axis=0)
     trackers = [Tracker(backend, recover=False) for backend in (reference, other)]
     overlaps, place = [], box
@@ -80,7 +80,7 @@ def compare(reference: Backend, other: Backend, frames: Sequence[np.ndarray], bo
 
 
 def compare_together(backend: Backend, frames: Sequence[np.ndarray], box: Box, targets: int = 4) -> float:
-    """Largest difference between a backend's predictions for the target of ``compare`` and for several in one call."""
+    """Largest difference between a backend's prediction for one target and those for several equal ones in one call."""
     backend.reserve(targets)
     window = crop_window(box, backend.manifest.search_factor)
     for slot in range(targets):
@@ -91,7 +91,7 @@ def compare_together(backend: Backend, frames: Sequence[np.ndarray], box: Box, t
 
 
 def within(report: Dict[str, Any], limits: Limits) -> bool:
-    """Whether what ``compare`` measured is allowed."""
+    """Whether the measurements of ``compare`` are within the limits."""
     return bool(
         report["box_difference"] <= limits.box_difference
         and report["score_difference"] <= limits.score_difference
@@ -102,7 +102,7 @@ def within(report: Dict[str, Any], limits: Limits) -> bool:
 
 
 def figures(report: Dict[str, Any]) -> str:
-    """What ``compare`` measured beside its ``"limits"``, for people."""
+    """The measurements of ``compare`` with their ``"limits"``, as text."""
     limits = report["limits"]
     text = (
         f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g}), scores by "

@@ -1,4 +1,4 @@
-"""A tracking run: frames in, decisions out, and calls of other threads run in between."""
+"""A tracking run: reads frames, tracks targets, feeds the sinks, and runs other threads' calls between frames."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from asymtrack_edge.runtime.tracker import MultiTracker, State, Track
 
 
 class Run:
-    """Runs a tracker over at most ``limit`` frames of a reader on the calling thread.
+    """Runs a tracker on the calling thread, over at most ``limit`` frames of a reader.
 
-    Other threads change targets, pause or end the run through ``submit``; what they submit runs
-    between two frames. ``report`` is called with lines for people.
+    Other threads change targets or pause the run through ``submit``: each submitted call runs between
+    two frames. ``report`` is called with messages for the user.
 
-    The ``sinks`` take every frame's result and are closed with the run. One that fails is completed and
-    left out, with a line in ``failures``; the failure ends the run when no other is left.
+    The ``sinks`` receive every frame's result and are closed with the run. A sink that fails is closed and
+    dropped, with a line in ``failures``; the run ends when no essential sink is left.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class Run:
         self.sinks: List[Sink] = []
         self.failures: List[str] = []
         self.count = 0  #: frames taken from the reader
-        self._updates = 0  #: of them those in which targets were followed
+        self._updates = 0  #: those of them in which targets were tracked
         self.latest: Optional[Result] = None
         self.paused = self.source_ended = self.ended = False
         self._limit = limit
         self._report = report
         self._read_seconds = 0.0
-        #: Frames that could not be used or that a server did not answer; frames with a lost target.
+        #: Frames that were unusable or that a server did not answer; frames with a lost target.
         self._unreadable = self._lost = 0
         self._step = self._away = False
         #: Shortest and longest time between frames on the source's own clock.
@@ -55,29 +55,29 @@ class Run:
         self._call_came = threading.Condition()
 
     def first_frame(self) -> np.ndarray:
-        """Takes the frame in which the targets are marked, and returns a copy; it becomes frame 0 of the run."""
+        """Reads the frame in which the targets are marked, frame 0 of the run, and returns a copy."""
         frame = self._next()
-        until = monotonic() + 10  # seconds that a camera has to give a picture that can be decoded
+        until = monotonic() + 10  # seconds in which a camera must deliver a decodable picture
         while frame is not None and frame.image is None and self.reader.source.live and monotonic() < until:
             frame = self._next()
         if frame is None or frame.image is None:
             name = self.reader.source.name
-            raise SourceError(f"the first frame of {name} cannot be read: the target is marked in it")
+            raise SourceError(f"the first frame of {name} cannot be read, but the target is marked in it")
         self.tracker.backend.check_frame(frame.image)
         self.latest = Result(frame, {}, 0.0)
-        # Marking takes time, in which a camera on the GPU uses the memory of its frames again.
+        # Marking takes time, and meanwhile a camera on the GPU reuses its frames' memory.
         self._marked = np.array(frame.image)
         return self._marked
 
     def start(self, boxes: Sequence[Sequence[float]]) -> None:
-        """Marks targets in the first frame and hands it to the sinks; a ``BoxError`` if one cannot be there."""
+        """Marks targets in the first frame and hands it to the sinks; ``BoxError`` for an invalid box."""
         assert self.latest is not None
         began, self._began = monotonic(), perf_counter()
         tracks = {self.tracker.add(self._marked, box): Track(Box(*box), 1.0, State.TRACKING) for box in boxes}
         self._hand_over(self.latest.frame, tracks, began)
 
     def follow(self) -> None:
-        """Goes on to the end of the source, the limit or ``end()``."""
+        """Tracks until the source ends, the limit is reached or ``end()`` is called."""
         while not self.ended and (self._limit is None or self.count < self._limit):
             self._run_calls()
             frame = None if self.ended else self._next()
@@ -86,14 +86,14 @@ class Run:
             self._track(frame)
 
     def linger(self) -> None:
-        """Waits for ``end()`` after the last frame; refuses what is submitted."""
+        """Waits for ``end()`` after the last frame; refuses further calls."""
         self.source_ended = self.paused = True
-        self.reader.close()  # a camera is free again
+        self.reader.close()  # frees the camera
         while not self.ended:
             self._run_calls()
 
     def submit(self, call: Callable[[], Any]) -> Future[Any]:
-        """Has ``call`` called between two frames, on the thread of the run; from any thread."""
+        """Has the run's thread run ``call`` between two frames. May be called from any thread."""
         future: Future[Any] = Future()
         with self._call_came:
             if self.ended or self.source_ended:
@@ -104,7 +104,7 @@ class Run:
         return future
 
     def end(self) -> None:
-        """Ends the run after the current frame; from any thread. Calls that have not run are refused."""
+        """Ends the run after the current frame and refuses pending calls. May be called from any thread."""
         with self._call_came:
             self.ended = True
             self._call_came.notify_all()
@@ -112,28 +112,28 @@ class Run:
                 self._calls.popleft()[1].set_exception(UsageError("the run has ended"))
 
     def pause(self, paused: bool, step: bool = False) -> None:
-        """Stops, with ``step`` after one more frame, or goes on; to be submitted."""
+        """Pauses (with ``step``: after one more frame) or resumes the run; to be called through ``submit``."""
         if self.reader.source.live:
             raise UsageError("a live source cannot be paused")
         self.paused, self._step = paused, step
 
     def _run_calls(self) -> None:
-        """Does what was submitted, and waits while the run is paused."""
+        """Runs the submitted calls, and waits while the run is paused."""
         while True:
             with self._call_came:
                 began = perf_counter()
                 try:
                     while self.paused and not (self._step or self._calls or self.ended):
                         self._call_came.wait()
-                finally:  # of a signal, too
-                    self._began += perf_counter() - began  # the run's speed is that of its frames
+                finally:  # even if a signal interrupts the wait
+                    self._began += perf_counter() - began  # pauses do not count towards the run's speed
                 if self.ended or not self._calls:
                     self._step = False
                     return
                 call, future = self._calls.popleft()
             try:
                 future.set_result(call())
-            except Exception as error:  # belongs to whoever submitted it
+            except Exception as error:  # for whoever submitted the call
                 future.set_exception(error)
 
     def _next(self) -> Optional[Captured]:
@@ -152,7 +152,7 @@ class Run:
         except (FrameError, ServerError) as error:
             if isinstance(error, ServerError) and not self._away:
                 self._away = True
-                self._report(f"{error}; frames are left out until it answers again")
+                self._report(f"{error}; frames are skipped until it answers again")
             self.count += 1
             self._unreadable += 1
             return
@@ -166,7 +166,7 @@ class Run:
         self._hand_over(frame, tracks, began)
 
     def _hand_over(self, frame: Captured, tracks: Dict[int, Track], began: float) -> None:
-        # A file's frame was decoded ahead and has been waiting for us, not we for it.
+        # A file's frame was decoded ahead: the time that it waited is not latency.
         since = frame.received if self.reader.source.live else began
         self.latest = result = Result(frame, tracks, monotonic() - since)
         self.count += 1
@@ -183,20 +183,20 @@ class Run:
         self.sinks.remove(sink)
         whole = self._complete(sink)
         alone = not any(other.essential for other in self.sinks)
-        if isinstance(error, BrokenPipeError):  # whoever read it has had enough: no failure
-            self._report(f"{sink.name}: nobody reads it any more")
+        if isinstance(error, BrokenPipeError):  # the reading program closed the pipe: not a failure
+            self._report(f"{sink.name}: the reading program has closed it")
             if alone:
                 self.end()
             return
         if whole:
             until = self.latest.frame.number if self.latest and self.count > 1 else 0
-            held = f"it holds what was written until frame {until}" if until else "nothing was written"
+            held = f"it holds what was written before frame {until}" if until else "nothing was written"
             self.fail(f"{sink.name}: {error.strerror or error}; {held}")
         if alone:
             raise SourceError("no output is left: the run ends")
 
     def _complete(self, sink: Sink, keep: bool = True) -> bool:
-        """Closes a sink; returns whether that went well."""
+        """Closes a sink; returns whether that succeeded."""
         try:
             sink.close(keep)
         except (AsymTrackError, OSError) as error:
@@ -207,12 +207,12 @@ class Run:
         return True
 
     def fail(self, line: str) -> None:
-        """Reports what went wrong, and keeps it."""
+        """Reports a failure and records it."""
         self.failures.append(line)
         self._report(line)
 
     def close(self) -> None:
-        """Completes the sinks and closes the reader. Sinks of a run that did not start leave nothing."""
+        """Completes the sinks and closes the reader. Sinks of a run that did not start leave no files."""
         self.end()
         self.reader.close()
         while self.sinks:
@@ -220,7 +220,7 @@ class Run:
 
     @property
     def whole(self) -> bool:
-        """Whether all frames that a file or folder promised so far could be read; a camera promises none."""
+        """Whether every frame so far of a file or folder could be read; always true for a live source."""
         return self.reader.source.live or not (self._unreadable or self.reader.source.damaged)
 
     def summary(self) -> Dict[str, Any]:
@@ -238,7 +238,7 @@ class Run:
         stages["read"] = self._read_seconds / max(1, self.count)
         return {
             **counts,
-            "variable_rate": self._periods[1] > 1.5 * self._periods[0] + 0.001,  # Matroska's are rounded to 1 ms
+            "variable_rate": self._periods[1] > 1.5 * self._periods[0] + 0.001,  # Matroska rounds times to 1 ms
             "fps": round(self.count / max(1e-9, perf_counter() - self._began), 1),
             "update_fps": round(updates / inside, 1) if updates and inside else None,
             "milliseconds": {name: round(1000 * spent, 3) for name, spent in stages.items()},

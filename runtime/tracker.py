@@ -1,11 +1,11 @@
-"""Following one target, or any number of them, over one backend; and how a lost target is found.
+"""Tracks one or more targets with one backend, and recovers lost targets.
 
-A target that is not lost is followed exactly as published, and so is a lost one for a while: often it
-comes back into the published crop by itself. After that some frames look elsewhere: where the target
-was last seen well, around there in a wider window, and over the whole frame, nearest places first.
-What is found there is followed beside the published track, and replaces it only when it has scored
-well for several frames while the published crop has not. In no state is more than one crop searched
-per frame, so recovery costs no time.
+A target that is not lost is tracked exactly as published. So is a lost one for a while: often it comes
+back into the published crop by itself. After that, some frames are searched elsewhere: where the target
+was last seen well, in a wider window around that place, and over the whole frame, nearest places first.
+What is found there is tracked alongside the published track, and replaces it only after it has scored
+well for several frames while the published crop has not. Only one crop per target is searched in each
+frame, so recovery costs no time.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from asymtrack_edge.runtime.backends.loading import open_backend
 
 _Self = TypeVar("_Self", bound="_BackendTracker")
 
-WIDEN = 1.6  #: side of the wider windows over that of the ordinary one
-GRID_STEP = 0.6  #: distance of the windows of the search over the whole frame, over their side
-MOST_WINDOWS = 64  #: a frame that would need more of them gets larger ones
-SIZE_CHANGE = 4.0  #: a candidate's area is at most this many times the lost target's, or its inverse
+WIDEN = 1.6  #: side of the wider windows, relative to the ordinary window's
+GRID_STEP = 0.6  #: distance between windows of the whole-frame search, relative to their side
+MOST_WINDOWS = 64  #: most windows for a frame; one that would need more gets larger windows
+SIZE_CHANGE = 4.0  #: a candidate's area is at most this many times larger or smaller than the lost target's
 
 
 class State(str, enum.Enum):
@@ -40,12 +40,12 @@ class State(str, enum.Enum):
 
 
 class Track(NamedTuple):
-    """Where a target is in one frame; of a lost target, box and score may be those of the frame before.
+    """Where a target is in one frame. While it is lost, box and score may be those of an earlier frame.
 
     Attributes:
         box: in frame pixels.
-        score: 0..1, how sharply the target is located in this frame.
-        state: what the scores of this and recent frames say together.
+        score: 0..1, how clearly the target is located in this frame.
+        state: derived from the scores of this and recent frames.
     """
 
     box: Box
@@ -55,14 +55,14 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """When a target counts as lost and as found again, and how it is looked for in between.
+    """When a target counts as lost or found again, and how it is looked for in between.
 
     Attributes:
         lost_below: the smoothed score below which the target is lost.
         found_above: the smoothed score above which it is found again.
-        smoothing: weight of the newest score in the smoothed one, 0..1.
-        patience: frames that a lost target is followed as published before it is looked for elsewhere.
-        confirm: looks in a row in which something found elsewhere must score above ``found_above``.
+        smoothing: weight of the newest score in the smoothed score, 0..1.
+        patience: frames for which a lost target is tracked as published before it is looked for elsewhere.
+        confirm: consecutive looks in which a candidate found elsewhere must score at least ``found_above``.
     """
 
     lost_below: float = 0.4
@@ -75,7 +75,7 @@ class TrackerSettings:
         scores = 0 <= self.lost_below <= self.found_above <= 1 and 0 < self.smoothing <= 1
         if not (scores and self.patience >= 0 and self.confirm >= 1):
             need = "0 <= lost_below <= found_above <= 1, 0 < smoothing <= 1, patience >= 0, confirm >= 1"
-            raise UsageError(f"settings need {need}: not {self}")
+            raise UsageError(f"settings must satisfy {need}, got {self}")
 
 
 class _BackendTracker:
@@ -83,13 +83,13 @@ class _BackendTracker:
 
     def __init__(self, backend: Backend, recover: bool = True, settings: Optional[TrackerSettings] = None) -> None:
         if isinstance(backend, (str, Path)):
-            raise UsageError(f"a model is opened by {type(self).__name__}.load({str(backend)!r})")
+            raise UsageError(f"open a model with {type(self).__name__}.load({str(backend)!r})")
         if not isinstance(settings, (TrackerSettings, type(None))):
-            raise UsageError(f"settings are a TrackerSettings, not {settings!r}")
+            raise UsageError(f"settings must be a TrackerSettings, not {settings!r}")
         self.backend = backend
         self.recover = recover
         self.settings = settings or TrackerSettings()
-        #: Slot i of the backend holds the target i: slots have no gaps, as a batch needs.
+        #: Slot i of the backend holds target i of this list: a batch needs slots without gaps.
         self._targets: List[Target] = []
         self._next_id = 0
         self._box_seconds = 0.0
@@ -107,26 +107,26 @@ class _BackendTracker:
         settings: Optional[TrackerSettings] = None,
         capacity: int = 1,
     ) -> _Self:
-        """Opens a model. A tracker that is dropped without ``close()`` gives back what its backend holds.
+        """Opens a model. A tracker that is dropped without ``close()`` releases its backend, too.
 
         Args:
             model: ``"T"``, ``"S"`` or ``"B"`` for the bundled weights, or a directory written by ``asymtrack-export``.
-            backend: ``"auto"`` takes TensorRT where the model has an engine for this GPU, else ONNX
-                Runtime on the GPU where onnxruntime-gpu is installed, else ONNX Runtime on the CPU. Or
+            backend: ``"auto"`` uses TensorRT if the model has an engine for this GPU, else ONNX
+                Runtime on the GPU if onnxruntime-gpu is installed, else ONNX Runtime on the CPU. Or
                 one of ``asymtrack_edge.runtime.BACKENDS``.
-            device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. On ``"cuda"`` nothing falls back to
+            device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. ``"cuda"`` never falls back to
                 the CPU.
-            threads: CPU threads; None for as many as this process may use.
-            precision: ``"bf16"`` for OpenVINO's arithmetic in bf16; None for the model's own.
-            recover: whether a lost target is looked for. False tracks exactly as published.
+            threads: number of CPU threads; None for one per core that this process may use.
+            precision: ``"bf16"`` to compute in bf16 with OpenVINO; None for the model's own precision.
+            recover: whether to look for a lost target. False tracks exactly as published.
             settings: when a target counts as lost, and how it is looked for.
-            capacity: targets that a ``MultiTracker`` makes room for at once. More get room when they
-                come, which costs an allocation.
+            capacity: number of targets for which a ``MultiTracker`` makes room in advance. Adding
+                more is possible but costs an allocation.
 
         Raises:
             ManifestError: the directory is incomplete or altered.
             BackendError: the backend is not available here.
-            MissingDependencyError: its package is not installed.
+            MissingDependencyError: the backend's package is not installed.
             UsageError: the arguments contradict each other.
         """
         if capacity < 1:
@@ -138,7 +138,7 @@ class _BackendTracker:
         return tracker
 
     def close(self) -> None:
-        """Gives back the backend's memory. The tracker cannot be used afterwards; closing twice is harmless."""
+        """Releases the backend. The tracker cannot be used afterwards; closing twice is harmless."""
         self._closed = True
         self._targets.clear()
         self.backend.close()
@@ -162,7 +162,7 @@ class _BackendTracker:
         return Target(id, checked, self.settings, manifest.search_factor, self.recover)
 
     def _follow(self, frame: Any) -> List[Track]:
-        """Finds all targets in the next frame, in one call of the backend; tracks slot by slot."""
+        """Finds all targets in the next frame with one backend call; returns tracks in slot order."""
         shape = self._check_frame(frame)
         if not self._targets:
             return []
@@ -193,15 +193,15 @@ class Tracker(_BackendTracker):
     """
 
     def init(self, frame: Any, box: Iterable[float]) -> None:
-        """Chooses the target; may be called again at any time, for the same or another target.
+        """Sets the target; may be called again at any time, for the same or another target.
 
         Args:
             frame: BGR uint8 ``(H, W, 3)`` that shows the target.
             box: x, y, w, h in pixels.
 
         Raises:
-            FrameError: not such a frame.
-            BoxError: the box cannot be a target in it.
+            FrameError: the frame is not as described.
+            BoxError: the box cannot be a target in this frame.
             UsageError: the tracker is closed.
         """
         self._targets[:] = [self._choose(frame, box, 0, 0)]
@@ -210,7 +210,7 @@ class Tracker(_BackendTracker):
         """Finds the target in the next frame, BGR uint8 ``(H, W, 3)``.
 
         Raises:
-            FrameError: not such a frame; the tracker stays as it was and can go on with the next.
+            FrameError: the frame is not as described; the tracker is unchanged and can go on with the next.
             ServerError: a Triton server does not answer; the tracker can go on with the next frame.
             UsageError: there is no target yet, or the tracker is closed.
         """
@@ -220,7 +220,7 @@ class Tracker(_BackendTracker):
 
 
 class MultiTracker(_BackendTracker):
-    """Follows any number of targets, which may come and go between any two frames.
+    """Follows any number of targets, which may be added and removed between any two frames.
 
     The backend gets the crops of all targets in one call: a CPU spreads them over its threads, a
     TensorRT engine takes them in batches as large as the export allows (``asymtrack-export --batch``).
@@ -244,26 +244,26 @@ class MultiTracker(_BackendTracker):
 
     @property
     def ids(self) -> List[int]:
-        """The targets' ids, in the order in which they came."""
+        """The targets' ids, in the order in which they were added."""
         return sorted(target.id for target in self._targets)
 
     def add(self, frame: Any, box: Iterable[float]) -> int:
-        """Starts to follow a target and returns its id, which is never used again; otherwise as ``Tracker.init``."""
+        """Starts tracking a target and returns its id, which is never reused; otherwise like ``Tracker.init``."""
         slot = len(self._targets)
         if slot >= self.backend.capacity:
-            # Growing copies what the slots hold: by doubling it happens seldom.
+            # Growing copies the contents of the slots: doubling makes that rare.
             self.backend.reserve(max(1, 2 * slot))
         self._targets.append(self._choose(frame, box, slot, self._next_id))
         self._next_id += 1
         return self._targets[slot].id
 
     def reset(self, target: int, frame: Any, box: Iterable[float]) -> None:
-        """Gives a target a new look and place under its old id; errors as in ``add`` and ``remove``."""
+        """Marks a target anew, keeping its id; errors as in ``add`` and ``remove``."""
         slot = self._slot(target)
         self._targets[slot] = self._choose(frame, box, slot, self._targets[slot].id)
 
     def remove(self, target: int) -> None:
-        """Stops to follow a target; costs at most one copy of a template state (131 KB for T)."""
+        """Stops tracking a target; costs at most one copy of a template state (131 KB for T)."""
         slot, last = self._slot(target), len(self._targets) - 1
         if slot != last:
             self.backend.move(last, slot)
@@ -271,7 +271,7 @@ class MultiTracker(_BackendTracker):
         self._targets.pop()
 
     def update(self, frame: Any) -> Dict[int, Track]:
-        """Finds all targets in the next frame: each one's track by its id. Errors as in ``Tracker.update``."""
+        """Finds all targets in the next frame; returns their tracks by id. Errors as in ``Tracker.update``."""
         tracks = self._follow(frame)
         return dict(sorted(zip([target.id for target in self._targets], tracks)))
 
@@ -284,10 +284,10 @@ class MultiTracker(_BackendTracker):
 
 
 class Target:
-    """Box and state of one target, followed as in the reference and, with ``recover``, looked for while it is lost.
+    """Box and state of one target: tracked as in the reference and, with ``recover``, looked for while it is lost.
 
-    ``id`` is its owner's name for it, ``factor`` the search window's side over ``sqrt(w * h)``.
-    While the target is looked for, ``box`` stays that of the published track.
+    ``id`` is chosen by the owner. ``factor`` is the search window's side relative to ``sqrt(w * h)``.
+    While the target is looked for, ``box`` remains that of the published track.
     """
 
     def __init__(self, id: int, box: Box, settings: TrackerSettings, factor: float, recover: bool = True) -> None:
@@ -297,25 +297,25 @@ class Target:
         self._settings = settings
         self._factor = factor
         self._patience = settings.patience if recover else math.inf
-        self._smoothed = self._score = 1.0  # scores in the published crop: their average, and the latest
-        self._last_sure = box  # where it was last seen well, in the published crop or found elsewhere
-        self._lost_frames = 0  # since it was last tracked
-        self._elsewhere = False  # whether ``window()`` chose another place than the published crop
-        self._looks = 0  # elsewhere, in a row
-        self._turn = 0  # of the places to look at, one after the other
-        self._candidate: Optional[Box] = None  # what was found elsewhere
-        self._hits = 0  # good scores of the candidate, in a row
-        self._grid: List[CropWindow] = []  # over a frame of height and width ``_grid_for``
+        self._smoothed = self._score = 1.0  # scores in the published crop: smoothed, and latest
+        self._last_sure = box  # last box with a good score, in the published crop or elsewhere
+        self._lost_frames = 0  # frames since the target was last tracked
+        self._elsewhere = False  # whether ``window()`` chose a place other than the published crop
+        self._looks = 0  # consecutive looks elsewhere
+        self._turn = 0  # index of the next place to look at
+        self._candidate: Optional[Box] = None  # the box found elsewhere
+        self._hits = 0  # consecutive good scores of the candidate
+        self._grid: List[CropWindow] = []  # windows over a frame of height and width ``_grid_for``
         self._grid_for: Sequence[int] = ()
 
     def window(self, frame_shape: Sequence[int]) -> CropWindow:
         """Where to search in a frame of ``frame_shape`` (H, W, ...).
 
-        It is the published crop, or another one in every second frame while the target is lost for long.
+        This is the published crop, but in some frames another place once the target has been lost for long.
         """
         long_lost = self.state is State.LOST and self._lost_frames >= self._patience
         scores_well = self._score >= self._settings.found_above
-        most_looks = 1 if self._candidate is None else 2  # in a row, then one frame searches the published crop
+        most_looks = 1 if self._candidate is None else 2  # then one frame searches the published crop
         self._elsewhere = long_lost and not scores_well and self._looks < most_looks
         if not self._elsewhere:
             self._looks = 0
@@ -333,9 +333,9 @@ class Target:
         return self._grid[turn // 2 % len(self._grid)]
 
     def advance(self, prediction: Sequence[float], window: CropWindow, frame_shape: Sequence[int]) -> Track:
-        """Takes the search network's prediction for ``window()``: cx, cy, w, h over its side, and score."""
+        """Applies the search network's prediction for ``window()``: cx, cy, w, h relative to its side, and score."""
         box, score = None, 0.0
-        # An fp16 engine may overflow: its prediction then says nothing, and the box stays.
+        # An fp16 engine may overflow: its prediction is then useless, and the box stays.
         if all(map(math.isfinite, prediction)):
             box, score = clip_box(box_from_crop(prediction, window), frame_shape), float(prediction[4])
         self._lost_frames += 1
@@ -349,7 +349,7 @@ class Target:
         return Track(self.box, self._score, self.state)
 
     def _follow(self, box: Optional[Box], score: float) -> None:
-        """Takes what was found in the published crop."""
+        """Applies a prediction from the published crop."""
         settings = self._settings
         self.box, self._score = box or self.box, score
         self._smoothed += settings.smoothing * (score - self._smoothed)
@@ -363,7 +363,7 @@ class Target:
                 self._last_sure = self.box
 
     def _look(self, box: Optional[Box], score: float) -> None:
-        """Takes what was found elsewhere: a candidate, which replaces the track once it is confirmed."""
+        """Applies a prediction from elsewhere: a candidate, which replaces the track once it is confirmed."""
         if box is not None:
             change = box.w * box.h / (self._last_sure.w * self._last_sure.h)
             likely = score >= self._settings.found_above and 1 / SIZE_CHANGE <= change <= SIZE_CHANGE
@@ -377,7 +377,7 @@ class Target:
 
 
 def search_grid(box: Box, frame_shape: Sequence[int], factor: float) -> List[CropWindow]:
-    """Windows as large as the search window of ``box`` that cover a frame, nearest first; larger if too many."""
+    """Windows that cover a frame, nearest to ``box`` first: as large as its search window, or larger if too many."""
     height, width = frame_shape[:2]
     side = crop_window(box, factor).side
     while True:

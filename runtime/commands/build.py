@@ -1,4 +1,4 @@
-"""``asymtrack-build``: engines for an existing export, on the device that will run them."""
+"""``asymtrack-build``: build the engines of an existing export, on the device that will run them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ asymtrack-build asymtrack-t-fp16-orin --rebuild --workspace 1024
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    text = "Build the TensorRT engines of a model for this machine's GPU. Needs TensorRT; neither torch nor onnx."
+    text = "Build the TensorRT engines of a model for this machine's GPU. Needs TensorRT, but neither torch nor onnx."
     parser = cli.parser("asymtrack-build", text, EXAMPLES)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a directory written by asymtrack-export --target")
     cli.add_device(parser)
-    add("--rebuild", action="store_true", help="build even what is there and still fits")
-    text = f"scratch memory for a layer (default: {WORKSPACE_MB})"
+    add("--rebuild", action="store_true", help="rebuild engines even if they still fit")
+    text = f"maximum scratch memory per layer, in MiB (default: {WORKSPACE_MB})"
     add("--workspace", type=cli.positive, default=WORKSPACE_MB, metavar="MB", help=text)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
@@ -36,7 +36,7 @@ def _main(arguments: argparse.Namespace) -> None:
     name = arguments.model.upper()
     if name in VARIANTS and not Path(arguments.model).exists():
         raise UsageError(
-            f"{name} is no directory: make a model for TensorRT with "
+            f"{name} is not a directory: export a model for TensorRT with "
             f"asymtrack-export --variant {name} --target orin (or xavier, rtx) and give its directory"
         )
 

@@ -1,8 +1,8 @@
-"""``asymtrack-check``: does this device compute what the verified model says?
+"""``asymtrack-check``: does this device compute the same as the verified model?
 
-``asymtrack-export`` verifies its ONNX models against the trained model, as ONNX Runtime computes them on
-a CPU in fp32. Here another backend, with its own kernels, engines and precision, is compared with that on
-the device that will run it. Exit code 0: it agrees; 1: it does not; 2: it could not be tried.
+``asymtrack-export`` verifies its ONNX models against the trained model, running them with ONNX Runtime on
+a CPU in fp32. This command compares another backend, with its own kernels, engines and precision, with that
+reference, on the device that will run it. Exit code 0: it agrees; 1: it differs; 2: it cannot be compared.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ asymtrack-check T --backend openvino --precision bf16 --clip video.mp4 --box 60,
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
-    text = "Compare a backend on this device with ONNX Runtime on its CPU. Without a GPU, name it with --backend."
+    text = "Compare a backend with ONNX Runtime on this device's CPU. Without a GPU, choose the backend with --backend."
     parser = cli.parser("asymtrack-check", text, EXAMPLES)
     cli.add_model(parser, positional=True)
     cli.add_backend(parser)
@@ -37,8 +37,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def limits_of(backend: Backend) -> agreement.Limits:
-    """How far a backend may be from the model as ONNX Runtime computes it on a CPU."""
-    # CPUs keep numbers in fp16 and compute in fp32, GPUs compute in it.
+    """How far a backend may differ from ONNX Runtime on a CPU."""
+    # With fp16, CPUs only store numbers in fp16 and compute in fp32; GPUs compute in fp16.
     if backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu):
         return agreement.HALF_ARITHMETIC
     if backend.precision == "fp32" and not backend.on_cpu and platform.machine() in ("aarch64", "arm64"):
@@ -51,7 +51,7 @@ def _main(arguments: argparse.Namespace) -> int:
     backend = open_backend(arguments.model, arguments.backend, arguments.device, arguments.threads, arguments.precision)
     try:
         if backend.name == "onnxruntime":
-            raise UsageError("this compares ONNX Runtime on the CPU with itself: name a --backend such as openvino")
+            raise UsageError("this compares ONNX Runtime on the CPU with itself: choose a --backend such as openvino")
         reference, limits = open_backend(arguments.model, "onnxruntime", threads=arguments.threads), limits_of(backend)
         report: Dict[str, Any] = {
             "checked": backend.description,
@@ -69,7 +69,7 @@ def _main(arguments: argparse.Namespace) -> int:
     cli.write_json(arguments.json, report)
     figures = agreement.figures(report)
     if not report["passed"]:
-        cli.say(f"error: {backend.description} does not compute what the model says: {figures}")
+        cli.say(f"error: {backend.description} does not compute the same as the model: {figures}")
     elif arguments.json != "-":
         print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures}")
     return 0 if report["passed"] else 1

@@ -44,7 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    published = "track exactly as published: a lost target is not looked for"
+    published = "track exactly as published: do not look for lost targets"
     add("--no-recover", dest="recover", action="store_false", help=published)
     group = parser.add_argument_group("model")
     cli.add_model(group)
@@ -52,20 +52,20 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     group = parser.add_argument_group("outputs")
     add = group.add_argument
     add("--output", type=Path, metavar="FILE", help="annotated video (.mp4, .mkv or .avi)")
-    columns = "boxes as csv: frame,x,y,w,h,score,state; with several --box or --web a column target; - for stdout"
+    columns = "boxes as CSV: frame,x,y,w,h,score,state, and target with several --box or --web; - for stdout"
     add("--boxes", type=Path, metavar="FILE", help=columns)
     add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")
     add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")
-    places = "a JSON object per frame to - (stdout), udp://host:port or a file .jsonl; repeatable"
+    places = "send a JSON object per frame to - (stdout), udp://host:port or a .jsonl file; repeatable"
     add("--send", action="append", default=[], metavar="WHERE", help=places)
     add("--show", action="store_true", help="show the tracked video in a window; q or closing it ends the run")
     cli.add_json(group)
     add = parser.add_argument_group("web view").add_argument
-    add("--web", type=int, metavar="PORT", help="serve a page to watch, and to draw targets on")
-    add("--host", help="address to serve it on (default: this machine only)")
+    add("--web", type=int, metavar="PORT", help="serve a web page to watch the run and draw targets")
+    add("--host", help="address to serve the page on (default: this machine only)")
     add = parser.add_argument_group("run").add_argument
     add("--max-frames", type=int, metavar="N", help="stop after this many frames")
-    silence = "give up a camera or stream that is silent for this many seconds; 0: never (default: 30)"
+    silence = "give up a camera or stream after this many seconds without a frame; 0: never (default: 30)"
     add("--patience", type=float, default=30.0, metavar="S", help=silence)
     return cli.run(_main, parser.parse_args(argv))
 
@@ -84,7 +84,7 @@ def _main(arguments: argparse.Namespace) -> int:
             boxes = [cv2.selectROI("Draw the target, then press Enter", first, showCrosshair=False)]
             cv2.destroyAllWindows()
         for box in boxes:
-            check_box(box, first.shape)  # before any file is made
+            check_box(box, first.shape)  # before any file is created
         for sink in _sinks(arguments, run, len(boxes), first.shape):
             run.sinks.append(sink)  # one by one: those already open are closed if one cannot be opened
         run.start(boxes)
@@ -92,11 +92,11 @@ def _main(arguments: argparse.Namespace) -> int:
         with suppress(KeyboardInterrupt):
             try:
                 run.follow()
-            except SourceError as error:  # the outputs and the summary are completed all the same
+            except SourceError as error:  # the outputs and the summary are still completed
                 run.fail(f"error: {error}")
                 run.end()
             if arguments.web is not None and not run.ended:
-                cli.say("no frame follows; the page stays until Ctrl-C or its End button")
+                cli.say("no more frames; the page stays until Ctrl-C or its End run button")
                 run.linger()
         if signals:
             cli.say("interrupted: completing the files")
@@ -107,13 +107,13 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
-    """The boxes, after everything that can be wrong without opening anything."""
+    """Checks the arguments as far as possible without opening anything; returns the boxes."""
     marked, limit, web = arguments.box or arguments.select, arguments.max_frames, arguments.web
     if str(arguments.boxes) == "-":
         arguments.boxes = Path("/dev/stdout")
     wrong = {
         "--max-frames must be at least 2: the target is marked in the first frame": limit is not None and limit < 2,
-        "--patience takes a number of seconds, 0 for ever": not arguments.patience >= 0,
+        "--patience takes a number of seconds; 0 waits forever": not arguments.patience >= 0,
         "--box and --select exclude each other": arguments.box and arguments.select,
         "mark a target with --box x,y,w,h or --select, or use --web to draw one": not marked and web is None,
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
@@ -127,7 +127,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     outputs = [arguments.output, arguments.boxes, arguments.strip, arguments.json, *arguments.send]
     files = [output for output in outputs if output not in (None, "-") and "://" not in str(output)]
     places = [os.path.realpath(output) for output in files]
-    # Among the images of the source, another would be one of them in the next run.
+    # A picture written into the source's folder would be part of the source in the next run.
     folders = [os.path.dirname(place) for place in places if place.lower().endswith(IMAGE_SUFFIXES)]
     for place in (*places, *folders):
         with suppress(OSError):
@@ -135,7 +135,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
                 raise UsageError(f"{printable(place)} is the source itself: write somewhere else")
     for place in places:
         if places.count(place) > 1 and (os.path.isfile(place) or not os.path.exists(place)):
-            raise UsageError(f"two outputs are to be {without_secrets(printable(place))}: give each its own")
+            raise UsageError(f"two outputs would write {without_secrets(printable(place))}: give each its own file")
     boxes = [cli.box_argument(text) for text in arguments.box]
     if arguments.select:
         check_display("--select", "give the target with --box x,y,w,h, or draw it with --web 8080")
@@ -151,7 +151,7 @@ def _completed(run: Run) -> Iterator[List[int]]:
     ignored = ExitStack()
 
     def once(number: int, _: Any) -> NoReturn:
-        # Here and not later: the next may come before any other line of ours runs.
+        # First of all: the next signal may arrive before any other line runs.
         ignored.enter_context(cli.handled_signals(signal.SIG_IGN))
         signals.append(number)
         run.end()  # an exception alone can be lost, for example in a destructor
@@ -183,7 +183,7 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
         view = module.WebView(run, arguments.web, arguments.host or "127.0.0.1")
         cli.say(f"watch and draw at {view.url}")
         yield view
-    if arguments.output:  # last: what is no plain file is written into from here on
+    if arguments.output:  # last: an output that is not a plain file is written from here on
         if arguments.source.startswith("jetson://"):
             from asymtrack_edge.runtime.jetson import JetsonWriter
 
@@ -200,14 +200,14 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     source, rate = run.reader.source, video_rate(run.reader.source.fps)
     differs = summary["variable_rate"] or (source.live and abs(summary["fps"] / rate - 1) > 0.1)
     if arguments.output and differs and not arguments.source.startswith("jetson://"):
-        cli.say(f"{printable(arguments.output)} plays at a constant {rate:g} fps: the frames came at another rate")
+        cli.say(f"{printable(arguments.output)} plays at a constant {rate:g} fps, but the frames came at another rate")
     if summary["variable_rate"] and arguments.boxes and not arguments.pts:
         cli.say(f"the frame rate varies: --pts adds the frames' times to {printable(arguments.boxes)}")
-    # Where frames go to stdout, the summary must not follow them there.
+    # If results go to stdout, the summary must not.
     taken = "-" in arguments.send or descriptor_of(arguments.boxes) == 1
     try:
         print(text, file=sys.stderr if taken else sys.stdout, flush=True)
-    finally:  # neither depends on the other
+    finally:  # even if printing fails
         if arguments.json != "-":
             cli.write_json(arguments.json, summary)
 

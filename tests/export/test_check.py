@@ -58,7 +58,7 @@ def test_what_differs_is_an_error(first: int, column: int, by: Any, words: str, 
     monkeypatch.setattr(check, "default_clip", partial(default_clip, 6))
     assert main(["T", "--backend", "openvino", "--threads", "1", "--json"]) == 1
     printed = capsys.readouterr()
-    assert len(printed.err.splitlines()) == 1 and "does not compute what the model says" in printed.err
+    assert len(printed.err.splitlines()) == 1 and "does not compute the same as the model" in printed.err
     assert words in printed.err
     report = json.loads(printed.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert not report["passed"]

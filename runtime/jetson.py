@@ -1,4 +1,4 @@
-"""Frames that never leave the GPU of a Jetson: ``jetson://`` sources, and what encodes and sends them.
+"""Frames that never leave a Jetson's GPU: ``jetson://`` sources, and the sink that encodes and sends them.
 
 jetson-utils (github.com/dusty-nv/jetson-utils) decodes in hardware and leaves the frames in CUDA memory.
 """
@@ -22,18 +22,18 @@ from asymtrack_edge.runtime.sources.cameras import split_options
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source
 from asymtrack_edge.runtime.tracker import State
 
-TIMEOUT = 5000  #: milliseconds that a frame is waited for before the source counts as gone
-#: jetson-utils overwrites its frames after a few others. A frame of ours stays for so many captures: longer
-#: than any is read ahead.
+TIMEOUT = 5000  #: milliseconds without a frame after which the source counts as gone
+#: jetson-utils soon overwrites its frames. Our copy of a frame stays valid for this many captures, which is
+#: more than the reader reads ahead.
 KEPT = 16
 _OPTIONS = {"width": "--input-width", "height": "--input-height", "fps": "--input-rate"}
 
 
 def jetson_utils() -> Any:
-    """The module; a ``SourceError`` where it is not installed, or is not for this machine."""
+    """Imports the module; ``SourceError`` if it is not installed or does not work on this machine."""
     try:
         import jetson_utils
-    except (ImportError, RuntimeError, SystemError) as error:  # the latter two of another numpy than it was built for
+    except (ImportError, RuntimeError, SystemError) as error:  # the last two: built for another numpy
         raise SourceError(
             f"jetson:// needs jetson-utils ({error}): build it on the Jetson (github.com/dusty-nv/jetson-utils) with "
             "the numpy of this environment, or leave out jetson://"
@@ -44,7 +44,7 @@ def jetson_utils() -> Any:
 def open_jetson(source: str) -> Source:
     """Opens ``jetson://csi://0?width=1280&height=720&fps=60``, ``jetson://rtsp://host/path``, ``jetson://file.mp4``."""
     uri = re.sub("^file://", "", source[len("jetson://") :])
-    # What follows a ? in the address of a stream is the server's.
+    # In the address of a stream, what follows a ? is meant for the server.
     ours = re.match(r"(?!\w+://)|csi:|v4l2:", uri)
     name, options = split_options(uri, _OPTIONS, "a jetson:// source") if ours else (uri, {})
     recording = "://" not in name and not name.startswith("/dev/")
@@ -52,7 +52,7 @@ def open_jetson(source: str) -> Source:
         raise SourceError(f"there is no file {name}")
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
     opened = LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
-    opened.live = not recording  # a file is decoded by the Jetson's hardware too, at its own pace, but has an end
+    opened.live = not recording  # a file is decoded in hardware too, but has an end and waits to be read
     return opened
 
 
@@ -81,7 +81,7 @@ class JetsonFrame:
 
 
 def _copy(image: Any, into: Any) -> Any:
-    """A copy of a ``cudaImage``, in the memory of ``into`` where that is of its size and format."""
+    """Copies a ``cudaImage``, into the memory of ``into`` if its size and format match."""
     utils, shape = jetson_utils(), {name: getattr(image, name) for name in ("width", "height", "format")}
     if into is None or shape != {name: getattr(into, name) for name in shape}:
         into = utils.cudaAllocMapped(**shape)
@@ -102,14 +102,14 @@ class _JetsonCapture:
 
     def grab(self) -> bool:
         try:
-            # The frame as its capture delivers it by default; on the GPU, where the tracker swaps its channels.
+            # In the default format, on the GPU: the tracker swaps the channels there.
             self._latest = self._source.Capture(timeout=TIMEOUT)
-        except Exception:  # the end of the stream, or a time-out: plain exceptions both
+        except Exception:  # end of stream or time-out: both are plain exceptions
             self._latest = None
         return self._latest is not None
 
     def retrieve(self) -> Tuple[bool, Any]:
-        """The frame of the last ``grab``, copied into memory that stays for ``KEPT`` captures."""
+        """The frame of the last ``grab``, copied into memory that stays valid for ``KEPT`` captures."""
         self._ring.append(_copy(self._latest, self._ring.popleft()))
         return True, JetsonFrame(self._ring[-1])
 
@@ -123,30 +123,30 @@ class _JetsonCapture:
 class JetsonWriter(Sink):
     """Draws the boxes on the GPU, and encodes or sends the frames from there.
 
-    ``where`` is as jetson-utils takes it: ``file.mp4``, ``rtp://host:port``, ``webrtc://@:8554/out``,
-    ``display://0``. It writes into a file as it goes: an earlier one is gone.
+    ``where`` is an output that jetson-utils knows: ``file.mp4``, ``rtp://host:port``,
+    ``webrtc://@:8554/out``, ``display://0``. An existing file is overwritten from the start.
     """
 
     def __init__(self, where: Path) -> None:
         self.name = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
         self._utils, self._picture = jetson_utils(), None
         try:
-            self._output = self._utils.videoOutput(self.name, ["--headless"])  # else it opens a window, too
+            self._output = self._utils.videoOutput(self.name, ["--headless"])  # else it also opens a window
         except Exception as error:  # it raises plain exceptions, and logs the reason
             raise SourceError(f"jetson-utils cannot write {self.name}: {error}") from None
 
     def write(self, result: Result) -> None:
-        """Draws into a copy of the frame, which others may still read."""
+        """Draws into a copy, because others may still read the frame."""
         frame: Any = result.frame.image
         self._picture = _copy(frame.image, self._picture)
         for target, track in result.tracks.items():
-            colour, (x, y, w, h) = (*colour_of(track, target)[::-1], 255), track.box  # it draws into RGB alone
+            colour, (x, y, w, h) = (*colour_of(track, target)[::-1], 255), track.box  # it draws only into RGB
             corners = ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))
             for start, end in zip(corners, corners[1:]):
                 self._utils.cudaDrawLine(self._picture, start, end, colour, 1 if track.state is State.LOST else 3)
         try:
             self._output.Render(self._picture)
-        except Exception as error:  # plain ones
+        except Exception as error:  # it raises plain exceptions
             raise OSError(f"jetson-utils cannot write it: {error}") from None
 
     def close(self, keep: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Where results go: what a run hands over for each frame, and what takes it."""
+"""Outputs of a run: the result of each frame, and the sinks that take it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asymtrack_edge.runtime.tracker import Track
 
 @dataclass(frozen=True)
 class Result:
-    """Tracks of a frame by target; ``latency`` in seconds since it came, or since a file's frame was taken up."""
+    """A frame's tracks by target; ``latency``: seconds since the frame arrived (from a file: since it was begun)."""
 
     frame: Captured
     tracks: Dict[int, Track]
@@ -23,12 +23,12 @@ class Sink(ABC):
     """Takes the result of every frame."""
 
     name = ""
-    essential = True  #: a run whose last such sink failed ends
-    wants_end = False  #: somebody asked here for the run to end
+    essential = True  #: whether the run ends when no other such sink is left
+    wants_end = False  #: whether the user asked this sink to end the run
 
     @abstractmethod
     def write(self, result: Result) -> None:
-        """Takes one frame's result; does not change its image. After an ``OSError`` what was written before is safe."""
+        """Takes one frame's result without changing its image. After an ``OSError``, earlier results are safe."""
 
     def close(self, keep: bool = True) -> None:  # noqa: B027
-        """Completes what was written, or without ``keep`` leaves nothing behind: the run did not begin."""
+        """Completes the output. Without ``keep`` (the run did not begin) it leaves nothing behind."""

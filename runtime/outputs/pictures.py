@@ -22,8 +22,8 @@ from asymtrack_edge.files import OutputFile, check_output, opencv_path, printabl
 from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.tracker import State, Track
 
-LEAST_FREE = 32 << 20  #: bytes: encoders do not tell that the disk is full, and need room for their index at the end
-#: BGR colours told apart by people with colour-blindness too (Okabe and Ito), one per target.
+LEAST_FREE = 32 << 20  #: bytes: encoders do not report a full disk, and need room for their index at the end
+#: BGR colours that people with colour blindness can tell apart, too (Okabe and Ito), one per target.
 COLOURS = ((0, 159, 230), (233, 180, 86), (115, 158, 0), (66, 228, 240), (178, 114, 0), (0, 94, 213), (167, 121, 204))
 
 
@@ -33,7 +33,7 @@ def colour_of(track: Track, target: int) -> Tuple[int, int, int]:
 
 
 def annotated(result: Result) -> np.ndarray:
-    """A copy of a result's frame (BGR uint8) with the boxes and scores drawn on it; thin while lost."""
+    """A copy of a result's frame (BGR uint8) with the boxes and scores drawn on it; lost targets have thin boxes."""
     assert result.frame.image is not None
     picture = result.frame.image.copy()
     scale = max(0.4, min(picture.shape[:2]) / 900)
@@ -43,28 +43,28 @@ def annotated(result: Result) -> np.ndarray:
         cv2.rectangle(picture, (x, y), (x + w, y + h), colour, 1 if lost else 2, cv2.LINE_AA)
         text = f"{f'{target}: ' if len(result.tracks) > 1 else ''}{track.score:.2f}{' lost' if lost else ''}"
         at = x, y - 4 if y > 20 else y + h + int(24 * scale)
-        for paint, thickness in (((0, 0, 0), 3), (colour, 1)):  # a dark outline, to be read on any picture
+        for paint, thickness in (((0, 0, 0), 3), (colour, 1)):  # a dark outline keeps it readable on any picture
             cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, paint, thickness, cv2.LINE_AA)
     return picture
 
 
 def video_rate(fps: float) -> float:
-    """The rate next to ``fps`` that MPEG-4 can hold, whose time base has 16 bits; 30 if it makes no sense."""
+    """The rate nearest to ``fps`` that MPEG-4's 16-bit time base can hold; 30 if ``fps`` makes no sense."""
     if not 0.01 <= fps <= 1000:
         return 30.0
     return round(fps, 3 if fps < 65 else 2 if fps < 650 else 1)
 
 
 class VideoWriter(Sink):
-    """Writes annotated frames as a video of a constant rate, all resized to ``shape`` (H, W, ...)."""
+    """Writes annotated frames as a constant-rate video, all resized to ``shape`` (H, W, ...)."""
 
     def __init__(self, path: Path, fps: float, shape: Tuple[int, ...]) -> None:
         self.name = printable(path)
         if path.suffix.lower() not in (".mp4", ".avi", ".mkv"):
-            raise UsageError(f"the output video is .mp4, .avi or .mkv, not {self.name}")
+            raise UsageError(f"the output video must be .mp4, .avi or .mkv, not {self.name}")
         if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
-            raise UsageError(f"{self.name} is a pipe: a video has to go back to write its index")
-        opencv_path(path.parent)  # the name itself may be anything
+            raise UsageError(f"{self.name} is a pipe: writing a video's index needs a file")
+        opencv_path(path.parent)  # the file's own name may be anything
         self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
         self._checked = -1.0
         self._file = OutputFile(path)
@@ -74,7 +74,7 @@ class VideoWriter(Sink):
             fourcc = cv2.VideoWriter_fourcc(*code)  # type: ignore[attr-defined]
             self._writer = cv2.VideoWriter(opencv_path(self._file.place), fourcc, video_rate(fps), self._size)
             if not self._writer.isOpened():
-                raise SourceError(f"cannot encode {self.name}: no {code} encoder here for this size; try an .avi")
+                raise SourceError(f"cannot encode {self.name}: OpenCV has no {code} encoder for this size; try .avi")
         except BaseException:
             self._file.discard()
             raise
@@ -84,33 +84,33 @@ class VideoWriter(Sink):
         if now - self._checked > 0.5:
             self._checked = now
             room = shutil.disk_usage(self._file.place.parent)
-            if room.total and room.free < LEAST_FREE:  # some file systems do not tell
+            if room.total and room.free < LEAST_FREE:  # some file systems report no sizes
                 raise OSError(errno.ENOSPC, "the disk is almost full", self.name)
 
     def write(self, result: Result) -> None:
-        """Adds the frame; the disk being almost full is an OSError."""
+        """Adds the frame; ``OSError`` if the disk is almost full."""
         self._check_disk()
         picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file, or leaves an earlier one as it was, also if it came to a limit: encoders do not tell."""
+        """Completes the file. Without ``keep``, or if it hit a size limit (encoders do not tell), an old one stays."""
         self._writer.release()
         try:
             if keep:
                 self._file.check_growth()
                 self._file.close()
         finally:
-            self._file.discard()  # nothing is left to discard of what is complete
+            self._file.discard()  # does nothing if the file is complete
 
 
 class StripWriter(Sink):
-    """Keeps six annotated frames of about ``length`` and writes them side by side (``.png``, ``.jpg``) when closed."""
+    """Keeps six of about ``length`` annotated frames and writes them side by side (``.png``, ``.jpg``) when closed."""
 
     def __init__(self, path: Path, length: Optional[int]) -> None:
         self.name = printable(path)
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise UsageError(f"the strip is a .png or .jpg, not {self.name}")
+            raise UsageError(f"the strip must be a .png or .jpg, not {self.name}")
         check_output(path)
         self._path = path
         self._every = max(1, (length or 120) // 6)
@@ -124,13 +124,13 @@ class StripWriter(Sink):
         if self._tiles:
             height = min(tile.shape[0] for tile in self._tiles)
             width = sum(tile.shape[1] * height / tile.shape[0] for tile in self._tiles)
-            height = max(1, int(height * min(1, 65_000 / width)))  # JPEG has no wider pictures
+            height = max(1, int(height * min(1, 65_000 / width)))  # JPEG's maximum width
             tiles = [cv2.resize(t, (max(1, round(t.shape[1] * height / t.shape[0])), height)) for t in self._tiles]
             write_image(self._path, np.concatenate(tiles, 1))
 
 
 class Window(Sink):
-    """Shows the annotated frames; the key q ends the run, and so does closing the window."""
+    """Shows the annotated frames; pressing q or closing the window ends the run."""
 
     name = "window"
     _seen = False
@@ -139,17 +139,17 @@ class Window(Sink):
         cv2.imshow("asymtrack-track", annotated(result))
         self.wants_end = cv2.waitKey(1) & 0xFF == ord("q")
         visible = False
-        with suppress(cv2.error):  # Qt's, of a window that is closed
+        with suppress(cv2.error):  # Qt raises it for a closed window
             visible = cv2.getWindowProperty("asymtrack-track", cv2.WND_PROP_VISIBLE) >= 1
         self.wants_end |= self._seen and not visible
         self._seen |= visible
 
 
 def check_display(option: str, instead: str) -> None:
-    """Opens a window in another process: without a display many builds of OpenCV abort theirs."""
+    """Tries to open a window in another process: without a display, many OpenCV builds abort the process."""
     command = [sys.executable, "-c", "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"]
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         with suppress(OSError, subprocess.TimeoutExpired):
             if subprocess.call(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, timeout=30) == 0:
                 return
-    raise UsageError(f"{option} needs a display, and an OpenCV with windows: {instead}")
+    raise UsageError(f"{option} needs a display and an OpenCV build with windows: {instead}")

@@ -1,4 +1,4 @@
-"""A row or line per frame: boxes as csv and messages as JSON, into files, on stdout or by UDP; progress on a terminal.
+"""Text outputs: boxes as CSV and messages as JSON (to files, stdout or UDP), and progress on a terminal.
 
 A message is one JSON object (``docs/cameras.md`` documents it for other languages)::
 
@@ -22,7 +22,7 @@ from asymtrack_edge.runtime.outputs import Result, Sink
 
 
 def csv_header(several: bool, pts: bool = False) -> str:
-    """The first line of a csv file."""
+    """The first line of a CSV file."""
     return "frame,x,y,w,h,score,state" + ",target" * several + ",pts" * pts + "\n"
 
 
@@ -38,7 +38,7 @@ def csv_rows(result: Result, several: bool, pts: bool = False) -> str:
 
 
 def as_message(result: Result) -> Dict[str, Any]:
-    """The object of a frame, ready for JSON. ``time`` is when the frame arrived, in Unix seconds."""
+    """A frame's message as a dict, ready for JSON. ``time`` is when the frame arrived, in Unix seconds."""
     image, pts = result.frame.image, result.frame.pts
     return {
         "frame": result.frame.number,
@@ -59,15 +59,15 @@ def as_message(result: Result) -> Dict[str, Any]:
 
 
 def as_json(result: Result) -> str:
-    """The object of a frame as one line of JSON."""
+    """A frame's message as one line of JSON."""
     return json.dumps(as_message(result), separators=(",", ":"), allow_nan=False) + "\n"
 
 
 class RowWriter(Sink):
-    """A text file that grows by the ``rows`` of each frame, after a header.
+    """A text file: a header, then the ``rows`` of each frame.
 
-    Each row goes to the system at once: a process that is killed loses none. A row that does not
-    fit on the disk any more is taken back as a whole.
+    Each row is handed to the operating system at once, so that a killed process loses none. A row that
+    no longer fits on the disk is removed as a whole.
     """
 
     def __init__(self, path: Path, rows: Callable[[Result], str], header: str = "") -> None:
@@ -80,12 +80,12 @@ class RowWriter(Sink):
         self._header, self._begun = "", True
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file; without ``keep``, or if nothing could be written, an earlier one stays."""
+        """Completes the file; without ``keep``, or if nothing could be written, an earlier file stays."""
         self._file.close() if keep and self._begun else self._file.discard()
 
 
 class _UdpSender(Sink):
-    """One datagram per frame; never waits."""
+    """Sends one datagram per frame; never waits."""
 
     def __init__(self, url: str) -> None:
         self.name = without_secrets(url)
@@ -94,7 +94,7 @@ class _UdpSender(Sink):
             if not parts.hostname or not parts.port:
                 raise ValueError
             found = socket.getaddrinfo(parts.hostname, parts.port, type=socket.SOCK_DGRAM)
-            family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # localhost may be ::1, too
+            family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # localhost may be ::1
             self._address: Any = address
             self._socket = socket.socket(family, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
@@ -105,8 +105,8 @@ class _UdpSender(Sink):
             raise UsageError(f"{self.name!r} needs a host and a port, for example udp://192.168.1.20:5005") from None
 
     def write(self, result: Result) -> None:
-        with suppress(OSError):  # a receiver that starts later must find us still sending
-            # Connected, a socket would keep the address that this machine had at first.
+        with suppress(OSError):  # keep sending: a receiver may start later
+            # A connected socket would keep the address that this machine had at first.
             self._socket.sendto(as_json(result).rstrip().encode(), self._address)
 
     def close(self, keep: bool = True) -> None:
@@ -114,16 +114,16 @@ class _UdpSender(Sink):
 
 
 def open_sender(where: str) -> Sink:
-    """A sink of messages from what a user writes: ``-`` (stdout), ``udp://host:port`` or a file ``.jsonl``."""
+    """Opens the message sink that a user names: ``-`` (stdout), ``udp://host:port`` or a ``.jsonl`` file."""
     if where.startswith("udp://"):
         return _UdpSender(where)
     if where == "-" or where.endswith((".jsonl", ".ndjson")):
         return RowWriter(Path("/dev/stdout" if where == "-" else where), as_json)
-    raise UsageError(f"--send takes - (stdout), udp://10.0.0.2:5005 or a file .jsonl, not {without_secrets(where)!r}")
+    raise UsageError(f"--send takes - (stdout), udp://10.0.0.2:5005 or a .jsonl file, not {without_secrets(where)!r}")
 
 
 class Progress(Sink):
-    """A line on a terminal at stderr that says how far a run of ``total`` frames is."""
+    """A progress bar on stderr, for a run of ``total`` frames."""
 
     name = "progress"
     essential = False
@@ -132,7 +132,7 @@ class Progress(Sink):
         self._bar = cli.progress(total=total, unit=" frames")
 
     def write(self, result: Result) -> None:
-        """Shows the frame's number and what became of its targets, ten times a second at most."""
+        """Shows the frame's number and the score and state of its first three targets, at most ten times a second."""
         tracks = [f"{track.score:.2f} {track.state.value}" for track in list(result.tracks.values())[:3]]
         self._bar.set_postfix_str(", ".join(tracks) or "no target", refresh=False)
         self._bar.update(result.frame.number + 1 - self._bar.n)

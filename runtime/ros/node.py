@@ -3,16 +3,16 @@
 ``python3 -m asymtrack_edge.runtime.ros.node --ros-args -r image:=/camera/image_raw``
 
 Topics: ``image`` (``sensor_msgs/Image``) in; ``~/detections`` (``vision_msgs/Detection2DArray``) out,
-stamped as the image; ``~/target`` (``sensor_msgs/RegionOfInterest``) starts to follow what is in it
-in the next image; ``~/remove`` (``std_msgs/UInt32``) stops to follow the target of that id, and
-``~/clear`` (``std_msgs/Empty``) all.
+with the image's stamp; ``~/target`` (``sensor_msgs/RegionOfInterest``) marks a target in the next
+image; ``~/remove`` (``std_msgs/UInt32``) removes the target with that id, and ``~/clear``
+(``std_msgs/Empty``) removes all.
 
-Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: as many as this process may use),
+Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: one per core that this process may use),
 ``precision`` (``""`` for the model's own), ``recover`` (look for lost targets; true), and ``boxes``, a list of
 ``"x,y,w,h"`` to follow from the first image on.
 
-ROS is imported when the node starts, and message classes are looked at and not known, so that all of
-this can be tested where there is no ROS, and fits the layouts of ``vision_msgs`` from Foxy to today.
+ROS is imported only when the node starts, and message fields are inspected rather than assumed. So this
+module can be tested without ROS, and works with the layouts of ``vision_msgs`` from Foxy to today.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from asymtrack_edge.cli import box_argument
 from asymtrack_edge.errors import AsymTrackError, FrameError, ServerError
 from asymtrack_edge.runtime.tracker import MultiTracker, Track
 
-#: How to make BGR of an image's encoding: channels, and OpenCV's conversion (None: it is BGR).
+#: By image encoding: number of channels, and OpenCV's conversion to BGR (None: it is BGR already).
 _ENCODINGS = {
     "bgr8": (3, None),
     "8UC3": (3, None),
@@ -52,12 +52,12 @@ def image_to_bgr(message: Any) -> np.ndarray:
     pixels = data[: height * step].reshape(height, step)[:, : width * channels].reshape(height, width, channels)
     try:
         return pixels if conversion is None else cv2.cvtColor(pixels, conversion)
-    except cv2.error:  # an empty image, or one of an odd width in YUV
+    except cv2.error:  # an empty image, or YUV with an odd width
         raise FrameError(f"cannot use an image of {width}x{height} in {message.encoding}") from None
 
 
 def detection(target: int, track: Track, header: Any, messages: Any) -> Any:
-    """A ``Detection2D`` of the module ``vision_msgs.msg``: the target's id, box and score, and its state as class."""
+    """A ``Detection2D`` from ``messages`` (``vision_msgs.msg``): the target's id, box, score, and state as class."""
     made = messages.Detection2D()
     made.header = header
     if hasattr(made, "id"):  # since Galactic
@@ -76,11 +76,11 @@ def detection(target: int, track: Track, header: Any, messages: Any) -> Any:
 
 
 class TrackerNode:
-    """What a node (``rclpy.node.Node``) does to follow targets; see the module for topics and parameters.
+    """Makes a node (``rclpy.node.Node``) track targets; see the module for topics and parameters.
 
-    A lost target keeps its place among the detections, with class ``lost`` instead of ``tracking`` and
-    its score, so that a controller sees at once which to trust. Images are asked for with the quality
-    of service ``newest``; the other arguments are the modules ``sensor_msgs.msg`` and so on.
+    A lost target stays among the detections, with its score and the class ``lost`` instead of ``tracking``,
+    so that a controller sees at once which boxes to trust. ``newest`` is the quality of service of the
+    image subscription; the other arguments are the modules ``sensor_msgs.msg`` and so on.
     """
 
     def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:
@@ -108,7 +108,7 @@ class TrackerNode:
         while self._waiting:
             try:
                 self._log.info(f"target {self._tracker.add(frame, self._waiting[0])} at {self._waiting[0]}")
-            except ServerError as problem:  # it may be back for the next image
+            except ServerError as problem:  # the server may be back for the next image
                 self._log.warning(str(problem), throttle_duration_sec=5.0)
                 break
             except AsymTrackError as problem:
@@ -151,7 +151,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     rclpy.init(args=arguments)
     try:
         node = rclpy.create_node("asymtrack")
-        TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it
+        TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it alive
         rclpy.spin(node)
     except (AsymTrackError, ParameterException) as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -15,16 +15,16 @@ __all__ = ["LiveSource", "Source", "open_source"]
 
 
 def open_source(source: Union[str, int, os.PathLike[str]]) -> Source:
-    """Opens what a user names.
+    """Opens the source that a user names.
 
     - a video file, or a folder of images;
     - a camera: ``0``, ``/dev/video0``, ``/dev/v4l/by-id/...``, with ``?width=1280&height=720&fps=60&format=MJPG``;
     - ``rtsp://...``, ``http://...`` and other URLs that FFmpeg reads;
     - ``csi://0?width=1280&height=720&fps=30&flip=0``: a ribbon-cable camera of a Jetson;
-    - ``jetson://csi://0``, ``jetson://rtsp://...``, ``jetson://file.mp4``: by jetson-utils, on a Jetson's GPU;
+    - ``jetson://csi://0``, ``jetson://rtsp://...``, ``jetson://file.mp4``: through jetson-utils, on a Jetson's GPU;
     - a GStreamer pipeline (anything with `` ! `` in it), with or without an ``appsink`` at its end.
 
-    What does not exist or cannot be decoded is a ``SourceError``, an unknown option a ``UsageError``.
+    ``SourceError`` if it does not exist or cannot be decoded, ``UsageError`` for an unknown option.
     """
     source = str(source) if isinstance(source, int) else os.fspath(source)
     if not source.strip():
@@ -40,7 +40,7 @@ def open_source(source: Union[str, int, os.PathLike[str]]) -> Source:
     if " ! " in source and not os.path.exists(source):
         return LiveSource("GStreamer pipeline", lambda: Pipeline(source))
     folder = os.path.isdir(source) and not os.path.exists(f"/dev/video{source}")
-    names = (device, os.path.realpath(device))  # udev gives cameras links as names
+    names = (device, os.path.realpath(device))  # udev names cameras by links
     if any(re.fullmatch(r"\d+|/dev/(video|v4l/).+", name) for name in names) and not folder:
         return LiveSource(f"camera {device}", lambda: open_camera(source))
     if re.match(rf"({'|'.join(STREAM_SCHEMES)})://", source, re.IGNORECASE):

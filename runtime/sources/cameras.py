@@ -1,7 +1,7 @@
 """Cameras of this machine, and GStreamer pipelines.
 
-Few builds of OpenCV have GStreamer, and PyPI's never: a pipeline runs in a ``gst-launch-1.0`` process and writes
-I420 pictures, half the bytes of BGR, into a pipe.
+Few builds of OpenCV include GStreamer, and those on PyPI never do. So a pipeline runs in a ``gst-launch-1.0``
+process and writes I420 pictures, half the size of BGR, into a pipe.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 
 START_TIMEOUT = 10.0  #: seconds without a byte after which a pipeline counts as gone, while it starts
 READ_TIMEOUT = 5.0  #: the same while it runs
-F_SETPIPE_SZ = 1031  #: of Linux; in Python's fcntl from 3.10 on
+F_SETPIPE_SZ = 1031  #: Linux's constant; in Python's fcntl from 3.10 on
 
 
 def split_options(text: str, known: Collection[str], owner: str) -> Tuple[str, Dict[str, str]]:
-    """``0?width=1280&fps=60`` as ``"0"`` and its options; a ``UsageError`` for one that ``owner`` does not have."""
+    """Splits ``0?width=1280&fps=60`` into ``"0"`` and options; ``UsageError`` for one that ``owner`` does not have."""
     name, _, query = text.partition("?")
     options = dict(parse_qsl(query))
     for unknown in options.keys() - set(known):
@@ -41,7 +41,7 @@ def split_options(text: str, known: Collection[str], owner: str) -> Tuple[str, D
 def open_camera(source: str) -> cv2.VideoCapture:
     """Opens a V4L2 camera by its number or path, with ``format`` (four characters), ``width``, ``height``, ``fps``."""
     settings: Dict[str, Tuple[int, Callable[[str], float]]] = {
-        # The format first: it decides which sizes and rates there are.
+        # The format first: it determines the available sizes and rates.
         "format": (cv2.CAP_PROP_FOURCC, lambda code: cv2.VideoWriter_fourcc(*code)),  # type: ignore[attr-defined]
         "width": (cv2.CAP_PROP_FRAME_WIDTH, float),
         "height": (cv2.CAP_PROP_FRAME_HEIGHT, float),
@@ -51,7 +51,7 @@ def open_camera(source: str) -> cv2.VideoCapture:
     node = device if device.startswith("/dev/") else f"/dev/video{device}"
     capture = cv2.VideoCapture(node, cv2.CAP_V4L2)
     if not capture.isOpened():
-        raise SourceError(f"cannot open camera {device}: is it connected, free, and is {node} readable?")
+        raise SourceError(f"cannot open camera {device}: is it connected and free, and is {node} readable?")
     for name in filter(options.get, settings):
         prop, convert = settings[name]
         try:
@@ -62,13 +62,13 @@ def open_camera(source: str) -> cv2.VideoCapture:
 
 
 def csi_pipeline(source: str) -> str:
-    """The pipeline of a Jetson's CSI camera, ending in I420 in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
+    """The pipeline of a Jetson's CSI camera, with I420 output in ordinary memory; ``flip`` is 0..7 of ``nvvidconv``."""
     values = {"width": "1280", "height": "720", "fps": "30", "flip": "0"}
     sensor, options = split_options(source[len("csi://") :], values, "a CSI camera")
     values = {"sensor": sensor, **values, **options}
     for name, value in values.items():
         if not re.fullmatch(r"\d{1,5}", value):
-            raise UsageError(f"{name} of a CSI camera is a whole number, not {value!r}")
+            raise UsageError(f"{name} of a CSI camera must be a whole number, not {value!r}")
     return (
         "nvarguscamerasrc sensor-id={sensor} "
         "! video/x-raw(memory:NVMM),width={width},height={height},framerate={fps}/1 "
@@ -90,12 +90,12 @@ class Pipeline:
             elements = shlex.split(body)
         except ValueError as error:
             raise UsageError(f"the pipeline cannot be parsed ({error}): check its quotes") from None
-        # Pictures do not go to standard output, where the camera element of a Jetson prints. Errors go into a file,
-        # because a pipe that nobody reads would block the process.
+        # Pictures go through a pipe of their own, because a Jetson's camera element prints to standard output.
+        # Errors go into a file, because a pipe that nobody reads would block the process.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._pipe, pictures = os.pipe()
         self._close = weakref.finalize(self, os.close, self._pipe)
-        # Before 1.26.1 y4menc writes what some decoders leave between planes: a conversion makes pictures without it.
+        # Before 1.26.1, y4menc also writes the padding that some decoders leave between planes; converting removes it.
         raw = "video/x-raw,format"
         tail = f"! videoconvert ! {raw}=YV12 ! videoconvert ! {raw}=I420 ! y4menc ! fdsink fd={pictures}".split()
         try:
@@ -105,24 +105,24 @@ class Pipeline:
                 stdout=subprocess.DEVNULL,
                 stderr=self._errors,
                 pass_fds=[pictures],
-                start_new_session=True,  # Ctrl-C is for us: we end it in order
+                start_new_session=True,  # Ctrl-C must not reach it: we stop it in order
             )
         except FileNotFoundError:
             raise SourceError("this source needs the program gst-launch-1.0 (package gstreamer1.0-tools)") from None
         finally:
             os.close(pictures)
-        # Should nobody release it, because the program ends while a read hangs: the camera must be free.
+        # If the program ends while a read hangs, nobody calls release, but the camera must be freed.
         self._kill = weakref.finalize(self, self._process.kill)
         self._poll = select.poll()
         self._poll.register(self._pipe, select.POLLIN)
         with suppress(OSError):
-            fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups for a picture
+            fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups per picture
         try:
             found = {field[:1]: field[1:] for field in self._line(START_TIMEOUT).split()}
             width, height = int(found[b"W"]), int(found[b"H"])
             rate, per = map(int, found.get(b"F", b"0:1").split(b":"))
             if width % 2 or height % 2:
-                raise SourceError(f"the pipeline gives pictures of {width}x{height}: sides must be even")
+                raise SourceError(f"the pipeline gives pictures of {width}x{height}: both sides must be even")
         except (EOFError, KeyError, ValueError):
             reason = without_secrets(self._complaint())
             for secret in re.findall(r"(?:user|pass|pw|secret|token|key)[\w-]*=(\S+)", body):
@@ -135,16 +135,16 @@ class Pipeline:
         self._fps = rate / per if per > 0 else 0.0
         self._planes = np.zeros((height * 3 // 2, width), np.uint8)
         self._buffer = self._planes.reshape(-1)  # all bytes of a picture, padding included
-        self._padding_known = width % 8 == 0  # then there is none
-        self._header_read = False  # of the next picture
-        #: What is copied where to take the padding out of a picture.
+        self._padding_known = width % 8 == 0  # then there is no padding
+        self._header_read = False  # that of the next picture
+        #: Copies (to, from) that remove the padding from a picture.
         self._copies: List[Tuple[np.ndarray, np.ndarray]] = []
 
     def get(self, prop: int) -> float:
         return self._fps if prop == cv2.CAP_PROP_FPS else 0.0
 
     def grab(self) -> bool:
-        """Reads one picture; False when the pipeline has ended, was released or gives nothing in time."""
+        """Reads one picture; False when the pipeline has ended, was released or delivers nothing in time."""
         try:
             if self._pipe < 0 or not (self._header_read or self._line(READ_TIMEOUT).startswith(b"FRAME")):
                 return False
@@ -157,12 +157,12 @@ class Pipeline:
         return True
 
     def _measure(self) -> None:
-        """Finds out whether rows are padded to four bytes, as by GStreamer before 1.26.1; nothing follows then."""
+        """Finds out whether rows are padded to four bytes, as by GStreamer before 1.26.1: then no header follows."""
         self._padding_known = True
         flat, size = self._buffer, self._buffer.size
         height, width = self._planes.shape[0] * 2 // 3, self._planes.shape[1]
         following = np.zeros(6, np.uint8)
-        with suppress(EOFError):  # where nothing follows, this was all there is
+        with suppress(EOFError):  # the stream has ended: this was the whole picture
             self._fill(following.data, READ_TIMEOUT)
         self._header_read = following.tobytes() == b"FRAME\n"
         if not self._header_read and following.any():
@@ -181,7 +181,7 @@ class Pipeline:
         return True, cv2.cvtColor(self._planes, cv2.COLOR_YUV2BGR_I420)
 
     def release(self) -> None:
-        # The number of a closed descriptor may soon be that of somebody's connection.
+        # A closed descriptor's number may soon be reused for another file or connection.
         self._pipe = -1
         self._kill.detach()
         self._process.terminate()
@@ -190,7 +190,7 @@ class Pipeline:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._close()  # not before: writing into it would end the process at once
+        self._close()  # not earlier: writing to a closed pipe would kill the process at once
         self._errors.close()
 
     def _fill(self, target: memoryview, timeout: float) -> None:

@@ -13,7 +13,7 @@ from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.sources import open_source
 
-LONGEST = 48  #: frames of a clip that are read, at most
+LONGEST = 48  #: most frames that are read of a clip
 Clip = Tuple[List[np.ndarray], Box]  #: BGR uint8 frames, and the target in the first of them
 
 
@@ -29,7 +29,7 @@ def _texture(random: np.random.RandomState, height: int, width: int, contrast: f
 def synthetic_clip(
     frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int = 0
 ) -> Iterator[Tuple[np.ndarray, Box]]:
-    """Yields BGR uint8 frames of ``size`` (width, height) and the box of a textured ellipse that wanders in them."""
+    """Yields BGR uint8 frames of ``size`` (width, height) and the box of a textured ellipse that moves in them."""
     random = np.random.RandomState(seed)
     width, height = size
     scene = _texture(random, height, width, 35)
@@ -57,7 +57,7 @@ def default_clip(frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int
 
 
 def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
-    """What ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame) name; None without both."""
+    """The clip of ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame); None without both."""
     if source is None and box is None:
         return None
     if source is None or box is None:

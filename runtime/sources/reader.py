@@ -1,6 +1,6 @@
-"""Sources of frames, and reading them on a thread of their own.
+"""Sources of frames, and a reader that reads them on its own thread.
 
-A camera does not wait: its reader keeps taking frames and hands over the newest, so that a slow
+A camera does not wait: its reader keeps reading and hands over the newest frame, so that a slow
 tracker sees the present and not a growing backlog. A file does wait: its reader decodes a few frames
 ahead while the tracker works.
 """
@@ -22,20 +22,20 @@ from asymtrack_edge.errors import SourceError
 
 READ_AHEAD = 4  #: frames of a file or folder that are decoded ahead
 STALL_AFTER = 2.0  #: seconds of silence after which a camera or stream is reported as stalled
-RECONNECT_AFTER = (0.5, 10.0)  #: seconds between attempts to reconnect: at first, and at most, after doubling each time
+RECONNECT_AFTER = (0.5, 10.0)  #: seconds between attempts to reconnect: at first, and at most; doubled each time
 
 
 class Source(ContextManager["Source"]):
-    """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for a frame that cannot be read.
+    """Frames in order, as BGR uint8 ``(H, W, 3)``; None stands for an unreadable frame.
 
-    At the end, ``missing`` is the number of announced frames that did not come, and ``damaged`` says
-    whether the file is cut off or damaged, or its server fell silent.
+    At the end, ``missing`` is the number of announced frames that did not arrive, and ``damaged`` says
+    whether the file is truncated or damaged, or its server stopped sending.
     """
 
-    name = ""  #: shown to people; without passwords
+    name = ""  #: shown to users; without passwords
     fps = 0.0  #: nominal frames per second; 0 if unknown
     length: Optional[int] = None  #: number of frames that the source announces; None if unknown or endless
-    live = False  #: whether frames arrive by themselves, as from a camera, and not when they are asked for
+    live = False  #: whether frames arrive by themselves, as from a camera, rather than on request
     pts: Optional[float] = None  #: time of the latest frame on the source's own clock, in seconds, if it has one
     missing = 0
     damaged = False
@@ -52,14 +52,14 @@ class Source(ContextManager["Source"]):
 
 
 class LiveSource(Source):
-    """A camera or stream that can be connected again after it went away.
+    """A camera or stream that can be reconnected after it was lost.
 
     ``connect`` opens it: it returns an object with the methods ``grab``, ``retrieve``, ``release`` and
     ``get`` of ``cv2.VideoCapture``, or raises ``SourceError``.
     """
 
     live = True
-    ended = False  #: whether the source has an end and has reached it; connecting again is of no use
+    ended = False  #: whether the source has an end and has reached it, so that reconnecting is useless
 
     def __init__(self, name: str, connect: Callable[[], Any]) -> None:
         self.name = name
@@ -68,7 +68,7 @@ class LiveSource(Source):
         self.fps = frame_rate(self._capture)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
-        """Waits for the next frame, and says when (``time.monotonic``) it came; None when the source has gone away."""
+        """Waits for the next frame; returns it and its arrival (``time.monotonic``), or None if the source is lost."""
         if not self._capture.grab():
             return None
         received = monotonic()  # before the picture is converted to BGR
@@ -78,7 +78,7 @@ class LiveSource(Source):
         return None, received
 
     def reconnect(self) -> None:
-        """Opens the source anew; while it cannot be opened, a ``SourceError``."""
+        """Reopens the source; ``SourceError`` if that fails."""
         self._capture.release()
         self._capture = self._connect()
 
@@ -90,9 +90,9 @@ class LiveSource(Source):
 
 
 def frame_rate(capture: Any) -> float:
-    """Nominal frames per second of a capture; 0 if it does not tell."""
+    """Nominal frames per second of a capture; 0 if unknown."""
     fps = float(capture.get(cv2.CAP_PROP_FPS) or 0)
-    return fps if 0 < fps <= 1000 else 0.0  # FFmpeg says 90000 where a stream does not tell
+    return fps if 0 < fps <= 1000 else 0.0  # FFmpeg says 90000 if a stream does not tell
 
 
 class Captured(NamedTuple):
@@ -100,10 +100,10 @@ class Captured(NamedTuple):
 
     Attributes:
         image: BGR uint8 ``(H, W, 3)``; None if this frame could not be read.
-        number: its number in the source from 0; frames dropped on the way are counted too.
+        number: its number in the source, from 0; dropped frames are counted, too.
         received: ``time.monotonic()`` at which it reached this process.
         time: the same moment in seconds since 1970. Ages are not computed from it: that clock may jump.
-        pts: its time on the source's own clock in seconds, such as that of a video; None without one.
+        pts: its time on the source's own clock, such as a video's, in seconds; None without a clock.
     """
 
     image: Optional[np.ndarray]
@@ -119,18 +119,18 @@ class Captured(NamedTuple):
 
 
 class Reader(ContextManager["Reader"]):
-    """Iterates over the ``Captured`` frames of a source that is read on a thread.
+    """Iterates over the ``Captured`` frames of a source, which is read on another thread.
 
-    Of a file or folder nothing is dropped, a frame's time is that of its decoding, and its age says how
-    long it waited. Of a live source the newest frame is handed over, each at most once.
+    Frames of a file or folder are never dropped; their time is that of decoding, and their age how long
+    they waited. From a live source, the newest frame is handed over, each at most once.
 
-    Counts: of the frames ``received``, ``dropped`` were replaced by a newer one before the tracker asked;
-    ``stalls`` and ``reconnects`` of a live source; ``worst_age``, in seconds, of a frame when handed over.
+    Counters: of ``received`` frames, ``dropped`` were replaced by a newer one before the tracker asked;
+    ``stalls`` and ``reconnects`` of a live source; ``worst_age``, the greatest age when handed over, in seconds.
 
     Args:
         source: the source to read, a live one already connected. The reader closes it.
         patience: seconds of silence after which a live source is given up; None for never.
-        report: called with one line, on any thread, when a live source stalls, goes away or comes back.
+        report: called with one line, on any thread, when a live source stalls, is lost or comes back.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class Reader(ContextManager["Reader"]):
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._read, name=f"reader of {source.name}", daemon=True)
         self._thread.start()
-        # A thread that is inside OpenCV when Python ends would abort the process.
+        # A thread that is inside OpenCV when Python exits would abort the process.
         atexit.register(self.close)
 
     def __iter__(self) -> Iterator[Captured]:
         return self
 
     def __next__(self) -> Captured:
-        """Waits for a frame. Errors of the source are raised here; a long silence is a ``SourceError``."""
+        """Waits for a frame. The source's errors are raised here; a long silence raises ``SourceError``."""
         stalled = False
         while True:
             with self._changed:
@@ -186,7 +186,7 @@ class Reader(ContextManager["Reader"]):
             self._closing = True
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            # A driver may hang in a read: then the thread, a daemon, releases the source if it ever returns.
+            # If a driver hangs in a read, the daemon thread releases the source once the read returns, if ever.
             self._thread.join(2)
         with self._changed:
             self._queue.clear()
@@ -213,7 +213,7 @@ class Reader(ContextManager["Reader"]):
                 self._changed.notify_all()
 
     def _put(self, image: Optional[np.ndarray], received: float) -> bool:
-        """Hands a frame over; a live one in place of one that still waits. False once the reader is closed."""
+        """Queues a frame; a live one replaces one that still waits. Returns False once the reader is closed."""
         with self._changed:
             if self.source.live:
                 self.dropped += len(self._queue)
@@ -229,7 +229,7 @@ class Reader(ContextManager["Reader"]):
         return True
 
     def _read_newest(self, source: LiveSource) -> None:
-        gone: Optional[float] = None  # since when
+        gone: Optional[float] = None  # when the source was lost
         delay = RECONNECT_AFTER[0]
         while not self._closing:
             read = source.read()
@@ -252,5 +252,5 @@ class Reader(ContextManager["Reader"]):
             delay, self._failure = min(2 * delay, RECONNECT_AFTER[1]), ""
             try:
                 source.reconnect()
-            except (SourceError, OSError) as error:  # a lack of memory or descriptors may pass, too
+            except (SourceError, OSError) as error:  # OSError: too little memory or too few descriptors, which may pass
                 self._failure = f" ({error})"

@@ -21,36 +21,36 @@ from asymtrack_edge.errors import SourceError, without_secrets
 from asymtrack_edge.files import IMAGE_SUFFIXES, list_files, open_video, printable, read_image
 from asymtrack_edge.runtime.sources.reader import LiveSource, Source, frame_rate
 
-STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  #: that FFmpeg reads as a stream
-STREAM_TIMEOUT = 5000  #: milliseconds after which a silent stream counts as gone (opening it, and each frame of it)
-_LONGEST_GAP = 1000  #: unreadable frames in a row after which a video is given up, whatever it announces
-_PATIENCE = 1.0  #: seconds without a frame after which a server gives no other; waiting for each would take as long
+STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  #: schemes that FFmpeg reads
+STREAM_TIMEOUT = 5000  #: milliseconds after which a silent stream counts as gone (when opening it, and for each frame)
+_LONGEST_GAP = 1000  #: consecutive unreadable frames after which a video is given up, whatever length it announces
+_PATIENCE = 1.0  #: seconds: a server whose failed read takes longer is given up, as each other read would, too
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 def open_path(source: str) -> Source:
-    """A video file or a folder of images."""
+    """Opens a video file or a folder of images."""
     path, name = Path(source), printable(source)
     if not os.path.exists(path):
         raise SourceError(f"there is no file or folder {name}")
     folder = os.path.isdir(path)
     if not os.access(path, os.R_OK | (os.X_OK if folder else 0)):
-        raise SourceError(f"cannot read {name}: this user may not")
+        raise SourceError(f"cannot read {name}: permission denied")
     if folder:
         return ImageFolder(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise SourceError(f"{name} is a single image: give the folder it is in, or a video")
     capture = open_video(path)
-    if not capture.isOpened() or _codec(capture) == "ansi":  # FFmpeg draws text files
-        raise SourceError(f"cannot decode {name}: no video, of a format this OpenCV cannot read, or never finished")
+    if not capture.isOpened() or _codec(capture) == "ansi":  # FFmpeg renders text files as video
+        raise SourceError(f"cannot decode {name}: not a video, a format unknown to this OpenCV, or never finished")
     return Video(capture, name, path)
 
 
 def open_stream(url: str) -> Source:
-    """A live stream, or a recording behind HTTP, which has an end and is read like a file."""
+    """Opens a live stream, or a recording over HTTP, which has an end and is read like a file."""
     scheme, _, rest = url.partition("://")
     url = f"{scheme.lower()}://{rest}"  # FFmpeg knows schemes in lower case only
-    shown = without_secrets(re.sub(r"[\s\"']", "%20", url))  # else what stands behind such a letter is shown
+    shown = without_secrets(re.sub(r"[\s\"']", "%20", url))  # else the text after such a character is shown
     http = url.startswith("http")
     recording = http and _has_end(url)
     first = _connect(url, shown)
@@ -64,7 +64,7 @@ def open_stream(url: str) -> Source:
 class ImageFolder(Source):
     """The visible images of a folder in the natural order of their names (``2.jpg`` before ``10.jpg``).
 
-    Those of 16 bits are stretched alike, by the range of values in the first.
+    All 16-bit images are stretched alike, by the range of values in the first image.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class ImageFolder(Source):
 
 
 class Video(Source):
-    """A video with an end, through OpenCV, upright as players show it; without ``path`` it is behind HTTP.
+    """A video with an end, read by OpenCV and turned upright, as players show it; without ``path`` over HTTP.
 
     A frame that cannot be decoded is None if a later one can be decoded, as in intra-coded videos.
     """
@@ -113,7 +113,7 @@ class Video(Source):
             self.pts = None
             yield from [None] * failed
             given, failed = given + failed + 1, 0
-            # Streams without a clock say 0 for all frames.
+            # Streams without a clock report 0 for all frames.
             time = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if time > latest:
                 self.pts = latest = time
@@ -140,7 +140,7 @@ def _codec(capture: cv2.VideoCapture) -> str:
 
 
 def _turn(capture: cv2.VideoCapture) -> Optional[int]:
-    """What makes frames upright; OpenCV's own way, which differs between versions, is switched off."""
+    """The rotation that makes frames upright; OpenCV's own, which differs between versions, is switched off."""
     if not capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0):
         return None
     clockwise = int(capture.get(cv2.CAP_PROP_ORIENTATION_META))
@@ -148,15 +148,15 @@ def _turn(capture: cv2.VideoCapture) -> Optional[int]:
 
 
 def _is_damaged(path: Path, missing: int) -> bool:
-    """Whether a file is cut off or damaged. Else the number announced is an estimate, or counts hidden frames."""
-    if not path.is_file():  # a FIFO would wait for another writer
+    """Whether a file is truncated or damaged. If not, the announced number is an estimate or counts hidden frames."""
+    if not path.is_file():  # opening a FIFO would wait for another writer
         return not path.exists()
     size = path.stat().st_size
     with open(path, "rb") as file:
         head, end = file.read(8), 0
         if head[:4] == b"RIFF":
             return missing > 1 or 8 + int.from_bytes(head[4:], "little") > size
-        if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, and one segment with all else
+        if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment with the rest
             file.seek(4)
             file.seek(_matroska_size(file), os.SEEK_CUR)
             return file.read(4) == b"\x18\x53\x80\x67" and _matroska_size(file) > size - file.tell()
@@ -167,7 +167,7 @@ def _is_damaged(path: Path, missing: int) -> bool:
             head = file.read(16)
             length = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
             if length < 8:
-                return length > 0  # 0: to the end of the file
+                return length > 0  # 0: the box extends to the end of the file
             end += length
     return end > size
 
@@ -181,7 +181,7 @@ def _matroska_size(file: BinaryIO) -> int:
 
 
 class _Stream(LiveSource):
-    """A live stream. One whose last two connections gave the same moving frames is a recording, and ends."""
+    """A live stream. If its last two connections gave the same moving frames, it is a recording, and ends."""
 
     _count = _first = 0
     _moved = False
@@ -190,14 +190,14 @@ class _Stream(LiveSource):
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
         began, read = monotonic(), super().read()
         if monotonic() - began > STREAM_TIMEOUT / 1000:
-            read = None  # when its time is up, OpenCV gives the old frames that its decoder has kept, one in each time
+            read = None  # after a time-out, OpenCV returns old frames that its decoder has kept, one per time-out
         if read is None:
             given = self._first, self._count
             self.ended = self._moved and self._count > 1 and given == self._before
             self._before, self._count, self._moved = given, 0, False
         else:
             if read[0] is not None and not self._moved:
-                value = zlib.crc32(read[0][::16].tobytes())  # as long as nothing moves this is done for every frame
+                value = zlib.crc32(read[0][::16].tobytes())  # computed for every frame until something moves
                 self._first = self._first if self._count else value
                 self._moved = value != self._first
             self._count += 1
@@ -205,14 +205,14 @@ class _Stream(LiveSource):
 
 
 def _has_end(url: str) -> bool:
-    """Whether an HTTP server states a length, as it does for a file and not for a camera."""
+    """Whether an HTTP server states a length, as it does for a file but not for a camera."""
     try:
         parts = urlsplit(url)
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-        request = Request(bare, headers={"Range": "bytes=0-0"})  # for the response's head; no more of it is read
+        request = Request(bare, headers={"Range": "bytes=0-0"})  # only the response's head is read
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            # Not for a host that the server may redirect to.
+            # Not sent to a host that the server redirects to.
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
         with urlopen(request, timeout=STREAM_TIMEOUT / 1000) as answer:
             kind = answer.headers.get_content_type()
@@ -226,5 +226,5 @@ def _connect(url: str, shown: str) -> cv2.VideoCapture:
     timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT)
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
-        raise SourceError(f"cannot open {shown}: is the server up, the path right, the password too?")
+        raise SourceError(f"cannot open {shown}: is the server up, and are path and password right?")
     return capture

@@ -199,7 +199,7 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     ("source", "message"),
     [
         ("no/such/file.mp4", "there is no file"),
-        (str(HERE.parents[1] / "constraints.txt"), "no video"),  # FFmpeg would draw the text
+        (str(HERE.parents[1] / "constraints.txt"), "not a video"),  # FFmpeg would draw the text
         ("97", "cannot open camera 97"),
         ("/dev/video97", "cannot open camera /dev/video97"),
         ("/dev/v4l/by-id/none?fps=30", "cannot open camera /dev/v4l/by-id/none"),

@@ -1,1 +1,1 @@
-"""What computes the networks: one backend per inference runtime."""
+"""The backends that run the networks: one per inference runtime."""

@@ -1,7 +1,7 @@
-"""What a tracker needs of an inference backend, and what those on the CPU share.
+"""The interface of an inference backend, and what backends that crop on the CPU share.
 
 A backend holds the template state of any number of targets in numbered slots. The state stays in
-the buffers it was computed into: the search network reads it from there on every frame.
+the backend's buffers: the search network reads it from there on every frame.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from asymtrack_edge.manifest import UINT8_BGR, Manifest, TensorSpec
 
 
 def device_index(device: str) -> int:
-    """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``; ``UsageError`` for another name."""
+    """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``; ``UsageError`` for any other name."""
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
     if match is None:
-        raise UsageError(f"the device {device!r} is no GPU: choose auto, cuda or cuda:N (or cpu, with a CPU backend)")
+        raise UsageError(f"the device {device!r} is not a GPU: choose auto, cuda or cuda:N (or cpu with a CPU backend)")
     return int(match.group(1) or 0)
 
 
 def nbytes(spec: TensorSpec) -> int:
-    """Bytes of a tensor for one target."""
+    """The size of a tensor for one target, in bytes."""
     return int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
 
 
 def scale_and_offset(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
-    """Normalised RGB is ``bytes * scale - offset``: both, float32 ``(3,)`` each."""
+    """Scale and offset, float32 ``(3,)`` each: normalised RGB is ``bytes * scale - offset``."""
     std = 255.0 * np.asarray(manifest.std, np.float32)
     return 1 / std, 255.0 * np.asarray(manifest.mean, np.float32) / std
 
@@ -40,25 +40,25 @@ def scale_and_offset(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
 class Backend(ABC):
     """Runs the template and search networks for the targets in its slots."""
 
-    name = ""  # of asymtrack_edge.runtime.BACKENDS
+    name = ""  # as in asymtrack_edge.runtime.BACKENDS
     on_cpu = False  # whether the networks run on the CPU
-    integrated = False  # whether they run on a GPU that shares the CPU's memory, as on a Jetson
-    threads = 0  # CPU threads that they use; 0 on a GPU
-    capacity = 0  # slots that exist
+    integrated = False  # whether the networks run on a GPU that shares the CPU's memory, as on a Jetson
+    threads = 0  # CPU threads that the networks use; 0 on a GPU
+    capacity = 0  # number of slots
 
     def __init__(self, manifest: Manifest, description: str) -> None:
         self.manifest = manifest
-        self.description = description  # the backend and what it runs on, for people
-        self.precision = manifest.precision  # or that of the arithmetic where it is another one (bf16)
+        self.description = description  # the backend and what it runs on, for users
+        self.precision = manifest.precision  # or that of the arithmetic, where it differs (bf16)
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}  # time spent so far
 
     def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame, BGR uint8 ``(H, W, 3)``; ``FrameError`` if it is none that can be used here."""
+        """Returns the shape of a frame, BGR uint8 ``(H, W, 3)``; ``FrameError`` if it cannot be used."""
         return check_frame(frame).shape
 
     @abstractmethod
     def reserve(self, slots: int) -> None:
-        """Makes room for at least this many targets; what the slots hold stays."""
+        """Makes room for at least this many targets; slots keep their contents."""
 
     @abstractmethod
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
@@ -68,20 +68,20 @@ class Backend(ABC):
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
         """Runs the search network for the targets in slots 0, 1, ... on one window of ``frame`` each.
 
-        Returns float32 ``(len(windows), 5)``: cx, cy, w, h in units of the window's side, and score. A view that the
-        next call overwrites.
+        Returns float32 ``(len(windows), 5)``: cx, cy, w, h in units of the window's side, and score. It is a view that
+        the next call overwrites.
         """
 
     @abstractmethod
     def move(self, source: int, to: int) -> None:
         """Copies the state in one slot over that in another."""
 
-    def close(self) -> None:  # noqa: B027 - most backends hold nothing that Python does not give back
-        """Gives back what the backend holds; it cannot be used afterwards."""
+    def close(self) -> None:  # noqa: B027 - most backends hold nothing that Python does not release
+        """Releases what the backend holds; it cannot be used afterwards."""
 
 
 class HostBackend(Backend):
-    """A backend whose crops are made by OpenCV in host arrays, from which and into which its networks compute."""
+    """A backend that crops with OpenCV and whose networks read from and write to host arrays."""
 
     def __init__(self, manifest: Manifest, description: str) -> None:
         super().__init__(manifest, description)
@@ -89,12 +89,12 @@ class HostBackend(Backend):
         self._as_bytes = manifest.input_format == UINT8_BGR
         self._template_image = np.zeros((1, *manifest.template.shape), manifest.template.dtype)
         self._search_images = np.zeros((0, *manifest.search.shape), manifest.search.dtype)
-        # Where the crop is not what the network takes, it is made here first; by side.
+        # By side: holds the crop first where the network takes another format.
         sides = (manifest.template_size, manifest.search_size)
         self._scratch = {side: np.zeros((side, side, 3), np.uint8) for side in sides}
         self._scale, self._offset = (values.reshape(3, 1, 1) for values in scale_and_offset(manifest))
         self._predictions = np.zeros((0, 5), np.float32)
-        #: Per state tensor an array ``(capacity, ...)``, slot by slot.
+        #: For each state tensor an array ``(capacity, ...)`` with a row per slot.
         self.state = {spec.name: np.zeros((0, *spec.shape), spec.dtype) for spec in manifest.state}
 
     def reserve(self, slots: int) -> None:
@@ -130,7 +130,7 @@ class HostBackend(Backend):
             values[to] = values[source]
 
     def last_inputs(self) -> Dict[str, Dict[str, np.ndarray]]:
-        """What the networks were given last (in slot 0), by network and input."""
+        """The latest inputs of the networks (for slot 0), by network and input name."""
         manifest = self.manifest
         return {
             "template": {manifest.template.name: self._template_image},
@@ -138,7 +138,7 @@ class HostBackend(Backend):
         }
 
     def _crop(self, frame: np.ndarray, window: CropWindow, image: np.ndarray) -> None:
-        """Writes a window into ``image`` as the network takes it."""
+        """Crops a window into ``image``, in the format that the network takes."""
         crop = image if self._as_bytes else self._scratch[image.shape[2]]
         self._cropper.crop(frame, window, crop)
         if not self._as_bytes:  # BGR bytes (S, S, 3) to normalised RGB (3, S, S)

@@ -1,11 +1,11 @@
-"""Everything between the frame and five numbers on the GPU: one pipeline around any network there.
+"""The GPU pipeline from frame to predictions, around any network that runs on the GPU.
 
-Per frame: one pinned copy of the part of the frame that the windows show (none for a frame that is on the
-GPU), and one step: windows up (40 bytes per target), crop kernel, search network, predictions down (20
-bytes per target). The template state stays in device memory, where the search network reads it. The step
-is captured once per number of targets as a CUDA graph. Nothing is allocated.
+Each frame takes one copy, through pinned memory, of the part that the windows show (none if the frame is on
+the GPU), and one step: upload of the windows (40 bytes per target), crop kernel, search network, download of
+the predictions (20 bytes per target). The template state stays in device memory, where the search network reads
+it. The step is captured as a CUDA graph, once per number of targets. No memory is allocated per frame.
 
-Targets live in groups of up to ``max_batch``; a group is one batch of the search network.
+Targets are kept in groups of up to ``max_batch``; a group is one batch of the search network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from asymtrack_edge.runtime.backends.cuda import kernel
 from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice, Graph, open_cuda
 from asymtrack_edge.runtime.backends.cuda.frame import FrameBuffer
 
-#: A group keeps its steps for this many numbers of targets; the one not used for longest goes first.
+#: Most steps that a group keeps, one per number of targets; the least recently used is dropped first.
 KEPT = 8
 
 
@@ -36,22 +36,22 @@ class Network(ABC):
     """A network that runs on the GPU, on the stream it was opened with."""
 
     capturable = True  # whether what it queues can be captured as part of a CUDA graph
-    graph = True  # whether all that was queued so far runs as one
+    graph = True  # whether everything queued so far runs as a CUDA graph
 
     @abstractmethod
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         """Binds all tensors for a batch of targets to ``addresses`` in device memory, aligned to 256 bytes.
 
-        Returns a function that queues one run. The bound run ends with its last reference. ``BackendError`` if it
-        cannot be bound, or (from the function) cannot run.
+        Returns a function that queues one run. The binding is released with the function's last reference.
+        ``BackendError`` if it cannot be bound, or (from the function) cannot run.
         """
 
-    def close(self) -> None:  # noqa: B027 - most are gone with their last reference
-        """Gives the network back, after everything that ``bind`` returned."""
+    def close(self) -> None:  # noqa: B027 - most are released with their last reference
+        """Releases the network, after everything that ``bind`` returned."""
 
 
 class _Resources:
-    """What a backend holds of the GPU. It does not refer to the backend, so that it can be closed after it."""
+    """A backend's GPU resources. They hold no reference to the backend, so that they can be closed after it."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self.cuda = cuda
@@ -60,8 +60,8 @@ class _Resources:
         self.run_template: Optional[Callable[[], None]] = None
 
     def close(self) -> None:
-        """Runs and graphs first, then networks, then the memory they were given, last the GPU's context."""
-        with suppress(BackendError), self.cuda.current():  # nothing runs on a GPU that answers no more
+        """Closes the groups (runs, graphs and memory), then the networks, then other memory and the GPU's context."""
+        with suppress(BackendError), self.cuda.current():  # nothing runs on a GPU that no longer answers
             self.cuda.synchronise()
         with CAPTURE_LOCK, self.cuda.current():
             while self.groups:
@@ -75,8 +75,8 @@ class _Resources:
 class DeviceBackend(Backend):
     """Crops and runs a model on one GPU.
 
-    ``seconds["crop"]`` counts the host's work until the frame is on its way, ``"infer"`` all the rest:
-    the GPU crops and infers in one go. A backend that is dropped without ``close`` gives everything back.
+    ``seconds["crop"]`` is the host's time until the frame's upload is queued, ``"infer"`` all the rest: the
+    GPU crops and infers in one step. A backend that is dropped without ``close`` releases everything, too.
     ``BackendError`` if the GPU or the model cannot be used.
     """
 
@@ -91,7 +91,7 @@ class DeviceBackend(Backend):
             self._prepare()
             self.reserve(1)
         except BaseException as error:
-            # What a failed call still holds of networks and contexts must go before the GPU's context does.
+            # Networks and contexts that a failed call's frames still hold must go before the GPU's context does.
             traceback.clear_frames(error.__traceback__)
             self.close()
             raise
@@ -114,7 +114,7 @@ class DeviceBackend(Backend):
             self._host_window = cuda.pinned(kernel.WINDOW.itemsize).array
             self._device_window = cuda.allocate(kernel.WINDOW.itemsize)
             self._template_image = cuda.allocate(nbytes(manifest.template))
-            # The template network writes here; a slot's part of a batch need not be aligned.
+            # The template network writes here, because a slot's place in a batch may be unaligned.
             self._new_state = {spec.name: cuda.allocate(nbytes(spec)) for spec in manifest.state}
             for name in NETWORKS:
                 self._open.networks[name] = self._open_network(name)
@@ -122,18 +122,18 @@ class DeviceBackend(Backend):
             self._open.run_template = self._open.networks["template"].bind(bound, 1)
 
     def map_frames(self) -> None:
-        """Lets an integrated GPU read frames where the CPU staged them, instead of copying; call it before the first.
+        """Lets an integrated GPU read frames where the CPU staged them, without a copy. Call it before the first frame.
 
-        Such memory may be uncached and this way the slower one: ``asymtrack-bench speed`` measures both.
+        Such memory may be uncached, which can be slower than copying: ``asymtrack-bench speed`` measures both.
         """
         self._frame.mapped = self.integrated
 
     def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame; one in device memory (array interface, DLPack) will do as well."""
+        """Returns the shape of a frame, which may also be in device memory (array interface, DLPack)."""
         return self._frame.check(frame)
 
     def reserve(self, slots: int) -> None:
-        """Makes room: the last group grows up to ``max_batch``, then others are added."""
+        """Makes room: the last group grows up to ``max_batch``, then new groups are added."""
         if not self._finalizer.alive:
             raise UsageError("this backend has been closed: open another")
         groups, batch = self._open.groups, self.manifest.max_batch
@@ -172,7 +172,7 @@ class DeviceBackend(Backend):
                 for spec in manifest.state:
                     cuda.copy(self._state_address(spec, slot), self._new_state[spec.name], nbytes(spec))
             finally:
-                # Whatever happened: what is in flight reads buffers that the next call overwrites.
+                # Even after an error: work in flight reads buffers that the next call overwrites.
                 cuda.synchronise()
 
     def search(self, frame: Any, windows: Sequence[CropWindow]) -> np.ndarray:
@@ -209,25 +209,25 @@ class DeviceBackend(Backend):
         return self._open.groups[group].state[spec.name] + row * nbytes(spec)
 
     def close(self) -> None:
-        """Gives back networks, memory and the GPU's context; calling it again does nothing."""
+        """Releases networks, memory and the GPU's context; calling it again does nothing."""
         self._finalizer()
         self.capacity = 0
 
 
 class _Group:
-    """Up to ``max_batch`` targets that run as one batch: their memory, and a step per number of them.
+    """Up to ``max_batch`` targets that run as one batch: their memory, and a step per number of targets.
 
-    All addresses are fixed when the group is made, so that a step is bound and captured once. The GPU's context is
-    current whenever a group is made or used.
+    All addresses are fixed when the group is made, so that a step is bound and captured once. The GPU's context
+    must be current whenever a group is made or used.
 
     Args:
         size: targets to make room for.
-        before: a smaller group whose state to begin with.
+        before: a smaller group whose state is copied.
         network: the search network.
-        crop: queues the crop kernel: device addresses of windows and images, side of a crop, targets.
+        crop: queues the crop kernel; takes device addresses of windows and images, crop side, number of targets.
 
     Attributes:
-        state: device address of each state tensor, targets one behind the other.
+        state: device address of each state tensor, one target after another.
         windows: ``kernel.WINDOW`` records ``(size,)``, read by ``run``.
     """
 
@@ -253,7 +253,7 @@ class _Group:
             self._host_windows = self._pinned(size * kernel.WINDOW.itemsize)
             self._device_windows = self._allocate(self._host_windows.nbytes)
             self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
-        except BackendError:  # there is no room for so many: others may follow on
+        except BackendError:  # not enough memory: the backend remains usable
             self.close()
             raise
         self.windows = self._host_windows.view(kernel.WINDOW)
@@ -280,7 +280,7 @@ class _Group:
             with CAPTURE_LOCK:
                 self.close_steps(KEPT - 1)
                 step = self._new_step(count)
-        self._steps[count] = step  # the last one used is the last to go
+        self._steps[count] = step  # moved to the end: the least recently used is dropped first
         step()
         return self._predictions[:count]
 
@@ -306,14 +306,14 @@ class _Group:
         self._cuda.download(predictions, self._output)
 
     def close_steps(self, leave: int = 0) -> None:
-        """Gives graphs and bound runs back but the ``leave`` used last; they are made anew when asked for."""
+        """Releases all but the ``leave`` most recently used graphs and bound runs; they are remade on demand."""
         while len(self._steps) > leave:
             step = self._steps.pop(next(iter(self._steps)))
             if isinstance(step, Graph):
                 step.close()
 
     def close(self) -> None:
-        """Gives the memory back as well."""
+        """Releases the steps and the memory."""
         self.close_steps()
         while self._keys:
             self._cuda.free(self._keys.pop())

@@ -1,4 +1,4 @@
-"""From a model's name or directory to a backend that runs it."""
+"""Opens a backend for a model, given by name or directory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def open_backend(
     threads: Optional[int] = None,
     precision: Optional[str] = None,
 ) -> Backend:
-    """Opens a backend; arguments and errors as in ``Tracker.load``. One line of the log says which."""
-    device = str(device)  # a torch.device serves as well
+    """Opens a backend; arguments and errors as in ``Tracker.load``. A log line says which one."""
+    device = str(device)  # a torch.device works, too
     _check(backend, device, threads)
     folder = model_folder(model)
     manifest = load_manifest(folder, verify=False)  # each file is verified when it is read
@@ -59,10 +59,10 @@ def open_backend(
                 raise
             passed.append(f"not {name}: {error}")
     else:
-        raise BackendError(f"nothing can run this model on {device}; {'; '.join(passed)}")
+        raise BackendError(f"no backend can run this model on {device}; {'; '.join(passed)}")
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
-    # Warn of an idle GPU or an engine that does not fit, not of a machine without a GPU.
+    # Warn about an idle GPU or an engine that does not fit, not about a machine without a GPU.
     surprise = passed and (opened.on_cpu or manifest.target != "onnx")
     level = logging.WARNING if surprise else logging.INFO
     logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)
@@ -75,7 +75,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:8001")
     if device != "cpu":
         device_index(device)
-    if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more start, but take minutes
+    if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more work, after minutes
         raise UsageError(f"threads must be an int from 1 to 1024, not {threads!r}")
     if remote and (device != "auto" or threads is not None):
         raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
@@ -86,7 +86,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
 
 
 def _candidates(device: str, passed: List[str]) -> List[str]:
-    """What ``auto`` tries, best first; ends with the CPU unless a GPU is asked for, whose absence is an error."""
+    """The backends that ``auto`` tries, best first; the CPU last. If ``device`` is a GPU, its absence is an error."""
     if device == "cpu":
         return ["onnxruntime"]
     from asymtrack_edge.runtime.backends.cuda.driver import NoGpuError, find_gpu

@@ -1,9 +1,8 @@
 """ONNX Runtime's GPU providers in the device pipeline: our stream, our buffers, their CUDA graph.
 
-One session runs one batch size, whose shapes are then constants: nothing of it is left for the CPU. Its
-CUDA graph is ONNX Runtime's own. A capture of ours around its runs is not possible: released versions free
-the pinned memory that some of its operators (``Concat``) stage when a run ends, and a graph would go on
-reading it.
+Each session runs one batch size, so that all shapes are constants and nothing is left for the CPU. The CUDA
+graph is ONNX Runtime's own. We cannot capture its runs ourselves: some of its operators (``Concat``) stage
+data in pinned memory, which released versions free when a run ends, while a graph would go on reading it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _WARM_UP = 3
 class OnnxRuntimeGpuBackend(DeviceBackend):
     """ONNX Runtime on a CUDA device; takes exports of either input format.
 
-    ``provider`` is ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA. ``BackendError`` if it or a
-    GPU is absent, or the model cannot be loaded.
+    ``provider`` is ``"cuda"`` or ``"tensorrt"``; what TensorRT cannot run is left to CUDA. ``BackendError`` if the
+    provider or a GPU is absent, or the model cannot be loaded.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, provider: str = "cuda", device: int = 0) -> None:
@@ -59,9 +58,9 @@ class OnnxRuntimeGpuBackend(DeviceBackend):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps from stderr what ONNX Runtime tells of plans that it tried and dropped; what fails raises.
+    """Silences ONNX Runtime's messages about plans that it tried and dropped; failures still raise.
 
-    The level cannot be asked for: afterwards it is ONNX Runtime's default, warnings.
+    The log level cannot be read: afterwards it is ONNX Runtime's default, warnings.
     """
     ort.set_default_logger_severity(4)
     try:
@@ -76,7 +75,7 @@ class OnnxRuntimeNetwork(Network):
     capturable = False
 
     def __init__(self, folder: Path, manifest: Manifest, network: str, provider: str, cuda: CudaDevice) -> None:
-        # The template network, which runs once per target, need not be one.
+        # The template network runs once per target and needs no graph.
         self.graph = network == "search"
         self._name = f"{network}.onnx"
         self._content = read_file(folder, self._name, manifest.files[self._name])
@@ -87,19 +86,19 @@ class OnnxRuntimeNetwork(Network):
         self._sessions: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
         self._graph_ids = itertools.count(1)
         with CAPTURE_LOCK, contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-            # Finds the libraries in NVIDIA's wheels. It prints what it misses; a session says that better. One
-            # thread at a time: two that redirect put back each other's output.
+            # Finds the libraries in NVIDIA's wheels. It prints what it misses, which a session reports better. One
+            # thread at a time: two that redirect stdout would restore each other's.
             ort.preload_dlls(msvc=False)
 
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
-        """Binds our device memory, and runs until allocations and graph are made."""
+        """Binds our device memory, and runs until all memory is allocated and the graph is captured."""
         with CAPTURE_LOCK, _quiet():
             try:
                 return self._warmed(addresses, batch)
             except BackendError as error:
                 if not self.graph:
                     raise
-                # As text: a handler that keeps the error keeps what its frames hold of the GPU.
+                # As text: a log handler that keeps the error would keep the GPU resources of its frames.
                 logger.warning("%s runs without a CUDA graph: %s", self._name, str(error))
             self.graph = False
             self._sessions.clear()
@@ -107,7 +106,7 @@ class OnnxRuntimeNetwork(Network):
 
     def _warmed(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
         try:
-            # The TensorRT provider keeps one graph per session, whatever its id: a binding needs its own.
+            # The TensorRT provider keeps one graph per session, whatever its id: each binding needs its own session.
             session = self._sessions.get(batch) if self._provider == "cuda" else None
             if session is None:
                 session = self._sessions[batch] = self._open(batch)
@@ -129,12 +128,12 @@ class OnnxRuntimeNetwork(Network):
         # We wait for the stream ourselves, once.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         if self.graph:
-            # A graph holds the addresses that it was captured with: each binding needs one of its own.
+            # A graph holds the addresses that it was captured with: each binding needs its own.
             options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
         name, known = self._name, threading.local()
 
         def run() -> None:
-            # ONNX Runtime allocates, and captures, anew in every thread that runs a session.
+            # ONNX Runtime allocates and captures anew in every thread that runs a session.
             lock = contextlib.nullcontext() if hasattr(known, "thread") else CAPTURE_LOCK
             try:
                 with lock:
@@ -150,22 +149,22 @@ class OnnxRuntimeNetwork(Network):
         options.log_severity_level = 3
         options.add_free_dimension_override_by_name(BATCH_AXIS, batch)
         first = _PROVIDERS[self._provider]
-        # As Gemm, a matrix product and its bias write the bias out first: for several targets that takes longer.
+        # Fused into a Gemm, a matrix product and its bias write the bias out first: slower for several targets.
         without = ["MatMulAddFusion"] if batch > 1 else []
         choices = {"providers": self._options(batch), "disabled_optimizers": without}
         try:
-            # Its fallback would open another session silently, without our stream.
+            # The fallback would silently open another session, without our stream.
             session = ort.InferenceSession(self._content, options, enable_fallback=0, **choices)
         except Exception as error:  # onnxruntime raises many unrelated types here
             reason = str(error).splitlines()[0]
             raise BackendError(f"onnxruntime {ort.__version__} cannot load {self._name}: {reason}") from None
         if session.get_providers()[0] != first:
             raise BackendError(
-                f"onnxruntime {ort.__version__} cannot start {first}: its libraries do not load (CUDA, cuDNN, for "
-                "TensorRT libnvinfer too; see docs/gpu.md), or are not of the version that it was built for"
+                f"onnxruntime {ort.__version__} cannot start {first}: its libraries do not load (CUDA, cuDNN and, for "
+                "TensorRT, libnvinfer; see docs/gpu.md), or have another version than it was built for"
             )
         if session.get_provider_options()[first].get("user_compute_stream") == "0":
-            raise BackendError(f"onnxruntime {ort.__version__} does not run on a stream of ours: install 1.18 or newer")
+            raise BackendError(f"onnxruntime {ort.__version__} cannot run on our CUDA stream: install 1.18 or newer")
         return session
 
     def _options(self, batch: int) -> Sequence[Tuple[str, Dict[str, str]]]:
@@ -177,8 +176,8 @@ class OnnxRuntimeNetwork(Network):
             "enable_cuda_graph": str(int(self.graph and self._provider == "cuda")),
         }
         if self._precision == "fp16" and _VERSION >= (1, 20):
-            # Channels last, as the network is written, and biases within convolutions: a third less time (H100);
-            # in fp32 it costs time. cuDNN's own choice is as fast as the winner of its trial, and there at once.
+            # Channels last, as the network is written, and biases fused into convolutions: a third less time (H100),
+            # but slower in fp32. cuDNN's heuristic choice is as fast as that of its search, and immediate.
             cuda.update(prefer_nhwc="1", fuse_conv_bias="1", cudnn_conv_algo_search="HEURISTIC")
         providers = [(_PROVIDERS["cuda"], cuda), ("CPUExecutionProvider", {})]
         if self._provider == "tensorrt":
@@ -188,11 +187,11 @@ class OnnxRuntimeNetwork(Network):
                 "trt_int8_enable": str(int(self._precision == "int8")),
                 "trt_cuda_graph_enable": str(int(self.graph)),
             }
-            # ONNX Runtime tells its engines apart by names of files and tensors, not by weights and shapes.
+            # ONNX Runtime identifies cached engines by file and tensor names, not by weights and shapes.
             cache = cache_file(f"onnxruntime-tensorrt/{self._sha256[:16]}-{batch}")
             if cache is not None:
-                with contextlib.suppress(OSError):  # that nothing can be kept only costs time
-                    cache.mkdir(parents=True, exist_ok=True)  # it makes none of the folders above
+                with contextlib.suppress(OSError):  # without a cache it only takes longer
+                    cache.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parent folders
                     tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
                     tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))
             providers.insert(0, (_PROVIDERS["tensorrt"], tensorrt))

@@ -1,11 +1,11 @@
-"""OpenVINO backend: CPUs of x86 and Arm in fp32, x86 also in bf16.
+"""OpenVINO backend: x86 and Arm CPUs in fp32, x86 also in bf16.
 
 It reads the same ONNX models as the ONNX Runtime backend, and is about as fast in fp32. On CPUs with AVX512-BF16 or AMX
-it computes in bf16, which has the range of fp32. fp16 is not offered: OpenVINO 2025.2 computes wrongly in it.
+it can compute in bf16, which has the range of fp32. fp16 is not offered: OpenVINO 2025.2 gives wrong results in it.
 
-Some versions of OpenVINO compute wrongly in fp32 too: 2023.3 to 2024.1 the search network, 2026.4 the
-template network of a fixed batch. So ONNX Runtime runs the template network, once per target, and the
-search network has to agree with ONNX Runtime's on a made-up crop before it is used.
+Some versions of OpenVINO give wrong results in fp32, too: 2023.3 to 2024.1 for the search network, 2026.4 for a
+template network with a fixed batch. So ONNX Runtime runs the template network, once per target, and the
+search network must agree with ONNX Runtime's on noise before it is used.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from asymtrack_edge.errors import BackendError, MissingDependencyError
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-#: How far a prediction on noise may be from ONNX Runtime's, which rounds elsewhere. Trained weights keep to a
-#: hundredth of this; what is to be caught are answers to another question, off by half a crop.
+#: How far a prediction on noise may be from ONNX Runtime's, which rounds differently. Trained weights stay within a
+#: hundredth of this; the check is for grossly wrong results, which are off by half a crop.
 _FARTHEST = {"fp32": 1e-3, "fp16": 0.2, "bf16": 0.2, "int8": 0.2}
 
 
 class OpenVinoBackend(OnnxRuntimeBackend):
-    """OpenVINO on the CPU; the template network in ONNX Runtime.
+    """OpenVINO on the CPU; the template network runs in ONNX Runtime.
 
     ``bf16`` runs the search network in bf16. ``MissingDependencyError`` without OpenVINO, ``BackendError`` if it cannot
-    load the model or computes something else, or the CPU has no bf16.
+    load the model or gives wrong results, or the CPU has no bf16.
     """
 
     name = "openvino"
@@ -50,7 +50,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             "PERFORMANCE_HINT": "LATENCY" if lanes == 1 else "THROUGHPUT",
             "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": self.threads,
-            # Pinned, the threads of two processes would sit on the same processors, and leave others idle.
+            # With pinning, the threads of two processes would share processors and leave others idle.
             "ENABLE_CPU_PINNING": False,
         }
         try:
@@ -59,7 +59,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
             shapes = {i.any_name: [d.get_length() if d.is_static else 1 for d in i.partial_shape] for i in model.inputs}
             model.reshape(shapes)
             network = self._core.compile_model(model, "CPU", options)
-        except Exception as error:  # its own and pybind's, many lines long, the reason last
+        except Exception as error:  # OpenVINO's or pybind's: many lines, the reason last
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
             raise BackendError(f"OpenVINO cannot load {self._folder}/search.onnx: {reason}") from None
         self._require_agreement(network)
@@ -77,10 +77,10 @@ class OpenVinoBackend(OnnxRuntimeBackend):
         got = np.zeros((1, 5), np.float32)
         self._bind_search(network, feed, got)()
         apart = float(np.abs(got - wanted).max())
-        # Not NaN either, which compares false.
+        # Written so that NaN, which compares false, fails, too.
         if not apart <= _FARTHEST["bf16" if self._bf16 else self.precision]:
             raise BackendError(
-                f"OpenVINO {self._ov.__version__} does not compute what the model says (off by {apart:.2g}): "
+                f"OpenVINO {self._ov.__version__} does not compute the same as the model (off by {apart:.2g}): "
                 "install another version, or use the backend onnxruntime"
             )
 
@@ -92,7 +92,7 @@ class OpenVinoBackend(OnnxRuntimeBackend):
 
 
 def _import() -> Any:
-    # Where openvino_telemetry is at hand, openvino reports its import. A tracker on a device must not.
+    # If openvino_telemetry is installed, openvino reports its import. A tracker on a device must not.
     absent = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
     try:
         import openvino

@@ -11,10 +11,10 @@ from asymtrack_edge.files import system_text
 
 
 def processors(root: Path = Path("/")) -> int:
-    """Cores that this process may use, by its affinity and by the CPU quota of its container; at least 1.
+    """Cores that this process may use, given its affinity and its container's CPU quota; at least 1.
 
-    Two processors that are threads of one core count once: a network gains nothing from the second. ``proc`` and
-    ``sys`` are below ``root``.
+    Two hardware threads of one core count once: a network gains nothing from the second. ``root`` is the folder
+    that holds ``proc`` and ``sys``.
     """
     allowed = os.sched_getaffinity(0)
     cores = {system_text(root / f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list") or n for n in allowed}
@@ -22,9 +22,9 @@ def processors(root: Path = Path("/")) -> int:
 
 
 def cpu_quota(root: Path) -> float:
-    """Processors' worth of time that the control groups of this process allow; infinity without a quota.
+    """The CPU quota of this process's control groups, in processors; infinity without a quota.
 
-    Both versions are understood, ``cpu.max`` and ``cpu.cfs_quota_us``. A group's ancestors bound it, too.
+    Versions 2 (``cpu.max``) and 1 (``cpu.cfs_quota_us``) are supported. The quotas of a group's ancestors apply, too.
     """
     mounts, quota = root / "sys/fs/cgroup", math.inf
     for line in system_text(root / "proc/self/cgroup").splitlines() or ["0::/"]:
@@ -32,7 +32,7 @@ def cpu_quota(root: Path) -> float:
         if controllers and "cpu" not in controllers.split(","):
             continue
         for mount in (mounts / controllers, mounts / "cpu", mounts / "unified"):
-            # Seen from inside a container, the path may be the host's: then only the mount itself is there.
+            # Inside a container, the path may be the host's: then only the mount itself exists.
             group = mount / path.lstrip("/")
             for folder in (group, *group.parents):
                 old = f"{system_text(folder / 'cpu.cfs_quota_us')} {system_text(folder / 'cpu.cfs_period_us')}"

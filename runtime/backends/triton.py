@@ -1,12 +1,12 @@
 """NVIDIA Triton Inference Server as a backend: the networks run on a server that many clients share.
 
-The client cuts the crops and keeps the template state of its targets; the server keeps nothing. A target's
-frame is one request, and the requests of all targets of a frame are under way together, so that the
-server's dynamic batching joins them with those of other clients. Where the server is on this machine, crops
-and state are in memory that both share, and a request holds only where they are.
+The client makes the crops and keeps the template state of its targets; the server keeps no state. Each target
+takes one request per frame, and the requests of a frame are sent together, so that the server's dynamic
+batching can combine them with those of other clients. If the server runs on this machine, crops and state are
+in shared memory, and a request holds only their location.
 
-The server has to hold the very networks of the client's model: ``asymtrack-export --triton`` writes their
-hash into the server's configuration, version by version, and the client takes the version that fits.
+The server must have exactly the networks of the client's model: ``asymtrack-export --triton`` writes the hash
+of each version into the server's configuration, and the client uses the version that matches.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from asymtrack_edge.errors import BackendError, ServerError, UsageError, require
 from asymtrack_edge.manifest import NETWORKS, Manifest, TensorSpec
 from asymtrack_edge.runtime.backends.base import HostBackend
 
-#: Seconds after which a request counts as lost, and for which a frame waits for a server that is away.
+#: Seconds after which a request counts as lost, and for which a frame waits for an unreachable server.
 _TIMEOUT, _PATIENCE = 10.0, 1.0
 
-#: Without the short pauses gRPC would look for a server that has come back every two minutes only.
+#: Short pauses: by default, gRPC may look for a server that has come back only every two minutes.
 _CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -41,7 +41,7 @@ _CHANNEL = [
 
 _SHARED_MEMORY = Path("/dev/shm")
 
-#: Before a version's number: the parameter of a network's configuration that holds the version's hash.
+#: With a version's number after it: the parameter of a network's configuration that holds the version's hash.
 HASH_PARAMETER = "asymtrack_sha256_"
 
 
@@ -51,7 +51,7 @@ def network_name(manifest: Manifest, network: str) -> str:
 
 
 def networks_hash(manifest: Manifest) -> str:
-    """SHA-256 over the hashes of both ONNX models: the same for a model that got engines since."""
+    """SHA-256 over the hashes of both ONNX models: engines that were built later do not change it."""
     both = manifest.files["template.onnx"].sha256 + manifest.files["search.onnx"].sha256
     return hashlib.sha256(both.encode()).hexdigest()
 
@@ -59,8 +59,8 @@ def networks_hash(manifest: Manifest) -> str:
 class TritonBackend(HostBackend):
     """The networks of a model on a Triton server at ``"triton://host:8001"``, its gRPC port (default: 8001).
 
-    A server that goes away costs the frames of that time: their call of ``search`` or ``template`` looks for
-    it for a second and raises ``ServerError``. The first call after its return goes on as if nothing had been.
+    While the server is unreachable, frames are lost: each call of ``search`` or ``template`` tries to reach it
+    for a second, then raises ``ServerError``. The first call after its return works as before.
     ``BackendError`` if the server has other networks under the model's name.
     """
 
@@ -68,22 +68,22 @@ class TritonBackend(HostBackend):
     _search_images: np.ndarray
 
     def __init__(self, manifest: Manifest, address: str) -> None:
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC itself writes a line on a lost connection
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC prints a line when a connection is lost
         grpc = require("tritonclient.grpc", "triton", "the backend triton://")
         from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
         parts = re.fullmatch(r"triton://([^/@?#:\[\]]+|\[[\da-fA-F:.]+\])(?::(\d+))?/?", address)
         if parts is None:
-            raise UsageError(f"{address!r} is no address of a Triton server: give triton://HOST or triton://HOST:8001")
+            raise UsageError(f"{address!r} is not a Triton server's address: give triton://HOST or triton://HOST:8001")
         url = f"{parts[1]}:{parts[2] or 8001}"
         super().__init__(manifest, f"Triton at {url}")
         self._grpc, self._error, self._dtype = grpc, InferenceServerException, np_to_triton_dtype
         self._local = parts[1] in ("localhost", "127.0.0.1", "[::1]")
         self._client = grpc.InferenceServerClient(url, channel_args=_CHANNEL)
-        self._version = ""  # of the networks that fits; empty while no server is known to be there
-        self._region = ""  # name of the shared memory; empty without
-        self._offsets: Dict[str, int] = {}  # of arrays in it
-        #: Per slot the inputs of its requests; not in shared memory, only the crop is put in anew for each.
+        self._version = ""  # matching version of the networks; empty while not connected
+        self._region = ""  # name of the shared memory; empty if there is none
+        self._offsets: Dict[str, int] = {}  # of the arrays in it
+        #: Per slot the inputs of its requests. Without shared memory, only the crop is replaced for each request.
         self._inputs: Dict[int, List[Any]] = {}
         self.reserve(1)
         try:
@@ -118,7 +118,7 @@ class TritonBackend(HostBackend):
             self._predictions[slot] = result.as_numpy(self.manifest.output.name)[0]
 
     def _ask(self, network: str, count: int) -> List[Any]:
-        """Sends the requests of slots 0 to ``count`` - 1 until a server answers; returns the results in that order."""
+        """Sends the requests of slots 0 to ``count`` - 1 until a server answers; returns the results in this order."""
         began = monotonic()
         while True:
             try:
@@ -144,7 +144,7 @@ class TritonBackend(HostBackend):
                 answer.set_exception(error) if error is not None else answer.set_result(result)
 
             self._client.async_infer(name, inputs, done, self._version, client_timeout=_TIMEOUT)
-        wait(answers)  # all of them: the next frame must not overwrite what one still reads
+        wait(answers)  # for all: the next frame must not overwrite what a request still reads
         return [answer.result() for answer in answers]
 
     def _search_inputs(self, slot: int) -> List[Any]:
@@ -169,7 +169,7 @@ class TritonBackend(HostBackend):
         return self._grpc.InferInput(spec.name, [1, *spec.shape], self._dtype(np.dtype(spec.dtype)))
 
     def _connect(self) -> None:
-        """Finds the version of both networks that is the model's own, and shares memory with the server."""
+        """Finds the version of both networks that matches the model, and shares memory with the server."""
         wanted, versions = networks_hash(self.manifest), []
         for network in NETWORKS:
             name = network_name(self.manifest, network)
@@ -178,7 +178,7 @@ class TritonBackend(HostBackend):
             fitting = [int(key[len(HASH_PARAMETER) :]) for key, value in hashes.items() if value == wanted]
             if not fitting:
                 raise BackendError(
-                    f"{self.description} has other networks as {name} than this model (SHA-256 {wanted:.12}): give the "
+                    f"{self.description} has other networks as {name} than this model (SHA-256 {wanted:.12}): use the "
                     "model exported for it, or add this one to its repository with asymtrack-export --triton"
                 )
             versions.append(max(fitting))
@@ -189,7 +189,7 @@ class TritonBackend(HostBackend):
         return ServerError(f"{self.description} cannot be used: {' '.join(str(error.message()).split())}")
 
     def _share(self) -> None:
-        """Puts what requests hold into memory shared with the server, where that is possible."""
+        """Puts the contents of requests into memory shared with the server, where possible."""
         self._unshare()
         if not self._local or not _SHARED_MEMORY.is_dir():
             return
@@ -204,10 +204,10 @@ class TritonBackend(HostBackend):
                 os.posix_fallocate(file.fileno(), 0, size)  # a full /dev/shm would kill the process later
                 memory = np.asarray(np.memmap(file, layout, "r+", shape=(1,)))[0]
             self._client.register_system_shared_memory(region, f"/{region}", size, client_timeout=_TIMEOUT)
-        except (OSError, self._error):  # a server in a container has a /dev/shm of its own: send plainly
+        except (OSError, self._error):  # a server in a container has its own /dev/shm: send the data instead
             return
         finally:
-            # Both have it mapped by now: it goes with the last of them, whatever ends the process.
+            # Both sides have mapped it by now: it disappears with the last of them, however the process ends.
             path.unlink(missing_ok=True)
         for name, array in arrays.items():
             memory[name][...] = array
@@ -220,5 +220,5 @@ class TritonBackend(HostBackend):
         region, self._region = self._region, ""
         self._inputs.clear()
         if region:
-            with suppress(self._error):  # gone with the server
+            with suppress(self._error):  # the server is gone
                 self._client.unregister_system_shared_memory(region, client_timeout=1.0)

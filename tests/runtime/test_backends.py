@@ -76,8 +76,8 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
     ("arguments", "words"),
     [
         ({"backend": "magic"}, "unknown backend 'magic'"),
-        ({"device": "gpu"}, "'gpu' is no GPU: choose auto, cuda or cuda:N"),
-        ({"device": 0}, "'0' is no GPU"),
+        ({"device": "gpu"}, "'gpu' is not a GPU: choose auto, cuda or cuda:N"),
+        ({"device": 0}, "'0' is not a GPU"),
         ({"threads": "2"}, "threads must be an int from 1 to 1024, not '2'"),
         ({"threads": 100_000}, "threads must be an int from 1 to 1024"),
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
@@ -170,7 +170,7 @@ def test_networks_that_are_not_as_the_manifest_says_are_refused(batch_model: Pat
     for change in ({"state": manifest.state[1:]}, {"state": half}, {"output": replace(manifest.output, shape=(6,))}):
         replace(manifest, **change).save(Path(model))
         for backend in ("onnxruntime", *["openvino"] * (find_spec("openvino") is not None)):
-            with pytest.raises(ManifestError, match=r"\.onnx is not what the manifest says"):
+            with pytest.raises(ManifestError, match=r"\.onnx does not match the manifest"):
                 open_backend(model, backend, "auto", 1, None)
     with pytest.raises(ValueError, match="tensor"):
         replace(manifest.output, shape=(1 << 20, 1 << 20))

@@ -69,7 +69,7 @@ def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatc
     real = backend.OpenVinoBackend._open_session
     fake = lambda self, name, threads: other if name == "search" else real(self, name, threads)  # noqa: E731
     monkeypatch.setattr(backend.OpenVinoBackend, "_open_session", fake)
-    with pytest.raises(BackendError, match="does not compute what the model says"):
+    with pytest.raises(BackendError, match="does not compute the same as the model"):
         backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
 
 

@@ -268,7 +268,7 @@ def test_unusable_frames_are_refused(imitated: Imitated) -> None:
         (there(frame[..., ::-1]), "strides"),
         (there(frame[..., 0]), "shape"),
         (there(frame, format="rgba8"), "bgr8 or rgb8, not rgba8"),
-        (there(frame, dlpack=1), "lies on cuda:1, the tracker runs on cuda:0"),
+        (there(frame, dlpack=1), "is on cuda:1, but the tracker runs on cuda:0"),
         (there(frame, version=None, dlpack=-1), "frame"),
         (None, "nothing"),
     ):

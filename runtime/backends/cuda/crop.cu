@@ -33,7 +33,7 @@ __device__ void fetch(const Window& w, int x, int y, int* bgr) {
     }
 }
 
-// images: float planes red, green, blue, or, where as_bytes is not 0, bytes blue, green, red pixel by pixel.
+// images: float planes (red, green, blue) or, if as_bytes is not 0, interleaved bytes (blue, green, red).
 extern "C" __global__ void asymtrack_crop(const Window* windows, void* images, int size, int as_bytes,
                                           float scale_r, float scale_g, float scale_b,
                                           float offset_r, float offset_g, float offset_b) {
@@ -45,7 +45,7 @@ extern "C" __global__ void asymtrack_crop(const Window* windows, void* images, i
     if (w.side == size) {
         fetch(w, x, y, out);
     } else if (w.side == 2 * size) {
-        // OpenCV averages an exact half.
+        // OpenCV averages four pixels when it scales by exactly one half.
         fetch(w, 2 * x, 2 * y, a); fetch(w, 2 * x + 1, 2 * y, b);
         fetch(w, 2 * x, 2 * y + 1, c); fetch(w, 2 * x + 1, 2 * y + 1, d);
         for (int k = 0; k < 3; ++k) out[k] = (a[k] + b[k] + c[k] + d[k] + 2) >> 2;

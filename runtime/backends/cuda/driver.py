@@ -1,4 +1,4 @@
-"""The GPU through CUDA's driver library, called with ctypes: no package, nothing to compile.
+"""Access to the GPU through CUDA's driver library, called with ctypes: no package, nothing to compile.
 
 Everything happens in the GPU's primary context, the one that PyTorch and every other user of the CUDA
 runtime share. It is current only while one of our calls runs.
@@ -24,16 +24,16 @@ from asymtrack_edge.errors import BackendError
 
 logger = logging.getLogger("asymtrack_edge")
 
-#: The driver's library, by the names under which systems have it.
+#: Names of the driver's library on different systems.
 LIBRARIES = ("libcuda.so.1", "libcuda.so")
 
-#: Held by whatever may allocate, free, wait for the whole GPU, or capture. ONNX Runtime captures in a mode in
-#: which any of these in another thread of the process fails, and ends the capture.
+#: Held by all code that may allocate, free, wait for the whole GPU, or capture. While ONNX Runtime captures, any of
+#: these in another thread of the process fails and ends the capture.
 CAPTURE_LOCK = threading.RLock()
 
 _HANDLE = POINTER(c_void_p)
 
-#: The calls used and the types of their arguments, device addresses being 64-bit integers.
+#: The calls that we use, with the types of their arguments. Device addresses are 64-bit integers.
 _CALLS: Dict[str, Tuple[Any, ...]] = {
     "cuDeviceGetCount": (POINTER(c_int),),
     "cuDeviceGet": (POINTER(c_int), c_int),
@@ -68,8 +68,8 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
 }
 
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
-_NO_GPU = "the CUDA driver knows no GPU: is one plugged in, and visible to this user or container?"
-_ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are faults of a driver that has one
+_NO_GPU = "the CUDA driver finds no GPU: is one plugged in, and visible to this user or container?"
+_ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are failures of a driver that has a GPU
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
 #: Launches a kernel: grid, block, arguments.
@@ -79,23 +79,23 @@ _ARGUMENTS: Dict[str, Any] = {"P": c_ulonglong, "i": c_int, "f": c_float}
 
 
 class NoGpuError(BackendError):
-    """No GPU at all can be used here."""
+    """There is no usable GPU at all."""
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One GPU."""
 
-    index: int  # as CUDA counts
-    name: str  # as the driver gives it, "Xavier" or "NVIDIA GeForce RTX 2080 Ti"
+    index: int  # CUDA's number
+    name: str  # from the driver: "Xavier" or "NVIDIA GeForce RTX 2080 Ti"
     compute_capability: Tuple[int, int]  # major and minor
     integrated: bool = False  # whether it shares its memory with the CPU, as on a Jetson
-    multiprocessors: int = 0  # boards that share a name differ in them
+    multiprocessors: int = 0  # boards of the same name may differ in them
     memory: int = 0  # bytes
 
 
 def load_driver() -> Any:
-    """The CUDA driver's library, initialised; ``NoGpuError`` without one, or if it cannot start."""
+    """Loads and starts the CUDA driver; ``NoGpuError`` without it or a GPU, ``BackendError`` if it cannot start."""
     for name in LIBRARIES:
         try:
             library = ctypes.CDLL(name)
@@ -112,7 +112,7 @@ def load_driver() -> Any:
 
 
 class Driver:
-    """The driver's functions, with types, raising ``BackendError`` when they fail."""
+    """The driver's functions, with typed arguments; they raise ``BackendError`` when they fail."""
 
     def __init__(self) -> None:
         library = load_driver()
@@ -120,8 +120,8 @@ class Driver:
         for name, types in _CALLS.items():
             function = getattr(library, name, None)
             if function is None:
-                raise BackendError(f"the CUDA driver is too old, it has no {name}: update it to CUDA 11.4")
-            # A prototype of our own: the library object's would be shared with other users of ctypes.
+                raise BackendError(f"the CUDA driver is too old (it has no {name}): update it to CUDA 11.4")
+            # Our own prototype: the library object's would be shared with other users of ctypes.
             self._functions[name] = ctypes.CFUNCTYPE(c_int, *types)((name, library))
 
     def call(self, name: str, *arguments: Any) -> None:
@@ -155,7 +155,7 @@ def find_gpu(index: int = 0) -> Gpu:
         if not count:
             raise NoGpuError(_NO_GPU)
         there = ", ".join(f"cuda:{i}" for i in range(count))
-        raise BackendError(f"there is no GPU cuda:{index}: the driver knows {there}; choose another --device")
+        raise BackendError(f"there is no GPU cuda:{index}: the driver finds {there}; choose another --device")
     device = driver.get(c_int, "cuDeviceGet", index)
     name = ctypes.create_string_buffer(256)
     driver.call("cuDeviceGetName", name, len(name), device)
@@ -171,27 +171,27 @@ class HostBuffer(NamedTuple):
     """Page-locked host memory."""
 
     array: np.ndarray  # uint8, one axis
-    device_address: int  # where the GPU sees the same bytes, 0 where it does not
-    key: int  # of CudaDevice.free
+    device_address: int  # the GPU's address of the same bytes; 0 without one
+    key: int  # for CudaDevice.free
 
 
 class Graph:
-    """A captured sequence of copies and launches; what queued it, and all that holds, lives as long as it does."""
+    """A captured sequence of copies and launches. It keeps ``work``, which queued it, and all that ``work`` holds."""
 
     def __init__(self, cuda: CudaDevice, runnable: int, work: Callable[[], None]) -> None:
         self._cuda, self._runnable, self._work = cuda, runnable, work
 
     def __call__(self) -> None:
-        """Queues all of it on the stream it was captured on."""
+        """Queues the sequence on the stream it was captured on."""
         self._cuda.driver.call("cuGraphLaunch", self._runnable, self._cuda.stream)
 
     def close(self) -> None:
-        """Gives it back."""
+        """Releases the graph."""
         self._cuda.free(self._runnable)
 
 
 class _Held:
-    """Gives back what a device has taken, newest first; does not refer to the device, whose end calls it."""
+    """Releases a device's resources, newest first; holds no reference to the device, whose finalizer calls it."""
 
     def __init__(self) -> None:
         self.undo: Dict[Any, Callable[[], Any]] = {}
@@ -199,25 +199,25 @@ class _Held:
         self.enter = self.leave = self.release = self.wait = nothing
 
     def give_back(self) -> None:
-        with CAPTURE_LOCK, suppress(BackendError):  # a driver that has shut down has taken everything back itself
+        with CAPTURE_LOCK, suppress(BackendError):  # a driver that has shut down has released everything
             self.enter()
             self.wait()
             while self.undo:
-                with suppress(Exception):  # what fails must not keep the rest
+                with suppress(Exception):  # a failure must not keep the rest
                     self.undo.popitem()[1]()
             self.leave()
         self.release()
 
 
 class CudaDevice:
-    """One GPU, one stream on it, and the memory that was taken there.
+    """One GPU, one stream on it, and the memory allocated there.
 
-    All copies and launches are queued on the stream and return at once. Every call has to be made inside
-    ``with device.current():``. What was taken is given back by ``close``, or when the object is dropped.
+    All copies and launches are queued on the stream and return at once. Every call must be made inside
+    ``with device.current():``. Everything is released by ``close``, or when the object is dropped.
     ``BackendError`` if the GPU cannot be opened.
     """
 
-    name = "CUDA driver"  # what makes the calls
+    name = "CUDA driver"  # the library that makes the calls
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -226,7 +226,7 @@ class CudaDevice:
         self._open_context(self.driver.get(c_int, "cuDeviceGet", gpu.index))
         self._finalizer = weakref.finalize(self, self._held.give_back)
         with self.current():
-            # Not blocking: what PyTorch queues on the default stream must not wait for us, nor we for it.
+            # Non-blocking: PyTorch's work on the default stream must not wait for ours, nor ours for it.
             self.stream = self._make_stream()
             driver, event = self.driver, self.driver.get(c_void_p, "cuEventCreate", _NO_TIMING)
             self._event = event
@@ -248,7 +248,7 @@ class CudaDevice:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The primary context, current in this thread for the length of a block."""
+        """Makes the primary context current in this thread for the duration of a block."""
         self._held.enter()
         try:
             yield
@@ -256,7 +256,7 @@ class CudaDevice:
             self._held.leave()
 
     def allocate(self, size: int) -> int:
-        """Takes device memory, aligned to 256 bytes and filled with zeros; returns its address."""
+        """Allocates device memory, aligned to 256 bytes and filled with zeros; returns its address."""
         driver = self.driver
         with CAPTURE_LOCK:
             address = driver.get(c_ulonglong, "cuMemAlloc_v2", size)
@@ -270,12 +270,12 @@ class CudaDevice:
         self.synchronise()
 
     def free(self, key: int) -> None:
-        """Gives back device memory (by address), host memory (by key) or a graph, before ``close`` does."""
+        """Frees device memory (by address), host memory (by key) or a graph, before ``close`` does."""
         with CAPTURE_LOCK:
             self._held.undo.pop(key)()
 
     def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
-        """Takes page-locked host memory; ``mapped``: the GPU can use it in place."""
+        """Allocates page-locked host memory; if ``mapped``, the GPU can use it in place."""
         driver = self.driver
         with CAPTURE_LOCK:
             host = driver.get(c_void_p, "cuMemHostAlloc", size, _PORTABLE | (_MAPPED if mapped else 0))
@@ -308,7 +308,7 @@ class CudaDevice:
         self._held.undo[("module", loaded)] = lambda: driver.try_call("cuModuleUnload", loaded)
         function = driver.get(c_void_p, "cuModuleGetFunction", loaded, name.encode())
 
-        @lru_cache(maxsize=64)  # those of a step come again in every frame
+        @lru_cache(maxsize=64)  # a step has the same arguments in every frame
         def packed(arguments: Tuple[Any, ...]) -> Tuple[Any, Any]:
             values = [_ARGUMENTS[kind](value) for kind, value in zip(types, arguments)]
             return (c_void_p * len(values))(*(ctypes.addressof(value) for value in values)), values
@@ -323,20 +323,20 @@ class CudaDevice:
         self.driver.call("cuStreamSynchronize", self.stream)
 
     def synchronise_all(self) -> None:
-        """Waits until everything that anybody queued on any stream of this GPU's primary context is done."""
-        with CAPTURE_LOCK:  # it would end a capture
+        """Waits until all work on every stream of this GPU's primary context is done."""
+        with CAPTURE_LOCK:  # this would end a capture
             self.driver.call("cuCtxSynchronize")
 
     def wait_for(self, stream: int) -> None:
-        """Makes our stream wait for what is queued on another one now (1: the default stream)."""
+        """Makes our stream wait for the work that is now queued on another (1: the default stream)."""
         self.driver.call("cuEventRecord", self._event, stream)
         self.driver.call("cuStreamWaitEvent", self.stream, self._event, 0)
 
     def capture(self, work: Callable[[], None]) -> Optional[Graph]:
-        """Records what ``work`` queues as a CUDA graph, without running it; None, and why in the log, if it cannot."""
+        """Records what ``work`` queues as a CUDA graph, without running it. On failure, logs why and returns None."""
         driver = self.driver
         with CAPTURE_LOCK:
-            # What a collection of garbage drops may free device memory, which ends a capture.
+            # Garbage collection may free device memory, which ends a capture.
             collects = gc.isenabled()
             gc.disable()
             try:
@@ -358,7 +358,7 @@ class CudaDevice:
             try:
                 work()
             finally:
-                # Whatever happened, Ctrl-C included: in a stream that captures nothing can be waited for.
+                # Even after Ctrl-C: a stream that is capturing cannot be waited for.
                 code = driver.try_call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
             if code or not graph.value:
                 raise BackendError(f"cuStreamEndCapture gave no graph ({driver.error_name(code)})")
@@ -368,16 +368,16 @@ class CudaDevice:
                 driver.try_call("cuGraphDestroy", graph)
 
     def close(self) -> None:
-        """Gives back stream, memory and context; calling it again does nothing."""
+        """Releases stream, memory and context; calling it again does nothing."""
         self._finalizer()
 
 
 def open_cuda(index: int = 0) -> CudaDevice:
-    """Opens a GPU with PyCUDA where that is installed and works, else with the driver; errors as ``find_gpu``."""
+    """Opens a GPU with PyCUDA if that is installed and works, else with the driver; errors as in ``find_gpu``."""
     gpu = find_gpu(index)
     try:
         with warnings.catch_warnings():
-            # It warns, beside raising, when it was built for another driver.
+            # PyCUDA warns as well as raises if it was built for another driver.
             warnings.simplefilter("ignore")
             from asymtrack_edge.runtime.backends.cuda.pycuda import PycudaDevice
         return PycudaDevice(gpu)

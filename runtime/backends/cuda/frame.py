@@ -1,8 +1,8 @@
-"""The way of a frame to the GPU: only what the windows show is copied, once, through pinned memory.
+"""Brings a frame to the GPU: only the part that the windows show is copied, once, through pinned memory.
 
-A frame that lies in device memory already is read where it is, by the two protocols that arrays share: DLPack
-(PyTorch, CuPy, JAX and others), else ``__cuda_array_interface__`` (Numba, jetson-utils). The owner of a DLPack
-tensor orders its stream before ours; before version 3 the interface does not tell the stream.
+A frame that is already in device memory is read in place, through one of two array protocols: DLPack (PyTorch,
+CuPy, JAX and others), else ``__cuda_array_interface__`` (Numba, jetson-utils). The owner of a DLPack tensor makes
+our stream wait for its own; before version 3, the interface does not name the stream.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class DeviceFrame(NamedTuple):
     address: int  # of its first byte
     shape: Tuple[int, int, int]  # height, width, 3
     pitch: int  # bytes from row to row
-    #: CUDA stream on which it was made; None if that is ordered before ours; ``UNKNOWN`` where nobody tells.
+    #: CUDA stream that wrote it; None if ours already waits for it; ``UNKNOWN`` if the owner does not tell.
     stream: Optional[int]
     rgb: bool  # whether its channels are red, green, blue
     owner: Any  # keeps it alive while it is read
@@ -35,10 +35,10 @@ UNKNOWN = -1
 
 
 def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[DeviceFrame]:
-    """Describes a frame that GPU ``device`` is going to read on ``stream``; None for one that is not in its memory.
+    """Describes a frame that GPU ``device`` is going to read on ``stream``; None if it is not in GPU memory.
 
-    It is BGR uint8 ``(H, W, 3)``, pixels contiguous, rows at any distance; RGB where an attribute ``format`` says
-    ``"rgb8"``, as jetson-utils has it. ``FrameError`` for another, or one on another GPU.
+    It is BGR uint8 ``(H, W, 3)`` with contiguous pixels and any row pitch, or RGB if its attribute ``format`` is
+    ``"rgb8"``, as in jetson-utils. ``FrameError`` for any other frame, or one on another GPU.
     """
     if isinstance(frame, np.ndarray):
         return None
@@ -48,7 +48,7 @@ def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[Devic
         if kind not in _CUDA_KINDS:
             return None
         if index != device:
-            raise FrameError(f"the frame lies on cuda:{index}, the tracker runs on cuda:{device}: copy it over")
+            raise FrameError(f"the frame is on cuda:{index}, but the tracker runs on cuda:{device}: copy it there")
         return _from_dlpack(frame, stream, _is_rgb(layout))
     interface = getattr(frame, "__cuda_array_interface__", None)
     return None if interface is None else _from_interface(frame, interface, _is_rgb(layout))
@@ -56,15 +56,15 @@ def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[Devic
 
 def _is_rgb(layout: str) -> bool:
     if layout not in ("rgb8", "bgr8"):
-        raise FrameError(f"a frame on the GPU is bgr8 or rgb8, not {layout}: capture it in one of them")
+        raise FrameError(f"a frame on the GPU must be bgr8 or rgb8, not {layout}: capture it in one of them")
     return layout == "rgb8"
 
 
 def _from_interface(frame: Any, interface: Any, rgb: bool) -> DeviceFrame:
     shape, strides = tuple(interface["shape"]), interface.get("strides")
     pitch = _check(shape, np.dtype(interface["typestr"]) == np.uint8, strides)
-    # Before version 3 nothing says on which stream it was made. jetson-utils says nothing in version 3 either, and
-    # converts on a stream of its own. Numba says None for the default stream (1), though None means ready.
+    # Before version 3, the stream is not stated. jetson-utils does not state it in version 3 either, and converts on
+    # its own stream. Numba states None for the default stream (1), although None means ready.
     stream = (interface.get("stream", UNKNOWN) or 1) if interface.get("version", 0) >= 3 else UNKNOWN
     return DeviceFrame(int(interface["data"][0]), shape, pitch, stream, rgb, frame)
 
@@ -72,13 +72,13 @@ def _from_interface(frame: Any, interface: Any, rgb: bool) -> DeviceFrame:
 def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]]) -> int:
     """Checks type, shape and strides in bytes; returns the pitch."""
     if len(shape) != 3 or shape[2] != 3 or shape[0] < 2 or shape[1] < 2:
-        raise FrameError(f"a frame on the GPU has shape (height, width, 3), got {tuple(shape)}")
+        raise FrameError(f"a frame on the GPU must have shape (height, width, 3), got {tuple(shape)}")
     if not is_uint8:
-        raise FrameError("a frame on the GPU is uint8 with values 0..255: scale and convert it")
+        raise FrameError("a frame on the GPU must be uint8 with values 0..255: scale and convert it")
     if strides is None:
         return int(shape[1]) * 3
     if strides[2] != 1 or strides[1] != 3 or strides[0] < shape[1] * 3:
-        raise FrameError(f"a frame on the GPU has contiguous pixels, got strides {tuple(strides)}: copy it")
+        raise FrameError(f"a frame on the GPU must have contiguous pixels, got strides {tuple(strides)}: copy it")
     return int(strides[0])
 
 
@@ -101,7 +101,7 @@ _get_pointer.restype, _get_pointer.argtypes = ctypes.c_void_p, (ctypes.py_object
 
 
 def _from_dlpack(frame: Any, stream: int, rgb: bool) -> DeviceFrame:
-    # The capsule is not consumed: it gives the tensor back itself when it is dropped.
+    # The capsule is not consumed: it releases the tensor itself when it is dropped.
     capsule = frame.__dlpack__(stream=stream or None)
     tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
     axes = tensor.ndim
@@ -109,12 +109,12 @@ def _from_dlpack(frame: Any, stream: int, rgb: bool) -> DeviceFrame:
     strides = tuple(tensor.strides[:axes]) if tensor.strides else None
     pitch = _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (_UNSIGNED, 8, 1), strides)
     address = int(tensor.data or 0) + tensor.byte_offset
-    # The owner has ordered its work before ours: nothing left to wait for.
+    # The owner has made our stream wait for its work already.
     return DeviceFrame(address, (shape[0], shape[1], 3), pitch, None, rgb, (frame, capsule))
 
 
 class FrameBuffer:
-    """Brings the part of a frame that windows show to where the GPU can read it; its context has to be current."""
+    """Makes the part of a frame that windows show readable for the GPU, whose context must be current."""
 
     def __init__(self, cuda: CudaDevice) -> None:
         self._cuda = cuda
@@ -125,10 +125,10 @@ class FrameBuffer:
         self._kept: Any = None
 
     def check(self, frame: Any) -> Sequence[int]:
-        """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` of it asks no second time."""
+        """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` reuses what this finds out."""
         on_device = None
         if not isinstance(frame, np.ndarray):
-            with self._cuda.current():  # PyTorch exports tensors of the current GPU alone
+            with self._cuda.current():  # PyTorch exports tensors of the current GPU only
                 on_device = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
         if on_device is None:
             return check_frame(frame).shape
@@ -136,7 +136,7 @@ class FrameBuffer:
         return on_device.shape
 
     def write(self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1) -> None:
-        """Queues the upload of a frame and writes its windows to the arrays of ``records``, ``step`` to each.
+        """Queues the upload of a frame and writes its windows to the arrays of ``records``, ``step`` per array.
 
         ``FrameError`` for a frame on the device that cannot be used.
         """
@@ -160,7 +160,7 @@ class FrameBuffer:
             write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape, rgb)
 
     def _upload(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> Tuple[int, int]:
-        """Stages and uploads what the windows show; returns address of the frame's origin, and pitch."""
+        """Stages and uploads what the windows show; returns the address of the frame's origin, and the pitch."""
         left, top, right, bottom = covered(windows, frame.shape)
         width, height = right - left, bottom - top
         if not width:
@@ -180,8 +180,8 @@ class FrameBuffer:
         """Makes room for a whole frame, so that frames of one size never allocate again."""
         if self._host is not None and self._host.array.nbytes >= size:
             return
-        # Forgotten before they are given back: should there be no memory for the larger ones, no later
-        # frame may be written to what is not ours any more.
+        # Forget the buffers before freeing them: if there is no memory for larger ones, no later frame
+        # may be written to memory that is no longer ours.
         host, device = self._host, self._device
         self._host, self._device = None, 0
         if host is not None:

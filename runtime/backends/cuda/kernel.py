@@ -1,12 +1,12 @@
-"""The crop as one CUDA kernel: window of a frame in, the network's image out, OpenCV's arithmetic.
+"""The crop as one CUDA kernel: from a window of a frame to the network's input, with OpenCV's arithmetic.
 
-The kernel does what ``geometry.Cropper`` and ``HostBackend`` do on the CPU, to the bit of
-``cv2.resize``: 11-bit fixed-point weights, the special case of an exact half, the black border, and
-the last column and row of the frame that count as border. One thread makes one pixel. The windows lie in
+The kernel does what ``geometry.Cropper`` and ``HostBackend`` do on the CPU, bit for bit like
+``cv2.resize``: 11-bit fixed-point weights, the special case of scaling by exactly one half, the black border,
+and the frame's last column and row, which count as border. One thread makes one pixel. The windows are in
 device memory, so that a captured graph never has to be captured again.
 
-It is compiled for the GPU at hand, once: the machine code is kept in the user's cache. Machine code and
-not PTX: a compiler that is newer than the driver writes PTX that the driver refuses.
+The kernel is compiled once for each kind of GPU, and the machine code is kept in the user's cache. It is machine
+code and not PTX, because a driver refuses PTX from a compiler that is newer than itself.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
 from asymtrack_edge.runtime.backends.base import scale_and_offset
 
-#: What the kernel reads of one target: address of the frame's pixel (0, 0), bytes from row to row,
-#: size of the frame, first pixel and side of the window, whether the frame is RGB and not BGR.
+#: What the kernel reads for one target: address of the frame's pixel (0, 0), bytes from row to row,
+#: size of the frame, top-left pixel and side of the window, whether the frame is RGB rather than BGR.
 _INTEGERS = ("pitch", "width", "height", "left", "top", "side", "rgb", "unused")
 WINDOW = np.dtype([("pixels", "<u8"), *((name, "<i4") for name in _INTEGERS)])
 
 KERNEL = "asymtrack_crop"
 
-#: Its arguments: windows, images, size, and what ``pixel_arguments`` returns.
+#: Types of its arguments: windows, images, size, and what ``pixel_arguments`` returns.
 TYPES = "PPiiffffff"
 
 #: Threads of a block: a row of 32 is one warp that writes 128 consecutive bytes of each plane.
@@ -46,29 +46,29 @@ SOURCE = Path(__file__).with_name("crop.cu").read_text(encoding="utf-8")
 
 
 def grid(size: int, targets: int) -> Tuple[int, int, int]:
-    """Blocks for crops of ``size`` pixels for so many targets."""
+    """Blocks of a launch that makes crops of ``size`` pixels for ``targets`` targets."""
     return -(-size // BLOCK[0]), -(-size // BLOCK[1]), targets
 
 
 def pixel_arguments(manifest: Manifest) -> Tuple[Any, ...]:
-    """The kernel's arguments after the size: whether it writes bytes; then scale and offset of red, green, blue."""
+    """The kernel's arguments after the size: whether it writes bytes, then scale and offset of red, green, blue."""
     return (int(manifest.input_format == UINT8_BGR), *np.concatenate(scale_and_offset(manifest)).tolist())
 
 
 def write_windows(
     out: np.ndarray, windows: Sequence[CropWindow], pixels: int, pitch: int, shape: Sequence[int], rgb: bool = False
 ) -> None:
-    """Writes what the kernel reads of the windows of one frame to ``out``, records of type ``WINDOW``.
+    """Writes the kernel's records for the windows of one frame to ``out``, an array of ``WINDOW``.
 
-    ``pixels`` is the device address of its pixel (0, 0), ``pitch`` the bytes from row to row, ``shape`` begins with
-    height and width, and ``rgb`` says whether its channels are red, green, blue.
+    ``pixels`` is the device address of the frame's pixel (0, 0), ``pitch`` the bytes from row to row, ``shape``
+    begins with height and width, and ``rgb`` says whether the channels are red, green, blue.
     """
     for i, window in enumerate(windows):
         out[i] = (pixels, pitch, shape[1], shape[0], window.left, window.top, window.side, rgb, 0)
 
 
 def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, int, int, int]:
-    """The part of a frame that any of the windows shows: left, top, right, bottom; empty as zeros."""
+    """The smallest rectangle that holds all that the windows show of a frame: left, top, right, bottom; or zeros."""
     rows, columns = shape[0] - 1, shape[1] - 1  # the last row and column are border
     boxes: Any = [
         (max(w.left, 0), max(w.top, 0), min(w.left + w.side, columns), min(w.top + w.side, rows)) for w in windows
@@ -81,7 +81,7 @@ def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, i
 
 
 def crop_module(compute_capability: Tuple[int, int]) -> bytes:
-    """The kernel's machine code for a GPU, from the user's cache or compiled; errors as ``compile_kernel``."""
+    """The kernel's machine code for a GPU, from the user's cache or compiled; errors as in ``compile_kernel``."""
     digest = hashlib.sha256(SOURCE.encode()).hexdigest()[:16]
     kept = cache_file("crop-{}-sm{}{}.cubin".format(digest, *compute_capability))
     if kept is not None:
@@ -91,18 +91,18 @@ def crop_module(compute_capability: Tuple[int, int]) -> bytes:
                 return content
     module = compile_kernel(SOURCE, compute_capability)
     if kept is not None:
-        with suppress(OSError, UsageError):  # that it cannot be kept only costs time
+        with suppress(OSError, UsageError):  # without a cache it only takes longer
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(kept, module)
     return module
 
 
 def cache_file(name: str) -> Optional[Path]:
-    """Where something is kept between runs: below XDG_CACHE_HOME or ~/.cache; None where there is no home."""
+    """Path of a file kept between runs, below XDG_CACHE_HOME or ~/.cache; None without a home directory."""
     base = os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(base) if base else Path.home() / ".cache") / "asymtrack-edge" / name
-    except (KeyError, RuntimeError):  # Python before 3.10 passes on what it looked up
+    except (KeyError, RuntimeError):  # KeyError: before Python 3.10, for an unknown user
         return None
 
 
@@ -112,7 +112,7 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
     for library in _nvrtc():
         try:
             return _by_nvrtc(library, source, compute_capability)
-        except BackendError as refusal:  # perhaps it is older than the GPU, and another one is not
+        except BackendError as refusal:  # it may be older than the GPU, and another may not
             refusals.append(refusal)
     if refusals:
         raise refusals[-1]
@@ -123,16 +123,16 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
 
 
 def _nvrtc() -> Iterator[Any]:
-    """The NVRTC libraries there are, the system's first."""
+    """The NVRTC libraries that can be loaded, the system's first."""
     names: List[str] = ["libnvrtc.so"]
     found = ctypes.util.find_library("nvrtc")
     if found:
         names.insert(0, found)
-    # Toolkits put it beside the loader's path; that of JetPack is the second.
+    # Toolkits put it outside the loader's path; JetPack's is the second.
     for toolkit in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"):
         names += sorted(glob.glob(f"{toolkit}/lib64/libnvrtc.so*")) if toolkit else []
     for folder in sys.path:
-        # The wheels nvidia-cuda-nvrtc*, in cuda_nvrtc or cu13.
+        # The wheels nvidia-cuda-nvrtc* put it in cuda_nvrtc or cu13.
         names += sorted(glob.glob(f"{folder}/nvidia/cu*/lib/libnvrtc.so*"))
     for name in names:
         with suppress(OSError):
@@ -155,7 +155,7 @@ def _by_nvrtc(library: Any, source: str, compute_capability: Tuple[int, int]) ->
 
 
 def _nvrtc_output(library: Any, what: str, program: ctypes.c_void_p) -> bytes:
-    """What NVRTC holds of a program."""
+    """An output of NVRTC for a program: its log or cubin."""
     size = ctypes.c_size_t()
     _check(getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)))
     text = ctypes.create_string_buffer(size.value)

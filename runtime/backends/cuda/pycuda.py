@@ -14,7 +14,7 @@ from asymtrack_edge.runtime.backends.cuda.driver import CAPTURE_LOCK, CudaDevice
 
 
 def _translated(function: Any) -> Any:
-    """PyCUDA's errors as ours: they share no class with anything."""
+    """Turns PyCUDA's errors into ``BackendError``."""
 
     def translated(*arguments: Any, **options: Any) -> Any:
         try:
@@ -39,27 +39,27 @@ class PycudaDevice(CudaDevice):
         driver, opened_by = self.driver, threading.get_ident()
 
         def release() -> None:
-            # PyCUDA pushes the context to detach it and does not pop it: who else works on this thread
-            # must find their own.
+            # PyCUDA pushes the context to detach it and does not pop it: other code on this thread
+            # must find its own context current.
             before = driver.get(c_void_p, "cuCtxGetCurrent")
             context.detach()
             if driver.get(c_void_p, "cuCtxGetCurrent") != before:
                 driver.get(c_void_p, "cuCtxPopCurrent_v2")
-            if threading.get_ident() != opened_by:  # there PyCUDA only forgets the context
+            if threading.get_ident() != opened_by:  # in another thread, PyCUDA only forgets the context
                 driver.try_call("cuDevicePrimaryCtxRelease_v2", device)
 
         self._held.release = release
 
     @_translated
     def _make_stream(self) -> int:
-        # In a list that is emptied when the stream's turn comes, while the context is still there.
+        # In a list, which is emptied to release the stream while the context still exists.
         self._streams = [cuda.Stream(1)]  # CU_STREAM_NON_BLOCKING
         self._held.undo["stream"] = self._streams.clear
         return int(self._streams[0].handle)
 
     @_translated
     def allocate(self, size: int) -> int:
-        """Takes device memory as ``CudaDevice`` does, from PyCUDA."""
+        """Allocates device memory as ``CudaDevice`` does, with PyCUDA."""
         with CAPTURE_LOCK:
             allocation = cuda.mem_alloc(size)
         address = int(allocation)
@@ -69,7 +69,7 @@ class PycudaDevice(CudaDevice):
 
     @_translated
     def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
-        """Takes page-locked memory as ``CudaDevice`` does, from PyCUDA."""
+        """Allocates page-locked memory as ``CudaDevice`` does, with PyCUDA."""
         flags = cuda.host_alloc_flags.PORTABLE | (cuda.host_alloc_flags.DEVICEMAP if mapped else 0)
         with CAPTURE_LOCK:
             array = cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
@@ -79,7 +79,7 @@ class PycudaDevice(CudaDevice):
 
     @_translated
     def kernel(self, module: bytes, name: str, types: str) -> Launch:
-        """Loads a kernel as ``CudaDevice`` does, as a PyCUDA module, which is unloaded before its context goes."""
+        """Loads a kernel as ``CudaDevice`` does, as a PyCUDA module that is unloaded before its context is released."""
         module_, streams = cuda.module_from_buffer(module), self._streams
         functions = [module_.get_function(name)]
         functions[0].prepare(types)

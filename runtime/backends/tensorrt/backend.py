@@ -1,11 +1,11 @@
 """The TensorRT backend: engines of an export in the device pipeline, TensorRT 8.5 to 11 and TensorRT-RTX.
 
-One set of calls serves all of them: named tensors, no bindings by index. What some versions lack is asked for
-with ``getattr``; version numbers tell only what has no name.
+One set of calls serves all versions: named tensors, no bindings by index. Features that some versions lack are
+detected by name (``getattr``); version numbers are used only for differences that have no name.
 
-An engine is machine code: it runs only with the TensorRT and on the kind of GPU that it was built with. Its key is
-written into the manifest beside its hash and compared before anything of it is read. A deserialised engine is then
-checked against the manifest tensor by tensor, because the manifest is what the buffers bound to it are sized by.
+An engine is machine code: it runs only with the TensorRT version and on the kind of GPU that it was built for. Its
+key is in the manifest, beside its hash, and is compared before the engine is read. A deserialised engine is then
+checked against the manifest, tensor by tensor, because the manifest determines the sizes of the buffers bound to it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from asymtrack_edge.runtime.backends.device import DeviceBackend, Network
 
 logger = logging.getLogger("asymtrack_edge")
 
-#: Counted up whenever the way engines are built changes what they compute.
+#: Increased whenever a change to how engines are built changes what they compute.
 FORMAT = "2"
 
 TENSORRT = "tensorrt"
 RTX = "tensorrt-rtx"
 
-#: Modules that bring a flavour, and what to do where none is installed.
+#: Modules that provide a flavour, and the message if none is installed.
 _FLAVOURS = {
     TENSORRT: (
         ("tensorrt",),
@@ -75,14 +75,14 @@ def load_tensorrt(flavour: str) -> TensorRT:
             continue
         if hasattr(module, "TensorIOMode"):
             return TensorRT(module, flavour, str(module.__version__))
-        # A namesake without the library behind it imports, but has nothing in it.
+        # An empty module of this name imports, too, if the library is absent.
         if hasattr(module, "Builder"):
             reason = f"TensorRT {module.__version__} is too old: install 8.5 (JetPack 5.1) or newer"
     raise BackendError(reason)
 
 
 def collecting_logger(module: Any, warn: bool = False) -> Any:
-    """An ``ILogger`` of TensorRT that collects errors, from now on, and has ``last_words`` of them as one line.
+    """A TensorRT ``ILogger`` that collects errors from now on; ``last_words`` gives the latest as one line.
 
     It prints nothing; with ``warn`` it passes warnings on to our log.
     """
@@ -92,7 +92,7 @@ def collecting_logger(module: Any, warn: bool = False) -> Any:
     return made
 
 
-@lru_cache(maxsize=None)  # TensorRT takes one for the process, and uses it until the process ends
+@lru_cache(maxsize=None)  # TensorRT takes one logger per process, and uses it until the process ends
 def _logger_of(module: Any) -> Any:
     class CollectingLogger(module.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
@@ -112,7 +112,7 @@ def _logger_of(module: Any) -> Any:
     return CollectingLogger()
 
 
-#: TensorRT-RTX compiles for a GPU when it first meets it: one engine serves all from Ampere on; Turing needs another.
+#: TensorRT-RTX compiles for a GPU on first use: one engine serves all GPUs from Ampere on; Turing needs another.
 RTX_TURING = "7.5"
 _RTX_BEFORE_12 = ((7, 5), (8, 0), (8, 6), (8, 9))
 
@@ -120,7 +120,7 @@ Key = Dict[str, str]
 
 
 def batch_profile(manifest: Manifest, network: str) -> Tuple[int, int, int]:
-    """Smallest, best and largest batch of a network: templates always come one at a time."""
+    """Smallest, optimal and largest batch of a network; templates are always computed one at a time."""
     most = manifest.max_batch if network == "search" else 1
     return 1, most, most
 
@@ -136,7 +136,7 @@ def engine_key(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Option
     else:
         assert gpu is not None
         capability = "{}.{}".format(*gpu.compute_capability)
-        # Memory as it is sold, the next power of two: systems keep different amounts for themselves.
+        # Nominal memory, the next power of two: systems reserve different amounts for themselves.
         memory = str(1 << max(0, (gpu.memory - 1) >> 30).bit_length())
         board = (gpu.name, capability, str(gpu.multiprocessors), memory)
     return {
@@ -166,7 +166,7 @@ def difference(recorded: Mapping[str, Any], wanted: Key) -> Optional[str]:
 
 
 def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gpu) -> str:
-    """Name of a network's engine; ``BackendError`` if there is none for this TensorRT and GPU, or they do not fit."""
+    """Name of a network's engine file; ``BackendError`` if none fits this TensorRT and GPU."""
     if tensorrt.flavour == RTX and gpu.compute_capability < (12, 0) and gpu.compute_capability not in _RTX_BEFORE_12:
         raise BackendError(
             "TensorRT-RTX does not run on {2} (compute capability {0}.{1}): it supports 7.5, 8.0, 8.6, 8.9 and "
@@ -185,7 +185,7 @@ def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gp
 
 
 class TensorRTBackend(DeviceBackend):
-    """Engines of a model directory on one GPU; ``BackendError`` without GPU, TensorRT or an engine that fits them."""
+    """Runs a model directory's engines on one GPU; ``BackendError`` without GPU, TensorRT or engines that fit."""
 
     name = "tensorrt"
 
@@ -194,19 +194,19 @@ class TensorRTBackend(DeviceBackend):
             raise BackendError("the model is for ONNX Runtime: export with --target orin, xavier or rtx")
         self._folder, gpu = folder, find_gpu(device)
         self._tensorrt = load_tensorrt(flavour_of(manifest.target))
-        # Before anything of the GPU is taken.
+        # Checked before anything is allocated on the GPU.
         self._engines = {name: fitting_engine(manifest, name, self._tensorrt, gpu) for name in NETWORKS}
         super().__init__(manifest, f"{self._tensorrt.name} on {gpu.name}", device)
 
     def _open_network(self, name: str) -> Network:
         file = self._engines[name]
-        # Deserialising runs code from the file: not before its hash has been checked.
+        # Deserialising runs code from the file, so its hash is checked first.
         content = read_file(self._folder, file, self.manifest.files[file])
         return TensorRTNetwork(content, file, self.manifest, name, self._tensorrt, self.cuda.stream)
 
 
 class TensorRTNetwork(Network):
-    """An engine of the export, from the content of its file; the GPU's context has to be current.
+    """An engine of the export, from the content of its file; the GPU's context must be current.
 
     ``BackendError`` if it cannot be loaded, or its tensors are not the manifest's.
     """
@@ -223,7 +223,7 @@ class TensorRTNetwork(Network):
         self._check(self._inputs, self._trt.TensorIOMode.INPUT)
         self._check(outputs, self._trt.TensorIOMode.OUTPUT)
         self._dynamic = self.engine.get_tensor_shape(self._inputs[0].name)[0] < 0
-        # Before TensorRT 10 the contexts of an engine with a free batch cannot share its optimization profile.
+        # Before TensorRT 10, the contexts of an engine with a free batch cannot share its optimization profile.
         before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
         self._one_context = self._dynamic and before_10
         self._content = content if self._one_context else b""
@@ -233,12 +233,12 @@ class TensorRTNetwork(Network):
         if engine is None:
             raise BackendError(
                 f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; the driver may be too "
-                "old for it, else build it here with asymtrack-build --rebuild"
+                "old; if not, build it here with asymtrack-build --rebuild"
             )
         return engine
 
     def _check(self, specs: Sequence[TensorSpec], mode: Any) -> None:
-        """Compares the engine's tensors with the manifest's: buffers are sized by the latter."""
+        """Compares the engine's tensors with the manifest's, which size the buffers."""
         engine = self.engine
         ours = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}  # trt.nptype of 8.5 breaks with numpy 1.24
         dtypes = {getattr(self._trt.DataType, theirs, theirs): name for theirs, name in ours.items()}
@@ -253,11 +253,11 @@ class TensorRTNetwork(Network):
             raise BackendError(f"{self._name}: only the {place} has {name} as {dtype} {shape}: build it again")
 
     def bind(self, addresses: Mapping[str, int], batch: int) -> Callable[[], None]:
-        """Makes an execution context of its own: a captured graph must not see its context change."""
+        """Makes an execution context per binding: a captured graph must not see its context change."""
         name, stream, last_words = self._name, self._stream, self._logger.last_words
         context = self._new_context()
         if context is None:
-            raise BackendError(f"{name} got no memory to run in: {last_words()}")
+            raise BackendError(f"{name} cannot get the memory to run: {last_words()}")
         for spec in self._inputs if self._dynamic else ():
             if not context.set_input_shape(spec.name, (batch, *spec.shape)):
                 raise BackendError(f"{name} does not take {spec.name} for {batch} targets: {last_words()}")
@@ -275,11 +275,11 @@ class TensorRTNetwork(Network):
         engine = self._deserialise(self._content) if self._one_context else self.engine
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return engine.create_execution_context()
-        # TensorRT-RTX would begin with makeshift kernels, and a captured graph would keep them for good.
+        # TensorRT-RTX would begin with fallback kernels, and a captured graph would keep them forever.
         made = engine.create_runtime_config()
         made.dynamic_shapes_kernel_specialization_strategy = self._trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return engine.create_execution_context(made)
 
     def close(self) -> None:
-        """Gives the engine back."""
+        """Releases the engine."""
         del self.engine, self._runtime

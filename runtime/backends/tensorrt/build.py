@@ -1,19 +1,19 @@
-"""Engines of a model directory: which are needed, which can stay; parser, precision, profile, builder.
+"""Builds the engines of a model directory: which are needed, which can stay, and how to build one.
 
-Needs numpy and a TensorRT, neither torch nor onnx, so that it runs on a device
-(``asymtrack-build``); ``asymtrack-export`` uses it where there is a TensorRT.
+Needs numpy and TensorRT, but neither torch nor onnx, so that it runs on a device
+(``asymtrack-build``); ``asymtrack-export`` uses it where TensorRT is installed.
 
-Precision policy, the same for every version: the types written in the ONNX model are the contract.
-The fp16 export holds fp16 tensors with fp32 islands (LayerNorm, softmax, sums over positions), was
-verified to hold no number that they cannot (``export.verify.largest_half_value``), and TensorRT has to keep to them:
+Precision policy, the same for every version: the types written in the ONNX model are binding.
+The fp16 export has fp16 tensors with fp32 islands (LayerNorm, softmax, sums over positions). It was verified
+that its values fit these types (``export.verify.largest_half_value``), and TensorRT must keep them:
 
 * TensorRT 10, 11 and TensorRT-RTX build *strongly typed*: types are taken from the model. (The flag
-  is passed where it exists; TensorRT 11 and RTX know nothing else.)
-* TensorRT 8.5 and 8.6 know no strong typing. There fp16 is allowed by the builder flag, and every
-  layer whose result is fp32 in the model is pinned to fp32 with ``OBEY_PRECISION_CONSTRAINTS``.
-  fp16 layers are left free: fp32 in their place costs time, never accuracy. Where a layer has no
-  implementation in fp32 all the same, the engine is built with ``PREFER_PRECISION_CONSTRAINTS``, and a
-  note says so: ``asymtrack-check`` has to tell whether it is good enough.
+  is passed where it exists; TensorRT 11 and RTX always build this way.)
+* TensorRT 8.5 and 8.6 have no strong typing. There the builder flag allows fp16, and every layer
+  whose result is fp32 in the model is pinned to fp32 with ``OBEY_PRECISION_CONSTRAINTS``. fp16 layers
+  are left free: running them in fp32 costs time, never accuracy. If a pinned layer has no
+  implementation in fp32, the engine is built with ``PREFER_PRECISION_CONSTRAINTS``, and a
+  message says so: ``asymtrack-check`` must then show whether it is accurate enough.
 
 TF32 is switched off: fp32 means fp32.
 """
@@ -36,7 +36,7 @@ from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.tensorrt import backend
 from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, Key, TensorRT, flavour_of, load_tensorrt
 
-WORKSPACE_MB = 512  #: most scratch memory of one layer, in MiB
+WORKSPACE_MB = 512  #: maximum scratch memory per layer, in MiB
 Report = Callable[[str], object]
 
 
@@ -48,36 +48,36 @@ def build_engines(
     workspace_mb: int = WORKSPACE_MB,
     rebuild: bool = False,
 ) -> Manifest:
-    """Builds the engines that a model directory needs and does not have, and writes its manifest with each.
+    """Builds the engines that a model directory lacks, and updates its manifest after each.
 
     For TensorRT: ``template.engine`` and ``search.engine`` for the GPU of this machine. For
     TensorRT-RTX, which needs no GPU to build: one pair for all GPUs from Ampere on, and, for fp16, a
-    second pair for Turing. An engine whose key still fits is kept, one that is stale is replaced.
+    second pair for Turing. An engine whose key still fits is kept; a stale one is replaced.
 
     Args:
         folder: holds the ONNX models; engines are written into it.
         manifest: describes them; it need not be written yet.
-        report: called with a line on each engine.
+        report: called with a line about each engine.
         device: index of the GPU to build for.
-        workspace_mb: most scratch memory of one layer, in MiB.
+        workspace_mb: maximum scratch memory per layer, in MiB.
         rebuild: whether to build even an engine that still fits.
 
     Raises:
         BackendError: there is no GPU to build for, or no TensorRT for the manifest's target.
         ExportError: an engine cannot be built.
     """
-    if manifest.target == "onnx":  # its fp16 has LayerNorm and softmax in fp16, which ONNX Runtime computes in fp32
+    if manifest.target == "onnx":  # in fp16 it also has LayerNorm and softmax, for which ONNX Runtime uses fp32
         raise ExportError("the model is for ONNX Runtime: export with --target xavier, orin or rtx to build engines")
     tensorrt = load_tensorrt(flavour_of(manifest.target))
     rtx = tensorrt.flavour == RTX
     gpus: List[Optional[Gpu]] = [None if rtx else find_gpu(device)]
     if rtx and manifest.precision == "fp16":
-        # fp32 matrix products do not exist for Turing in TensorRT-RTX: see SpelledOutProducts.
+        # TensorRT-RTX has no fp32 matrix products for Turing: see SpelledOutProducts.
         gpus.append(Gpu(0, "any", (7, 5)))
     for gpu, network in product(gpus, NETWORKS):
         key, began = backend.engine_key(manifest, network, tensorrt, gpu), time.perf_counter()
         name = backend.engine_file(network, key)
-        reason = "it was asked for" if rebuild else _stale(folder, manifest, name, key)
+        reason = "as requested" if rebuild else _stale(folder, manifest, name, key)
         if reason is None:
             report(f"{name}: kept")
             continue
@@ -86,14 +86,14 @@ def build_engines(
         batch = backend.batch_profile(manifest, network)
         capability = "SM75" if rtx and key["compute_capability"] == backend.RTX_TURING else None
         with ExitStack() as stack:
-            if not rtx:  # which builds and measures without a GPU
+            if not rtx:  # TensorRT-RTX builds without a GPU
                 cuda = open_cuda(device)
                 stack.callback(cuda.close)
                 stack.enter_context(cuda.current())
             model = folder / f"{network}.onnx"
             half = manifest.precision == "fp16"
             engine = build_engine(tensorrt, model, half, batch, report, workspace_mb, capability)
-        # The directory may be in use, and a build be interrupted: a manifest names only what is there.
+        # The directory may be in use, and a build may be interrupted: the manifest must name only existing files.
         files, engines = dict(manifest.files), dict(manifest.engines)
         files.pop(name, None)
         engines.pop(name, None)
@@ -111,11 +111,11 @@ def build_engines(
 
 
 def build_in_place(folder: Path, report: Report = print, **options: Any) -> Manifest:
-    """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if it is none, or altered."""
+    """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if none or altered."""
     load_manifest(folder, verify=False)
     if not os.access(folder, os.W_OK):
-        raise ExportError(f"cannot write into {folder}: copy the directory to a place of your own")
-    with locked(folder):  # another process that builds here changes the manifest
+        raise ExportError(f"cannot write into {folder}: copy the directory to a place where you can write")
+    with locked(folder):  # another process that builds here would change the manifest
         manifest = load_manifest(folder, verify=False)
         for network in NETWORKS:
             read_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
@@ -123,18 +123,18 @@ def build_in_place(folder: Path, report: Report = print, **options: Any) -> Mani
 
 
 def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Report) -> Manifest:
-    """``build_engines`` for the exporter: where none can be built, one line says so and the models stay.
+    """``build_engines`` for the exporter: if none can be built, a line says so and the models stay.
 
-    ``output`` is where the directory will be; engines of the one that is there now are kept if they fit.
+    ``output`` is the directory's final place; engines of the directory that is there now are kept if they fit.
     """
     try:
         if flavour_of(manifest.target) != RTX:
             load_tensorrt(flavour_of(manifest.target))
             gpu = find_gpu(0)
             if not gpu.integrated:
-                raise BackendError(f"{manifest.target} may be for a Jetson, and this GPU ({gpu.name}) is not one's")
+                raise BackendError(f"{manifest.target} may be for a Jetson, and this GPU ({gpu.name}) is not in one")
         there = manifest
-        with suppress(ManifestError, KeyError, TypeError):  # without an earlier one, or one that is no good
+        with suppress(ManifestError, KeyError, TypeError):  # there is no earlier directory, or it is unusable
             earlier = load_manifest(output)
             models = [entry.sha256 for entry in manifest.files.values()]
             engines = {n: k for n, k in earlier.engines.items() if n in earlier.files and k["model_sha256"] in models}
@@ -151,7 +151,7 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
 
 
 def _stale(folder: Path, manifest: Manifest, name: str, key: Key) -> Optional[str]:
-    """None if the directory's engine ``name`` can stay, else the reason why not."""
+    """Why the directory's engine ``name`` must be rebuilt; None if it can stay."""
     if name not in manifest.engines or name not in manifest.files:
         return "there is none"
     try:
@@ -170,15 +170,15 @@ def build_engine(
     workspace_mb: int = WORKSPACE_MB,
     capability: Optional[str] = None,
 ) -> bytes:
-    """Builds an engine and serialises it; ``ExportError`` if it cannot, with nodes and reasons.
+    """Builds and serialises an engine; ``ExportError``, with nodes and reasons, if that fails.
 
     Args:
-        tensorrt: what to build it with.
+        tensorrt: the TensorRT to build it with.
         model: ONNX file with fp32 or fp16 tensors.
         fp16: whether the model holds fp16 tensors.
-        batch: smallest, best and largest batch; not used by a model with a fixed batch.
-        report: called with a line where fp32 could not be enforced.
-        workspace_mb: most scratch memory of one layer, in MiB.
+        batch: smallest, optimal and largest batch; not used for a model with a fixed batch.
+        report: called with a line if fp32 cannot be enforced.
+        workspace_mb: maximum scratch memory per layer, in MiB.
         capability: for TensorRT-RTX the only compute capability to build for (``"SM75"``); None for its default.
     """
     trt = tensorrt.module
@@ -188,14 +188,14 @@ def build_engine(
     except TypeError:  # "factory function returned nullptr": what the binding says without a GPU
         raise ExportError(f"{tensorrt.name} cannot start its builder: {logger.last_words()}") from None
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    # 8.x demands an explicit batch.
+    # 8.x requires an explicit batch.
     network = builder.create_network(
         1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH if typed is None else typed)
     )
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.read_bytes()):
         for error in map(parser.get_error, range(parser.num_errors)):
-            # 8.5 knows the node's number only, newer ones its name and type.
+            # 8.5 knows only the node's number, newer versions its name and type.
             name = f"{error.node_name()} ({error.node_operator()})" if hasattr(error, "node_name") else error.node()
             logger.errors.append(f"node {name}: {error.desc()}")
         raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {logger.last_words()}")
@@ -208,7 +208,7 @@ def build_engine(
         config.set_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         _pin_fp32(trt, network)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # what runs can be captured as a graph
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # so that runs can be captured as a graph
     if capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
@@ -222,7 +222,7 @@ def build_engine(
     if serialized is None and pinned:
         report(
             f"{model.name}: {tensorrt.name} cannot keep every fp32 layer in fp32 ({logger.last_words(1)}); "
-            "built as near to it as it can: compare it with the model by asymtrack-check"
+            "building as close to it as possible: check the result with asymtrack-check"
         )
         config.clear_flag(trt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
         config.set_flag(trt.BuilderFlag.PREFER_PRECISION_CONSTRAINTS)
@@ -236,7 +236,7 @@ def _pin_fp32(trt: Any, network: Any) -> None:
     """Pins every layer with fp32 results to fp32, for versions without strong typing."""
     for i in range(network.num_layers):
         layer = network.get_layer(i)
-        # Constants and shape arithmetic are not executed in a precision that could be set.
+        # Constants and shape arithmetic have no precision that could be set.
         if layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE) or not layer.num_outputs:
             continue
         outputs = [layer.get_output(k) for k in range(layer.num_outputs)]

@@ -1,9 +1,8 @@
 """The web view of a run: watch it and draw targets from any browser.
 
-The server (Starlette) runs on a thread of its own. The tracker's thread only leaves it the newest result; the
-picture is encoded on a third, at most once in ``PERIOD``, once for all viewers and only if one has
-shown the picture before. So neither a slow nor a second viewer slows the tracker, and pictures never
-pile up.
+The server (Starlette) runs on its own thread. The tracker's thread only hands it the newest result. The picture
+is encoded on a third thread: at most once per ``PERIOD``, once for all viewers, and only if a viewer has shown
+the previous one. So neither slow nor additional viewers slow the tracker down, and pictures never pile up.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ from asymtrack_edge.runtime.outputs.rows import as_message, csv_header, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.tracker import State, Track
 
-PERIOD = 1 / 15  #: seconds between two pictures for a viewer, at least; the tracker is not held to it
-WIDTH = 960  #: of pictures for viewers, in pixels at most
-MOST_TARGETS = 32  #: that can be followed at once through the page
-MOST_ROWS = 300_000  #: that are kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory
-MOST_CONNECTIONS = 512  #: at once; more are answered 503
-LONGEST_MESSAGE = 1 << 16  #: of a browser, in bytes; the server closes the connection of who sends a longer one
+PERIOD = 1 / 15  #: shortest time between two pictures for a viewer, in seconds; the tracker may be faster
+WIDTH = 960  #: greatest width of pictures for viewers, in pixels
+MOST_TARGETS = 32  #: targets followed at once through the page
+MOST_ROWS = 300_000  #: rows kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory
+MOST_CONNECTIONS = 512  #: connections open at once; more are answered with 503
+LONGEST_MESSAGE = 1 << 16  #: from a browser, in bytes; a longer one closes its connection
 SHORTEST_TOKEN = 16  #: in characters
 SILENCE = 30.0  #: seconds without a frame after which a live source's run counts as unhealthy
 
@@ -67,9 +66,9 @@ _HEADERS = {
 
 
 class Shown(NamedTuple):
-    """A picture as viewers get it, and the result and image (BGR uint8) that it shows.
+    """A picture as sent to viewers, and the result and image (BGR uint8) that it shows.
 
-    The packet is the length of a header (4 bytes, big-endian), the header in JSON, and a JPEG.
+    The packet consists of the header's length (4 bytes, big-endian), the header in JSON, and a JPEG.
     """
 
     packet: bytes
@@ -78,7 +77,7 @@ class Shown(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A message of a browser.
+    """A message from a browser.
 
     ``ack``: the last picture has been shown. ``hold``: the user began to draw on a picture. ``mark``: a
     box was drawn. ``remove``, ``pause``, ``resume``, ``step``, ``end``.
@@ -87,7 +86,7 @@ class Command(NamedTuple):
     action: str
     frame: Optional[int] = None  #: number of the picture concerned, for hold and mark
     box: Optional[Box] = None  #: in frame pixels, for mark; not yet checked
-    target: Optional[int] = None  #: its id, for remove, and for mark where an old target is moved
+    target: Optional[int] = None  #: id, for remove, and for mark if an existing target is moved
 
 
 def parse_command(text: str) -> Command:
@@ -100,7 +99,7 @@ def parse_command(text: str) -> Command:
         if command.action in ("hold", "mark"):
             command = command._replace(frame=operator.index(content["frame"]))
         if command.action == "mark":
-            command = command._replace(box=Box(*(n + 0.0 for n in content["box"])))  # no text
+            command = command._replace(box=Box(*(n + 0.0 for n in content["box"])))  # + 0.0: no text
         if command.action == "remove" or content.get("target") is not None:
             command = command._replace(target=operator.index(content["target"]))
         return command
@@ -111,8 +110,8 @@ def parse_command(text: str) -> Command:
 class WebView(Sink):
     """Serves the page; a sink of the run that it shows.
 
-    Where ``host`` is not this machine only, requests must know a token: that of the environment
-    variable ``ASYMTRACK_TOKEN``, or a new one. ``url`` is what to open in a browser, token included.
+    Unless ``host`` is reachable from this machine only, requests need a token: that of the environment
+    variable ``ASYMTRACK_TOKEN``, or a new one. ``url`` is the address for a browser, token included.
     """
 
     name = "web view"
@@ -137,7 +136,7 @@ class WebView(Sink):
             limit_concurrency=MOST_CONNECTIONS,
             timeout_graceful_shutdown=1,
             ws_max_size=LONGEST_MESSAGE,
-            ws_per_message_deflate=False,  # JPEGs do not get smaller
+            ws_per_message_deflate=False,  # JPEGs do not compress further
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="web view", daemon=True)
@@ -158,7 +157,7 @@ class WebView(Sink):
         self._socket.close()
 
     def newest(self) -> Optional[Shown]:
-        """The newest picture with its header, encoded if nobody has asked for it before."""
+        """The newest picture with its header, encoded when it is first asked for."""
         with self._encoding:
             result, now = self.run.latest, monotonic()
             known = self._encoded is not None and self._encoded.result is result
@@ -175,7 +174,7 @@ class WebView(Sink):
             return self._encoded
 
     def handle(self, command: Command, held: Optional[np.ndarray]) -> Dict[str, Any]:
-        """Does what a browser asks for, which waits for the tracker's thread; ``held``: what a box was drawn on."""
+        """Carries out a browser's command, waiting for the tracker; ``held`` is the frame that a box was drawn on."""
         run = self.run
         actions: Dict[str, Callable[[], Any]] = {
             "mark": lambda: self._mark(command, held),
@@ -191,15 +190,15 @@ class WebView(Sink):
         try:
             done = run.submit(actions[command.action]).result(timeout=10)
         except FutureTimeout:
-            raise SourceError("the source gives no frames now: this happens with the next") from None
+            raise SourceError("the source gives no frames now: the command waits for the next one") from None
         return {"done": command.action, "target": done, "paused": run.paused}
 
     def _mark(self, command: Command, held: Optional[np.ndarray]) -> int:
         """Runs on the tracker's thread."""
         tracker, box, target = self.run.tracker, command.box, command.target
         if held is None or box is None:
-            # Not from another frame instead: something else may be in that place by now.
-            raise UsageError("that picture is not known any more: draw the box again")
+            # Another frame will not do: something else may be in that place by now.
+            raise UsageError("that picture is no longer available: draw the box again")
         if target is not None and target in tracker:
             tracker.reset(target, held, box)
         elif len(tracker) >= MOST_TARGETS:
@@ -216,7 +215,7 @@ class WebView(Sink):
         return target
 
     def _show(self, new: Dict[int, Track]) -> None:
-        """Shows the targets as they are now in the latest frame, before the next one comes."""
+        """Shows the current targets in the latest frame, before the next one arrives."""
         latest = self.run.latest
         assert latest is not None  # a run takes its first frame before it is shown
         tracks = {target: track for target, track in {**latest.tracks, **new}.items() if target in self.run.tracker}
@@ -246,16 +245,16 @@ def is_loopback(host: str) -> bool:
 
 
 def cookie_name(token: str) -> str:
-    """Each view's own: browsers do not keep cookies of two ports of one host apart."""
+    """The name of a view's own cookie: browsers share cookies between the ports of a host."""
     return f"asymtrack_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
 
 
 def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
     """Why a request must not be answered; None if it may.
 
-    Without a token only requests that name this machine itself are answered, so that no web page
-    elsewhere can reach us by giving its own name our address. A WebSocket is opened only from the
-    page that we served. Anybody may ask for ``/health``.
+    Without a token, only requests addressed to this machine itself are answered, so that no other web
+    page can reach us by pointing its own host name at our address. A web page can open a WebSocket only
+    if we served it. ``/health`` needs no token.
     """
     host, origin = asking.headers.get("host", ""), asking.headers.get("origin")
     try:
@@ -263,9 +262,9 @@ def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
     except ValueError:
         return "the request's headers are malformed"
     if token is None and not is_loopback(asked or ""):
-        return "this view answers to this machine only"
+        return "this view answers requests from this machine only"
     if asking.scope["type"] == "websocket" and origin is not None and page != host:
-        return "a page from elsewhere cannot connect"
+        return "a page from another site cannot connect"
     if token is None or asking.scope["path"] == "/health":
         return None
     offers = asking.query_params.get("token", ""), asking.cookies.get(cookie_name(token), "")
@@ -275,7 +274,7 @@ def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
 
 
 def make_app(view: WebView) -> ASGIApp:
-    """The ASGI application, behind the check of who may ask."""
+    """The ASGI application, which answers only requests that ``refusal`` allows."""
 
     async def page(name: str, kind: str, request: Request) -> Response:
         response = FileResponse(_PAGE / name, media_type=kind, headers=_HEADERS)
@@ -316,30 +315,30 @@ def make_app(view: WebView) -> ASGIApp:
 
 
 class _Viewer:
-    """One open page: pictures go out one at a time, each when the last has been shown."""
+    """One open page: pictures are sent one at a time, each after the previous one was shown."""
 
     def __init__(self, view: WebView, socket: WebSocket) -> None:
         self._view = view
         self._socket = socket
         self._sending = asyncio.Lock()
         self._shown = asyncio.Event()
-        #: The page shows one of the last two pictures that it was sent, or one that it holds.
+        #: The page shows one of the last two pictures that were sent, or the one that it holds while drawing.
         self._sent: Deque[Tuple[int, np.ndarray]] = deque(maxlen=2)
         self._held: Tuple[Optional[int], Optional[np.ndarray]] = (None, None)
 
     async def serve(self) -> None:
-        """Until the page is closed."""
+        """Serves the page until it is closed."""
         await self._socket.accept()
         self._shown.set()
         feeding = asyncio.ensure_future(self._feed())
         try:
             await self._listen()
         except (WebSocketDisconnect, RuntimeError, KeyError):
-            pass  # closed by the other side, perhaps in the middle of a send; KeyError: bytes for text
+            pass  # closed by the browser, perhaps during a send; KeyError: bytes instead of text
         finally:
             feeding.cancel()
             await asyncio.gather(feeding, return_exceptions=True)
-            with suppress(RuntimeError, WebSocketDisconnect):  # closed already
+            with suppress(RuntimeError, WebSocketDisconnect):  # already closed
                 await self._socket.close()
 
     async def _feed(self) -> None:
@@ -379,7 +378,7 @@ class _Viewer:
 
 
 def _token() -> str:
-    """A token of the user's, so that pages find the view again after a restart, or a new one."""
+    """The user's token, so that pages find the view again after a restart, or else a new one."""
     token = os.environ.get("ASYMTRACK_TOKEN") or secrets.token_urlsafe(24)
     if not re.fullmatch(rf"[A-Za-z0-9_-]{{{SHORTEST_TOKEN},}}", token):
         raise UsageError(
@@ -393,6 +392,6 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, dualstack_ipv6=family == socket.AF_INET6)
-    except (OSError, UnicodeError) as error:  # UnicodeError: no name of a host
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a host name
         reason = getattr(error, "strerror", None) or error
         raise SourceError(f"cannot serve the web view on {host}:{port}: {reason}") from None

@@ -1,24 +1,24 @@
 "use strict";
 
-// Colours of targets: the same as in written videos, told apart with colour-blindness too.
+// Colours of targets: the same as in written videos; people with colour blindness can tell them apart, too.
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
-const LEAST_WIDTH = 960; // of the canvas, in its own pixels
-const LEAST_SIDE = 4; // a drag shorter than this, in frame pixels, is a slip of the finger
+const LEAST_WIDTH = 960; // least width of the canvas, in its own pixels
+const LEAST_SIDE = 4; // in frame pixels; a shorter drag is a slip of the finger
 
 const $ = (id) => document.getElementById(id);
 const canvas = $("picture");
 const context = canvas.getContext("2d");
 
 let socket = null;
-let header = null;    // what came with the picture that is shown
-let bitmap = null;    // that picture
+let header = null;    // of the picture that is shown
+let bitmap = null;    // the picture that is shown
 let drawing = null;   // {x0, y0, x1, y1, frame}: a box that is being drawn, in frame pixels
-let keyboard = false; // whether it is drawn with the keyboard
+let keyboard = false; // whether the box is drawn with the keyboard
 let moving = null;    // id of the target that the next box is for
-let ended = false;    // whether the run was ended from here: nobody will answer any more
-let states = "";      // what the list showed last, to rebuild it only when targets come or go
-let since = null;     // {time, news}: where the speeds that are shown next begin
-let speeds = [];      // rows of the list of speeds
+let ended = false;    // whether this page ended the run: the server will not answer any more
+let states = "";      // ids that the list shows, to rebuild it only when targets are added or removed
+let since = null;     // {time, news}: where the measurement of the next speeds began
+let speeds = [];      // rows of speeds that are shown
 
 // The token is in a cookie now: it need not stay in the address bar.
 if (location.search.includes("token=")) history.replaceState(null, "", location.pathname);
@@ -32,8 +32,8 @@ function connect() {
     connection("lost", "connection lost; trying again");
     try {
       const answered = await fetch("/", { method: "HEAD", cache: "no-store" });
-      if (answered.status === 403) connection("lost", "this run began anew: open the address that it printed");
-    } catch { /* nobody is there yet */ }
+      if (answered.status === 403) connection("lost", "the run was restarted: open the address that it printed");
+    } catch { /* no server yet */ }
     setTimeout(connect, 1000);
   };
   socket.onmessage = (message) => {
@@ -63,14 +63,14 @@ async function picture(data) {
   const length = new DataView(data).getUint32(0);
   const news = JSON.parse(new TextDecoder().decode(new Uint8Array(data, 4, length)));
   try {
-    // While a box is drawn its frame stays; the acknowledgement keeps the newest coming.
+    // While a box is being drawn, its frame stays on screen, but new pictures keep coming.
     if (!drawing) {
       const fresh = await createImageBitmap(new Blob([new Uint8Array(data, 4 + length)], { type: "image/jpeg" }));
       if (drawing) { fresh.close(); return; }
       if (bitmap) bitmap.close();
       bitmap = fresh;
       header = news;
-      // Small pictures are painted larger, so that lines and labels are not.
+      // Small pictures are painted larger, so that the browser does not enlarge lines and labels.
       const times = Math.max(1, Math.round(LEAST_WIDTH / bitmap.width));
       if (canvas.width !== times * bitmap.width || canvas.height !== times * bitmap.height) {
         canvas.width = times * bitmap.width;
@@ -80,7 +80,7 @@ async function picture(data) {
     }
     lists(news);
   } finally {
-    // Only now may the next one come: a slow page gets fewer pictures, never late ones.
+    // Only now may the next picture be sent: a slow page gets fewer pictures, never late ones.
     send({ action: "ack" });
   }
 }
@@ -127,7 +127,7 @@ function drawn() {
   return [Math.min(x0, x1), Math.min(y0, y1), Math.abs(x1 - x0), Math.abs(y1 - y0)];
 }
 
-// Where in the frame a pointer is. The canvas may be shown with bars beside it (object-fit).
+// The frame coordinates of a pointer. The canvas may be shown with bars beside it (object-fit).
 function place(event) {
   const shown = canvas.getBoundingClientRect();
   const fit = Math.min(shown.width / canvas.width, shown.height / canvas.height);
@@ -164,14 +164,14 @@ function leave() {
 }
 
 canvas.addEventListener("pointerdown", (event) => {
-  // A second finger or a palm is not the one that draws.
+  // Ignore a second finger or a palm.
   if (!header || !event.isPrimary || (event.pointerType === "mouse" && event.button !== 0)) return;
   canvas.setPointerCapture(event.pointerId);
   keyboard = false;
   const [x, y] = place(event);
   begin(x, y, x, y);
 });
-// A drag on the picture is ours alone: the browser shall not take it for a fling and swallow the next tap.
+// A drag on the picture is ours alone: the browser must not take it for a fling and swallow the next tap.
 canvas.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
 canvas.addEventListener("pointermove", (event) => {
   if (!drawing || keyboard || !event.isPrimary) return;
@@ -227,14 +227,14 @@ function lists(news) {
   }
   measure(news);
   const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ...speeds];
-  rows.push(["frame to decision, ms", news.age_ms.toFixed(1)]);
+  rows.push(["latency, ms", news.age_ms.toFixed(1)]);
   if (news.live) rows.push(["frames dropped", news.dropped]);
   show(rows);
   for (const id of ["pause", "step"]) $(id).hidden = news.live;
   showPaused(news.paused);
 }
 
-// Speeds over the last second or more in which frames came.
+// Measures speeds over at least one second in which frames arrived.
 function measure(news) {
   const time = performance.now() / 1000;
   if (since && time - since.time < 1) return;
@@ -258,9 +258,9 @@ function show(rows) {
 }
 
 function showPaused(paused) {
-  $("pause").textContent = paused ? "Go on" : "Pause";
+  $("pause").textContent = paused ? "Resume" : "Pause";
   $("pause").dataset.paused = paused;
-  if (socket.readyState === WebSocket.OPEN) connection("open", paused ? "paused: mark targets, then go on" : "connected");
+  if (socket.readyState === WebSocket.OPEN) connection("open", paused ? "paused: mark targets, then resume" : "connected");
 }
 
 function rebuild(targets) {

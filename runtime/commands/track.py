@@ -52,7 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     group = parser.add_argument_group("outputs")
     add = group.add_argument
     add("--output", type=Path, metavar="FILE", help="annotated video (.mp4, .mkv or .avi)")
-    columns = "boxes as CSV: frame,x,y,w,h,score,state, and target with several --box or --web; - for stdout"
+    columns = "boxes as CSV: frame,x,y,w,h,score,state; with several --box or --web also target; - for stdout"
     add("--boxes", type=Path, metavar="FILE", help=columns)
     add("--pts", action="store_true", help="add a last column to --boxes: the frame's time in the source, in seconds")
     add("--strip", type=Path, metavar="FILE", help="picture of six annotated frames side by side")

@@ -33,7 +33,7 @@ def jetson_utils() -> Any:
     """Imports the module; ``SourceError`` if it is not installed or does not work on this machine."""
     try:
         import jetson_utils
-    except (ImportError, RuntimeError, SystemError) as error:  # the last two: built for another numpy
+    except (ImportError, RuntimeError, SystemError) as error:  # the last two if built for another numpy
         raise SourceError(
             f"jetson:// needs jetson-utils ({error}): build it on the Jetson (github.com/dusty-nv/jetson-utils) with "
             "the numpy of this environment, or leave out jetson://"

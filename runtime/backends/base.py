@@ -89,7 +89,7 @@ class HostBackend(Backend):
         self._as_bytes = manifest.input_format == UINT8_BGR
         self._template_image = np.zeros((1, *manifest.template.shape), manifest.template.dtype)
         self._search_images = np.zeros((0, *manifest.search.shape), manifest.search.dtype)
-        # By side: holds the crop first where the network takes another format.
+        # By side: buffers for crops that are not yet in the network's format.
         sides = (manifest.template_size, manifest.search_size)
         self._scratch = {side: np.zeros((side, side, 3), np.uint8) for side in sides}
         self._scale, self._offset = (values.reshape(3, 1, 1) for values in scale_and_offset(manifest))

@@ -75,7 +75,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}, or {TRITON}HOST:8001")
     if device != "cpu":
         device_index(device)
-    if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more work, after minutes
+    if not (threads is None or (isinstance(threads, int) and 1 <= threads <= 1024)):  # more take minutes
         raise UsageError(f"threads must be an int from 1 to 1024, not {threads!r}")
     if remote and (device != "auto" or threads is not None):
         raise UsageError(f"the networks run on the server {backend}: leave out the device and the threads")
@@ -86,7 +86,7 @@ def _check(backend: str, device: str, threads: Optional[int]) -> None:
 
 
 def _candidates(device: str, passed: List[str]) -> List[str]:
-    """The backends that ``auto`` tries, best first; the CPU last. If ``device`` is a GPU, its absence is an error."""
+    """The backends that ``auto`` tries, best first; no CPU backend if ``device`` is a GPU, which must exist then."""
     if device == "cpu":
         return ["onnxruntime"]
     from asymtrack_edge.runtime.backends.cuda.driver import NoGpuError, find_gpu

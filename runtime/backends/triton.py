@@ -41,7 +41,7 @@ _CHANNEL = [
 
 _SHARED_MEMORY = Path("/dev/shm")
 
-#: With a version's number after it: the parameter of a network's configuration that holds the version's hash.
+#: Prefix of the configuration parameter that holds a version's hash; the version's number follows it.
 HASH_PARAMETER = "asymtrack_sha256_"
 
 
@@ -83,7 +83,7 @@ class TritonBackend(HostBackend):
         self._version = ""  # matching version of the networks; empty while not connected
         self._region = ""  # name of the shared memory; empty if there is none
         self._offsets: Dict[str, int] = {}  # of the arrays in it
-        #: Per slot the inputs of its requests. Without shared memory, only the crop is replaced for each request.
+        #: The inputs of each slot's requests. Without shared memory, only the crop is replaced for each request.
         self._inputs: Dict[int, List[Any]] = {}
         self.reserve(1)
         try:
@@ -144,7 +144,7 @@ class TritonBackend(HostBackend):
                 answer.set_exception(error) if error is not None else answer.set_result(result)
 
             self._client.async_infer(name, inputs, done, self._version, client_timeout=_TIMEOUT)
-        wait(answers)  # for all: the next frame must not overwrite what a request still reads
+        wait(answers)  # for all of them: the next frame must not overwrite what a request still reads
         return [answer.result() for answer in answers]
 
     def _search_inputs(self, slot: int) -> List[Any]:

@@ -23,7 +23,7 @@ class Sink(ABC):
     """Takes the result of every frame."""
 
     name = ""
-    essential = True  #: whether the run ends when no other such sink is left
+    essential = True  #: the run ends when its last essential sink has failed
     wants_end = False  #: whether the user asked this sink to end the run
 
     @abstractmethod

@@ -24,7 +24,7 @@ from asymtrack_edge.runtime.sources.reader import LiveSource, Source, frame_rate
 STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")  #: schemes that FFmpeg reads
 STREAM_TIMEOUT = 5000  #: milliseconds after which a silent stream counts as gone (when opening it, and for each frame)
 _LONGEST_GAP = 1000  #: consecutive unreadable frames after which a video is given up, whatever length it announces
-_PATIENCE = 1.0  #: seconds: a server whose failed read takes longer is given up, as each other read would, too
+_PATIENCE = 1.0  #: seconds: a server is given up after a slower failed read; further reads would take as long
 _TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 

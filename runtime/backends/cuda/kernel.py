@@ -112,7 +112,7 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
     for library in _nvrtc():
         try:
             return _by_nvrtc(library, source, compute_capability)
-        except BackendError as refusal:  # it may be older than the GPU, and another may not
+        except BackendError as refusal:  # it may be older than the GPU; another may not be
             refusals.append(refusal)
     if refusals:
         raise refusals[-1]

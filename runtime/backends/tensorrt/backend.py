@@ -54,7 +54,7 @@ class TensorRT:
 
     @property
     def name(self) -> str:
-        """Flavour and version, for people."""
+        """Flavour and version, for messages."""
         return f"{'TensorRT-RTX' if self.flavour == RTX else 'TensorRT'} {self.version}"
 
 

@@ -111,7 +111,7 @@ def build_engines(
 
 
 def build_in_place(folder: Path, report: Report = print, **options: Any) -> Manifest:
-    """``build_engines`` for an existing model directory, on the device; ``ManifestError`` if none or altered."""
+    """``build_engines`` for an existing model directory, on the device; ``ManifestError`` unless it is intact."""
     load_manifest(folder, verify=False)
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place where you can write")

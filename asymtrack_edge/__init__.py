@@ -10,15 +10,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from asymtrack_edge.runtime import Box, MultiTracker, State, Track, Tracker, TrackerSettings
 
-#: They live in ``runtime``, which is imported when one of them is first asked for: what needs no tracker imports none.
+#: Defined in ``runtime``, which is imported on first access: code that needs no tracker does not load it.
 __all__ = ["Box", "MultiTracker", "State", "Track", "Tracker", "TrackerSettings"]
 
-# ONNX Runtime from 1.29 on collects and sends usage data unless this is set before it is imported. A tracker on a
-# device must not; who wants it sets the variable to 0.
+# From version 1.29 on, ONNX Runtime collects and sends usage data unless this variable is set before the import. A
+# tracker on a device must not do so; set the variable to 0 to allow it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-# In the source tree ``export``, ``runtime`` and ``benchmarks`` lie beside this folder, not in it. Python started
-# there finds this folder before the installed package, and must find them all the same.
+# In the source tree, ``export``, ``runtime`` and ``benchmarks`` lie beside this folder, not in it. Python started in
+# the source tree imports this folder instead of the installed package, and must find them as well.
 _source = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.isfile(os.path.join(_source, "setup.cfg")) and os.path.isdir(os.path.join(_source, "runtime")):
     __path__.append(_source)

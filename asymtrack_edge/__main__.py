@@ -12,25 +12,25 @@ import asymtrack_edge
 
 #: Module and purpose of each command.
 COMMANDS: Dict[str, Tuple[str, str]] = {
-    "export": ("asymtrack_edge.export.command", "write a checkpoint as verified ONNX models and engines"),
+    "export": ("asymtrack_edge.export.command", "export a checkpoint to verified ONNX models and engines"),
     "build": ("asymtrack_edge.runtime.commands.build", "build TensorRT engines on the device that runs them"),
-    "check": ("asymtrack_edge.runtime.commands.check", "compare a backend of this device with the verified model"),
+    "check": ("asymtrack_edge.runtime.commands.check", "compare a backend on this device with the verified model"),
     "track": ("asymtrack_edge.runtime.commands.track", "follow objects in videos, cameras and streams"),
     "bench": ("asymtrack_edge.benchmarks.speed.command", "measure speed, energy and memory"),
     "eval": ("asymtrack_edge.benchmarks.accuracy.command", "measure accuracy on data sets"),
-    "train": ("asymtrack_edge.training.command", "train, fine-tune and label"),
+    "train": ("asymtrack_edge.training.command", "train, fine-tune and label videos"),
 }
 
 
 def run(name: str, arguments: Optional[Sequence[str]] = None) -> int:
     """Runs a command, by default with the process's arguments; returns its exit code."""
     try:
-        # What a command needs is imported when it is asked for: torch alone takes seconds.
+        # Each command imports only what it needs: torch alone takes seconds.
         module = importlib.import_module(COMMANDS[name][0])
     except ImportError as error:
         if "cannot open shared object file" not in str(error):
             raise
-        advice = "install this library (OpenCV's, on Debian and Ubuntu: apt install libgl1 libglib2.0-0)"
+        advice = "install this library (for OpenCV on Debian and Ubuntu: apt install libgl1 libglib2.0-0)"
         print(f"error: {error}: {advice}", file=sys.stderr)
         return 2
     return int(module.main(arguments))
@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"asymtrack-edge {asymtrack_edge.__version__}")
     elif name in ("-h", "--help"):
         lines = [f"  {command:8}{purpose}" for command, (_, purpose) in COMMANDS.items()]
-        last = "asymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same."
+        last = "asymtrack COMMAND --help explains a command. asymtrack-COMMAND is short for asymtrack COMMAND."
         print("usage: asymtrack COMMAND ...\n", *lines, f"\n{last}", sep="\n")
     else:
         print(f"error: there is no command {name!r}: choose among {', '.join(COMMANDS)}", file=sys.stderr)

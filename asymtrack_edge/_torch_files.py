@@ -1,9 +1,9 @@
-"""PyTorch's files, read without running anything in them.
+"""Reads PyTorch files without executing anything in them.
 
-``torch.load`` cannot do this: with ``weights_only`` it refuses the classes in the authors' files, a pickle module of
-ours it refuses where ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set, and before PyTorch 2.10 it reads beyond a record that is
-shorter than the file claims. So an unpickler that knows no name but what describes a tensor makes descriptions of
-tensors, and what one claims is compared with what the file holds.
+``torch.load`` cannot do this: with ``weights_only`` it refuses the classes in the authors' files, it refuses a custom
+pickle module where ``TORCH_FORCE_WEIGHTS_ONLY_LOAD`` is set, and before PyTorch 2.10 it reads past the end of a record
+that is shorter than the file claims. The unpickler here knows only the names that describe tensors. It builds
+descriptions of tensors, and their claims are checked against the data in the file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Callable, ClassVar, Dict, Named
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Weights and AdamW's moments of variant T, the bulk of a published checkpoint, are described in 0.2 MB.
+#: Largest accepted pickle. It only describes the tensors: 0.2 MB for variant T's weights and AdamW moments.
 MAX_PICKLE = 8 << 20
-#: Data types by the beginning of the name of a storage's class.
+#: Data types by the name of the storage class, without the suffix ``Storage``.
 _DTYPES = {
     **{"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Bool": "bool"},
     **{"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8"},
@@ -30,11 +30,11 @@ _DTYPES = {
 
 
 class MalformedError(ValueError):
-    """A file whose contents cannot be what they claim to be; the message completes "FILE ..."."""
+    """The contents of a file are not what they claim to be; the message completes the sentence "FILE ..."."""
 
 
 class Foreign(Dict[Any, Any]):
-    """Stands in for every unknown class and function, and for their objects, which keep dictionary items only."""
+    """Stands in for every unknown class and function and the objects they return; keeps only dictionary items."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -42,11 +42,11 @@ class Foreign(Dict[Any, Any]):
         super().__init__()
 
     def __call__(self, *_: Any, **__: Any) -> Foreign:
-        """What an unknown function returns is unknown, too."""
+        """The result of an unknown function is unknown, too."""
         return self
 
     def extend(self, items: Any) -> None:
-        """Takes the items of a foreign list and forgets them."""
+        """Discards the items of a foreign list."""
 
     append = extend
 
@@ -63,18 +63,18 @@ class StoredTensor(NamedTuple):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
-    """``torch._utils._rebuild_tensor_v2``, if every element lies inside the storage and none repeats."""
+    """Replaces ``torch._utils._rebuild_tensor_v2``; a tensor must not reach outside its storage or exceed its size."""
     if not isinstance(storage, StoredTensor):
         return Foreign()
     if not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
-        raise MalformedError("is damaged: a tensor is no view of its storage")
+        raise MalformedError("is damaged: a tensor is not a view of its storage")
     numel, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if numel > storage.numel or (numel and last >= storage.numel):
         raise MalformedError("is damaged: a tensor reaches outside its storage")
     return storage._replace(offset=offset, shape=tuple(shape), stride=tuple(stride))
 
 
-#: What the names in a pickle mean; Python 2 gives a dictionary its items as an argument.
+#: The meaning of each known name in a pickle. Pickles from Python 2 pass the items of a dictionary as an argument.
 _KNOWN: Dict[Tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
     **{("torch", f"{name}Storage"): dtype for name, dtype in _DTYPES.items()},
@@ -85,7 +85,7 @@ _Python: Any = vars(pickle)["_Unpickler"]
 
 
 class _Tuple(Tuple[Any, ...]):
-    """Hashed by identity: by content, a chain of tuples that each hold the one before twice takes for ever."""
+    """Hashed by identity: by content, a chain of tuples that each hold the previous one twice takes forever."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
@@ -99,28 +99,28 @@ def _tuple(opcode: bytes) -> Any:
 
 
 class Unpickler(_Python):  # type: ignore[misc]
-    """Python's unpickler in Python (in C, a large memo index takes as much memory) that imports nothing."""
+    """Python's unpickler, importing nothing; not the one in C, which allocates as much as a large memo index asks."""
 
     dispatch: ClassVar[Dict[int, Any]] = {
         **_Python.dispatch,
         **{code[0]: _tuple(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
-        pickle.BUILD[0]: lambda self: self.stack.pop(),  # attributes, which nothing needs
-        pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # its own makes an array of the length that is claimed
+        pickle.BUILD[0]: lambda self: self.stack.pop(),  # drops attributes, which nothing needs
+        pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # Python's own method allocates the length that is claimed
     }
 
     def __init__(self, content: BinaryIO) -> None:
         super().__init__(content, encoding="utf-8", errors="replace")
-        self.dtypes: Dict[str, str] = {}  #: of each storage that the pickle refers to
+        self.dtypes: Dict[str, str] = {}  #: data type of each storage that the pickle refers to
 
     def find_class(self, module: str, name: str) -> Any:
         return _KNOWN.get((module, name), Foreign)
 
     def get_extension(self, code: int) -> None:
-        """Refuses what ``copyreg`` may have registered."""
+        """Refuses extensions, which ``copyreg`` may have registered."""
         raise pickle.UnpicklingError(f"extension {code}")
 
     def persistent_load(self, reference: Any) -> Any:
-        """Takes ``("storage", type, key, device, numel, view)``, or ``("module", class, source)`` of a network."""
+        """Resolves ``("storage", type, key, device, numel, view)``; a network's ``("module", ...)`` is foreign."""
         _, dtype, key, *more = reference
         if dtype not in _DTYPES.values() or any(more[2:]) or type(key) is not str or type(more[1]) is not int:
             return Foreign
@@ -129,15 +129,15 @@ class Unpickler(_Python):  # type: ignore[misc]
 
 
 def open_torch(file: BinaryIO) -> Tuple[Any, Callable[[StoredTensor], Tensor]]:
-    """Reads a file of PyTorch's zip format (since 1.6), or of the older stream of pickles and storages.
+    """Reads a file in PyTorch's zip format (since 1.6), or in the older format, a stream of pickles and storages.
 
     Returns:
-        What was saved (plain Python values and ``StoredTensor``, ``Foreign`` for all that is neither plain nor known),
-        and a function that reads a tensor while ``file`` is open. It may be a view of one that others share.
+        What was saved (plain Python values, ``StoredTensor``, and ``Foreign`` for anything else), and a function that
+        reads a tensor while ``file`` is open. Several of the tensors may share memory.
 
     Raises:
-        MalformedError: it is damaged, or of a kind that holds no weights.
-        Exception: what pickle and zipfile raise on streams that make no sense.
+        MalformedError: the file is damaged, or of a kind that holds no weights.
+        Exception: whatever pickle and zipfile raise on malformed streams.
     """
     import torch
 
@@ -163,15 +163,15 @@ def _open_zip(file: BinaryIO) -> Tuple[Any, Callable[[str], bytearray]]:
     if root is None:
         raise MalformedError("is a zip archive but not a PyTorch checkpoint (no data.pkl inside)")
     if root + "constants.pkl" in records:
-        raise MalformedError("is a TorchScript program: give the state_dict it was made of")
-    # PyTorch stores records side by side and uncompressed; anything else can claim to unpack to any size.
+        raise MalformedError("is a TorchScript program: give the state_dict that it was made from")
+    # PyTorch stores records one after the other and uncompressed; others can claim to unpack to any size.
     size = sum(info.file_size for info in records.values())
     if size > file.seek(0, os.SEEK_END) or any(info.compress_type for info in records.values()):
         raise MalformedError("is a compressed or damaged zip archive: save it again with torch.save")
     if records[root + "data.pkl"].file_size > MAX_PICKLE:
         raise MalformedError("holds a pickle of unreasonable size")
     for info in records.values():
-        info.CRC = info.CRC or None  # type: ignore[assignment]  # PyTorch can be told to write none
+        info.CRC = info.CRC or None  # type: ignore[assignment]  # PyTorch can be told to write no checksums
     tree = Unpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
     return tree, lambda key: bytearray(archive.read(name) if (name := f"{root}data/{key}") in records else b"")
 
@@ -180,7 +180,7 @@ def _open_legacy(file: BinaryIO) -> Tuple[Any, Callable[[str], bytearray]]:
     import torch
 
     head = io.BytesIO(file.read(MAX_PICKLE))
-    for _ in range(3):  # a magic number, the format's version, and what system wrote it
+    for _ in range(3):  # magic number, format version, and the system that wrote the file
         Unpickler(head).load()
     described = Unpickler(head)
     tree, keys = described.load(), Unpickler(head).load()

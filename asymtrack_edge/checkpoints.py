@@ -1,7 +1,7 @@
-"""Weights from files: the authors' checkpoints, plain state_dicts, safetensors and the bundled ones.
+"""Weights from files: the authors' checkpoints, plain state_dicts, safetensors and the bundled weights.
 
-Nothing in a file is ever executed (see ``_torch_files``). Whatever does not fit is refused with one line naming the
-tensor.
+Nothing in a file is ever executed (see ``_torch_files``). A file that does not fit is refused with a one-line message
+that names the tensor.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
     from asymtrack_edge.network import AsymTrack
 
-#: What nothing reads, though checkpoints hold it: modules of the published network, and counters of BatchNorm.
+#: Entries of checkpoints that are not used: leftover modules of the published network, and BatchNorm's counters.
 _UNUSED = re.compile(r"\.blocks\.\d+\.(post_kernels|downsample|upsample)\.|num_batches_tracked$")
-#: Where the names of this network begin; what stands before ("net.", "module.", "_orig_mod.") tells copies apart.
+#: Tensor names of this network. The prefix before them ("net.", "module.", "_orig_mod.") tells copies apart.
 _ROOT = re.compile(r"(?:^|[./])((?:backbone\.(?:patch_embed|layers)|bottleneck|box_head)\.[^/]*)$", re.DOTALL)
-#: Bytes of the magic number near the beginning of a file in PyTorch's format before 1.6.
+#: The magic number near the beginning of a file in PyTorch's format before 1.6.
 _LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19."
-#: A part of a name that says that weights are averaged over training steps.
+#: A part of a name that marks weights as averaged over training steps.
 _AVERAGED = re.compile(r"(?:^|[./]|(?<!exp)_)(?:ema|swa|avg|averaged?|teacher|shadow)(?:[./_]|$)", re.I)
-#: What torch.compile, FSDP and activation checkpointing write into the names of the modules they wrap.
+#: What torch.compile, FSDP and activation checkpointing insert into the names of the modules they wrap.
 _WRAPPED = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-#: What people hand over by accident: how it begins, what it is and what to do.
+#: Files given by mistake: how they begin, what they are and what to do.
 _OTHERS = (
     (rb"$", "is empty: copy or download it again"),
     (rb"\x1f\x8b|.{257}ustar", "is a gzip or tar archive: unpack it and give the checkpoint inside"),
@@ -53,11 +53,11 @@ class Checkpoint:
 
     Attributes:
         path: the file.
-        taken: which weights these are, where they lie: ``"raw (net)"``, ``"averaged (model_ema)"``.
-        choice: one line for the user where the file holds averaged weights, too; else empty.
-        metadata: what a safetensors file says about itself (see ``save_weights``).
-        variants: names of the published variants that it can be: what the metadata says, else what the number of
-            encoder blocks tells. The tensors of S and B are the same.
+        taken: which weights these are and where they lie in the file: ``"raw (net)"``, ``"averaged (model_ema)"``.
+        choice: one line for the user if the file holds several sets of weights; else empty.
+        metadata: the header of a safetensors file (see ``save_weights``).
+        variants: names of the published variants that it may be: the one in the metadata, else those with its number
+            of encoder blocks. The tensors of S and B are the same.
         stored: the tensors as they are in the file, by their names in ``AsymTrack.state_dict()``; unused
             modules of the published network are left out.
     """
@@ -74,11 +74,11 @@ class Checkpoint:
 
         Returns:
             Contiguous float32 tensors on the CPU with exactly the keys and shapes of
-            ``AsymTrack(variant).state_dict()`` (and its int64 counters of BatchNorm, zero).
+            ``AsymTrack(variant).state_dict()`` (and its int64 counters of BatchNorm, all zero).
 
         Raises:
             CheckpointError: a tensor is missing, has another shape, or holds NaN or infinity; or the file has
-                tensors that the variant has no place for.
+                tensors that the variant does not have.
         """
         import torch
 
@@ -95,7 +95,7 @@ class Checkpoint:
         have = {name: tuple(tensor.shape) for name, tensor in self.stored.items()}
         wrong = [name for name in {**need, **have} if need.get(name) != have.get(name)]
         if wrong:
-            hint = "the file is incomplete or of a modified model"
+            hint = "the file is incomplete or from a modified model"
             if self.variants and variant.name not in self.variants:
                 hint = f"it looks like variant {' or '.join(self.variants)}, so choose that"
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
@@ -107,7 +107,7 @@ class Checkpoint:
             what = f"{self.path}: tensor {name!r}"
             if not self.stored[name].is_floating_point():
                 kind = str(self.stored[name].dtype).rpartition(".")[2]
-                raise CheckpointError(f"{what} is {kind}: give the checkpoint that is not quantised")
+                raise CheckpointError(f"{what} is {kind}: give a checkpoint that is not quantised")
             weights[name] = self.stored[name].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[name]).all():
                 advice = "the training run has diverged; use an earlier checkpoint"
@@ -126,25 +126,25 @@ class Checkpoint:
 def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
     """Reads a file of weights.
 
-    The format is told by the contents: PyTorch's zip format or its older one, with the state_dict at the top or
-    inside other dictionaries (``net``, ``state_dict``, ``model``, ``ema``, ...); or safetensors. Prefixes such as
+    The contents decide the format: PyTorch's zip format or its older one, with the state_dict at the top level or
+    nested in other dictionaries (``net``, ``state_dict``, ``model``, ``ema``, ...); or safetensors. Prefixes such as
     ``module.`` are stripped.
 
     Args:
         path: the file.
-        weights: where it holds both, ``"ema"`` for the weights averaged over training steps or ``"raw"``
-            for those of the last step; None for the averaged ones where there are any.
+        weights: ``"ema"`` for the weights averaged over training steps, ``"raw"`` for those of the last
+            step; None for the averaged weights if there are any.
 
     Raises:
         CheckpointError: the file cannot be read, is truncated or damaged, is not a checkpoint, holds
-            the weights of some other network, or none of the kind asked for.
-        MissingDependencyError: torch or safetensors is absent.
+            the weights of another network, or lacks the kind of weights asked for.
+        MissingDependencyError: torch or safetensors is missing.
     """
     for package in ("safetensors", "torch"):
         require(package, "export", "reading a checkpoint")
     path = Path(path)
     try:
-        if not path.is_file():  # opening a FIFO would wait
+        if not path.is_file():  # opening a FIFO would block
             what = "is a folder: give the checkpoint file inside it" if path.is_dir() else "is not a regular file"
             raise MalformedError(what if path.exists() else "does not exist: check the path")
         with open(path, "rb") as file:
@@ -155,7 +155,7 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
         raise CheckpointError(" ".join(f"{path} {error}".split())) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # streams that make no sense: pickle, zipfile and torch raise many kinds
+    except Exception as error:  # malformed streams: pickle, zipfile and torch raise many kinds of error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
     found = [re.match(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$", name) for name in stored]
@@ -167,7 +167,7 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
 
 
 def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]:
-    """What a file of any supported kind holds, what it says about itself, and what reads one of its tensors."""
+    """The contents of a file of any supported kind, its metadata, and a function that reads one of its tensors."""
     from safetensors import SafetensorError, safe_open
 
     head = file.read(512)
@@ -187,7 +187,7 @@ def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]
 
 
 def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iterator[Tuple[str, Any]]:
-    """Names and tensors in dictionaries that lie in each other, four deep: ``ema/module/bottleneck.weight``."""
+    """Names and tensors in nested dictionaries, up to four levels deep: ``ema/module/bottleneck.weight``."""
     if isinstance(node, dict) and id(node) not in seen and depth <= 4:
         seen.add(id(node))
         for name, value in node.items():
@@ -198,13 +198,13 @@ def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iter
 
 
 def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]]:
-    """Which set of weights is taken, a line on the others if there are any, and the set's tensors."""
-    # Counters and decays of averaging are no weights.
+    """The label of the set of weights to take, a line about the other sets if there are any, and its tensors."""
+    # Averaging adds counters and decays, which are not weights.
     tensors = {name: t for name, t in _tensors(tree, set()) if _ROOT.search(name) or math.prod(t.shape) > 1}
     prefixes = {name: name[: match.start(1)] for name in tensors if (match := _ROOT.search(name))}
     if tensors and not prefixes:
         names = ", ".join(_clip(name) for name in islice(tensors, 3))
-        raise MalformedError(f"holds the weights of some other network (tensors {names}, ...)")
+        raise MalformedError(f"holds the weights of another network (tensors {names}, ...)")
     if not prefixes:
         keys = [key for key in tree if isinstance(key, str)] if isinstance(tree, dict) else []
         names = ", ".join(map(_clip, keys[:5]))
@@ -219,12 +219,12 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
         (only,) = map(_label, places, places.values())
         raise MalformedError(f"holds no {weights} weights, only {only}: leave out --weights {weights}")
     label, place = _label(taken, places[taken]), places[taken]
-    choice = f"holds {len(whole)} sets of weights: takes the {label}" if len(whole) > 1 else ""
-    choice += "".join(f"; --weights {k} takes the {_label(k, places[k])}" for k in places if k != taken)
-    # An averaged set may lack the statistics of BatchNorm: those of the raw set fill the gap.
+    choice = f"holds {len(whole)} sets of weights: using the {label}" if len(whole) > 1 else ""
+    choice += "".join(f"; --weights {k} uses the {_label(k, places[k])}" for k in places if k != taken)
+    # An averaged set may lack the statistics of BatchNorm: the raw set provides them.
     raw = places.get("raw", place)
     found = {name[len(raw) :]: t for name, t in tensors.items() if prefixes.get(name) == raw and ".running_" in name}
-    # What lies beside the set is kept, so that it is named as a tensor that does not fit.
+    # Other tensors with the set's prefix are kept, so that they are reported as tensors that do not fit.
     beside = [name for name in tensors if name.startswith(place) and prefixes.get(name, place) == place]
     found.update({name[len(place) :]: tensors[name] for name in beside})
     return label, choice, {name: tensor for name, tensor in found.items() if "/" not in name}
@@ -236,22 +236,22 @@ def _label(kind: str, prefix: str) -> str:
 
 
 def load_weights(path: AnyPath, variant: Optional[Variant] = None) -> Dict[str, Tensor]:
-    """The weights in a file, of a variant or of the one that the file looks like: see ``Checkpoint.tensors``."""
+    """The weights in a file, by default for the variant that it looks like; see ``Checkpoint.tensors``."""
     checkpoint = open_checkpoint(path)
     return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
 
 
 def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:
-    """The network of a variant with the weights of a file, None for the bundled ones: see ``Checkpoint.model``."""
+    """The network of a variant with the weights of a file (None: the bundled ones); see ``Checkpoint.model``."""
     return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)
 
 
 def bundled_weights(variant: Variant) -> Path:
-    """The file of weights that comes with this package; raises ``CheckpointError`` if none comes for the variant."""
+    """The bundled file of weights for a variant; raises ``CheckpointError`` if there is none."""
     path = BUNDLED / f"{variant.name}.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"no weights of variant {variant.name} come with this package: give a checkpoint of the authors "
+            f"this package has no weights for variant {variant.name}: give the authors' checkpoint "
             "(AsymTrack_ep0500.pth.tar, see the README) or train one with asymtrack-train"
         )
     return path
@@ -263,8 +263,8 @@ def save_weights(path: AnyPath, tensors: Mapping[str, Tensor], metadata: Mapping
     Args:
         path: what to write; replaced if it exists.
         tensors: a state_dict; floating-point tensors are converted, others kept.
-        metadata: goes into the file's header as strings (others than strings as JSON). Name the
-            ``variant``: loading as another is then refused.
+        metadata: goes into the file's header as strings (other values as JSON). If it names the
+            ``variant``, the file cannot be loaded as another variant.
         half: store float16 instead of float32.
 
     Raises:

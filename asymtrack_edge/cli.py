@@ -1,7 +1,7 @@
-"""What all commands share: option groups that mean the same everywhere, progress, and errors as one line.
+"""What all commands share: common options, progress bars and one-line errors.
 
-A mistake of the user's ends a command with one clear line on stderr and exit code 2, never with a
-traceback. Exit code 1 says that the command ran and that its answer is no.
+A user's mistake ends a command with one clear line on stderr and exit code 2, never with a traceback.
+Exit code 1 means that the command ran, but that its answer is no or incomplete.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError, without_secrets
 from asymtrack_edge.files import check_output, write_text
 
-#: What ``--backend`` takes, everywhere.
+#: Values of ``--backend``, the same in all commands.
 BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")
 
-#: What the address of a Triton server begins with, which ``--backend`` takes too: ``triton://host:8001``.
+#: Prefix of a Triton server's address, which ``--backend`` accepts as well: ``triton://host:8001``.
 TRITON = "triton://"
 
-#: What ``--precision`` takes: the model's own (None), or bf16 where the backend can compute in it.
+#: Values of ``--precision``: the model's own (the default is None), or bf16 where the backend supports it.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and that takes ``--box -5,10,40,60``."""
+    """An argument parser with one-line errors that accepts ``--box -5,10,40,60``."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # Else argparse takes -5,10,40,60 for an option: it begins with a minus and is not a number.
+        # Otherwise argparse takes -5,10,40,60 for an option: it begins with a minus and is not a number.
         self._negative_number_matcher = re.compile(r"^-\.?\d")
 
     def error(self, message: str) -> NoReturn:
-        """Ends with exit code 2 and one line, cut where a shell has turned ``*.jpg`` into thousands of names."""
+        """Exits with code 2 and one line, shortened because a shell may expand ``*.jpg`` to thousands of names."""
         self.exit(2, f"error: {without_secrets(' '.join(message.split()))[:300]} (see {self.prog} --help)\n")
 
 
 def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser with the common look: examples under the options, and ``--version``."""
+    """An argument parser with the common layout: examples below the options, and ``--version``."""
     made = Parser(
         prog=prog,
         allow_abbrev=False,
@@ -62,7 +62,7 @@ def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParse
 
 
 def add_model(parser: Any, positional: bool = False, several: bool = False) -> None:
-    """Adds ``args.model``, a bundled variant or a directory; with ``several`` a list, None where it is not given."""
+    """Adds ``args.model``, a bundled variant or a directory; with ``several``, a list, or None if not given."""
     text = "T, S or B for the bundled weights, or a directory written by asymtrack-export"
     text += "" if positional else " (default: T)"
     options: Any = {} if positional else {"default": None if several else "T"}
@@ -72,7 +72,7 @@ def add_model(parser: Any, positional: bool = False, several: bool = False) -> N
 
 
 def add_backend(parser: Any, several: bool = False) -> None:
-    """Adds what computes: ``args.backend``, ``.precision``, ``.device`` and ``.threads``.
+    """Adds the options for inference: ``args.backend``, ``.precision``, ``.device`` and ``.threads``.
 
     With ``several``, ``--backend``, ``--precision`` and ``--threads`` take comma-separated lists, and
     ``args`` holds tuples.
@@ -89,10 +89,10 @@ def add_backend(parser: Any, several: bool = False) -> None:
     backend = partial(_word, "|".join((*BACKENDS, f"{TRITON}.*")), f"backend: choose among {names}")
     add("--backend", backend, "NAME", f"{names} (default: auto)", ("auto",) if several else "auto")
     precision = partial(_word, "|".join(PRECISIONS), f"precision: choose among {', '.join(PRECISIONS)}")
-    text = "bf16: compute in bf16, by OpenVINO; fp32, fp16, int8: only what the model is in (the default)"
+    text = "bf16: compute in bf16 (OpenVINO only); fp32, fp16, int8: must match the model (default: the model's own)"
     add("--precision", precision, "NAME", text)
     add_device(parser)
-    add("--threads", threads, "N", "CPU threads (default: all that this process may use)")
+    add("--threads", threads, "N", "CPU threads (default: all available to this process)")
 
 
 def add_device(parser: Any) -> None:
@@ -103,8 +103,8 @@ def add_device(parser: Any) -> None:
 
 
 def add_clip(parser: Any) -> None:
-    """Adds ``args.clip`` and ``args.box``: a user's own video to measure or verify on."""
-    text = "a video or a folder of images; comparisons use its first 48 frames"
+    """Adds ``args.clip`` and ``args.box``: the user's own video for measuring or verifying."""
+    text = "a video or a folder of images; comparisons use the first 48 frames"
     parser.add_argument("--clip", metavar="SOURCE", help=f"{text} (default: a synthetic clip)")
     parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame, in pixels")
 
@@ -116,7 +116,7 @@ def add_json(parser: Any) -> None:
 
 
 def write_json(where: Optional[str], document: Any) -> None:
-    """Writes a result where ``--json`` says, null for numbers that JSON does not know; does nothing for None."""
+    """Writes a result to the place given with ``--json``, NaN and infinity as null; does nothing for None."""
     known = json.loads(json.dumps(document), parse_constant=lambda name: None)  # NaN, Infinity, -Infinity
     text = json.dumps(known, indent=2) + "\n"
     if where == "-":
@@ -126,7 +126,7 @@ def write_json(where: Optional[str], document: Any) -> None:
 
 
 def _writable(text: str) -> str:
-    """Argument type of ``--json``: a file that cannot be written is said before the work."""
+    """Argument type of ``--json``: reports a file that cannot be written before the work begins."""
     if text != "-":
         try:
             check_output(text)
@@ -136,19 +136,19 @@ def _writable(text: str) -> str:
 
 
 def _word(pattern: str, what: str, text: str) -> str:
-    """Argument type, with ``partial``, of what a regular expression matches."""
+    """Argument type, used with ``partial``: text that matches a regular expression."""
     if not re.fullmatch(pattern, text.strip()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {what}")
     return text.strip()
 
 
 def number(kind: Any, low: float, high: float, what: str, text: str) -> Any:
-    """Argument type, with ``partial``, of numbers of a ``kind`` from ``low`` to ``high``."""
+    """Argument type, used with ``partial``: a number of type ``kind`` from ``low`` to ``high``."""
     with suppress(ValueError):
         value = kind(text)
         if low <= value <= high:
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} is no {what}")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a {what}")
 
 
 positive = partial(number, int, 1, 1 << 20, "whole number from 1 to 1,048,576")
@@ -157,7 +157,7 @@ seed = partial(number, int, 0, (1 << 63) - 1, "whole number of 0 or more")
 
 
 def box_argument(text: str) -> Sequence[float]:
-    """Parses ``x,y,w,h``; raises ``UsageError`` for what is not four numbers."""
+    """Parses ``x,y,w,h``; raises ``UsageError`` for anything but four numbers."""
     try:
         x, y, w, h = map(float, text.split(","))
     except ValueError:
@@ -166,30 +166,30 @@ def box_argument(text: str) -> Sequence[float]:
 
 
 def say(line: str) -> None:
-    """Prints a line for people on stderr; if nobody reads that any more, nowhere."""
+    """Prints a line for the user on stderr; drops it if nobody reads stderr any more."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 def progress(items: Any = None, title: str = "", total: Optional[float] = None, **options: Any) -> Any:
-    """A ``tqdm`` bar over ``items``, or one that is moved on by hand; ``options`` are tqdm's.
+    """A ``tqdm`` bar over ``items``, or one that the caller advances; ``options`` are tqdm's.
 
-    It is on stderr where that is a terminal, and its line is removed at the end. Of torchrun's processes only the
-    first shows it. A terminal that is closed ends the bar and nothing else.
+    It appears on stderr if that is a terminal, and is removed at the end. Of torchrun's processes only the first
+    shows it. Closing the terminal ends only the bar.
     """
     from tqdm import tqdm
 
-    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: where stderr is no terminal
-    # Left to itself, tqdm shows nothing on a terminal that does not tell its size, as a serial one.
+    hidden = None if os.environ.get("RANK", "0") == "0" else True  # None: hidden if stderr is not a terminal
+    # By itself, tqdm shows nothing on a terminal that does not report its size, such as a serial console.
     width, height = shutil.get_terminal_size()
     defaults = {"leave": False, "file": sys.stderr, "disable": hidden, "ncols": width - 1, "nrows": height}
     return tqdm(items, title, total, **{**defaults, **options})
 
 
 def _quiet_opencv() -> None:
-    """Leaves it to us to say what OpenCV and FFmpeg cannot open: they do it in several lines of their own.
+    """Silences OpenCV and FFmpeg, which print several lines about what they cannot open; commands report it instead.
 
-    The variables ``OPENCV_LOG_LEVEL`` and ``OPENCV_FFMPEG_LOGLEVEL`` bring their lines back.
+    Set the variables ``OPENCV_LOG_LEVEL`` and ``OPENCV_FFMPEG_LOGLEVEL`` to see those lines.
     """
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
@@ -198,9 +198,9 @@ def _quiet_opencv() -> None:
 
 
 class _Lasting(io.FileIO):
-    """A standard stream that leads nowhere once its reader has gone away: the command goes on, and writes its files.
+    """A standard stream that discards output once its reader is gone, so that the command can finish its files.
 
-    It also leads nowhere once it cannot be written: else what is buffered would fail again at the very end.
+    After any other write error it also discards output: otherwise the buffered text would fail again at exit.
     """
 
     def write(self, data: Any) -> int:
@@ -214,9 +214,9 @@ class _Lasting(io.FileIO):
 
 
 def _open_standard_streams() -> None:
-    """Opens those that are closed on nothing, so that no file of ours gets their number and their text.
+    """Opens closed standard streams on /dev/null, so that no file of ours gets their descriptor and their text.
 
-    What is printed outlives its reader; see ``_Lasting``.
+    Output no longer fails once its reader is gone; see ``_Lasting``.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -227,18 +227,18 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:  # not what a program put there
+        if stream is getattr(sys, f"__{name}__") and type(stream) is io.TextIOWrapper:  # not a program's replacement
             stream.flush()
             lasting = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
             buffering = name == "stderr" or stream.line_buffering
             setattr(sys, name, io.TextIOWrapper(lasting, stream.encoding, stream.errors, line_buffering=buffering))
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
 
 
 @contextmanager
 def handled_signals(handler: Any) -> Iterator[None]:
-    """Gives SIGINT, SIGTERM and SIGHUP to ``handler`` within the block; those that nohup has ignored stay so."""
+    """Gives SIGINT, SIGTERM and SIGHUP to ``handler`` within the block; ignored signals (nohup) stay ignored."""
     with ExitStack() as afterwards:
         if threading.current_thread() is threading.main_thread():  # else the caller handles signals
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -250,8 +250,8 @@ def handled_signals(handler: Any) -> Iterator[None]:
 def run(main: Callable[[argparse.Namespace], Optional[int]], arguments: argparse.Namespace) -> int:
     """Runs a command's body; returns the exit code: 2 for a user's mistake, 130 after Ctrl-C.
 
-    SIGTERM, and SIGHUP of a terminal that is closed, end the body like Ctrl-C, so that files are closed properly; the
-    exit code is then 143 or 129. Under nohup SIGHUP stays ignored.
+    SIGTERM and SIGHUP (from a closed terminal) end the body like Ctrl-C, so that files are closed properly; the exit
+    code is then 143 or 129. Under nohup, SIGHUP stays ignored.
     """
 
     def interrupt(number: int, _: Any) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What can go wrong, as a user should hear of it: each message says what to do next."""
+"""The package's errors. Each message tells the user what went wrong and what to do next."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 class AsymTrackError(Exception):
-    """Base of every error this package raises on purpose. Commands print it as one line, exit 2."""
+    """Base of all errors that this package raises on purpose. Commands print them as one line and exit with code 2."""
 
 
 class UsageError(AsymTrackError, ValueError):
-    """An argument, option or setting that cannot be right."""
+    """An invalid argument, option or setting."""
 
 
 class MissingDependencyError(AsymTrackError, ImportError):
-    """An optional package is needed and absent; names the extra that brings it."""
+    """An optional package is needed but missing; the message names the extra that installs it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(package, extra, purpose)  # by which it is pickled: another process may raise it
+        super().__init__(package, extra, purpose)  # pickled with these: another process may raise it
 
     def __str__(self) -> str:
         package, extra, purpose = self.args
@@ -27,7 +27,7 @@ class MissingDependencyError(AsymTrackError, ImportError):
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Imports an optional module; a ``MissingDependencyError`` where its package, or one that it needs, is absent."""
+    """Imports an optional module; raises ``MissingDependencyError`` if its package, or one it needs, is missing."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -47,7 +47,7 @@ class ExportError(AsymTrackError):
 
 
 class BackendError(AsymTrackError):
-    """An inference backend that is absent, or an engine that does not fit this device."""
+    """An inference backend that is missing, or an engine that does not fit this device."""
 
 
 class ServerError(BackendError):
@@ -71,12 +71,12 @@ class DatasetError(AsymTrackError):
 
 
 def without_secrets(text: str) -> str:
-    """A text with every URL in it as ``rtsp://host:554/***``, for messages, logs and documents.
+    """Shortens every URL in a text to ``rtsp://host:554/***``, for messages, logs and documents.
 
-    Cameras and servers take passwords and tokens before the host, in paths and in queries. Of two
-    slashes a ``Path`` has kept one.
+    Cameras and servers accept passwords and tokens before the host, in paths and in queries. A URL that
+    went through ``Path`` has only one slash after the colon.
     """
-    # Tried at the beginnings of words only: at each letter, one word of 100,000 would take a minute.
+    # Matches start at the beginning of a word only: trying each letter of a word of 100,000 would take a minute.
     scheme, host, rest = r"(\b\w+://|(?<![A-Za-z])[A-Za-z]{3,}:/)", r"([^/?#\s\"']*?)", r"((?:[/?#][^\s\"']*?)?)"
     return re.sub(scheme + host + rest + r"(?=:?(?:[\s\"']|$))", _shown, text)
 

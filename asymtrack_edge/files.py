@@ -1,8 +1,8 @@
-"""Files of users: outputs that spare what is at their place, and inputs of any name.
+"""User files: outputs that do not damage existing files, and inputs with any name.
 
-Outputs of commands go through ``OutputFile``. Every path that reaches OpenCV goes through
-``opencv_path``, ``open_video`` or ``read_image``: OpenCV crashes on names that are not UTF-8, takes what
-stands before a colon for a protocol, and a ``%`` for the pattern of an image sequence.
+Commands write through ``OutputFile``. Every path that reaches OpenCV goes through ``opencv_path``,
+``open_video`` or ``read_image``: OpenCV crashes on names that are not UTF-8, takes the text before a
+colon for a protocol, and a ``%`` for the pattern of an image sequence.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 
 AnyPath = Union[str, "os.PathLike[str]"]
 
-#: Endings of the names of images, in lower case.
+#: Suffixes of image files, in lower case.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def check_output(path: AnyPath) -> None:
-    """Raises ``UsageError`` before the work if ``path`` could not be written after it. Creates nothing."""
+    """Raises ``UsageError`` if ``path`` cannot be written, so that this is known before the work. Creates nothing."""
     name = printable(path)
-    # Through a dangling link the file appears where the link points.
+    # A file written through a dangling link appears where the link points.
     folder, base = os.path.split(os.path.realpath(path))
     if os.path.isdir(path):
         raise UsageError(f"{name} is a folder: name a file in it")
@@ -44,29 +44,29 @@ def check_output(path: AnyPath) -> None:
     if len(os.fsencode(base)) > os.pathconf(folder, "PC_NAME_MAX"):
         raise UsageError(f"cannot write {name}: the name is too long")
     if descriptor_of(path) is None and not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise UsageError(f"cannot write {name}: this user may not")
+        raise UsageError(f"cannot write {name}: permission denied")
 
 
 def check_folder(path: AnyPath) -> None:
-    """Raises ``UsageError`` before the work if nothing could be written into the folder ``path``. Creates nothing."""
+    """Raises ``UsageError`` if nothing can be written into the folder ``path``; see ``check_output``."""
     place = os.path.realpath(path)
     while not os.path.lexists(place):
         place = os.path.dirname(place)
     if not (os.path.isdir(place) and os.access(place, os.W_OK | os.X_OK)):
-        raise UsageError(f"cannot write into {printable(path)}: {printable(place)} is no folder this user may change")
+        raise UsageError(f"cannot write into {printable(path)}: {printable(place)} is not a writable folder")
 
 
 class OutputFile(ContextManager["OutputFile"]):
-    """A file that is being written; used as a context manager, an error inside leaves nothing behind.
+    """A file being written; as a context manager, it leaves nothing behind after an error.
 
-    What is absent, and a plain regular file of this user, is written beside its place and renamed when
-    complete, with the mode that it had: until then the earlier file stays. Everything else (a device, a
-    FIFO, a link, a file with several names, another user's, one that is mounted) is written straight
-    into, so that it stays what it is; an earlier text of it goes with the first write.
+    A new file, or one that replaces a plain regular file of this user, is written under another name in
+    the same folder and renamed when complete, with the earlier file's mode: until then the earlier file
+    stays. Anything else (a device, a FIFO, a link, a file with several hard links, another user's file, a
+    mounted file) is written in place, so that it stays what it is; the first write drops its old content.
 
     Attributes:
         path: where the complete file is found.
-        place: where it is written until then; for encoders that open a name themselves.
+        place: where it is written until then, for encoders that open a file by name.
 
     Raises:
         UsageError: it cannot be written (see ``check_output``).
@@ -86,14 +86,14 @@ class OutputFile(ContextManager["OutputFile"]):
                 self._descriptor = _open_straight(self.path)
         except OSError as error:
             raise UsageError(f"cannot write {printable(path)}: {error.strerror}") from None
-        # Standard output may be a regular file too, but its text is not ours to take back.
+        # Standard output may be a regular file too, but its earlier text is not ours to remove.
         self._regular = stat.S_ISREG(os.fstat(self._descriptor).st_mode) and descriptor_of(self.path) is None
 
     def write(self, data: bytes) -> None:
-        """Adds ``data`` as a whole or, in a regular file, not at all; the system has it at once.
+        """Appends ``data`` unbuffered; to a regular file as a whole or not at all.
 
         Raises:
-            OSError: the disk is full or gone, or nobody reads a FIFO any more.
+            OSError: the disk is full or gone, or a FIFO has lost its reader.
         """
         rest = memoryview(data)
         try:
@@ -111,7 +111,7 @@ class OutputFile(ContextManager["OutputFile"]):
         self._size += len(data)
 
     def check_growth(self) -> None:
-        """Raises OSError where a regular file cannot grow by a byte: who wrote it could not write all of it."""
+        """Raises ``OSError`` if a regular file cannot grow by a byte: its writer may then have lost data."""
         if self._regular:
             size = os.fstat(self._descriptor).st_size
             try:
@@ -122,7 +122,7 @@ class OutputFile(ContextManager["OutputFile"]):
             os.ftruncate(self._descriptor, size)
 
     def close(self) -> None:
-        """Completes the file: it is at its place now. Safe to call twice."""
+        """Completes the file and moves it to its place. Safe to call twice."""
         if self._release() and self._beside:
             try:
                 os.replace(self.place, self.path)
@@ -135,13 +135,13 @@ class OutputFile(ContextManager["OutputFile"]):
                     raise
 
     def discard(self) -> None:
-        """Ends without a file; an earlier one stays as it was, unless it was written straight into."""
+        """Drops the file; an earlier one stays as it was, unless it was written in place."""
         if self._release() and self._created:
             with suppress(FileNotFoundError):
                 os.unlink(os.path.realpath(self.place))
 
     def _release(self) -> bool:
-        """Closes the descriptor; False if that was done before."""
+        """Closes the descriptor; returns False if it was closed before."""
         closed, self._closed = self._closed, True
         if not closed:
             os.close(self._descriptor)
@@ -152,7 +152,7 @@ class OutputFile(ContextManager["OutputFile"]):
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Writes a whole file as ``OutputFile`` does, with its errors; a power cut leaves the old file or the new."""
+    """Writes a whole file through ``OutputFile``, with its errors; a power cut leaves the old file or the new one."""
     with OutputFile(path) as file:
         file.write(data)
         if file._regular:
@@ -160,19 +160,19 @@ def write_bytes(path: AnyPath, data: bytes) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Writes a whole text in UTF-8; surrogates of odd file names become the bytes they stand for."""
+    """Writes a text file in UTF-8; surrogates from undecodable file names become the bytes they stand for."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 @contextmanager
 def locked(folder: AnyPath) -> Iterator[None]:
-    """Processes of this machine that change what is in a folder take turns; OSError if it cannot be opened."""
+    """Lets one process of this machine at a time change a folder; raises ``OSError`` if it cannot be opened."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            logging.getLogger("asymtrack_edge").warning("another process works in %s: waiting", printable(folder))
+            logging.getLogger("asymtrack_edge").warning("another process is working in %s: waiting", printable(folder))
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -180,24 +180,24 @@ def locked(folder: AnyPath) -> Iterator[None]:
 
 
 def _replaceable(path: Path) -> bool:
-    """Whether another file may be renamed onto ``path`` without anybody losing anything."""
+    """Whether another file can be renamed onto ``path`` without loss, such as of a link, an owner or a mount."""
     if not os.access(path.parent, os.W_OK | os.X_OK):
         return False
     try:
         found = os.lstat(path)
     except FileNotFoundError:
         return True
-    # What is mounted, as containers do with files, mostly lies on another device.
+    # Mounted files, as containers use them, mostly lie on another device.
     plain = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_uid == os.geteuid()
     return plain and found.st_dev == os.stat(path.parent).st_dev
 
 
 def _create_beside(path: Path) -> Tuple[int, Path]:
-    """Creates a file next to ``path`` that is this process's alone, with the mode of an earlier one."""
+    """Creates a file next to ``path`` that no other process uses, with the mode and group of the earlier file."""
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix, re.ASCII) else ""
     stem = re.sub(r"[^\w.-]", "_", path.stem[:200], flags=re.ASCII)
     for number in count():
-        # Processes of two containers have the same number, and one that was killed leaves its file.
+        # Processes in two containers may have the same ID, and a killed process leaves its file behind.
         place = path.with_name(f".{stem}.{os.getpid()}{f'-{number}' if number else ''}.part{suffix}")
         with suppress(FileExistsError):
             descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -212,7 +212,7 @@ def _create_beside(path: Path) -> Tuple[int, Path]:
 
 
 def descriptor_of(path: AnyPath) -> Optional[int]:
-    """The number of an open file of this process that ``path`` names, such as ``/dev/stdout``."""
+    """The number of this process's open file that ``path`` names, such as ``/dev/stdout``; else None."""
     found = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
     return None if found is None else {"stdout": 1, "stderr": 2}.get(found[1]) or int(found[2])
 
@@ -220,17 +220,17 @@ def descriptor_of(path: AnyPath) -> Optional[int]:
 def _open_straight(path: Path) -> int:
     number = descriptor_of(path)
     if number is not None:
-        return os.dup(number)  # its place in the file is shared: opened anew, both would write over each other
-    # Linux lets nobody, not even root, create what is another's in a folder such as /tmp.
+        return os.dup(number)  # shares the file offset: opened anew, the two would overwrite each other
+    # In a folder such as /tmp, Linux refuses O_CREAT for another user's file, even to root.
     create = 0 if path.exists() else os.O_CREAT
     return os.open(path, os.O_WRONLY | create | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
 
 
 def opencv_path(path: AnyPath) -> str:
-    """The absolute path as OpenCV and FFmpeg take it for a file, with colons too, in any locale.
+    """The absolute path, which OpenCV and FFmpeg take for a file even if it contains colons, in any locale.
 
     Raises:
-        SourceError: its name is not UTF-8. ``open_video`` and ``read_image`` open such files all the same.
+        SourceError: the name is not UTF-8. ``open_video`` and ``read_image`` can open such files.
     """
     try:
         return os.fsencode(os.path.abspath(path)).decode("utf-8")
@@ -239,12 +239,12 @@ def opencv_path(path: AnyPath) -> str:
 
 
 def printable(path: AnyPath) -> str:
-    """A path for messages: bytes that are not UTF-8 are escaped, so that it can be written anywhere."""
+    """A path for messages, with bytes that are not UTF-8 escaped, so that it can be printed anywhere."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def open_video(path: AnyPath) -> cv2.VideoCapture:
-    """A capture of a video file of any name; not opened if there is no such file or no such video."""
+    """A capture of a video file with any name; it is not opened if the file is missing or not a video."""
     try:
         name = opencv_path(path)
     except SourceError:
@@ -252,7 +252,7 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
     try:
         if "%" not in name and stat.S_ISREG(os.stat(path).st_mode):
             return cv2.VideoCapture(name)
-        # A FIFO or a terminal has us wait for its writer: signals end that here, and not in OpenCV.
+        # Opening a FIFO or a terminal waits for its writer: signals can interrupt that here, but not in OpenCV.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return cv2.VideoCapture()
@@ -267,16 +267,16 @@ def open_video(path: AnyPath) -> cv2.VideoCapture:
 
 
 def read_image(path: AnyPath, first: Optional[AnyPath] = None) -> Optional[np.ndarray]:
-    """An image file as ``decode_image`` gives it; None if it cannot be read."""
+    """Reads an image file as ``decode_image`` does; returns None if it cannot be read."""
     with suppress(OSError):
         return decode_image(np.fromfile(path, np.uint8), first)
     return None
 
 
 def decode_image(data: np.ndarray, first: Optional[AnyPath] = None) -> Optional[np.ndarray]:
-    """The bytes of an image file as BGR uint8 ``(H, W, 3)``, turned upright as it says; None if it is no image.
+    """Decodes the bytes of an image file to upright BGR uint8 ``(H, W, 3)``; returns None if they are no image.
 
-    One of more than 8 bits is stretched by the range of values in the file ``first``, of its sequence, else in itself.
+    More than 8 bits are stretched by the range of values in ``first``, the first file of the sequence, else in itself.
     """
     image = _decode(data)
     if image is None or image.dtype == np.uint8:
@@ -297,15 +297,15 @@ def _range_of_file(path: AnyPath, changed: int) -> Optional[Tuple[float, float]]
 
 
 def _range_of(image: np.ndarray) -> Tuple[float, float]:
-    """The values that are shown from black to white. Sensors use a small part of 16 bits; there is room for more."""
+    """The values shown as black and white: the range in use, as sensors fill little of 16 bits, with a margin."""
     finite = image[np.isfinite(image)]
-    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)  # without dead pixels
+    low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0, 1)  # ignores dead pixels
     return float(low - (high - low) / 4), float(high + (high - low) / 4)
 
 
 def _decode(data: np.ndarray) -> Optional[np.ndarray]:
-    """An image as it is stored, uint8 as BGR."""
-    with suppress(cv2.error):  # no data, or a header that promises an image larger than OpenCV accepts
+    """An image at its stored depth; with 8 or 16 bits, as BGR."""
+    with suppress(cv2.error):  # no data, or a header that claims an image larger than OpenCV accepts
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
         other = image is None or image.dtype not in (np.uint8, np.uint16)
         return cv2.imdecode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR) if other else image
@@ -324,17 +324,17 @@ def write_image(path: AnyPath, image: np.ndarray) -> None:
     except cv2.error:
         good = False
     if not good:
-        raise UsageError(f"cannot write {path}: no image format of OpenCV; try .png or .jpg")
+        raise UsageError(f"cannot write {path}: OpenCV has no such image format; try .png or .jpg")
     write_bytes(path, data.tobytes())
 
 
 def read_lines(path: AnyPath) -> List[str]:
-    """The lines of a text list, stripped, without empty ones.
+    """The non-empty lines of a text file, stripped.
 
-    The text is UTF-8 with or without a byte order mark, or UTF-16 with one; lines end as on any system.
+    The text is UTF-8 with or without a byte order mark, or UTF-16 with one, with any system's line endings.
 
     Raises:
-        DatasetError: it cannot be read or is of another encoding.
+        DatasetError: it cannot be read or has another encoding.
     """
     try:
         data = Path(path).read_bytes()
@@ -345,12 +345,12 @@ def read_lines(path: AnyPath) -> List[str]:
     except OSError as error:
         raise DatasetError(f"cannot read {printable(path)}: {error.strerror or error}") from None
     except ValueError:
-        raise DatasetError(f"{printable(path)} is no text in UTF-8 or UTF-16: save it as UTF-8") from None
+        raise DatasetError(f"{printable(path)} is not text in UTF-8 or UTF-16: save it as UTF-8") from None
     return [line.strip() for line in re.split(r"\r\n?|\n", text) if line.strip()]
 
 
 def system_text(path: Path) -> str:
-    """A small text of the system's, as below /proc and /sys; empty where there is none."""
+    """The text of a small system file, as in /proc and /sys; empty if it cannot be read."""
     with suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     return ""
@@ -359,15 +359,15 @@ def system_text(path: Path) -> str:
 def list_files(folder: AnyPath, suffixes: Tuple[str, ...] = IMAGE_SUFFIXES) -> List[Path]:
     """The files of a folder with one of ``suffixes`` (lower case), ``2.jpg`` before ``10.jpg``.
 
-    Names that begin with a dot are left out: ``._1.jpg`` is what other systems add to ``1.jpg``.
+    Hidden files are left out: some systems add ``._1.jpg`` to ``1.jpg``.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
-    # A link to nothing, or in a circle, stands for a file that was not fetched: it is missed when it is read.
+    # A dangling or circular link stands for a file that was not fetched: that is reported when it is read.
     files = [e.name for e in visible if (e.is_symlink() and not os.path.exists(e)) or e.is_file()]
     return [Path(folder, name) for name in sorted(files, key=natural) if name.lower().endswith(suffixes)]
 
 
 def natural(name: str) -> Tuple[List[Union[int, str]], str]:
-    """Sorting key of names in which numbers count as numbers."""
+    """Sort key that orders numbers within names by their value."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))], name

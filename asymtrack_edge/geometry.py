@@ -1,8 +1,8 @@
-"""Boxes, crop windows and the way back: the only place that knows coordinate conventions.
+"""Boxes, crop windows and the mapping between them: the only module that knows coordinate conventions.
 
-Boxes are ``(x, y, w, h)`` floats in frame pixels, top-left corner and size, x to the right, y down,
-0-based. Crop windows are squares of whole pixels. The arithmetic is that of the published tracker,
-rounding included, because weights trained with it expect it.
+Boxes are ``(x, y, w, h)`` floats in frame pixels: top-left corner and size, x to the right, y down,
+0-based. Crop windows are squares of whole pixels. The arithmetic, including rounding, is that of the
+published tracker, because weights trained with it expect it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from asymtrack_edge.errors import BoxError, FrameError
 
-#: A tracked box keeps at least this many pixels inside the frame and is at least this large.
+#: A tracked box has at least this width and height, and overlaps the frame by at least as much, in pixels.
 MARGIN = 10.0
 
 
@@ -29,17 +29,17 @@ class Box(NamedTuple):
 
     @property
     def centre(self) -> Tuple[float, float]:
-        """The middle, as x and y."""
+        """The centre (x, y)."""
         return self.x + 0.5 * self.w, self.y + 0.5 * self.h
 
 
 class CropWindow(NamedTuple):
-    """A square of a frame, which it may overhang.
+    """A square window of a frame; it may extend beyond the frame.
 
     Attributes:
         left, top: frame coordinates of its first pixel.
         side: pixels per side, at least 1.
-        centre: exact centre (x, y) in pixels of the box it was made for; predictions are mapped back about it.
+        centre: exact centre (x, y) in pixels of the box it was made for; predictions are mapped back relative to it.
     """
 
     left: int
@@ -48,7 +48,7 @@ class CropWindow(NamedTuple):
     centre: Tuple[float, float]
 
 
-#: Windows with a longer side are sampled where they are: padded, they would take 50 MB and more.
+#: Windows with a longer side are sampled without padding, which would take 50 MB or more.
 LARGEST_PADDED = 4096
 
 
@@ -57,12 +57,12 @@ def check_frame(frame: np.ndarray) -> np.ndarray:
     if not isinstance(frame, np.ndarray):
         kind = "nothing (the image could not be read?)" if frame is None else type(frame).__name__
         if hasattr(frame, "__cuda_array_interface__"):
-            kind += " on the GPU, and this backend computes on the CPU"
+            kind += " on the GPU, but this backend runs on the CPU"
         raise FrameError(f"a frame is a numpy array (height, width, 3) of BGR bytes, got {kind}")
     if frame.ndim != 3 or frame.shape[2] != 3:
         code = "BGRA2BGR" if frame.shape[-1:] == (4,) else "GRAY2BGR"
         colour = frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] in (1, 4))
-        advice = f"see cv2.cvtColor with COLOR_{code}" if colour else "transpose it, one frame at a time"
+        advice = f"see cv2.cvtColor with COLOR_{code}" if colour else "transpose it, and give one frame at a time"
         raise FrameError(f"a frame has shape (height, width, 3), got {frame.shape}: {advice}")
     if frame.dtype != np.uint8:
         raise FrameError(f"a frame is uint8 with values 0..255, got {frame.dtype}: scale and convert it")
@@ -78,7 +78,7 @@ def check_box(box: Iterable[float], frame_shape: Sequence[int]) -> Box:
         BoxError: not four finite numbers, smaller than a pixel, or no overlap with the frame.
     """
     try:
-        if isinstance(box, (str, bytes, set)):  # their items would pass for numbers
+        if isinstance(box, (str, bytes, set)):  # their items could pass for numbers
             raise TypeError
         x, y, w, h = (float(v) for v in box)
     except (OverflowError, TypeError, ValueError):
@@ -87,7 +87,7 @@ def check_box(box: Iterable[float], frame_shape: Sequence[int]) -> Box:
     if not all(math.isfinite(v) for v in (x, y, w, h)):
         raise BoxError(f"{what} is not finite")
     if w < 1 or h < 1:
-        raise BoxError(f"{what} has no area: width and height are pixels, 1 or more")
+        raise BoxError(f"{what} has no area: width and height must be at least 1 pixel")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
         raise BoxError(f"{what} lies outside the frame of {width}x{height} pixels")
     if max(w, h) > 100 * max(width, height):
@@ -96,7 +96,7 @@ def check_box(box: Iterable[float], frame_shape: Sequence[int]) -> Box:
 
 
 def crop_window(box: Box, factor: float) -> CropWindow:
-    """The square around ``box``, which has an area, whose side is ``ceil(sqrt(w * h) * factor)`` pixels."""
+    """The square window around ``box``, with a side of ``ceil(sqrt(w * h) * factor)`` pixels; w and h are above 0."""
     side = math.ceil(math.sqrt(box.w * box.h) * factor)
     x, y = box.centre
     # Python's round: half to even, as in the published tracker.
@@ -112,8 +112,8 @@ class Cropper:
     def crop(self, frame: np.ndarray, window: CropWindow, out: np.ndarray) -> None:
         """Writes the resized window of ``frame`` (``(H, W, 3)`` uint8) into ``out`` (contiguous ``(S, S, 3)`` uint8).
 
-        What lies outside the frame is black. As published, a window that reaches the last column
-        or row of the frame loses it to the border.
+        Pixels outside the frame are black. As in the published tracker, the frame's last column or row
+        is also black in a window that reaches it.
         """
         height, width = frame.shape[:2]
         left, top, side, _ = window
@@ -125,7 +125,7 @@ class Cropper:
             return
         patch = frame[y0:y1, x0:x1]
         if side > LARGEST_PADDED:
-            # The same samples, without the border: that of a box larger than the frame could fill the memory.
+            # The same samples without the border, which for a box larger than the frame could fill the memory.
             step = np.array([side / out.shape[1], side / out.shape[0]])
             shift = step / 2 - 0.5 - (x0 - left, y0 - top)
             matrix = np.hstack([np.diag(step), shift[:, None]])
@@ -140,7 +140,7 @@ class Cropper:
 
 
 def box_from_crop(prediction: Sequence[float], window: CropWindow) -> Box:
-    """Maps a prediction (cx, cy, w, h in units of the crop's side; more is ignored) to frame pixels."""
+    """Maps a prediction (cx, cy, w, h in units of the crop's side; further values are ignored) to frame pixels."""
     _, _, side, (x, y) = window
     cx, cy, w, h = map(float, prediction[:4])
     w, h = w * side, h * side

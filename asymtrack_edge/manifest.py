@@ -1,9 +1,9 @@
 """``manifest.json``: everything needed to use a model directory, with or without this package.
 
-A model directory holds ``template.onnx`` and ``search.onnx``, perhaps engines built from them,
-and the manifest, which names each file's size and SHA-256, each tensor's name, type and shape, how
-to cut the crops and how to read the prediction. Nothing in the directory is trusted before its hash
-has been checked.
+A model directory holds ``template.onnx`` and ``search.onnx``, optionally engines built from them, and
+the manifest. The manifest states each file's size and SHA-256, each tensor's name, type and shape, how
+to cut the crops and how to read the prediction. No file in the directory is trusted before its hash has
+been checked.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NETWORKS = ("template", "search")
 #: Name of a free batch axis in the ONNX models.
 BATCH_AXIS = "batch"
 
-#: The two formats of crops, by name: what the network's ``image`` input expects.
+#: The two crop formats, by name: what the networks' ``image`` input expects.
 UINT8_BGR = "uint8-bgr-hwc"
 FLOAT_RGB = "float-rgb-chw"
 
-#: The newest opset that a platform reads without replacing operators, and what its networks take: bytes where OpenCV
-#: makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5): its parser has
-#: no LayerNormalization, so opset 16 spells it out.
+#: For each platform, the newest opset that it reads without replacing operators, and its crop format: bytes where
+#: OpenCV makes the crop, normalised floats where a CUDA kernel does. ``xavier`` is TensorRT 8.5 (JetPack 5), whose
+#: parser has no LayerNormalization; opset 16 writes it with basic operators.
 PLATFORMS: Dict[str, Tuple[int, str]] = {
     "onnx": (17, UINT8_BGR),
     "xavier": (16, FLOAT_RGB),
@@ -87,14 +87,14 @@ class TensorSpec:
 
 
 def image_spec(input_format: str, side: int) -> TensorSpec:
-    """What a network of ``input_format`` takes: a crop of ``side`` x ``side`` pixels."""
+    """The image input of a network of ``input_format``: a crop of ``side`` x ``side`` pixels."""
     as_bytes = input_format == UINT8_BGR
     return TensorSpec("image", *(("uint8", (side, side, 3)) if as_bytes else ("float32", (3, side, side))))
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size and hash (hexadecimal) of a file of the directory."""
+    """Size and SHA-256 (hexadecimal) of a file in the directory."""
 
     bytes: int
     sha256: str
@@ -106,20 +106,20 @@ class Manifest:
 
     Attributes:
         variant: ``"T"``, ``"S"``, ``"B"``.
-        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: arithmetic of the networks.
-        target: key of ``PLATFORMS``: what the models were written for.
+        precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: the networks' arithmetic.
+        target: key of ``PLATFORMS``: the platform that the models were written for.
         opset: ONNX operator set of both networks.
         max_batch: 1 for a static batch of one, else the batch axis is free from 1 to this.
         input_format: ``UINT8_BGR`` or ``FLOAT_RGB``.
         template, search: image inputs.
-        state: outputs of the template network, inputs of the search network.
-        output: of the search network.
-        template_factor, search_factor: side of the crop over ``sqrt(w * h)``.
+        state: outputs of the template network, which are inputs of the search network.
+        output: output of the search network.
+        template_factor, search_factor: side of the crop divided by ``sqrt(w * h)``.
         mean, std: of the RGB channels, for values in 0..1.
-        files: every file of the directory but this one.
+        files: every file in the directory except the manifest.
         provenance: checkpoint, versions, date, parameters and multiply-adds.
-        verification: what was compared after the export, and with what result.
-        engines: per engine file the key it was built for.
+        verification: what was compared after the export, and the results.
+        engines: for each engine file, the key that it was built for.
     """
 
     variant: str
@@ -171,7 +171,7 @@ class Manifest:
         return (self.search, *self.state), (self.output,)
 
     def save(self, folder: Path) -> None:
-        """Writes ``manifest.json`` into ``folder``; a reader sees the earlier one or this, whole."""
+        """Writes ``manifest.json`` into ``folder``; a reader sees either the whole old file or the whole new one."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self), "how_to": _HOW_TO}
         write_text(folder / FILE_NAME, json.dumps(content, indent=2) + "\n")
 
@@ -183,7 +183,7 @@ def file_entry(path: Path) -> FileEntry:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder was written by this package, in whatever state it is now."""
+    """Whether this package wrote a folder, whatever state it is in now."""
     try:
         content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -196,17 +196,17 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
 
     Args:
         folder: the directory.
-        verify: also compare size and hash of every file named.
+        verify: also check the size and hash of every file listed.
 
     Raises:
-        ManifestError: the folder is no model directory, has another version, or a file is missing or altered.
+        ManifestError: the folder is not a model directory, has another version, or a file is missing or altered.
     """
     path = folder / FILE_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(
-            f"{folder} is no model (no {FILE_NAME} in it): give a directory written by asymtrack-export"
+            f"{folder} is not a model (no {FILE_NAME} in it): give a directory written by asymtrack-export"
         ) from None
     except (OSError, RecursionError, ValueError) as error:
         raise ManifestError(f"cannot read {path}: {error}: export again") from None
@@ -229,12 +229,12 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
 
 
 def read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
-    """The content of a file of the directory; ManifestError where it is missing, or not what the manifest says."""
+    """Reads a file of the directory; raises ``ManifestError`` if it is missing or differs from the manifest."""
     path = folder / name
     again = f"asymtrack-build {folder}" if name.endswith(".engine") else "export again"
     if not path.is_file():
         raise ManifestError(f"{path} is missing: {again}")
-    # The size first: an altered file may be endless.
+    # Check the size first: an altered file may be endless.
     content = path.read_bytes() if path.stat().st_size == entry.bytes else b""
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): {again}")
@@ -242,10 +242,10 @@ def read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """A value of JSON as a type: a dataclass, a tuple or dictionary of some type, or what is called with the value."""
+    """Converts a JSON value to ``kind``: a dataclass, a tuple or dictionary of a type, or a callable."""
     origin, inner = get_origin(kind), get_args(kind)
     if is_dataclass(kind):
-        # What is missing and has no default is an error of the class itself.
+        # If a field without a default is missing, the class itself raises.
         hints, make = get_type_hints(kind), cast(Any, kind)
         return make(**{name: _as(hint, value[name]) for name, hint in hints.items() if name in value})
     if origin is tuple:

@@ -11,10 +11,10 @@ from typing import Dict, Tuple
 
 from asymtrack_edge.errors import UsageError
 
-#: Folder of what is bundled for each variant: weights, the ONNX pair, a model card.
+#: Folder with the bundled weights, ONNX pair and model card of each variant.
 BUNDLED = Path(__file__).resolve().parent / "weights"
 
-#: Mean and standard deviation of the RGB channels (ImageNet), in units of a 0..1 image.
+#: Mean and standard deviation of the RGB channels (ImageNet), for values in 0..1.
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
@@ -30,7 +30,7 @@ class Variant:
         name: ``"T"``, ``"S"`` or ``"B"`` for the published models.
         depths: encoder blocks in each of the three stages.
         template_size, search_size: sides of the square crops, in pixels.
-        template_factor, search_factor: sides of the crops in frame pixels over ``sqrt(w * h)`` of the box.
+        template_factor, search_factor: sides of the crops in frame pixels, divided by ``sqrt(w * h)`` of the box.
         etm_stages: stages whose search stream is modulated by the template (ETM).
         ope_stages: stages that end in object perception enhancement (OPE).
     """
@@ -51,8 +51,8 @@ class Variant:
     def state_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Names and shapes (without the batch axis) of the template state, in graph order.
 
-        This is all that the search network needs to know of the template: per ETM the kernels that
-        modulate the search stream, and the keys and values of the template's attention tokens.
+        This is all that the search network needs from the template: for each ETM, the kernels that
+        modulate the search stream; and the keys and values of the template's attention tokens.
         """
         shapes: Dict[str, Tuple[int, ...]] = {}
         for stage in self.etm_stages:

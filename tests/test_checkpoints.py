@@ -157,7 +157,7 @@ def test_raw_and_averaged_weights(places: str, tiny: Weights, tmp_path: Path) ->
     for wanted, taken, other in ((None, "ema", "raw"), ("ema", "ema", "raw"), ("raw", "raw", "ema")):
         checkpoint = open_checkpoint(path, wanted)
         assert checkpoint.taken == labels[taken]
-        assert f"takes the {labels[taken]}; --weights {other} takes the {labels[other]}" in checkpoint.choice
+        assert f"using the {labels[taken]}; --weights {other} uses the {labels[other]}" in checkpoint.choice
         expected = tiny if taken == "ema" else raw
         assert all(torch.equal(t, expected[n]) for n, t in checkpoint.tensors(TINY).items())
 
@@ -169,7 +169,7 @@ def test_the_only_copy_is_taken(tiny: Weights, tmp_path: Path) -> None:
         assert (open_checkpoint(path).taken, open_checkpoint(path).choice) == (label, "")
         assert f"holds no {other} weights, only {label}" in refused(path, TINY, other)
     torch.save({"best": dict(tiny), "last": tiny}, path)
-    assert open_checkpoint(path).choice == "run.pth holds 2 sets of weights: takes the raw (last)"
+    assert open_checkpoint(path).choice == "run.pth holds 2 sets of weights: using the raw (last)"
 
 
 def test_records_without_a_checksum(tiny: Weights, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_wrong_variant(official: Weights, tmp_path: Path) -> None:
         ("neck.weight", torch.zeros(2), "'neck.weight' is (2,), but variant T needs none"),
         ("bottleneck.bias", torch.full((32,), 1e300, dtype=torch.float64), "'bottleneck.bias' holds NaN or infinity"),
         ("bottleneck.bias", torch.full((32,), float("nan")), "'bottleneck.bias' holds NaN or infinity"),
-        ("bottleneck.bias", torch.zeros(32, dtype=torch.int8), "'bottleneck.bias' is int8: give the"),
+        ("bottleneck.bias", torch.zeros(32, dtype=torch.int8), "'bottleneck.bias' is int8: give a"),
     ],
 )
 def test_tensors_that_do_not_fit(name: str, tensor: Any, words: str, tiny: Weights, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_tensors_that_do_not_fit(name: str, tensor: Any, words: str, tiny: Weigh
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"conv1.weight": torch.zeros(2), "fc\n.weight": torch.zeros(2)}, "some other network"),
+        ({"conv1.weight": torch.zeros(2), "fc\n.weight": torch.zeros(2)}, "another network"),
         ({"epoch": 3, "lr": 0.1}, "holds no state_dict, only 'epoch', 'lr'"),
         (torch.zeros(3), "no state_dict"),
         ([], "no state_dict"),
@@ -261,7 +261,7 @@ def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 
 def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path)
-    with pytest.raises(CheckpointError, match=r"no weights of variant T come with this package: .*-train"):
+    with pytest.raises(CheckpointError, match=r"this package has no weights for variant T: .*-train"):
         load_model(None, T)
     save_weights(tmp_path / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
     assert not load_model(None, T).training

@@ -178,7 +178,7 @@ def test_images_of_any_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "bad.png").write_bytes((tmp_path / name).read_bytes()[:40])
     (tmp_path / "empty.png").touch()
     assert [read_image(tmp_path / bad) for bad in ("bad.png", "empty.png", "none.png", ".")] == [None] * 4
-    with pytest.raises(UsageError, match="no image format"):
+    with pytest.raises(UsageError, match="no such image format"):
         files.write_image(tmp_path / "a.xyz", image)
 
 
@@ -237,6 +237,6 @@ def test_a_folder_that_another_process_changes_is_waited_for_and_named(tmp_path:
         waiting = second.submit(lambda: [files.locked(tmp_path).__enter__()])
         while not caplog.messages:
             time.sleep(0.01)
-        assert f"another process works in {tmp_path}" in caplog.messages[0] and not waiting.done()
+        assert f"another process is working in {tmp_path}" in caplog.messages[0] and not waiting.done()
         first.close()
         waiting.result(10)

@@ -334,7 +334,7 @@ def test_scores_by_attribute(tmp_path, evaluate):
         ([*STILL, *STILL], "two trackers are called"),
         ([*STILL, "--sequences", "z"], "no sequence called z"),
         ([*STILL, "--sequences", ","], "names no sequence"),
-        ([*STILL, "--output", __file__], "test_command.py is no folder this user may change"),
+        ([*STILL, "--output", __file__], "test_command.py is not a writable folder"),
         (["--results", "absent-folder"], "no folder of results"),
     ],
 )

@@ -1,7 +1,7 @@
 """Readers of the data sets in the folder layouts their authors publish.
 
-A reader takes the root folder and returns, by name and in the published order, what reads the sequence of that name:
-opening takes seconds even with TrackingNet's 30,000 videos, and a bad sequence matters only to those who ask for it.
+A reader takes the root folder and returns, by name and in the published order, a loader for each sequence. Opening
+therefore takes seconds even with TrackingNet's 30,000 videos, and a bad sequence fails only when it is read.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from asymtrack_edge.datasets.sequences import Frames, Sequence, frames_of, read_
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import list_files, printable, read_lines
 
-#: What the folders of the data sets do not hold: splits, first frames (from 1), the columns of attribute files.
+#: What the data sets' folders do not state: splits, first frames (from 1), the columns of attribute files.
 SPLITS: Dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))
-#: Smallest side of a box that is learnt from, in frame pixels.
+#: Smallest side of a box that is used for training, in frame pixels.
 SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
 KEPT_ANNOTATIONS = 50_000
-#: Sequences left out of training that are named, per data set.
+#: How many of the sequences left out of training are named, per data set.
 TOLD = 20
 
 Loaders = Dict[str, Callable[[str], Sequence]]
@@ -43,19 +43,19 @@ def _found(loaders: Loaders, root: Path, looked_for: str) -> Loaders:
 
 
 def _within(root: Path, name: str) -> Path:
-    """The subfolder ``name`` of ``root`` where it is there, else ``root``, which may be that folder itself."""
+    """The subfolder ``name`` of ``root`` if it exists, else ``root``, which may be that folder itself."""
     return root / name if name and (root / name).is_dir() else root
 
 
 def _find(root: Path, *patterns: str) -> List[Path]:
-    """Files by folder and name; none that is hidden: other systems add ``._1.txt`` to ``1.txt``."""
+    """Matching files, sorted by folder and name, without hidden ones: some systems add ``._1.txt`` to ``1.txt``."""
     found = (path for pattern in patterns for path in root.glob(pattern))
     visible = (path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     return sorted(visible, key=lambda path: (path.parent.name, path.name))
 
 
 def _published(name: str, frames: Frames, truth: np.ndarray, **more: Any) -> Sequence:
-    """A sequence of which perhaps only the start box is published."""
+    """A sequence; it is withheld if only its start box is published."""
     withheld = len(truth) == 1 < len(frames)
     if withheld:
         truth = np.vstack([truth, np.full((len(frames) - 1, 4), np.nan)])
@@ -95,7 +95,7 @@ def _otb(path: Path, name: str) -> Sequence:
 def _read_lasot(split: str, root: Path) -> Loaders:
     """LaSOT: ``airplane/airplane-1/{img/00000001.jpg ..., groundtruth.txt, full_occlusion.txt, out_of_view.txt}``.
 
-    ``airplane-1`` may also lie directly in the root, as in the archive of the test split alone. The split ``test``
+    ``airplane-1`` may also lie directly in the root, as in the archive of the test split. The split ``test``
     or ``train`` is what ``testing_set.txt`` or ``training_set.txt`` in the root lists, else the published one.
     ``all`` takes every folder: LaSOText, LaSOT's extension.
     """
@@ -112,7 +112,7 @@ def _lasot(folder: Path, name: str) -> Sequence:
     truth, frames, note = read_boxes(folder / "groundtruth.txt"), Frames(folder / "img"), ""
     longer = len(frames) > len(truth)
     if longer:
-        # As the toolkit does: airplane-15 is published with an image too many.
+        # As the toolkit does: airplane-15 is published with one image too many.
         if name != "airplane-15":
             note = f"{len(frames)} frames but {len(truth)} boxes of ground truth: cut to the annotation"
         frames = frames.cut(0, len(truth))
@@ -126,25 +126,25 @@ def _lasot(folder: Path, name: str) -> Sequence:
 
 
 def _read_got10k(subset: str, root: Path, start_only: bool = False, visible_only: bool = False) -> Loaders:
-    """GOT-10k: the folders of ``list.txt`` in its order where it is there, else all with a ``groundtruth.txt``.
+    """GOT-10k: the folders in ``list.txt``, in its order, if it exists; else all with a ``groundtruth.txt``.
 
-    The root may also be the subset's folder itself; with the subset ``""`` it is any folder of sequences.
+    The root may also be the subset's folder itself. With the subset ``""``, it is any folder of sequences.
     """
     base = _within(root, subset)
     if (base / "list.txt").is_file():
         folders = [base / name for name in read_lines(base / "list.txt")]
-        if visible_only:  # for training a part of the archive is enough
+        if visible_only:  # for training, a part of the archive is enough
             folders = [folder for folder in folders if folder.is_dir()]
     else:
         annotated = {path.parent for path in _find(base, "*/groundtruth.txt")}
         others = [path for path in base.glob("[!.]*") if path.is_dir() and path not in annotated]
-        # Those that are closed, or whose frames have lost their boxes, are named where they are read.
+        # Unreadable folders, and folders with frames but no boxes, are reported when they are read.
         unread = (path for path in others if not os.access(path, os.X_OK) or len(frames_of(path)))
         folders = sorted([*annotated, *unread]) if annotated else []
     load = partial(_got10k, start_only=start_only, visible_only=visible_only)
     loaders: Loaders = {folder.name: partial(load, folder) for folder in folders}
     if len(loaders) < len(set(folders)):
-        raise DatasetError(f"{printable(base / 'list.txt')} names several folders that are called alike: rename them")
+        raise DatasetError(f"{printable(base / 'list.txt')} names several folders with the same name: rename them")
     return _found(loaders, root, f"{subset or '.'}/list.txt or {subset or '.'}/<sequence>/groundtruth.txt")
 
 
@@ -152,8 +152,8 @@ def _got10k(folder: Path, name: str, start_only: bool, visible_only: bool) -> Se
     """GOT-10k: ``val/list.txt``, ``val/GOT-10k_Val_000001/{00000001.jpg ..., groundtruth.txt, *.label}``.
 
     ``start_only``: the boxes after the first are withheld.
-    The toolkit's scores look at ``cover.label`` alone, which grades how much of the target is seen from 0 to 8;
-    ``visible_only`` also leaves out what ``absence.label`` marks.
+    The toolkit's scores use only ``cover.label``, which grades the visible part of the target from 0 to 8;
+    ``visible_only`` also leaves out the frames marked in ``absence.label``.
     """
     truth = read_boxes(folder / "groundtruth.txt")[: 1 if start_only else None]
     labels = {path.stem: read_labels(path) for path in list_files(folder, (".label",))}
@@ -170,7 +170,7 @@ def _got10k(folder: Path, name: str, start_only: bool, visible_only: bool) -> Se
 
 
 def _files(load: Callable[..., Sequence], *patterns: str) -> Reader:
-    """Reads a sequence for each annotation that a pattern finds, which is called like it."""
+    """Reads a sequence from each annotation file that matches a pattern; the file's stem is its name."""
 
     def read(root: Path) -> Loaders:
         loaders: Loaders = {path.stem: partial(load, path) for path in _find(root, *patterns)}
@@ -182,7 +182,7 @@ def _files(load: Callable[..., Sequence], *patterns: str) -> Reader:
 def _trackingnet(path: Path, name: str) -> Sequence:
     """TrackingNet: ``TEST/anno/<seq>.txt`` and ``TEST/frames/<seq>/{0.jpg, 1.jpg, ...}``; ``TRAIN_0`` and so on.
 
-    The root may also be the chunk itself.
+    The root may also be a single chunk.
     """
     return _published(name, Frames(path.parent.parent / "frames" / name), read_boxes(path))
 
@@ -191,7 +191,7 @@ def _nfs(path: Path, name: str) -> Sequence:
     """NfS at 30 fps: ``<seq>/30/<seq>.txt`` and ``<seq>/30/<seq>/00001.jpg ...``, or ``<seq>/<seq>/30`` as archived.
 
     A row of the annotation is ``track xmin ymin xmax ymax frame lost occluded generated "label"``. Where the file
-    still annotates the 240 fps video, every eighth row is taken; a difference of one frame at the end is cut off.
+    still annotates the 240 fps video, every eighth row is taken; one frame or row too many at the end is cut off.
     """
     try:
         rows = [[float(value) for value in line.split()[1:5]] for line in read_lines(path)]
@@ -211,7 +211,7 @@ def _uav123(path: Path, name: str) -> Sequence:
     """UAV123: ``anno/UAV123/<seq>.txt`` and ``data_seq/UAV123/<folder>/000001.jpg ...``.
 
     Rows are ``nan`` where the target is out of view. Several sequences may be parts of one folder
-    (``bird1_1`` to ``bird1_3`` of ``bird1``): the frame each part starts with is the toolkit's.
+    (``bird1_1`` to ``bird1_3`` of ``bird1``): the toolkit states the frame at which each part starts.
     """
     parts, truth = SPLITS["uav123"]["first_image"], read_boxes(path)
     folder = name.rpartition("_")[0] if name in parts else name
@@ -219,7 +219,7 @@ def _uav123(path: Path, name: str) -> Sequence:
     images = path.parents[2] / "data_seq" / "UAV123" / folder
     frames = Frames(images)
     if 0 < len(frames) <= first:
-        raise DatasetError(f"{printable(images)} has {len(frames)} images, and this part begins at {first + 1}")
+        raise DatasetError(f"{printable(images)} has {len(frames)} images, but this part begins at {first + 1}")
     part = frames.cut(first, first + len(truth))
     last = first + len(part)
     if name in parts and len(part) and frames[last - 1].stem.lstrip("0") != str(last):
@@ -228,7 +228,7 @@ def _uav123(path: Path, name: str) -> Sequence:
 
 
 def _read_coco(root: Path) -> Loaders:
-    """COCO2017, training images: each box of ten pixels or more that is no crowd is a target of one frame.
+    """COCO2017, training images: each box with sides of ten pixels or more that is not a crowd is a one-frame target.
 
     Boxes are named by their position in the annotation and kept as an array, as there are 800,000.
     """
@@ -244,7 +244,7 @@ def _read_coco(root: Path) -> Loaders:
         files = [images[o["image_id"]] for o in objects]
         boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
     except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root / looked_for} is not COCO's annotation: {error}") from None
+        raise DatasetError(f"{root / looked_for} is not a COCO annotation file: {error}") from None
 
     def load(name: str) -> Sequence:
         return Sequence(name, Frames(root / "train2017", [files[int(name)]]), boxes[[int(name)]])
@@ -256,11 +256,11 @@ def _read_coco(root: Path) -> Loaders:
 class Kind:
     """How a data set is read, scored and written."""
 
-    title: str  # as the field writes it
+    title: str  # as written in papers
     read: Reader
     protocol: str  # key of ``benchmarks.accuracy.metrics.PROTOCOLS``; empty for training images
-    attributes: Tuple[str, ...] = ()  # what the 0/1 columns of its authors' attribute files mean
-    size: Optional[int] = None  # sequences of the published set
+    attributes: Tuple[str, ...] = ()  # the meaning of the 0/1 columns in its authors' attribute files
+    size: Optional[int] = None  # number of sequences in the published set
 
 
 _OTB, _LASOT, _UAV = (tuple(SPLITS[name]["attributes"]) for name in ("otb", "lasot", "uav123"))
@@ -284,21 +284,21 @@ DATASETS: Dict[str, Kind] = {
 
 
 class Annotation(NamedTuple):
-    """A target as training draws from it."""
+    """A target in the form that training uses."""
 
     boxes: np.ndarray  # float32 (N, 4) x, y, w, h in pixels, one per frame
-    usable: np.ndarray  # int64 indices of the frames that show the target, large enough to learn from
+    usable: np.ndarray  # int64 indices of the frames where the target is visible and large enough to learn from
     frames: Frames
 
 
 class Dataset:
-    """A data set on disk; a sequence is read when it is asked for.
+    """A data set on disk; its sequences are read on demand.
 
     Args:
         name: key of ``DATASETS``, which becomes ``kind``.
-        root: the data set's folder. DatasetError where it is not laid out as published.
-        attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as the toolkits of OTB, LaSOT
-            and UAV123 have; default the data set's own place under ``root``, if it is there.
+        root: the data set's folder; raises ``DatasetError`` if it is not laid out as published.
+        attributes: folder of ``<sequence>.txt`` files with 0/1 columns, as in the toolkits of OTB, LaSOT
+            and UAV123; by default, the data set's own place under ``root``, if it exists.
     """
 
     def __init__(self, name: str, root: Path, attributes: Optional[Path] = None) -> None:
@@ -306,10 +306,10 @@ class Dataset:
             raise UsageError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
         self.kind = DATASETS[name]
         if attributes is not None and not self.kind.attributes:
-            raise UsageError(f"{self.kind.title} has no attribute files: leave --attributes out")
+            raise UsageError(f"{self.kind.title} has no attribute files: leave out --attributes")
         self.root = root
         self._loaders = self.kind.read(root)
-        # Toolkits do not agree on upper and lower case.
+        # Toolkits differ in upper and lower case.
         found = (attributes or _within(root, "anno/UAV123") / "att").glob("*.txt")
         self._attributes = {path.stem.lower(): path for path in found}
         if attributes is not None and not self._attributes:
@@ -322,7 +322,7 @@ class Dataset:
         return len(self.names)
 
     def sequence(self, name: str) -> Sequence:
-        """Reads one sequence; DatasetError, which names it, where it is missing or damaged."""
+        """Reads one sequence; raises a ``DatasetError`` that names it if it is missing or damaged."""
         try:
             sequence = self._loaders[name](name)
             columns, names = self.kind.attributes, (name, *sequence.aliases)
@@ -331,20 +331,20 @@ class Dataset:
                 return sequence
             flags = read_labels(path)
             if len(flags) != len(columns):
-                raise DatasetError(f"{printable(path)}: {len(flags)} attributes where {len(columns)} are known")
+                raise DatasetError(f"{printable(path)}: {len(flags)} attributes, but {len(columns)} are expected")
             return replace(sequence, attributes=tuple(n for n, flag in zip(columns, flags) if flag > 0))
         except (DatasetError, OSError) as error:
             raise DatasetError(f"sequence {printable(name)}: {error}") from None
 
     def read(self, wanted: Optional[Iterable[str]] = None) -> Tuple[List[Sequence], Dict[str, str]]:
-        """Reads the sequences of these names, or all; a bad one costs itself alone.
+        """Reads the named sequences, or all; a bad one does not affect the others.
 
         Returns:
-            Those that can be read, in the published order; and name -> why of those that cannot.
+            The readable sequences, in the published order, and the reasons for the others, by name.
 
         Raises:
-            UsageError: one is not there.
-            DatasetError: none can be read.
+            UsageError: a name is unknown.
+            DatasetError: no sequence can be read.
         """
         chosen = set(self.names if wanted is None else wanted)
         missing = sorted(printable(name) for name in chosen - set(self.names))
@@ -363,9 +363,9 @@ class Dataset:
         return read, left_out
 
     def _annotation(self, index: int) -> Annotation:
-        """The target of a sequence, by its position in ``names``; stays in memory.
+        """The target of a sequence, by its position in ``names``; ``annotation`` caches it.
 
-        A sequence that cannot be read is told once and shows nothing, so that training goes on without it.
+        A sequence that cannot be read is reported once and has no usable frames, so that training goes on without it.
         """
         try:
             sequence = self.sequence(self.names[index])

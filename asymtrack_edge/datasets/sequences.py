@@ -1,4 +1,4 @@
-"""What every data set comes down to: named sequences of frames with a ground-truth box for each."""
+"""The common form of all data sets: named sequences of frames with a ground-truth box for each frame."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from asymtrack_edge.files import AnyPath, list_files, printable, read_image, rea
 
 
 class Frames:
-    """The image files of a sequence, in order. It takes a few bytes a frame, so that thousands can be kept.
+    """The image files of a sequence, in order. A frame takes a few bytes, so that thousands of sequences can be kept.
 
-    Without ``names`` it takes every visible image in the folder, ``2.jpg`` before ``10.jpg``.
+    Without ``names``, these are all visible images in the folder, ``2.jpg`` before ``10.jpg``.
     """
 
     def __init__(self, folder: AnyPath, names: Optional[Iterable[str]] = None) -> None:
@@ -25,7 +25,7 @@ class Frames:
             try:
                 names = [path.name for path in list_files(folder)]
             except OSError:
-                names = []  # told where a sequence is made of them
+                names = []  # reported when a sequence is made of them
         encoded = np.array([name.encode("utf-8", "surrogateescape") for name in names])
         self.names = encoded if encoded.size else np.zeros(0, "S1")
 
@@ -39,14 +39,14 @@ class Frames:
         return (self[i] for i in range(len(self)))
 
     def cut(self, first: int, last: int) -> Frames:
-        """The frames from ``first`` to before ``last``."""
+        """The frames from ``first`` up to, but not including, ``last``."""
         part = Frames(self.folder, ())
         part.names = self.names[first:last]
         return part
 
 
 def frames_of(folder: Path) -> Frames:
-    """The images beside a sequence's boxes or, where there are none, in a folder there of a usual name."""
+    """The images in ``folder``, beside the boxes, or else in a subfolder with a usual name."""
     beside = Frames(folder)
     inside = (folder / name for name in ("img", "imgs", "images", "frames", "color"))
     return beside if len(beside) else next((frames for frames in map(Frames, inside) if len(frames)), beside)
@@ -54,20 +54,20 @@ def frames_of(folder: Path) -> Frames:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One target in one video; DatasetError where frames, boxes and labels differ in number, or there is no start box.
+    """One target in one video; raises ``DatasetError`` if frames, boxes and labels differ in number or row 0 is no box.
 
     Attributes:
         name: unique in its data set; result files are named after it.
         frames: image files in order, N of them.
         truth: float64 ``(N, 4)``, x, y, w, h in pixels (top-left, 0-based as published); nan where a
-            frame is not annotated. Row 0 is the box a tracker starts from.
-        attributes: names of the challenges the data set's authors gave the sequence.
+            frame is not annotated. Row 0 is the box that a tracker starts from.
+        attributes: names of the challenges that the data set's authors assigned to the sequence.
         absent: bool ``(N,)``, true where the target is declared out of view or fully hidden; None
             where the data set does not say.
-        aliases: what other toolkits call the sequence.
-        omitted: frames at the start that the data set's toolkit leaves out, and others do not.
+        aliases: names of the sequence in other toolkits.
+        omitted: number of frames at the start that the data set's toolkit leaves out, but others do not.
         withheld: only the start box is published.
-        note: what was not as published and is mended here; empty where nothing was.
+        note: what differed from the published data and was corrected here; else empty.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Sequence:
 
     @property
     def start(self) -> Tuple[float, float, float, float]:
-        """The box a tracker is initialised with."""
+        """The box that a tracker is initialised with."""
         x, y, w, h = (float(value) for value in self.truth[0])
         return x, y, w, h
 
@@ -105,12 +105,12 @@ class Sequence:
         return np.ones(len(self), bool) if self.absent is None else ~self.absent
 
     def read(self, index: int) -> np.ndarray:
-        """Decodes one frame as ``read_frame`` does; those of 16 bits are stretched alike."""
+        """Decodes one frame as ``read_frame`` does; all 16-bit frames are stretched alike."""
         return read_frame(self.frames[index], self.frames[0])
 
 
 def read_frame(path: Path, first: Optional[Path] = None) -> np.ndarray:
-    """Decodes an image file as ``files.decode_image`` does; DatasetError where it is missing or no image."""
+    """Decodes an image file as ``files.decode_image`` does; raises ``DatasetError`` if it is missing or no image."""
     frame = read_image(path, first)
     if frame is None:
         state = "is not an image OpenCV can decode" if path.is_file() else "does not exist"
@@ -119,9 +119,9 @@ def read_frame(path: Path, first: Optional[Path] = None) -> np.ndarray:
 
 
 def read_rows(path: Path) -> List[List[float]]:
-    """Reads numbers separated by commas, semicolons, blanks or tabs; ``nan`` is allowed, empty lines do not count.
+    """Reads numbers separated by commas, semicolons, blanks or tabs; ``nan`` is allowed, empty lines are skipped.
 
-    Raises DatasetError where the file cannot be read, or holds something else.
+    Raises ``DatasetError`` if the file cannot be read or holds anything else.
     """
     try:
         return [[float(value) for value in re.split(r"[,;\s]+", line.strip(",; "))] for line in read_lines(path)]
@@ -130,7 +130,7 @@ def read_rows(path: Path) -> List[List[float]]:
 
 
 def read_boxes(path: Path) -> np.ndarray:
-    """Reads one ``x, y, w, h`` row per frame, float64 ``(N, 4)``; DatasetError as ``read_rows``, or for other rows."""
+    """Reads one ``x, y, w, h`` row per frame, float64 ``(N, 4)``; raises ``DatasetError`` for any other content."""
     rows = read_rows(path)
     for i, row in enumerate(rows, start=1):
         if len(row) != 4:
@@ -139,5 +139,5 @@ def read_boxes(path: Path) -> np.ndarray:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """Reads one number per frame, however the file breaks its lines; float64 ``(N,)``."""
+    """Reads one number per frame, wherever the lines break; float64 ``(N,)``."""
     return np.array([value for row in read_rows(path) for value in row], np.float64)

@@ -1,8 +1,8 @@
 """The network's layers: encoder, modulation (ETM), enhancement (OPE), attention and head.
 
-Features are channels-last, ``(batch, height, width, channels)``, as in the published model; every layer but
-the head keeps their shape unless it says so. A convolution sees them through a permuted view, which PyTorch
-treats as its ``channels_last`` memory format: no copy is made.
+Features are channels-last, ``(batch, height, width, channels)``, as in the published model. Unless stated
+otherwise, every layer but the head keeps their shape. A convolution sees them through a permuted view, which
+PyTorch treats as its ``channels_last`` memory format, without a copy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A depthwise convolution that keeps the size, with gradients of its own for bfloat16 on a CPU."""
+    """A depthwise convolution that keeps the spatial size, with custom gradients for bfloat16 on a CPU."""
 
     def __init__(self, width: int, kernel: int) -> None:
         super().__init__(width, width, kernel, padding=kernel // 2, groups=width)
@@ -33,7 +33,7 @@ class DepthwiseConv(nn.Conv2d):
 
 
 class _DepthwiseGradients(torch.autograd.Function):
-    """The same convolution; PyTorch's own gradient of its kernels takes three to four times as long there."""
+    """The same convolution; PyTorch's own gradient of the kernel takes three to four times as long in this case."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -63,9 +63,9 @@ class _DepthwiseGradients(torch.autograd.Function):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Normalises channels in the input's own type, under autocast too; the statistics are fp32 in any case.
+    """Normalises channels in the input's data type, even under autocast; the statistics are always fp32.
 
-    Autocast would compute it in fp32, and all that is added to its output with it.
+    Autocast would compute it in fp32, and with it everything that is added to its output.
     """
 
     casts = False  #: whether it casts to fp32 and back, for runtimes that compute statistics in the input's type
@@ -91,7 +91,7 @@ class PatchEmbed(nn.Module):
 
 
 class ContextLayer(nn.Module):
-    """FC, GELU'd 7x7 depthwise convolution, FC: the context that modulates a block's features."""
+    """FC, 7x7 depthwise convolution with GELU, FC: the context that modulates a block's features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class ContextLayer(nn.Module):
 class ContextMlp(nn.Module):
     """Multiplies projected features by their context and projects back.
 
-    Expanded (``ratio`` above 1) they go through GELU, and channel ``j`` meets context channel ``j mod width``.
+    Expanded features (``ratio`` above 1) pass GELU first, and context channel ``j mod width`` multiplies channel ``j``.
     """
 
     def __init__(self, width: int, ratio: int) -> None:
@@ -140,7 +140,7 @@ class EncoderBlock(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Separable 1-D convolution over prototypes, its kernel generated from the template (eq. 6)."""
+    """Separable 1-D convolution over prototypes; its kernel is generated from the template (eq. 6)."""
 
     def __init__(self, width: int, prototypes: int) -> None:
         super().__init__()
@@ -164,9 +164,9 @@ class TemplateModulation(nn.Module):
     """Efficient template modulation (ETM) of one stage (paper, eqs. 4-7).
 
     The template is reduced to C / 32 prototypes, and those to the kernels of a dynamic separable 1-D convolution.
-    The kernels are all the search stream ever needs, so they belong to the template state. The paper writes them
-    as conditioned on the search prototypes; the published model conditions them on the template's, which is what
-    makes them computable once. This follows the published model.
+    The kernels are all that the search stream needs, so they belong to the template state. In the paper, the
+    kernels depend on the search prototypes; in the published model, they depend on the template's and are
+    therefore computed only once. This code follows the published model.
     """
 
     def __init__(self, width: int) -> None:
@@ -197,7 +197,7 @@ class TemplateModulation(nn.Module):
 def _contract(selection: Tensor, tokens: Tensor) -> Tensor:
     """Sums tokens ``(B, HW, C)`` into prototypes ``(B, N, C)`` (eq. 4), in fp32 or better.
 
-    A sum over all positions leaves the range of fp16; the LayerNorm that follows brings it back.
+    A sum over all positions exceeds the range of fp16; the LayerNorm that follows brings it back.
     """
     dtype = torch.promote_types(selection.dtype, torch.float32)
     return selection.to(dtype).transpose(1, 2) @ tokens.to(dtype)
@@ -207,8 +207,8 @@ class PerceptionEnhancement(nn.Module):
     """Object perception enhancement (OPE; paper, eq. 8 and "Re-parameterization Inference").
 
     Parallel 3x3 convolutions, each with a gradient ("local descriptor") twin. They are linear in their kernels, so
-    even in training one convolution with the folded kernel gives the same result and gradients as the six the
-    paper draws.
+    even in training one convolution with the folded kernel gives the same result and gradients as the six in the
+    paper's figure.
     """
 
     def __init__(self, width: int) -> None:
@@ -248,8 +248,8 @@ class Attention(nn.Module):
 class AttentionBlock(nn.Module):
     """Pre-norm transformer block at the end of stage 3: search tokens attend to search and template tokens.
 
-    Only the search tokens' outputs are ever read, so queries, projection and MLP run on search tokens alone,
-    and the template contributes its keys and values, computed once.
+    Only the outputs of the search tokens are read, so queries, projection and MLP run on search tokens alone. The
+    template contributes its keys and values, which are computed once.
     """
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
@@ -277,7 +277,7 @@ class AttentionBlock(nn.Module):
         return (tokens + self.mlp(self.norm2(tokens))).view_as(x)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Values ``(B, heads, tokens, dim)`` weighted by the attention of the queries to the keys."""
+        """Values ``(B, heads, tokens, dim)`` weighted by the attention between queries and keys."""
         return F.scaled_dot_product_attention(q, k, v)
 
 
@@ -308,7 +308,7 @@ class CornerHead(nn.Module):
 def soft_argmax(scores: Tensor) -> Tensor:
     """Expected position ``(B, 2)`` as (x, y) in crop units, of score maps ``(B, H, W)``.
 
-    A cell's coordinate is its index over the side, so positions lie in ``[0, (side - 1) / side]``.
+    A cell's coordinate is its index divided by the side, so positions lie in ``[0, (side - 1) / side]``.
     """
     height, width = scores.shape[-2:]
     probability = scores.float().flatten(1).softmax(-1).unflatten(-1, (height, width))

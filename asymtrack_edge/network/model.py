@@ -1,4 +1,4 @@
-"""AsymTrack: encoder, modulation, enhancement, attention and head put together."""
+"""AsymTrack: the complete network of encoder, modulation, enhancement, attention and head."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
 
     @classmethod
     def of(cls, maps: Tuple[Tensor, Tensor]) -> Prediction:
-        """Reads the corners out of their score maps."""
+        """Computes the corners from their score maps."""
         return cls(torch.cat([layers.soft_argmax(scores) for scores in maps], -1), *maps)
 
     @property
@@ -34,9 +34,9 @@ class Prediction(NamedTuple):
 
 
 class Stage(nn.Module):
-    """Encoder blocks, then where the variant has them ETM, OPE and attention; then downsampling.
+    """Encoder blocks; then ETM, OPE and attention, where the variant has them; then downsampling.
 
-    All of them share one module list, because that is how the published checkpoints name them.
+    The blocks share one module list, because the names in the published checkpoints require it.
     """
 
     def __init__(self, variant: Variant, stage: int) -> None:
@@ -54,9 +54,9 @@ class Stage(nn.Module):
         self.downsample = layers.PatchEmbed(width, outputs, 3, 2)
 
     def template(self, z: Tensor) -> Tuple[Tensor, TemplateState]:
-        """Template features ``(B, H, W, C)`` to the next stage's and the state.
+        """Maps template features ``(B, H, W, C)`` to those of the next stage; also returns this stage's state.
 
-        The stage with attention returns the features that attention reads: nothing comes after them.
+        The stage with attention returns the features that attention reads, because no later stage needs them.
         """
         state: TemplateState = {}
         for block in self.blocks:
@@ -70,7 +70,7 @@ class Stage(nn.Module):
         return self.downsample(z), state
 
     def forward(self, x: Tensor, state: TemplateState) -> Tensor:
-        """Search features ``(B, H, W, C)`` after the blocks; ``downsample`` makes the next stage's of them."""
+        """Search features ``(B, H, W, C)`` after the blocks; ``downsample`` maps them to the next stage."""
         for block in self.blocks:
             if isinstance(block, layers.TemplateModulation):
                 x = block(x, state[f"etm{self.stage}_taps"], state[f"etm{self.stage}_pointwise"])
@@ -93,7 +93,7 @@ class Backbone(nn.Module):
 class AsymTrack(nn.Module):
     """The tracker's network in training form, with parameters named as in the authors' checkpoints.
 
-    It keeps no state between calls and treats every item of a batch by itself.
+    It keeps no state between calls and, in eval mode, processes every item of a batch independently.
     """
 
     def __init__(self, variant: Variant) -> None:
@@ -108,7 +108,7 @@ class AsymTrack(nn.Module):
         return self.template_and_features(image)[0]
 
     def template_and_features(self, image: Tensor) -> Tuple[TemplateState, Tensor]:
-        """As ``template``; also the features ``(B, Z / 16, Z / 16, C)`` of stage 3 that attention reads."""
+        """Like ``template``; also returns the features ``(B, Z / 16, Z / 16, C)`` of stage 3 that attention reads."""
         z: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         state: TemplateState = {}
         for layer in self.backbone.layers:
@@ -117,11 +117,11 @@ class AsymTrack(nn.Module):
         return {name: state[name] for name in self.variant.state_shapes}, z
 
     def search(self, image: Tensor, state: TemplateState) -> Prediction:
-        """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and what ``template`` gave."""
+        """Search branch, run per frame, on crops ``(B, 3, search_size, search_size)`` and the template state."""
         return Prediction.of(self.score_maps(image, state)[0])
 
     def score_maps(self, image: Tensor, state: TemplateState) -> Tuple[Tuple[Tensor, Tensor], Tensor]:
-        """The score maps of ``search``; also the features ``(B, X / 16, X / 16, C)`` of stage 3, after attention."""
+        """The score maps of ``search``, and the features ``(B, X / 16, X / 16, C)`` of stage 3 after attention."""
         x: Tensor = self.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.backbone.layers:
             features: Tensor = layer(x, state)

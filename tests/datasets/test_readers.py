@@ -60,7 +60,7 @@ def test_got10k_val_labels_and_order(tmp_path):
     assert read("got10k-val", tmp_path)[0].absent.tolist() == [False, False, True, False]
     got10k(tmp_path / "val" / "more", "GOT-10k_Val_1")
     save(tmp_path / "val" / "list.txt", "GOT-10k_Val_1\nmore/GOT-10k_Val_1\n")
-    with pytest.raises(DatasetError, match="called alike"):
+    with pytest.raises(DatasetError, match="with the same name"):
         read("got10k-val", tmp_path)
 
 
@@ -96,7 +96,7 @@ def test_otb_delimiters_ranges_and_two_targets(tmp_path):
     assert (jogging1.start[0], jogging2.start[0]) == (1, 2)
     assert (tiger.frames[0].name, tiger.start[0], len(tiger)) == ("0006.jpg", 9, 3)
     save(tmp_path / "att" / "Boy.txt", "1,0\n")
-    with pytest.raises(DatasetError, match=r"Boy: .*2 attributes where 11 are known"):
+    with pytest.raises(DatasetError, match=r"Boy: .*2 attributes, but 11 are expected"):
         Dataset("otb", tmp_path).sequence("Boy")
 
 

@@ -1,4 +1,4 @@
-"""``asymtrack-train``: trains, continues, labels video and plots."""
+"""``asymtrack-train``: trains, resumes, labels videos and plots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ON_DISK = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "tracking
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``run`` is the one meant where none is named."""
+    """The parser of all sub-commands; ``run`` is the default."""
     text = "Trains and fine-tunes AsymTrack. All options: asymtrack-train run --help"
     parser = cli.parser("asymtrack-train", text, EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
@@ -56,36 +56,36 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    text = "train (this is what happens without a command's name)"
+    text = "train (the default command)"
     run = commands.add_parser("run", help=text, description="Trains AsymTrack.")
     run.set_defaults(func=_run)
-    add = run.add_argument_group("data, held in memory or read from disk as published").add_argument
+    add = run.add_argument_group("data, held in memory or read from disk in the published layout").add_argument
     add("--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos")
     for name, title in _ON_DISK.items():
         add(f"--{name}", metavar="DIR", help=f"root of {title}")
     add("--canvas", type=cli.positive, metavar="N", help="long side of images in memory, pixels (default: 320)")
-    add("--workers", type=cli.positive, metavar="N", help="threads that read from disk (default: one per CPU)")
+    add("--workers", type=cli.positive, metavar="N", help="disk reader threads (default: one per CPU, up to 16)")
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: that of --init, else T)")
     add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
-    text = "learn from a tracker, too: the folder of its two ONNX models"
+    text = "also learn from a teacher tracker: the folder of its two ONNX models"
     add("--teacher", type=os.path.abspath, metavar="DIR", help=text)
     recipe = run.add_argument_group("recipe")
     add = recipe.add_argument
-    text = "recipe (default: paper; needed with --data; docs/training.md compares them)"
+    text = "recipe (default: paper; required with --data; docs/training.md compares them)"
     add("--preset", choices=("paper", "small", "gpu"), help=text)
     add("--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)")
     add("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
     add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
-    add("--cooldown", type=_share, metavar="SHARE", help="last part (0..1) in which the rate falls to zero")
-    add("--seed", type=cli.seed, metavar="N", help="seed of weights and pairs (default: 0)")
+    add("--cooldown", type=_share, metavar="SHARE", help="last part of the run (0..1) in which the rate falls to zero")
+    add("--seed", type=cli.seed, metavar="N", help="seed of initial weights and pairs (default: 0)")
     numbers = recipe.add_mutually_exclusive_group().add_argument
     numbers("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
     numbers("--fp32", dest="bf16", action="store_const", const=False, help="compute in float32")
     call = run.add_argument_group("this call")
     add = call.add_argument
     add("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/VARIANT-PRESET)")
-    add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
+    add("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
     add("--time-budget", type=_seconds, default=math.inf, metavar="SECONDS", help="save and stop after this long")
     text = "when the loss rises and stays high: stop, or go back to the last good state with half the rate "
     add("--on-divergence", choices=("stop", "retry"), default="stop", help=text + "(default: stop)")
@@ -120,7 +120,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from asymtrack_edge.training.state import has_state
 
     if arguments.resume and arguments.output not in (None, arguments.resume):
-        raise UsageError("--resume goes on in its own folder: leave out --output, or copy the folder first")
+        raise UsageError("--resume continues in the run's folder: leave out --output, or copy the folder first")
     if arguments.resume and (arguments.preset or arguments.init or arguments.variant):
         raise UsageError("--resume keeps the run's network and recipe: leave out --preset, --init and --variant")
     if arguments.data and not arguments.resume and not arguments.preset:
@@ -129,29 +129,29 @@ def _run(arguments: argparse.Namespace) -> int:
     name = f"{config.variant.lower()}-{arguments.preset or 'paper'}"
     folder = arguments.resume or arguments.output or Path("runs", name)
     if not arguments.resume and has_state(folder):
-        raise UsageError(f"{folder} holds a run already: --resume {folder}, or choose another --output")
+        raise UsageError(f"{folder} already holds a run: use --resume {folder}, or choose another --output")
     check_folder(folder)
     path = Path(os.path.abspath(folder))
     if (arguments.data or not arguments.resume) and not {str(path), *map(str, path.parents)}.isdisjoint(config.data):
         other = "--data" if arguments.resume else "--output"
-        raise UsageError(f"{folder} lies in the data, and its pictures would be trained on: choose another {other}")
+        raise UsageError(f"{folder} lies in the data, so its pictures would be trained on: choose another {other}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     retry = arguments.on_divergence == "retry"
     try:
         finished, left_out = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
-    except RuntimeError as error:  # of PyTorch, by device
+    except RuntimeError as error:  # PyTorch's own; the text depends on the device
         if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
             raise
         raise UsageError("not enough memory: give a smaller --batch or --canvas, or less --data") from None
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
-    return 1 if left_out and "WORLD_SIZE" not in os.environ else 0  # torchrun would start the call again
+    return 1 if left_out and "WORLD_SIZE" not in os.environ else 0  # torchrun would restart the call
 
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
-    """The stored configuration, or the preset's, with what the command line says."""
+    """The stored configuration, or the preset's, with the changes from the command line."""
     from asymtrack_edge.training.recipes import PRESETS
     from asymtrack_edge.training.run import RunConfig
 
@@ -167,7 +167,7 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
         changes["variant"] = arguments.init.upper()
     datasets = given(*_ON_DISK)
     if arguments.data or datasets:
-        # Absolute, so that the run can go on from another place.
+        # Absolute, so that the run can be resumed from another working directory.
         folders = {name: os.path.abspath(folder) for name, folder in datasets.items()}
         changes.update(data=tuple(map(os.path.abspath, arguments.data or ())), datasets=folders)
     return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
@@ -181,7 +181,7 @@ def _label(arguments: argparse.Namespace) -> int:
     count, left_out = label_videos(arguments.folder, output, load)
     print(f"{output}: {count} tracks on which both directions agree")
     if not count:
-        cli.say("nothing is labelled: draw boxes of your own (docs/training.md)")
+        cli.say("nothing was labelled: draw boxes yourself (docs/training.md)")
     return 1 if left_out or not count else 0
 
 

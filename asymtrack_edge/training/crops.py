@@ -1,8 +1,8 @@
-"""How pairs are drawn and disturbed: random numbers, crops as the tracker makes them, and the disturbances.
+"""How pairs are drawn and augmented: random numbers, crops as the tracker makes them, and the augmentations.
 
-A crop is a window of whole pixels, zeros where it leaves the picture, resized bilinearly. On a CPU OpenCV cuts one
-after the other, which is several times faster than sampling the batch; elsewhere the batch is sampled at once at the
-same positions.
+A crop is a window of whole pixels, resized bilinearly; pixels outside the picture are zero. On a CPU, OpenCV cuts the
+crops one by one, which is several times faster than sampling the batch; on other devices the whole batch is sampled at
+once, at the same positions.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD
 
 #: Weights of red, green and blue in the luminance (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
-#: Standard deviation of a deformed crop's rotation, radians.
+#: Standard deviation of the rotation of a deformed crop, in radians.
 TURN = 0.2
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How pairs are drawn and disturbed. Defaults are the paper's; probabilities are per pair."""
+    """How pairs are drawn and augmented. Defaults are the paper's; probabilities are per pair."""
 
     centre_jitter: float = 3.5  #: the search crop's centre moves by up to half of this times ``sqrt(w * h)``
     size_jitter: float = 0.5  #: the search crop's size is multiplied by ``exp(size_jitter * randn)``, per axis
-    max_gap: int = 200  #: most frames between template and search frame of one clip
+    max_gap: int = 200  #: largest distance in frames between template and search frame of a clip
     greyscale: float = 0.05  #: both crops lose their colour
     flip: float = 0.5  #: both crops are mirrored
     brightness: float = 0.2  #: half width of the brightness factor, per crop
     contrast: float = 0.0  #: the same for further colour changes
     saturation: float = 0.0
     tint: float = 0.0
-    deformation: float = 0.0  #: the search crop is turned by ``TURN`` and stretched
-    stretch: float = 0.12  #: standard deviation of the logarithm of that stretch
-    coarse: float = 0.0  #: the template crop loses resolution; the search crop does half as often
+    deformation: float = 0.0  #: the search crop is rotated (see ``TURN``) and stretched
+    stretch: float = 0.12  #: standard deviation of the logarithm of this stretch
+    coarse: float = 0.0  #: the template crop loses resolution; the search crop does so half as often
     blur: float = 0.0  #: the search crop is blurred along a random direction
     occlusion: float = 0.0  #: a patch of another picture covers part of the search crop
-    fill: float = 0.0  #: what lies outside the picture in the search crop shows another picture, not black
-    #: Shares of pairs made from one still's box, and from an arbitrary region of any picture (with a teacher the search
-    #: crop is of another frame of its clip); the rest comes from clips. They say how a ``Pool`` is used; data sets on
-    #: disk are drawn in equal parts.
+    fill: float = 0.0  #: where the search crop leaves its picture, it shows another picture instead of black
+    #: Shares of pairs made from one box of a still, and from a random region of any picture (with a teacher, the search
+    #: crop comes from another frame of the same clip). The rest comes from clips. The shares apply to a ``Pool``; data
+    #: sets on disk are drawn in equal parts.
     stills: float = 0.0
     patches: float = 0.0
-    negatives: float = 0.0  #: the target is not in the search crop: its template belongs to another pair
-    shape_changes: bool = False  #: of a ``Pool``, targets and frames whose shape changes are drawn more often
+    negatives: float = 0.0  #: the search crop does not show the target: the template is taken from another pair
+    shape_changes: bool = False  #: in a ``Pool``, targets and frames with changing shapes are drawn more often
 
 
 class Random:
-    """A stream of random numbers on one device that depends on nothing but its key: seed, process and step.
+    """A stream of random numbers on one device that depends only on its key: seed, process and step.
 
-    A run that stopped after any step goes on with exactly the pairs it would have seen, and loaders may prepare
+    A run that stopped after any step resumes with exactly the pairs that it would have seen, and loaders may prepare
     batches ahead.
     """
 
@@ -64,7 +64,7 @@ class Random:
         self.generator = torch.Generator(device)
 
     def start(self, *key: int) -> None:
-        """Begins the stream that belongs to ``key``, non-negative integers."""
+        """Starts the stream that belongs to ``key``, which is non-negative integers."""
         seed = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
         self.generator.manual_seed(int(seed) >> 1)
 
@@ -81,7 +81,7 @@ class Random:
         return torch.randint(below, (count,), generator=self.generator, device=self.device)
 
     def some(self, count: int, probability: float) -> Tensor:
-        """Indices of those out of ``count`` that are chosen with ``probability`` each."""
+        """Indices below ``count``, each chosen with ``probability``."""
         if probability <= 0:
             return torch.zeros(0, dtype=torch.int64, device=self.device)
         return (self.uniform(count) < probability).nonzero()[:, 0]
@@ -112,7 +112,7 @@ def inside(windows: Windows, sizes: Tensor, size: int) -> Tensor:
 def cut(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: int) -> Tensor:
     """Cuts windows ``(B,)`` out of canvases, uint8 ``(N, H, W, C)``, and resizes them.
 
-    ``index`` ``(B,)`` chooses the canvases, ``sizes`` ``(B, 2)`` are width and height of the pictures on those. Returns
+    ``index`` ``(B,)`` selects the canvases; ``sizes`` ``(B, 2)`` are width and height of the pictures on them. Returns
     uint8 ``(B, C, size, size)`` in channels-last memory.
     """
     if canvases.device.type == "cpu" and canvases.shape[-1] == 3:
@@ -153,11 +153,11 @@ def cut_one(picture: np.ndarray, windows: Windows, i: int, out: np.ndarray, crop
 
 
 def deform(search: Tensor, corners: Tensor, augmentation: Augmentation, random: Random) -> Tuple[Tensor, Tensor]:
-    """Turns and stretches some of the crops about their middle: one still shows a target in one pose only.
+    """Rotates and stretches some of the crops about their centre, because a still shows its target in one pose only.
 
     Takes uint8 crops ``(B, 3, S, S)`` and the targets' ``corners`` ``(B, 4)`` in crop units. Returns the crops,
-    mirrored at their edges where the turn leaves them, and the corners of the box around the turned ellipse that
-    filled the target's box.
+    with their edges reflected where the rotation leaves them, and the corners of the box around the rotated
+    ellipse that filled the target's box.
     """
     batch, size = len(search), search.shape[-1]
     chosen = random.some(batch, augmentation.deformation)
@@ -168,13 +168,13 @@ def deform(search: Tensor, corners: Tensor, augmentation: Augmentation, random: 
     cos, sin = angle.cos(), angle.sin()
     turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
     scale = torch.stack([stretch, 1 / stretch], 1)
-    # From a place in the crop before to its place after, about the middle; the grid asks for the reverse.
+    # Maps a position before the deformation to its position after, about the centre; the grid needs the inverse.
     forward = turn * scale[:, None, :]
     backward = turn.transpose(1, 2) / scale[:, :, None]
     grid = F.affine_grid(F.pad(backward, (0, 1)), [len(chosen), 3, size, size], align_corners=False)
     turned = F.grid_sample(search[chosen].float(), grid, padding_mode="reflection", align_corners=False)
     box = corners[chosen]
-    # The published convention puts the crop's middle at (S - 1) / 2 pixels.
+    # The published convention puts the crop's centre at (S - 1) / 2 pixels.
     middle = (size - 1) / (2 * size)
     centre = (box[:, :2] + box[:, 2:]) / 2 - middle
     half = (box[:, 2:] - box[:, :2]) / 2
@@ -187,7 +187,7 @@ def deform(search: Tensor, corners: Tensor, augmentation: Augmentation, random: 
 
 
 def occlude(search: Tensor, corners: Tensor, probability: float, random: Random) -> Tensor:
-    """Covers up to 0.6 of the target's width and height with a piece of the next pair's search crop; see ``deform``."""
+    """Covers up to 0.6 of the target's width and height with part of the next pair's search crop; see ``deform``."""
     chosen = random.some(len(search), probability)
     count = len(chosen)
     if count == 0:
@@ -207,7 +207,7 @@ def occlude(search: Tensor, corners: Tensor, probability: float, random: Random)
 def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Random) -> Tensor:
     """Random colour changes and the network's normalisation, as one affine map per image.
 
-    Takes uint8 RGB ``(B, 3, H, W)`` and which images lose their colour, bool ``(B,)``. Returns float32
+    Takes uint8 RGB ``(B, 3, H, W)`` and, as bool ``(B,)``, which images lose their colour. Returns float32
     ``(B, 3, H, W)`` in channels-last memory; the colours are clipped to 0..255 before normalisation.
     """
     batch, device = len(image), image.device
@@ -225,7 +225,7 @@ def colour(image: Tensor, grey: Tensor, augmentation: Augmentation, random: Rand
     pixels = image.contiguous().flatten(2)
     shift = torch.zeros(batch, 3, 1, device=device)
     if augmentation.contrast > 0:
-        # Every seventh pixel tells the mean well enough (7 is coprime to the crops' sides).
+        # Every seventh pixel is enough for the mean (7 is coprime to the crops' sides).
         mean = pixels[:, :, ::7].float().mean(2) @ luma
         shift = (gain * ((1 - contrast) * mean[:, None]))[:, :, None]
     mean3, std3 = mean_and_std(device)
@@ -241,7 +241,7 @@ def mean_and_std(device: torch.device) -> Tuple[Tensor, Tensor]:
 
 
 def coarsen(image: Tensor, probability: float, random: Random) -> Tensor:
-    """Some of the uint8 crops ``(B, 3, S, S)`` at a resolution that is 1.5 to 4 times lower, one factor for all."""
+    """Reduces the resolution of some of the uint8 crops ``(B, 3, S, S)`` by a common factor of 1.5 to 4."""
     chosen = random.some(len(image), probability)
     if len(chosen) == 0:
         return image

@@ -1,4 +1,4 @@
-"""One process of several, started by ``torchrun``; or the only one."""
+"""Training in several processes started by ``torchrun``, or in a single one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from asymtrack_edge.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part; by default one process on a CPU."""
+    """The processes of a run; by default one process on a CPU."""
 
     rank: int = 0  #: number of this process
-    size: int = 1  #: how many there are
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  #: where this one computes
+    size: int = 1  #: number of processes
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  #: this process's device
 
     @property
     def is_main(self) -> bool:
@@ -28,7 +28,7 @@ class World:
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Averages gradients and statistics of normalisation, so that only the whole batch decides what is learnt."""
+        """Averages gradients and normalisation statistics over all processes, as if one trained on the whole batch."""
         if self.size == 1:
             return network
         for module in network.modules():
@@ -42,7 +42,7 @@ class World:
         return value if self.size == 1 else _average(value)
 
     def agree(self, *values: float) -> List[float]:
-        """The largest of each value over all processes, so that all take the same decision."""
+        """The largest of each value over all processes, so that all make the same decision."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -50,7 +50,7 @@ class World:
         return tensor.tolist()
 
     def wait(self) -> None:
-        """Returns when all processes have come this far."""
+        """Returns when all processes have reached this point."""
         if self.size > 1:
             distributed.barrier()
 
@@ -62,7 +62,7 @@ def _average(value: Tensor) -> Tensor:
 
 
 class _Average(torch.autograd.Function):
-    """The mean of a tensor over all processes; in the backward pass that of its gradient."""
+    """The mean of a tensor over all processes; the backward pass averages the gradient."""
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class _Average(torch.autograd.Function):
 
 
 class SharedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation with the statistics of all processes; torch's own runs on GPUs only."""
+    """Batch normalisation with the statistics of all processes; PyTorch's own runs on GPUs only."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -96,10 +96,10 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """Joins the processes ``torchrun`` has started, each on a GPU of its own or all on the CPU.
+    """Joins the processes that ``torchrun`` started, each on its own GPU or all on the CPU.
 
-    ``device`` is ``"auto"`` (a GPU, or the CPU where there is none), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; UsageError
-    where PyTorch has no such device.
+    ``device`` is ``"auto"`` (a GPU, or the CPU where there is none), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``. Raises
+    ``UsageError`` if PyTorch has no such device.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if device == "auto":
@@ -114,7 +114,7 @@ def join_world(device: str) -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    # The others wait while the main process labels videos.
+    # The timeout is long because the others wait while the main process labels videos.
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     try:
         yield World(distributed.get_rank(), size, chosen)

@@ -1,6 +1,6 @@
-"""Training imagery held in memory as uint8: one canvas an image, ready to be cropped in batches.
+"""Training images held in memory as uint8, one canvas per image, ready to be cropped in batches.
 
-``docs/training.md`` says what a folder may hold: a collection, annotated clips, images.
+``docs/training.md`` describes what a folder may hold: collections, annotated clips, images.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import IMAGE_SUFFIXES, decode_image, printable
 
 TRUTH = re.compile(r"groundtruth(_rect(\.\d)?)?\.txt", re.IGNORECASE)
-#: Files beside it that mark frames without the target (GOT-10k, LaSOT).
+#: Files beside the ground truth that mark frames without the target (GOT-10k, LaSOT).
 ABSENT = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
-#: The lists of a collection, and what is in them.
+#: The index files of a collection, and the kind of their entries.
 INDEXES = {"stills.json": STILL, "clips.json": CLIP}
-#: Smallest box that is learnt from, per side: in canvas pixels, and for stills in the image's own.
+#: Smallest side of a box that is used for training: in canvas pixels, and for stills also in the original's pixels.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
 
 
 class LeftOut(Set[str]):
-    """Why files cannot be trained on. The run counts the reasons at its end."""
+    """The reasons why files were left out of training. The run reports their number at its end."""
 
     def tell(self, error: Exception) -> None:
-        """Adds a reason; a new one is printed. ``add`` and ``update`` are for what was told before."""
+        """Adds a reason, and prints it if it is new. ``add`` and ``update`` are for reasons printed before."""
         if str(error) not in self:
             cli.say(f"left out: {error}")
         self.add(str(error))
@@ -54,14 +54,14 @@ class Pool:
 
     A *target* is one object in one or more images: a track of a clip, or a box of a still (a track
     of length one). Targets are stored flat: target ``t`` owns the entries ``start[t]`` to
-    ``start[t] + length[t]`` of ``image`` and ``box``. Whole numbers are int64, others float32.
+    ``start[t] + length[t]`` of ``image`` and ``box``. Integers are int64, other numbers float32.
     """
 
     canvases: Tensor  #: uint8 ``(N, S, S, 3)`` RGB, each image in the top-left corner, zeros elsewhere
     sizes: Tensor  #: ``(N, 2)`` width and height of each image
-    group: Tensor  #: ``(N,)``; the frames of a clip follow each other and share a number, other images have their own
+    group: Tensor  #: ``(N,)``; the frames of a clip are consecutive and share a number, other images have their own
     scenery: Tensor  #: ``(K,)``, the images that may serve as background and for arbitrary regions
-    start: Tensor  #: ``(T,)``, as ``length`` and ``kind``
+    start: Tensor  #: ``(T,)``, like ``length`` and ``kind``
     length: Tensor
     kind: Tensor
     weight: Tensor  #: ``(T,)``, how often a target is drawn relative to others of its kind
@@ -76,34 +76,34 @@ class Pool:
 
 
 class _Item(NamedTuple):
-    """A still or a clip that is yet to be read."""
+    """A still or a clip that has not been read yet."""
 
     kind: int  #: ``CLIP`` or ``STILL``
     source: str  #: where it comes from; targets of one source share its weight
     images: Sequence[Any]  #: its image files: paths, or names in a shard
-    read: Callable[[Any], bytes]  #: gives the content of one
-    tracks: Sequence[np.ndarray] = ()  #: per target a box for each image ``(N, 4)``, nan where unknown
+    read: Callable[[Any], bytes]  #: returns the content of one of them
+    tracks: Sequence[np.ndarray] = ()  #: for each target, one box per image ``(N, 4)``; nan where unknown
 
 
 def load_pool(
     folders: Sequence[Path], side: int = 320, share: Tuple[int, int] = (0, 1), left_out: Optional[LeftOut] = None
 ) -> Pool:
-    """Loads folders, searched with all folders below them, into memory.
+    """Loads folders and all their subfolders into memory.
 
-    Images larger than ``side`` pixels are shrunk. ``share`` is the number of this process and how many there are: each
-    reads every n-th still and clip. What is damaged goes to ``left_out``. DatasetError where nothing is to train on.
+    Images larger than ``side`` pixels are shrunk. ``share`` is this process's number and the number of processes: each
+    reads every n-th still and clip. ``left_out`` gets the damaged files. Raises ``DatasetError`` if nothing is found.
     """
     left_out = LeftOut() if left_out is None else left_out
     items = [item for folder in folders for item in _find(folder, left_out)]
     if not any(item.images for item in items):
         names = ", ".join(map(str, folders))
-        raise DatasetError(f"{names}: no image and no annotated or labelled clip is here: nothing to train on")
+        raise DatasetError(f"{names}: nothing to train on (no image and no annotated or labelled clip)")
     rank, size = share
-    # A handful is not worth dividing, and would leave a process with nothing.
+    # A handful of items is not worth dividing, and could leave a process with nothing.
     items = items[rank::size] if len(items) >= 8 * size else items
     counts = [len(item.images) for item in items]
     ends = np.cumsum(counts)
-    # Untouched pages of zeros cost nothing, so memory follows what the images cover.
+    # Untouched pages of zeros take no memory: only the area covered by images does.
     canvases = np.zeros((ends[-1], side, side, 3), np.uint8)
     sizes, scales = np.zeros((ends[-1], 2), np.float32), np.zeros(ends[-1])
 
@@ -126,7 +126,7 @@ def load_pool(
         whole = list(cli.progress(threads.map(store, items, ends), "imagery", len(items)))
     if not any(good and item.images for item, good in zip(items, whole)):
         raise DatasetError("no image can be read: nothing to train on")
-    # Of each object its item, the numbers of the images that show it, and its boxes in canvas pixels.
+    # For each object: its item, the indices of the images that show it, and its boxes in canvas pixels.
     targets: List[Tuple[_Item, np.ndarray, np.ndarray]] = []
     for item, end, good in zip(items, ends, whole):
         first = end - len(item.images)
@@ -139,7 +139,7 @@ def load_pool(
             if known.any():
                 targets.append((item, first + np.flatnonzero(known), scaled[known]))
     lengths = np.array([len(images) for _, images, _ in targets], np.int64)
-    # A source with many targets is drawn more often, but not in proportion: square root.
+    # A source's share is proportional to the square root of its number of targets.
     count = Counter((item.kind, item.source) for item, *_ in targets)
     return Pool(
         canvases=torch.from_numpy(canvases),
@@ -156,22 +156,22 @@ def load_pool(
 
 
 def files_under(folder: Path) -> List[Path]:
-    """All visible files below ``folder``, sorted; DatasetError if there is no such folder."""
+    """All visible files below ``folder``, sorted; raises ``DatasetError`` if there is no such folder."""
     if not folder.is_dir():
         raise DatasetError(f"there is no folder {printable(folder)}")
     found: List[Path] = []
     seen: Set[str] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):  # rglob passes by folders that are links
-        new = os.path.realpath(place) not in seen  # else a link in a circle, or a second one
+    for place, folders, names in os.walk(folder, followlinks=True):  # rglob skips folders that are links
+        new = os.path.realpath(place) not in seen  # else a circular link, or a second link
         seen.add(os.path.realpath(place))
-        # Sorted: all processes of a run have to find the same.
+        # Sorted, because all processes of a run must find the same files in the same order.
         folders[:] = sorted(name for name in folders if new and not name.startswith("."))
         found += [Path(place, name) for name in names if new and not name.startswith(".")]
     return sorted(path for path in found if path.is_file())
 
 
 def _boxes(truth: Path, count: int) -> np.ndarray:
-    """The boxes of a target in a clip of ``count`` images ``(count, 4)``, nan where not annotated or not there."""
+    """The boxes of a target in a clip of ``count`` images ``(count, 4)``; nan where unknown or absent."""
     table = read_boxes(truth)
     if len(table) != count:
         raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {count} images")
@@ -180,15 +180,15 @@ def _boxes(truth: Path, count: int) -> np.ndarray:
         if len(absent) != count:
             raise DatasetError(f"{printable(label)} has {len(absent)} labels for {count} images")
         table[absent > 0] = np.nan
-    table[:, :2] -= "_rect" in truth.name.lower()  # counts pixels from 1
+    table[:, :2] -= "_rect" in truth.name.lower()  # such files count pixels from 1
     return table
 
 
 def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
-    """What a folder holds, unread: collections, annotated clips and, outside of both, images."""
+    """The items in a folder, not yet read: collections, annotated clips and, outside both, images."""
     files = files_under(folder)
     collections = {path.parent for path in files if path.name in INDEXES}
-    by_clip: Dict[Path, List[Path]] = {}  # its files of boxes, one for each target
+    by_clip: Dict[Path, List[Path]] = {}  # the box files of each clip, one per target
     for path in files:
         if TRUTH.fullmatch(path.name) and collections.isdisjoint(path.parents):
             by_clip.setdefault(path.parent, []).append(path)
@@ -210,7 +210,7 @@ def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
 
 
 def _collection(folder: Path) -> Iterator[_Item]:
-    # Only the name of a shard counts: an index cannot reach outside its own folder.
+    # Only the file name of a shard is used, so that an index cannot reach outside its own folder.
     shard = lru_cache(maxsize=None)(lambda name: _read_tar(folder / Path(str(name)).name))
     records = [(kind, record) for name, kind in INDEXES.items() for record in read_records(folder / name)]
     try:
@@ -225,18 +225,18 @@ def _collection(folder: Path) -> Iterator[_Item]:
             tables = [np.array([box or [np.nan] * 4 for box in boxes], np.float64) for boxes in tracks]
             if any(table.shape != (len(names), 4) for table in tables):
                 raise ValueError
-            # What follows a colon tells files of one origin apart; they share its weight.
+            # Text after a colon distinguishes files of the same source; they share its weight.
             source = record.get("source", "").split(":")[0]
             yield _Item(kind, source, names, content.__getitem__, tables)
     except KeyError as error:
         raise DatasetError(f"the collection in {folder} lacks {error}") from None
     except (AttributeError, TypeError, ValueError):
-        what = "boxes are not x, y, w, h for each image, or a source is no text"
+        what = "boxes are not x, y, w, h for each image, or a source is not text"
         raise DatasetError(f"cannot read the collection in {folder}: {what}") from None
 
 
 def read_records(path: Path) -> List[Dict[str, Any]]:
-    """One list of a collection, empty where there is no such file; DatasetError where it is none."""
+    """Reads an index of a collection, empty if there is no such file; raises ``DatasetError`` if it is no list."""
     try:
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     except ValueError as error:
@@ -256,7 +256,7 @@ def _read_tar(path: Path) -> Dict[str, bytes]:
 
 
 def shrink(image: np.ndarray, side: int) -> Tuple[np.ndarray, float]:
-    """An image, its long side at most ``side`` pixels, and the factor by which it was shrunk for that."""
+    """Shrinks an image to at most ``side`` pixels on its long side; returns it and the scale factor."""
     scale = min(1.0, side / max(image.shape[:2]))
     if scale == 1:
         return image, scale

@@ -1,4 +1,4 @@
-"""Pseudo-labels: boxes on unlabelled video, kept where tracking forward and backward agree."""
+"""Pseudo-labels: boxes on unlabelled video, kept where forward and backward tracking agree."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from asymtrack_edge.training.imagery import files_under, read_records, shrink
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".flv", ".3gp")
 
-#: A clip is ``FRAMES`` frames, every ``STRIDE``-th of the video; a video gives ``CLIPS`` at most, spread evenly.
+#: A clip has ``FRAMES`` frames, every ``STRIDE``-th of the video. A long video gives ``CLIPS`` to twice as many.
 FRAMES, STRIDE, CLIPS = 16, 3, 20
-LONGEST_GAP = 1000  #: frames in a row that cannot be decoded, after which a video is given up
+LONGEST_GAP = 1000  #: a video is given up after this many successive frames that cannot be decoded
 #: Frames are shrunk to this many pixels on their long side.
 SIDE = 320
-#: Most objects per clip, and the IoU of forward and backward box that is asked of them: on average, and in each frame.
+#: Most objects per clip, and the IoU of forward and backward boxes that they need: on average, and in each frame.
 TRACKS, MEAN_AGREEMENT, LEAST_AGREEMENT = 3, 0.75, 0.5
 
 
 def forward_backward(tracker: Any, frames: Sequence[np.ndarray], box: Sequence[float]) -> Tuple[List[Any], List[float]]:
-    """Tracks ``box``, x, y, w, h, through ``frames``, BGR uint8, and back to the first.
+    """Tracks ``box`` (x, y, w, h) through ``frames`` (BGR uint8) and back to the first.
 
-    ``tracker`` has ``init`` and ``update`` as ``asymtrack_edge.Tracker``. Returns the forward boxes, one per frame, and
-    for each the IoU with the box found on the way back; all zeros where the tracker refused a box.
+    ``tracker`` has ``init`` and ``update`` like ``asymtrack_edge.Tracker``. Returns the forward boxes, one per frame,
+    and the IoU of each with its backward box; all IoUs are zero if the tracker refused a box.
     """
     forward = [list(map(float, box))]
     try:
@@ -49,9 +49,9 @@ def forward_backward(tracker: Any, frames: Sequence[np.ndarray], box: Sequence[f
 
 
 def propose_regions(frames: Sequence[np.ndarray], random: np.random.Generator) -> List[List[float]]:
-    """Boxes x, y, w, h of up to ``TRACKS`` regions that stand out from what surrounds them, and do not overlap.
+    """Boxes x, y, w, h of up to ``TRACKS`` regions that stand out from their surroundings and do not overlap.
 
-    They differ by texture and movement in the first of the ``frames``, BGR uint8. ``random`` decides on their sizes.
+    They stand out by texture and motion in the first of ``frames`` (BGR uint8). ``random`` decides their sizes.
     """
     grey, later = (cv2.cvtColor(frames[i], cv2.COLOR_BGR2GRAY) for i in (0, min(2, len(frames) - 1)))
     edges = cv2.convertScaleAbs(cv2.Laplacian(cv2.GaussianBlur(grey, (5, 5), 0), cv2.CV_16S))
@@ -63,7 +63,7 @@ def propose_regions(frames: Sequence[np.ndarray], random: np.random.Generator) -
         w, h = min(width, max(10, round(extent * aspect))), min(height, max(10, round(extent / aspect)))
         inside = cv2.boxFilter(texture, -1, (w, h))
         around = cv2.boxFilter(texture, -1, (w + 2 * (w // 3), h + 2 * (h // 3)))
-        # Where a box's top-left corner may lie: a filter's result is at its middle.
+        # For each possible top-left corner of a box: the result of a filter lies at its centre.
         contrast = (inside - around)[h // 2 :, w // 2 :][: height - h + 1, : width - w + 1]
         for x, y, other_w, other_h in chosen:
             contrast[max(0, y - h) : y + other_h, max(0, x - w) : x + other_w] = 0
@@ -74,7 +74,7 @@ def propose_regions(frames: Sequence[np.ndarray], random: np.random.Generator) -
 
 
 def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
-    """Clips of a video, BGR uint8; DatasetError where OpenCV cannot read it."""
+    """Yields the clips of a video, BGR uint8; raises ``DatasetError`` if OpenCV cannot read it."""
     video = open_video(path)
     if not video.isOpened():
         raise DatasetError(f"cannot open the video {printable(path)}: convert it to H.264 MP4, or remove it")
@@ -83,7 +83,7 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
     clip: List[np.ndarray] = []
     number = given = failed = 0
     while failed < LONGEST_GAP:
-        if number % (FRAMES * STRIDE) == 0:  # a clip that is left has a damaged frame
+        if number % (FRAMES * STRIDE) == 0:  # an unfinished clip has a damaged frame
             if len(clip) >= 2:
                 yield clip
             clip = []
@@ -107,9 +107,9 @@ def read_clips(path: Path) -> Iterator[List[np.ndarray]]:
 
 
 def label_video(folder: Path, tracker: Any, path: Path) -> Tuple[bytes, List[Dict[str, Any]]]:
-    """A tar of one video's clips and their records; the video's name below ``folder`` decides which regions are tried.
+    """A tar of a video's clips, and their records; the video's path below ``folder`` seeds the choice of regions.
 
-    DatasetError where OpenCV cannot read it.
+    Raises ``DatasetError`` if OpenCV cannot read the video.
     """
     name = path.relative_to(folder).as_posix()
     random = np.random.default_rng([0, zlib.crc32(name.encode("utf-8", "surrogateescape"))])
@@ -136,16 +136,16 @@ def label_video(folder: Path, tracker: Any, path: Path) -> Tuple[bytes, List[Dic
 
 
 def find_videos(folder: Path) -> List[Path]:
-    """All videos below ``folder``; DatasetError if there is no such folder."""
+    """All videos below ``folder``; raises ``DatasetError`` if there is no such folder."""
     return [path for path in files_under(folder) if path.name.lower().endswith(VIDEO_SUFFIXES)]
 
 
 def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[int, List[str]]:
-    """Turns each video below a folder into a collection in ``output``, under the video's name.
+    """Turns each video below ``folder`` into a collection in ``output`` with the video's name.
 
-    Each finished video is on disk at once, and is skipped when called again. One that cannot be read is named on
-    stderr at the end, and tried when called again. ``load`` is what ``asymtrack_edge.Tracker.load`` takes. Returns how
-    many tracks there are, and why videos are left out.
+    Each finished video is written at once; a later call skips it. A video that cannot be read is named on stderr at
+    the end; a later call tries it again. ``load`` holds the arguments of ``asymtrack_edge.Tracker.load``. Returns the
+    number of tracks, and the reasons why videos were left out.
 
     Raises:
         DatasetError: there is no video.

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a progress bar, a JSON-lines log, and its plot."""
+"""What a run reports: a progress bar, a JSON-lines log and its plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLOT = "plot.png"
 
 
 class Log:
-    """Averages what each step gives and, every so many seconds, writes and shows it; without a folder it does not."""
+    """Averages the values of the steps, and writes and shows them every so many seconds; needs a folder for that."""
 
     def __init__(self, folder: Optional[Path], every: float) -> None:
         self.folder = folder
@@ -26,15 +26,15 @@ class Log:
         self.began, self.written = time.monotonic(), -math.inf
         self.pairs = 0
         self.values: Dict[str, float] = {}
-        self._row: Dict[str, Any] = {}  # that is not written yet
+        self._row: Dict[str, Any] = {}  # not written yet
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
-        #: To be closed at the end.
+        #: The caller closes it at the end.
         self.bar = cli.progress(total=1.0, bar_format=form, disable=folder is None or None)
 
     def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
-        """Takes in a step of ``count`` pairs, after which the run has come to ``step``, ``pairs``, ``progress`` (0..1).
+        """Adds a step of ``count`` pairs; ``step``, ``pairs`` and ``progress`` (0..1) say how far the run has come.
 
-        Its ``values`` are averaged, but for ``lr``.
+        ``values`` are averaged, except ``lr``.
         """
         self.pairs += count
         for name, value in values.items():
@@ -45,7 +45,7 @@ class Log:
             self.write()
 
     def write(self) -> None:
-        """Writes and shows what came last, if it is not written yet."""
+        """Writes and shows the latest values, unless they are written already."""
         if self.folder is None or not self._row:
             return
         self.written = time.monotonic()
@@ -53,7 +53,7 @@ class Log:
         try:
             with open(self.folder / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**self._row, "pairs_per_s": speed, **self.values}) + "\n")
-        except OSError as error:  # of a full disk it names no file
+        except OSError as error:  # on a full disk, the error names no file
             error.filename = str(self.folder / LOG)
             raise
         text = f"{self._row['pairs']:,} pairs, {speed:.1f} pairs/s"
@@ -67,7 +67,7 @@ class Log:
 
 
 def read_log(folder: Path) -> List[Dict[str, Any]]:
-    """The rows of a run's log without a last line cut short by a kill; UsageError if there is no log."""
+    """The rows of a run's log, without a line cut short by a kill; raises ``UsageError`` if there is no log."""
     try:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -80,9 +80,9 @@ def read_log(folder: Path) -> List[Dict[str, Any]]:
 
 
 def plot_run(folder: Path) -> Path:
-    """Draws loss, IoU and learning rate of a run over its pairs; returns the image's path.
+    """Draws loss, IoU and learning rate of a run over the number of pairs; returns the image's path.
 
-    Raises UsageError where there is no log, or nothing in it yet.
+    Raises ``UsageError`` if there is no log, or if it is still empty.
     """
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
-"""The training loop, the same for a CPU, one GPU, and several by ``torchrun``; and what it minimises.
+"""The training loop, the same for a CPU, a GPU and several processes (``torchrun``), and the loss.
 
-The objective is ``2 GIoU + 5 L1`` (paper, eq. 9) and an optional term on the corner maps.
+The loss is ``2 GIoU + 5 L1`` (paper, eq. 9) with an optional term on the corner maps.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from asymtrack_edge.training.teacher import Opinion, Student, Teacher, relabel, 
 WEIGHTS = "weights.safetensors"
 #: Weights of the generalised IoU of the boxes and of the mean absolute difference of their corners.
 GIOU, L1 = 2.0, 5.0
-#: A run has diverged when ``Guard.above`` has come to this many steps.
+#: A run has diverged when ``Guard.above`` reaches this many steps.
 PATIENCE = 100
 #: How often a run goes back to its last good state before it ends.
 RETRIES = 4
 
-#: The pairs of a step, and what a teacher says of them.
+#: The pairs of a step, and the teacher's opinion of them.
 Batch = Tuple[Pairs, Optional[Opinion]]
 
 
@@ -70,10 +70,10 @@ def corner_targets(corners: Tensor, side: int) -> Tensor:
 def tracking_loss(
     prediction: Prediction, pairs: Pairs, corner: float, average: Callable[[Tensor], Tensor] = lambda value: value
 ) -> Tuple[Tensor, Dict[str, Tensor]]:
-    """The weighted sum of all terms over the pairs that are known, and what to log: giou, l1, corner, iou (detached).
+    """The weighted sum of all terms over the known pairs, and the terms to log: giou, l1, corner, iou (detached).
 
-    ``corner`` is ``Recipe.corner_loss``; ``average`` gives the mean of a number over all processes, so that pairs count
-    alike in each.
+    ``corner`` is ``Recipe.corner_loss``; ``average`` returns the mean of a number over all processes, so that every
+    pair has the same weight in each.
     """
     target = pairs.corners.clamp(0, 1)
     present = (pairs.present & pairs.known).float()
@@ -98,7 +98,7 @@ def tracking_loss(
 
 
 def make_state(model: AsymTrack, recipe: Recipe, taught: bool = False) -> RunState:
-    """A run's state before its first step, with AdamW; with the read-outs that only a teacher needs, if ``taught``."""
+    """A run's state before its first step, with AdamW and, if ``taught``, the read-outs that only a teacher needs."""
     student = Student(model).to(next(model.parameters()).device) if taught else None
     scale = recipe.backbone_lr_scale
     if scale is None:
@@ -121,9 +121,9 @@ class Trainer:
     recipe: Recipe
     folder: Path  #: where state, weights and log go
     world: World = field(default_factory=World)
-    teacher: Optional[Teacher] = None  #: what is imitated beside the labels
+    teacher: Optional[Teacher] = None  #: imitated in addition to the labels
     time_budget: float = math.inf  #: stop after this many seconds, but not before the first step
-    retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, and do not end
+    retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, do not end
     bf16: bool = False  #: compute in bfloat16 where it is safe
     metadata: Dict[str, str] = field(default_factory=dict)  #: stored in the weights to be deployed
     save_every: float = 45.0  #: seconds between saved states
@@ -135,12 +135,12 @@ class Trainer:
         self._ahead = torch.cuda.Stream(self.world.device) if self.world.device.type == "cuda" else None
         self._ready: Optional[Tuple[int, Batch]] = None
         self.total = self.recipe.epochs * self.recipe.pairs_per_epoch
-        self.signals: List[int] = []  # that came during the run and end it
+        self.signals: List[int] = []  # received during the run; one ends it
 
     def run(self) -> bool:
-        """Trains, saving as it goes; returns whether the recipe's pairs are used up.
+        """Trains and saves regularly; returns whether the recipe's pairs are used up.
 
-        A signal to terminate or interrupt ends the run after the current step. The end is saved, unless the loss has
+        SIGINT, SIGTERM or SIGHUP ends the run after the current step. The final state is saved, unless the loss has
         risen too high: then the last good state stays.
 
         Raises:
@@ -149,7 +149,7 @@ class Trainer:
         state = self.state
         self.network.train()
         if state.step == 0:
-            self._ready = 0, self._prepare(0)  # first: where there is nothing to draw, no run is left behind
+            self._ready = 0, self._prepare(0)  # first: without pairs to draw, no run is left behind
             self.save()
         if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
             self._capture()
@@ -190,27 +190,27 @@ class Trainer:
         return state.pairs >= self.total
 
     def _note(self, number: int, _: Any) -> None:
-        """Has a signal end the run after the current step; a second SIGINT interrupts at once."""
+        """Makes a signal end the run after the current step; a second SIGINT interrupts at once."""
         if self.signals and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signals.append(number)
 
     def _back(self, what: str) -> None:
-        """Goes back to the last good state with half the rate, or ends the run there."""
+        """Goes back to the last good state with half the rate, or ends the run in that state."""
         state, folder, rate = self.state, self.folder, self.state.rate / 2
         what = f"the loss {what} by step {state.step}"
         state.load(folder)
         if not self.retry or rate < 0.5**RETRIES:
             raise DivergedError(
-                f"{what}. {folder} holds the state of step {state.step}: go on with --resume {folder} "
+                f"{what}. {folder} holds the state of step {state.step}: continue with --resume {folder} "
                 f"--lr {self.recipe.lr * rate:.2g}" + ("" if self.retry else ", or add --on-divergence retry")
             )
         state.rate = rate
         if self.world.is_main:
-            cli.say(f"{what}: back to step {state.step} with {rate:g} of the rate")
+            cli.say(f"{what}: back to step {state.step} with {rate:g} of the learning rate")
 
     def _prepare(self, step: int) -> Batch:
-        """The pairs of a step and what the teacher says of them."""
+        """The pairs of a step and the teacher's opinion of them."""
         pairs = self.draw(self.recipe.batch, step)
         if self.teacher is None:
             return pairs, None
@@ -219,7 +219,7 @@ class Trainer:
         return relabel(pairs, opinion), opinion
 
     def _batch(self, step: int) -> Batch:
-        """What ``_prepare`` makes, where possible made while the GPU was busy with the step before."""
+        """The result of ``_prepare``; if possible, it was prepared while the GPU was busy with the previous step."""
         ready, self._ready = self._ready, None
         if ready is None or ready[0] != step:
             return self._prepare(step)
@@ -228,7 +228,7 @@ class Trainer:
         return ready[1]
 
     def _autocast(self) -> torch.autocast:
-        # Without its cache on a GPU: a cast that a CUDA graph holds must not serve another call.
+        # No cache on a GPU: a cast recorded in a CUDA graph must not be reused in another call.
         kind = self.world.device.type
         return torch.autocast(kind, torch.bfloat16, self.bf16, cache_enabled=kind != "cuda")
 
@@ -240,7 +240,7 @@ class Trainer:
         buffers = {name: value.clone() for name, value in self.network.named_buffers()}
         with self._autocast():
             torch.cuda.make_graphed_callables(self.network, (pairs.template, pairs.search), allow_unused_input=True)
-        # Recording has run the network, which moves its running statistics.
+        # Recording runs the network, which changes its running statistics: restore them.
         with torch.no_grad():
             for name, value in self.network.named_buffers():
                 value.copy_(buffers[name])
@@ -261,7 +261,7 @@ class Trainer:
         return loss, terms
 
     def _step(self, rate: float) -> Dict[str, float]:
-        """One batch: returns the learning rate and the terms of the loss. A NaN changes nothing."""
+        """Trains on one batch; returns learning rate, loss, its terms and gradient norm. A NaN changes nothing."""
         state, recipe = self.state, self.recipe
         for group in state.optimiser.param_groups:
             group["lr"] = rate * group["scale"]
@@ -275,10 +275,10 @@ class Trainer:
         norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
         values = self.world.average(torch.stack([loss.detach(), *terms.values(), norm.detach()]))
         if self._ahead is not None:
-            # This step's pairs are kept until its values are read: memory of theirs must not be drawn into before.
+            # This step's pairs stay alive until its values are read, so the next pairs cannot overwrite their memory.
             with torch.cuda.stream(self._ahead):
                 self._ready = state.step + 1, self._prepare(state.step + 1)
-        # One transfer for all values: each would wait for the device.
+        # One transfer for all values, because each transfer waits for the device.
         named = {"lr": rate, **dict(zip(["loss", *terms, "gradient"], values.tolist()))}
         if math.isfinite(named["gradient"] + named["loss"]):
             state.optimiser.step()
@@ -298,5 +298,5 @@ class Trainer:
         try:
             save_weights(path, weights, metadata)
         except CheckpointError:
-            # A running variance beyond 65,504 must not end a run; full precision holds it.
+            # A running variance above 65,504 must not end a run; float32 can hold it.
             save_weights(path, weights, metadata, half=False)

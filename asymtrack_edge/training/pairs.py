@@ -1,4 +1,4 @@
-"""Batches of training pairs, from imagery held in memory or from data sets on disk, disturbed on their device."""
+"""Batches of training pairs, from images in memory or data sets on disk, augmented on the training device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from asymtrack_edge.training.crops import Augmentation, Random, Windows
 from asymtrack_edge.training.imagery import CLIP, STILL, LeftOut, Pool
 from asymtrack_edge.variants import Variant
 
-#: A negative takes its template from the pair this many places further on, not from the next one, whose
-#: crop may be its occluder: what occludes must not tell whether the target is there.
+#: A negative takes its template from the pair this many places further on. The next pair's crop may be the occluder,
+#: and the occluder must not reveal whether the target is there.
 STRANGER = 2
-#: Batches that are prepared while one is learnt from.
+#: Batches that are prepared ahead.
 AHEAD = 3
-#: Draws before giving up finding a target that is visible somewhere.
+#: How many targets are drawn in search of a visible one.
 TRIES = 10_000
 
 
@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
     search: Tensor  #: normalised RGB ``(B, 3, X, X)``
     corners: Tensor  #: ``(B, 4)`` x1, y1, x2, y2 of the target in search crop units (may leave 0..1)
     present: Tensor  #: bool ``(B,)``, whether the search crop shows the template's target
-    known: Tensor  #: bool ``(B,)``, whether ``corners`` and ``present`` are right; only with a teacher they may not be
+    known: Tensor  #: bool ``(B,)``, whether ``corners`` and ``present`` are right; always true without a teacher
     aspect: Tensor  #: ``(B,)``, width over height of the target in the template
 
 
@@ -53,7 +53,7 @@ def plan_windows(
 ) -> Plan:
     """Chooses the windows of a batch, with the published jitter (search region only) and flip.
 
-    The boxes are ``(B, 4)`` x, y, w, h in pixels of the template and of the search picture.
+    The boxes are ``(B, 4)`` x, y, w, h in pixels of the template picture and of the search picture.
     """
     batch = len(template_box)
     flip = random.uniform(batch) < augmentation.flip
@@ -63,7 +63,7 @@ def plan_windows(
     reach = augmentation.centre_jitter * scale
     centre = _centre(search_box) + reach[:, None] * (random.uniform(batch, 2) - 0.5)
     search = crops.windows_around(centre, (scale * variant.search_factor).clamp(min=8), flip)
-    # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed about it.
+    # Published convention: the crop's centre is pixel (S - 1) / 2, and boxes are placed relative to it.
     offset = (_centre(search_box) - centre) / search.side[:, None]
     offset = torch.stack([torch.where(flip, -offset[:, 0], offset[:, 0]), offset[:, 1]], 1)
     middle = (variant.search_size - 1) / (2 * variant.search_size) + offset
@@ -73,7 +73,7 @@ def plan_windows(
 
 
 def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, random: Random) -> Pairs:
-    """Deforms, occludes, coarsens, colours and blurs pairs from any source, whose crops are uint8 RGB; makes negatives.
+    """Deforms, occludes, coarsens, colours and blurs pairs of uint8 RGB crops from any source; makes negatives.
 
     ``identity``, int64 ``(B,)``, is the same for pairs whose pictures may show the same target.
     """
@@ -86,7 +86,7 @@ def finish_pairs(pairs: Pairs, identity: Tensor, augmentation: Augmentation, ran
     search = crops.motion_blur(crops.colour(search, grey, augmentation, random), augmentation.blur, random)
     present, aspect = pairs.present, pairs.aspect
     if augmentation.negatives > 0 and batch > 2 * STRANGER:
-        # A smaller batch has no pair that shares no picture with this one.
+        # In a smaller batch, every other pair may share a picture with this one.
         present = (random.uniform(batch) >= augmentation.negatives) | (identity == identity.roll(-STRANGER))
         template = torch.where(present[:, None, None, None], template, template.roll(-STRANGER, 0))
         aspect = torch.where(present, aspect, aspect.roll(-STRANGER))
@@ -102,13 +102,13 @@ class PairSampler:
     augmentation: Augmentation
     seed: int = 0
     rank: int = 0
-    #: With a teacher, who says where it is, an arbitrary region is looked for in another frame of its clip.
+    #: Whether a teacher labels the pairs: then a random region is searched for in another frame of its clip.
     teacher: bool = False
 
     def __post_init__(self) -> None:
         aug, pool = self.augmentation, self.pool
         self.random = Random(pool.canvases.device)
-        #: How often each target is drawn: clips and stills in the shares asked for.
+        #: How often each target is drawn, with clips and stills in the requested shares.
         self.weight = pool.weight
         self.log_size = pool.box[:, 2:].log()
         if aug.shape_changes:
@@ -141,7 +141,7 @@ class PairSampler:
         return crops.cut(self.pool.canvases, image, self.pool.sizes[image], windows, size)
 
     def _targets(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
-        """Images ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frame; which are known ``(B,)``."""
+        """Images ``(B, 2)`` and boxes ``(B, 2, 4)`` of template and search frames; whether they are known ``(B,)``."""
         pool, random = self.pool, self.random
         image, box, known = self._regions(batch)
         if not len(pool):
@@ -155,7 +155,7 @@ class PairSampler:
         return image, torch.where(arbitrary[:, None, None], box, pool.box[entry]), known | ~arbitrary
 
     def _second(self, target: Tensor, first: Tensor) -> Tensor:
-        """A frame to look for ``target`` in; with ``shape_changes`` rather one where its size or aspect differs."""
+        """A frame to search for ``target``; ``shape_changes`` prefers frames where its size or aspect differs."""
         last, start = self.pool.length[target] - 1, self.pool.start[target][:, None]
         if not self.augmentation.shape_changes:
             return self._near(first, torch.zeros_like(first), last)
@@ -165,13 +165,13 @@ class PairSampler:
         return second.gather(1, choice)[:, 0]
 
     def _near(self, first: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """An arbitrary number from ``low`` to ``high``, not too far from ``first``."""
+        """A random integer from ``low`` to ``high``, at most ``max_gap`` from ``first``."""
         gap = self.augmentation.max_gap
         low, high = torch.maximum(first - gap, low), torch.minimum(first + gap, high)
         return torch.minimum(low + (self.random.uniform(len(first)) * (high - low + 1)).long(), high)
 
     def _regions(self, batch: int) -> Tuple[Tensor, Tensor, Tensor]:
-        """Arbitrary regions of arbitrary pictures, as ``_targets``; without a teacher in one frame only."""
+        """Random regions of random pictures, as from ``_targets``; without a teacher, both are in one frame."""
         random = self.random
         picture, sizes = self._scenery(batch)
         extent = sizes.amin(1, keepdim=True) * (0.15 + 0.35 * random.uniform(batch, 1))
@@ -182,7 +182,7 @@ class PairSampler:
         return torch.stack([picture, other], 1), region[:, None].expand(-1, 2, -1), picture == other
 
     def _fill(self, search: Tensor, image: Tensor, windows: Windows) -> Tensor:
-        """Shows another picture where some of the search crops leave theirs."""
+        """Shows another picture where some of the search crops leave their own."""
         random, size = self.random, search.shape[-1]
         chosen = random.some(len(search), self.augmentation.fill)
         count = len(chosen)
@@ -196,14 +196,14 @@ class PairSampler:
         return search
 
     def _scenery(self, count: int) -> Tuple[Tensor, Tensor]:
-        """Arbitrary pictures of those that may be used, int64 ``(count,)``, and their sizes ``(count, 2)``."""
+        """Random pictures from ``Pool.scenery``, int64 ``(count,)``, and their sizes ``(count, 2)``."""
         picture = self.pool.scenery[self.random.integers(count, len(self.pool.scenery))]
         return picture, self.pool.sizes[picture]
 
 
-#: Template, search crop and the search frame's width and height of a pair.
+#: A pair's template crop, search crop, and width and height of the search frame.
 _Crops = Tuple[np.ndarray, np.ndarray, Tuple[int, int]]
-#: A batch on its way: its windows, which target each pair shows ``(B,)``, and its crops.
+#: A batch in preparation: its windows, the target of each pair ``(B,)``, and its crops.
 _Job = Tuple[Plan, Tensor, "List[Future[_Crops]]"]
 
 
@@ -221,10 +221,10 @@ class DiskPairs:
     augmentation: Augmentation
     device: torch.device  #: where the batches go
     seed: int = 0
-    #: Number of this process and how many there are: each draws every n-th target of its own.
+    #: This process's number and the number of processes: each draws from every n-th target.
     share: Tuple[int, int] = (0, 1)
     workers: Optional[int] = None  #: threads that read and decode; by default one per processor, 16 at most
-    left_out: LeftOut = field(default_factory=LeftOut)  #: gets why frames and sequences cannot be read
+    left_out: LeftOut = field(default_factory=LeftOut)  #: gets the reasons why frames and sequences cannot be read
 
     def __post_init__(self) -> None:
         self.planning, self.finishing = Random(torch.device("cpu")), Random(self.device)
@@ -232,10 +232,10 @@ class DiskPairs:
         self.jobs: Dict[Tuple[int, int], _Job] = {}
 
     def draw(self, batch: int, step: int) -> Pairs:
-        """Makes the ``batch`` pairs of ``step``. Another pair takes the place of one whose frames cannot be read.
+        """Makes the ``batch`` pairs of ``step``. A pair whose frames cannot be read is replaced by another.
 
         Raises:
-            DatasetError: no frame of the batch can be read, or no annotation.
+            DatasetError: no frame or no annotation for the batch can be read.
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
@@ -262,7 +262,7 @@ class DiskPairs:
         return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
-        """Chooses targets, frames and windows of a batch, and lets the threads cut them."""
+        """Chooses targets, frames and windows of a batch, and has the threads cut them."""
         random = self.planning
         random.start(self.seed, self.share[0], step, 0)
         chosen = [self._choose(random) for _ in range(batch)]
@@ -272,7 +272,7 @@ class DiskPairs:
         return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), jobs
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
-        """Files, boxes ``(2, 4)`` and target of a pair: a data set, a target of it, two frames not too far apart."""
+        """Chooses a target and two frames that are close enough; returns their files, boxes ``(2, 4)``, the target."""
         for _ in range(TRIES):
             which, target, first, second = random.uniform(4).tolist()
             number = int(which * len(self.datasets))
@@ -295,7 +295,7 @@ class DiskPairs:
         out = [np.empty((size, size, 3), np.uint8) for size in (self.variant.template_size, self.variant.search_size)]
         for path, frame, (x, y, w, h), windows, crop in zip(files, frames, boxes, plan[:2], out):
             if not (-w < x < frame.shape[1] and -h < y < frame.shape[0]):
-                raise DatasetError(f"the box of the frame {printable(path)} lies outside of it: mend its annotation")
+                raise DatasetError(f"the box of the frame {printable(path)} lies outside it: correct its annotation")
             crops.cut_one(frame, windows, i, crop, Cropper())
         return out[0], out[1], (frames[1].shape[1], frames[1].shape[0])
 
@@ -307,7 +307,7 @@ class DiskPairs:
         return batch.to(self.device, non_blocking=True).flip(-1).permute(0, 3, 1, 2)
 
     def _fill(self, search: Tensor, windows: Windows, sizes: Tensor) -> Tensor:
-        """Shows the next pair's search crop where some of the crops leave their picture."""
+        """Shows the next pair's search crop where some of the crops leave their own picture."""
         share = self.augmentation.fill
         if share <= 0:
             return search

@@ -1,4 +1,4 @@
-"""How to train: the paper's recipe, and two for little data, on a CPU and on a GPU."""
+"""Training recipes: the paper's, and two for small data sets, on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ class Recipe:
 
     batch: int = 64  #: pairs per step and process
     lr: float = 4e-4  #: AdamW learning rate of neck and head
-    backbone_lr_scale: Optional[float] = None  #: the encoder's over it; None for the published 0.1 of T, 1 of S and B
+    backbone_lr_scale: Optional[float] = None  #: the encoder's rate over ``lr``; None: 0.1 for T, 1 for S and B
     weight_decay: float = 1e-4
     clip: float = 0.1  #: gradients are clipped to this norm
     pairs_per_epoch: int = 60_000
     epochs: int = 500
-    decay_epoch: Optional[int] = 400  #: from here on the rate is a tenth; None for never
-    #: The rate rises linearly over this many steps; where a time budget is the length, over a tenth of it at most.
+    decay_epoch: Optional[int] = 400  #: the rate falls to a tenth at this epoch; None for never
+    #: The rate rises linearly over this many steps; if a time budget sets the length, over a tenth of it at most.
     warmup: int = 0
-    cooldown: float = 0.0  #: over this last part of the run the rate falls linearly to zero
-    #: A time budget stands for the whole schedule: the rate has fallen when it ends. Else it only interrupts.
+    cooldown: float = 0.0  #: last part of the run (0..1), in which the rate falls linearly to zero
+    #: Whether a time budget sets the length of the schedule, cooldown included; else it only interrupts the run.
     budget_is_length: bool = False
     bf16: bool = False  #: compute in bfloat16 where it is safe and the processor has it
-    #: Stem and first stage learn in every n-th step only (one process only: several always train all). They hold
-    #: the largest feature maps: on a CPU their gradients take a third of a step.
+    #: The stem and first stage learn only in every n-th step (with several processes, always). They have the largest
+    #: feature maps: on a CPU, their gradients take a third of a step.
     shallow_every: int = 1
     ema: float = 0.0  #: decay per step of the averaged weights that are evaluated and bundled; 0 for none
     #: Weight of the cross-entropy between the corner maps and the cells around the true corner. It gives every cell
-    #: a gradient from the first step, where soft-argmax alone is slow to leave the mean position. Pairs without the
-    #: target are taught flat maps by it.
+    #: a gradient from the first step; soft-argmax alone is slow to leave the mean position. For pairs without the
+    #: target, the goal is flat maps.
     corner_loss: float = 0.0
     #: Weights of a teacher's terms: binary cross-entropy of the response map, cosine distance of the template features.
     teacher_response: float = 4.0
@@ -40,7 +40,7 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def learning_rate(self, step: int, progress: float) -> float:
-        """Learning rate of ``step`` when ``progress`` (0..1) of the run lies behind."""
+        """The learning rate at ``step``, when ``progress`` (0..1) of the run is done."""
         warm = (step + 1) / (self.warmup + 1)
         if self.budget_is_length:
             warm = max(warm, 10 * progress)
@@ -89,8 +89,8 @@ SMALL = Recipe(
     ),
 )
 
-#: As ``small``, for a batch that fills a GPU. Averaging at a high rate has made better weights there than a rate that
-#: falls (docs/training.md).
+#: Like ``small``, with a batch that fills a GPU. There, averaging weights at a high rate has given better results than
+#: a falling rate (docs/training.md).
 GPU = replace(SMALL, batch=256, cooldown=0.0, warmup=500, shallow_every=1)
 
 PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "gpu": GPU}

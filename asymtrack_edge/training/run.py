@@ -1,4 +1,4 @@
-"""A run: its stored configuration, its data, its network, from the first step to saved weights."""
+"""A training run: its stored configuration, data and network, from the first step to the saved weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from asymtrack_edge.variants import VARIANTS, get_variant
 
 CONFIG = "run.json"
 
-#: If no more stills and clips than this have boxes, all may show one object: no pair is made a negative.
+#: With this many annotated stills and clips or fewer, all may show one object: then no negatives are made.
 FEW = 200
 
 
@@ -56,7 +56,7 @@ class RunConfig:
 
     @staticmethod
     def load(folder: Path) -> RunConfig:
-        """Reads ``run.json``; UsageError where there is none, or it is damaged or of another version."""
+        """Reads ``run.json``; raises ``UsageError`` if it is missing, damaged or of another version."""
         path = folder / CONFIG
         if not has_state(folder) or not path.is_file():
             raise UsageError(f"cannot resume: {folder} holds no run")
@@ -70,15 +70,15 @@ class RunConfig:
 
 
 def train(config: RunConfig, folder: Path, device: str, time_budget: float, retry: bool) -> Tuple[bool, int]:
-    """Trains, from the beginning or from where the run in ``folder`` stopped; for ``retry`` see ``Trainer``.
+    """Starts a run, or continues the one in ``folder``; for ``retry`` see ``Trainer``.
 
     Returns whether the recipe's pairs are used up, and how many files, sequences or videos were left out. Raises
-    AsymTrackError where data, weights or extras are missing, or the loss diverged, and KeyboardInterrupt with the
-    signal that ended the run, once all is saved.
+    AsymTrackError if data, weights or extras are missing or the loss diverged. Raises KeyboardInterrupt, with the
+    signal that ended the run, once everything is saved.
     """
     recipe = config.recipe
     with join_world(device) as world, ExitStack() as stack:
-        # What takes no time comes first: a mistake there is told at once.
+        # Quick steps come first, so that their errors are reported at once.
         torch.manual_seed(config.seed)
         model, init, resumes = AsymTrack(get_variant(config.variant)), config.init, has_state(folder)
         if init is not None and not resumes:
@@ -93,10 +93,10 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
             state.load(folder)
             before = RunConfig.load(folder)
             if before != config:
-                # Another rate, size or data set changes the loss: its best is to be found anew.
+                # Another rate, size or data set changes the loss: its best value must be found anew.
                 state.guard = Guard()
             if before.recipe.lr != recipe.lr:
-                state.rate = 1.0  # what the run was slowed down to was a share of the rate before
+                state.rate = 1.0  # the reduced factor applied to the old rate
         if world.device.type == "cpu":
             _keep_freed_memory()
         bf16 = recipe.bf16 and _has_bf16(world.device)
@@ -107,15 +107,15 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UsageError(f"another process trains in {folder}: end it, or train in another folder") from None
-            except OSError:  # this file system knows no locks
+                raise UsageError(f"another process is training in {folder}: end it, or use another folder") from None
+            except OSError:  # this file system has no locks
                 pass
             write_text(folder / CONFIG, json.dumps(asdict(config), indent=1))
             threads = f", threads: {torch.get_num_threads()}" if world.device.type == "cpu" else ""
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             cli.say(f"AsymTrack-{config.variant} on {where}: {what}")
             if recipe.budget_is_length and math.isinf(time_budget):
-                cli.say("without --time-budget this recipe trains until it is ended, and its rate never falls")
+                cli.say("without --time-budget this recipe trains until it is stopped, and its rate never falls")
         metadata = {"variant": config.variant, "seed": str(config.seed)}
         trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
         finished = trainer.run()
@@ -134,11 +134,11 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
 
 
 def load_initial(model: AsymTrack, path: Path) -> None:
-    """Loads a file of weights into ``model``; CheckpointError where it is none, or has blocks that the model has not.
+    """Loads a file of weights into ``model``; raises ``CheckpointError`` if it is none or has blocks the model lacks.
 
-    Weights of another variant are taken, too: T grows into S or B, and S and B, whose tensors are the same, into each
-    other. An encoder block that the file does not have keeps its random weights and starts with ``gamma_1 = 0``: it
-    passes its input on, so that the grown network answers at first exactly as the smaller one.
+    Weights of another variant are accepted, too: T grows into S or B, and S and B, which have the same tensors, into
+    each other. An encoder block that the file lacks keeps its random weights and starts with ``gamma_1 = 0``: it
+    passes its input through, so that the grown network gives the same output as the smaller one at first.
     """
     checkpoint = open_checkpoint(path)
     if not checkpoint.variants or model.variant.name in checkpoint.variants:
@@ -157,16 +157,16 @@ def load_initial(model: AsymTrack, path: Path) -> None:
         grown = len(new.blocks) - len(old.blocks)
         for block in new.blocks[depth : depth + grown]:
             nn.init.zeros_(block.gamma_1)
-        # ETM, OPE and attention come after the encoder blocks in one list with them.
+        # In the module list, ETM, OPE and attention come after the encoder blocks.
         for i, block in enumerate(old.blocks):
             new.blocks[i + grown * (i >= depth)].load_state_dict(block.state_dict())
 
 
 def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut) -> Tuple[DrawPairs, str]:
-    """What makes pairs for training; how much there is, in words."""
+    """A function that makes the training pairs, and a description of the data."""
     if bool(config.data) == bool(config.datasets):
         raise UsageError(
-            "name either --data folders (held in memory) or data sets on disk "
+            "give either --data folders (held in memory) or data sets on disk "
             "(--lasot, --got10k, --coco, --trackingnet)"
         )
     variant, augmentation, share = get_variant(config.variant), config.recipe.augmentation, (world.rank, world.size)
@@ -186,7 +186,7 @@ def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut)
     pool = load_pool(folders, config.canvas, share, left_out).to(world.device)
     what = f"{len(pool.canvases):,} images, {len(pool):,} targets"
     if not len(pool):
-        what += ": no boxes (groundtruth.txt, docs/training.md), so arbitrary regions are learnt"
+        what += ": no boxes (groundtruth.txt, docs/training.md), so training uses arbitrary regions"
     if config.teacher is None and len(pool.group[pool.image].unique()) <= FEW:
         augmentation = replace(augmentation, negatives=0.0)
     sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)
@@ -194,7 +194,7 @@ def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut)
 
 
 def _keep_freed_memory() -> None:
-    """Lets glibc reuse what a step frees; else it goes back to Linux, which clears each page again (mallopt(3))."""
+    """Lets glibc reuse memory that a step frees; else it goes back to Linux, which clears it again (mallopt(3))."""
     trim_threshold, mmap_max = -1, -4
     with suppress(AttributeError):  # other C libraries have no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -203,7 +203,7 @@ def _keep_freed_memory() -> None:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether ``device`` computes in bfloat16 by itself; emulated, it is slower than float32."""
+    """Whether ``device`` supports bfloat16 in hardware; emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     words = set(system_text(Path("/proc/cpuinfo")).split())

@@ -1,4 +1,4 @@
-"""A run's state on disk: one safetensors file. A run killed at any moment finds the old state or the new one, whole."""
+"""A run's state on disk: one safetensors file. A kill at any moment leaves the old state or the new one, complete."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from asymtrack_edge.files import write_bytes
 from asymtrack_edge.training.teacher import Student
 
 STATE = "state.safetensors"
-#: What of a ``RunState`` is stored in the file's metadata, beside ``guard``.
+#: Fields of ``RunState`` that are stored in the file's metadata, in addition to ``guard``.
 COUNTS = ("step", "pairs", "seconds", "rate")
-#: What AdamW keeps of a parameter.
+#: AdamW's state of a parameter.
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
 class Guard:
-    """Watches the averaged loss of a run: it has diverged when ``above`` has become too large."""
+    """Watches the averaged loss of a run: the run has diverged when ``above`` becomes too large."""
 
-    average: float = 0.0  #: mean of the last 20 losses, roughly; each weighs less than the one after it
+    average: float = 0.0  #: roughly the mean of the last 20 losses, with more weight on later ones
     best: float = float("inf")  #: the lowest average
-    steps: int = 0  #: how many losses were taken in
-    above: int = 0  #: for how many steps in a row the average has been 1.5 times the best or more
+    steps: int = 0  #: number of losses added
+    above: int = 0  #: number of successive steps in which the average has been above 1.5 times the best
 
     def add(self, loss: float) -> None:
         self.steps += 1
@@ -41,13 +41,13 @@ class Guard:
 
     @property
     def good(self) -> bool:
-        """Whether the state is worth keeping: the average is within a fifth of the best."""
+        """Whether the state is worth keeping: the average is at most 1.2 times the best."""
         return self.average <= 1.2 * self.best
 
 
 @dataclass
 class RunState:
-    """Everything that a run needs to go on exactly where it stopped; what is drawn depends on the step alone."""
+    """Everything that a run needs to resume exactly where it stopped; its pairs depend on the step, not on a state."""
 
     model: nn.Module  #: in training form
     optimiser: torch.optim.Optimizer  #: AdamW over all parameters
@@ -60,7 +60,7 @@ class RunState:
     guard: Guard = field(default_factory=Guard)
 
     def named_parameters(self) -> Iterator[Tuple[str, nn.Parameter]]:
-        """All that is learnt, the read-outs' under ``readouts``."""
+        """All trained parameters, those of the read-outs under ``readouts``."""
         yield from self.model.named_parameters()
         if self.student is not None:
             yield from self.student.readouts.named_parameters("readouts")
@@ -90,20 +90,20 @@ class RunState:
         tensors = {f"{part}/{name}": t.detach().cpu() for part, values in parts.items() for name, t in values.items()}
         counts = json.dumps({**{name: getattr(self, name) for name in COUNTS}, "guard": asdict(self.guard)})
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".state.*.part"):  # by a run that was killed
+        for left in folder.glob(".state.*.part"):  # left by a run that was killed
             left.unlink()
         write_bytes(folder / STATE, save({n: t.contiguous() for n, t in tensors.items()}, {"counts": counts}))
 
     def load(self, folder: Path) -> None:
-        """Reads a state back; CheckpointError where the folder holds no whole one, or one of another model."""
+        """Reads a state; raises ``CheckpointError`` if the folder holds no complete one, or one of another model."""
         parts: Dict[str, Dict[str, Tensor]] = {key: {} for key in ("model", "ema", "readouts", *MOMENTS)}
         device = next(self.model.parameters()).device
         try:
             with safe_open(folder / STATE, "pt") as file:
                 counts = json.loads((file.metadata() or {})["counts"])
-                for key in file.keys():  # noqa: SIM118  (it is no dictionary)
+                for key in file.keys():  # noqa: SIM118  (it is not a dictionary)
                     part, _, name = key.partition("/")
-                    parts[part][name] = file.get_tensor(key).clone()  # not the file, which is replaced
+                    parts[part][name] = file.get_tensor(key).clone()  # a copy, because the file is replaced
             self.model.load_state_dict(parts["model"])
             if self.student is not None and parts["readouts"]:
                 self.student.readouts.load_state_dict(parts["readouts"])
@@ -114,7 +114,7 @@ class RunState:
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"cannot resume from {folder}: {error}") from None
         except RuntimeError:
-            raise CheckpointError(f"the state in {folder} is of another variant than its run.json says") from None
+            raise CheckpointError(f"the state in {folder} is of another variant than the one in its run.json") from None
         self.ema = {name: tensor.to(device) for name, tensor in parts["ema"].items()}
         self.optimiser.state.clear()
         for name, parameter in self.named_parameters():

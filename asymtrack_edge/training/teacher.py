@@ -1,9 +1,9 @@
 """A tracker as teacher: FEAR-XS (Borsuk et al., ECCV 2022), as two ONNX graphs run in torch.
 
-The teacher sees what it was made for: 1.4 and 5 times the box's width and height, squeezed into squares. Both are cut
-out of the network's own crops. The teacher's response map says what else in the search region looks like the template,
-which no box does; its template features say what the template is known by. Both are read out of stage 3 of the network
-by small layers that only training has. Where a pair has no label, the teacher's box is the label, if it is sure.
+The teacher sees the views that it was trained on: 1.4 and 5 times the box's width and height, resized to squares. Both
+are cut out of the network's own crops. The teacher's response map shows what else in the search region looks like the
+template, which no box can show; its template features show what it recognises the template by. Small layers that exist
+only in training predict both from stage 3 of the network. If a pair has no label, the teacher's box is used, if sure.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from asymtrack_edge.variants import Variant
 TEMPLATE_GRAPH, SEARCH_GRAPH = "fear_xs_init.onnx", "fear_xs_track.onnx"
 #: Crops of the teacher in pixels, the stride of its maps, channels of its template features.
 TEMPLATE, SEARCH, STRIDE, WIDTH = 128, 256, 16, 256
-#: Sides of what it sees over those of the box.
+#: Sides of the teacher's views, divided by those of the box.
 TEMPLATE_VIEW, SEARCH_VIEW = 1.4, 5.0
-#: Peak of the response (0..1) from which the teacher is believed to see the target, and below which it is believed
-#: not to. Of 363 pairs of annotated clips, not deformed, 85 % reached the first, and 99 of 100 of these at a box of an
-#: IoU above 0.5; of 149 with a stranger's template 5 % reached it, and 13 % were below the second.
+#: Peak of the response (0..1) from which the target counts as seen, and below which it counts as absent. Of 363
+#: undeformed pairs of annotated clips, 85 % reached the first, 99 of 100 of these with a box of IoU above 0.5. Of 149
+#: pairs with another target's template, 5 % reached the first, and 13 % were below the second.
 SURE, ABSENT = 0.98, 0.05
 
 
@@ -40,7 +40,7 @@ def _conv(attributes: Dict[str, Any], x: Tensor, weight: Tensor, bias: Optional[
     return F.conv2d(x, weight, bias, strides, (top, left), dilations, attributes.get("group", 1))
 
 
-#: What an operator computes from its attributes and its inputs, by its name.
+#: The operators by name: each computes its output from its attributes and its inputs.
 OPERATORS: Dict[str, Callable[..., Tensor]] = {
     "Add": lambda _, a, b: a + b,
     "Concat": lambda attributes, *inputs: torch.cat(inputs, attributes["axis"]),
@@ -49,7 +49,7 @@ OPERATORS: Dict[str, Callable[..., Tensor]] = {
     "MatMul": lambda _, a, b: a @ b,
     "Mul": lambda _, a, b: a * b,
     "Relu": lambda _, x: x.relu(),
-    # A graph for one image has its batch written into it.
+    # A graph for one image has a fixed batch size, which is replaced by the real one.
     "Reshape": lambda _, x, shape: x.reshape(len(x), *shape[1:]),
     "Transpose": lambda attributes, x: x.permute(attributes["perm"]),
 }
@@ -58,7 +58,7 @@ OPERATORS: Dict[str, Callable[..., Tensor]] = {
 class OnnxGraph:
     """An ONNX graph of convolutions and simple arithmetic, run in torch on ``device`` for any batch.
 
-    DatasetError where the file is missing, damaged, or has an operator that is not known here.
+    Raises ``DatasetError`` if the file is missing, damaged, or has an operator that is not supported here.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -68,21 +68,21 @@ class OnnxGraph:
             raise DatasetError(f"{path.parent} holds no {path.name}: --teacher names the folder of both graphs")
         try:
             graph = onnx.load(str(path)).graph
-            graph.output[0]  # an empty file is a graph, too
+            graph.output[0]  # fails on an empty file, which loads as a graph
             values = {constant.name: torch.from_numpy(to_array(constant).copy()) for constant in graph.initializer}
-        except Exception as error:  # protobuf's own, by version
-            raise DatasetError(f"{path} is no ONNX file: {error}") from None
+        except Exception as error:  # protobuf's own; the type depends on its version
+            raise DatasetError(f"{path} is not an ONNX file: {error}") from None
         missing = {value.name for value in graph.input} - {"image", "template_features", *values}
         if missing:
             raise DatasetError(f"{path} has inputs that a teacher does not have: {', '.join(sorted(missing))}")
         unknown = {node.op_type for node in graph.node} - set(OPERATORS)
         if unknown:
-            raise DatasetError(f"{path} has operators that a teacher may not have: {', '.join(sorted(unknown))}")
+            raise DatasetError(f"{path} has operators that are not supported: {', '.join(sorted(unknown))}")
         self.outputs = [output.name for output in graph.output]
         self.constants: Dict[str, Any] = {}
         for name, value in values.items():
             if value.ndim == 4 and device.type == "cpu":
-                # Kernels laid out like this make convolutions on a CPU twice as fast; what they return follows.
+                # In this layout, convolutions on a CPU are twice as fast; their results keep it.
                 value = value.contiguous(memory_format=torch.channels_last)
             self.constants[name] = value.to(device) if value.is_floating_point() else value.tolist()
         value_of = onnx.helper.get_attribute_value
@@ -100,13 +100,13 @@ class OnnxGraph:
 
 
 class Opinion(NamedTuple):
-    """What the teacher says of a batch."""
+    """The teacher's output for a batch."""
 
-    response: Tensor  #: ``(B, X/16, X/16)`` in 0..1, how much each place of the search crop looks like the template
+    response: Tensor  #: ``(B, X/16, X/16)`` in 0..1, how much each position of the search crop looks like the template
     peak: Tensor  #: ``(B,)``, its maximum
     corners: Tensor  #: ``(B, 4)``, the box at the maximum, as in ``Pairs``
     features: Tensor  #: ``(B, 256, 8, 8)`` of the template
-    view: Tensor  #: ``(B, 2)``, the part of the template crop that they cover: its sides over the crop's
+    view: Tensor  #: ``(B, 2)``, the part of the template crop that ``features`` cover: its sides over the crop's
 
 
 class Teacher:
@@ -118,7 +118,7 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, pairs: Pairs) -> Opinion:
-        """Looks at the crops of a batch."""
+        """Runs the teacher on the crops of a batch."""
         shape = torch.stack([pairs.aspect.sqrt(), pairs.aspect.rsqrt()], 1)
         view, around = shape * TEMPLATE_VIEW / Variant.template_factor, shape * SEARCH_VIEW / Variant.search_factor
         features = self.template(image=self._image(pairs.template, view, TEMPLATE))[0]
@@ -129,23 +129,23 @@ class Teacher:
         middle = torch.stack([place % side, place // side], 1) * STRIDE
         reach = box.float().flatten(2).gather(2, place[:, None, None].expand(-1, 4, 1))[..., 0]
         corners = torch.cat([middle - reach[:, :2], middle + reach[:, 2:]], 1) / SEARCH
-        # The corners of pairs have the crop's middle at pixel (S - 1) / 2.
+        # In pairs, the centre of the crop is at pixel (S - 1) / 2.
         corners = (corners - 0.5) * around.repeat(1, 2) + 0.5 - 0.5 / pairs.search.shape[-1]
         response = _cells(response, 1 / around, pairs.search.shape[-1] // STRIDE)[:, 0]
         return Opinion(response, peak, corners, features.float(), view)
 
     def _image(self, crop: Tensor, view: Tensor, size: int) -> Tensor:
-        """A view of normalised crops as RGB 0..255, their mean colour where it leaves them."""
+        """A view of normalised crops as RGB 0..255, filled with their mean colour where it leaves them."""
         image = crop.float() * self.std + self.mean
         mean = image.mean((2, 3), keepdim=True)
         return F.grid_sample(image - mean, _grid(size, 1.0, view), align_corners=False) + mean
 
 
 def relabel(pairs: Pairs, opinion: Opinion) -> Pairs:
-    """Gives labels to pairs that have none, and takes them from negatives that are none.
+    """Labels the pairs that have no label, and removes the label of false negatives.
 
-    A target that the teacher is sure to see is present, at its box; one that it does not see is absent;
-    anything between stays unknown. A stranger's template that the teacher is sure to see makes no negative.
+    A target that the teacher surely sees is present, at the teacher's box; one that it does not see is absent;
+    anything between stays unknown. A negative whose template the teacher surely sees becomes unknown.
     """
     found, lost = opinion.peak >= SURE, opinion.peak < ABSENT
     unlabelled = ~pairs.known
@@ -158,7 +158,7 @@ def relabel(pairs: Pairs, opinion: Opinion) -> Pairs:
 
 
 class Student(nn.Module):
-    """The network, shared, with the layers that read the teacher's answers out of its stage 3."""
+    """The network (shared, not copied), with the layers that predict the teacher's output from its stage 3."""
 
     def __init__(self, model: AsymTrack) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Student(nn.Module):
                 "features": nn.Conv2d(width, WIDTH, 1),
             }
         )
-        # Hardly any place shows the target.
+        # Hardly any position shows the target.
         nn.init.constant_(self.readouts["response"][2].bias, -3.0)  # type: ignore[index, arg-type]
 
     def forward(self, template: Tensor, search: Tensor) -> Tuple[Prediction, Tensor, Tensor]:
@@ -182,7 +182,7 @@ class Student(nn.Module):
 
 
 def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[str, Tensor]:
-    """How far the read-outs are from what the teacher says: ``response`` and ``features``; see ``Recipe``."""
+    """The losses of the read-outs against the teacher's output: ``response`` and ``features``; see ``Recipe``."""
     seen = _cells(features.float(), opinion.view, opinion.features.shape[-1])
     similar = F.cosine_similarity(seen, opinion.features, dim=1)
     entropy = F.binary_cross_entropy_with_logits(response.float(), opinion.response)
@@ -190,13 +190,13 @@ def teacher_loss(response: Tensor, features: Tensor, opinion: Opinion) -> Dict[s
 
 
 def _grid(side: int, pixel: float, view: Tensor) -> Tensor:
-    """Places in crops ``(B, side, side, 2)``, -1..1, of the cells of views: where the first pixel of a cell lies."""
+    """Positions of view cells in their crops ``(B, side, side, 2)``, -1..1: where the first pixel of each cell lies."""
     place = (2 * torch.arange(side, device=view.device) + pixel) / side - 1  # F.affine_grid would be bfloat16 here
     x, y = (view[:, axis, None] * place for axis in (0, 1))
     return torch.stack([x[:, None].expand(-1, side, -1), y[..., None].expand(-1, -1, side)], -1)
 
 
 def _cells(maps: Tensor, view: Tensor, side: int) -> Tensor:
-    """Samples maps ``(B, C, N, N)`` of crops at the cells ``(B, C, side, side)`` of views of them ``(B, 2)``."""
-    grid = _grid(side, 1 / STRIDE, view) + (1 - 1 / STRIDE) / maps.shape[-1]  # grid_sample counts from a cell's middle
+    """Samples maps ``(B, C, N, N)`` of crops at the cells ``(B, C, side, side)`` of views ``(B, 2)`` of these crops."""
+    grid = _grid(side, 1 / STRIDE, view) + (1 - 1 / STRIDE) / maps.shape[-1]  # grid_sample counts from a cell's centre
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)

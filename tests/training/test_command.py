@@ -230,7 +230,7 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     with open(tmp_path / "r" / "log.jsonl") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         assert main(["--resume", str(tmp_path / "r")]) == 2
-    assert "another process trains in" in capsys.readouterr().err
+    assert "another process is training in" in capsys.readouterr().err
     for video in (videos / "deep").iterdir():
         video.write_bytes(b"no video")
     assert main(["label", str(videos), "--output", str(tmp_path / "bad")]) == 1 and not (tmp_path / "bad").exists()

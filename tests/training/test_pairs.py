@@ -115,7 +115,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
         (json.dumps([{**stills[0], "file": "lost.png"}]), r"lacks 'lost\.png'"),
         (json.dumps([{**stills[0], "shard": "../all.tar"}, {**stills[0], "shard": "lost.tar"}]), r"set/lost\.tar"),
         (json.dumps([{**stills[0], "boxes": [[1, 2, 3]]}]), "x, y, w, h"),
-        (json.dumps([{**stills[0], "source": None}]), "source is no text"),
+        (json.dumps([{**stills[0], "source": None}]), "source is not text"),
         ("[{}]", "lacks 'file'"),
         ("{", "not valid JSON"),
         ("{}", "not a list"),
@@ -296,7 +296,7 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
     save(root / "train" / "GOT-10k_Train_000002" / "groundtruth.txt", "900,9,20,20\n" * 6)
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
-    with pytest.raises(DatasetError, match="lies outside of it"):
+    with pytest.raises(DatasetError, match="lies outside it"):
         disk.draw(8, 0)
     assert any("GOT-10k_Train_000001" in reason for reason in disk.left_out)
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")

@@ -145,7 +145,7 @@ def test_what_a_teacher_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no fear_xs_init\.onnx"):
         Teacher(tmp_path, CPU)
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")
-    with pytest.raises(DatasetError, match=r"bad\.onnx is no ONNX"):
+    with pytest.raises(DatasetError, match=r"bad\.onnx is not an ONNX"):
         OnnxGraph(tmp_path / "bad.onnx", CPU)
     for name, words in (("image", "Tanh"), ("a", "inputs that a teacher does not have: a")):
         save_graph(tmp_path / "odd.onnx", [make_node("Tanh", [name], ["b"])], {name: [1]}, {"b": [1]}, {})

@@ -173,7 +173,7 @@ def test_nan_goes_back_to_the_last_good_state(retry: bool, bad: int, tmp_path: P
     mended = retry and bad == 1
     if mended:
         assert trainer.run()
-        assert "back to step 2 with 0.5 of the rate" in capsys.readouterr().err
+        assert "back to step 2 with 0.5 of the learning rate" in capsys.readouterr().err
         assert read_log(tmp_path)[-1]["lr"] == pytest.approx(recipe.lr / 2)
     else:
         with pytest.raises(DivergedError, match=r"no longer a number by step 2.*state of step 2.*--resume"):

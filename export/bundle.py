@@ -1,8 +1,8 @@
 """Puts trained weights into the package: safetensors, the ONNX pair, and a model card.
 
-For maintainers. The card's JSON holds what cannot be known from the weights (data, pairs seen, time,
-validation); it is kept in the safetensors header and rendered as Markdown. Weights that were bundled
-before bring their card along: given again without one, only their ONNX pair is made anew.
+For maintainers. The card's JSON holds what the weights do not show (data, pairs seen, time, validation);
+it is kept in the safetensors header and rendered as Markdown. Bundled weights contain their card: without
+``--card``, they keep it, and only what is derived from them is written anew.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _main(arguments: argparse.Namespace) -> None:
     if arguments.card or not (file.is_file() and file.samefile(arguments.checkpoint)):
         save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
     weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
-    # A free batch axis, for programs of others that take several targets as one batch.
+    # A free batch axis, for other programs that run several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
     manifest = Export(load_model(file, variant), options, weights).run(arguments.output / variant.name)
     write_text(arguments.output / f"{variant.name}.md", render(variant.name, card, manifest))

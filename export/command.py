@@ -29,30 +29,30 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Entry point; see ``--help``."""
     parser = cli.parser(
         "asymtrack-export",
-        "Fold and split a trained AsymTrack, write it as ONNX, verify it, and build engines.",
+        "Fold and split a trained AsymTrack model, write it as ONNX, verify it, and build engines.",
         EXAMPLES,
     )
     add = parser.add_argument
     add("--variant", default="T", metavar="{T,S,B}", help="size of the network (default: T)")
     one = parser.add_mutually_exclusive_group().add_argument
     one("--checkpoint", type=Path, metavar="FILE", help="trained weights (default: the bundled ones)")
-    which = "which weights, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
+    which = "weights to take, if a checkpoint has both: averaged over training steps (ema), or of the last step (raw) "
     add("--weights", choices=("ema", "raw"), help=which + "(default: ema)")
-    one("--random-weights", type=cli.seed, metavar="SEED", help="untrained weights, to measure speed or try a device")
+    one("--random-weights", type=cli.seed, metavar="SEED", help="untrained weights, to measure speed or test a device")
     one = parser.add_mutually_exclusive_group().add_argument
-    one("--fp16", action="store_true", help="half precision, but fp32 where fp16 loses accuracy; for GPUs")
+    one("--fp16", action="store_true", help="half precision, except where fp16 loses accuracy; for GPUs")
     one("--int8", action="store_true", help="8-bit integers in the costly convolutions; for CPUs")
-    platforms = "what will run it: onnx (any runtime), xavier (TensorRT 8.5), orin (TensorRT 8.6 or newer), "
+    platforms = "where it will run: onnx (any runtime), xavier (TensorRT 8.5), orin (TensorRT 8.6 or newer), "
     platforms += "rtx (TensorRT-RTX) (default: onnx)"
     add("--target", default="onnx", choices=tuple(PLATFORMS), help=platforms)
     add("--opset", type=int, metavar="N", help="ONNX opset (default: 17; 16 for xavier)")
-    add("--batch", type=int, metavar="N", help="most targets in one call, 1..64 (default: 1, static; 16 with --triton)")
-    crops = f"what the networks take (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
+    add("--batch", type=int, metavar="N", help="most targets per call, 1..64 (default: 1, static; 16 with --triton)")
+    crops = f"input format of the networks (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
     add("--input", choices=(UINT8_BGR, FLOAT_RGB), help=crops)
     text = "directory to write (default: exports/asymtrack-t-fp16 or the like)"
     add("--output", type=Path, metavar="DIR", help=text)
-    add("--triton", type=Path, metavar="DIR", help="also add the model to this model repository of a Triton server")
-    add("--no-engine", action="store_true", help="write ONNX only")
+    add("--triton", type=Path, metavar="DIR", help="also add the model to this Triton model repository")
+    add("--no-engine", action="store_true", help="write ONNX models only")
     cli.add_clip(parser)
     cli.add_json(parser)
     return cli.run(_main, parser.parse_args(argv))
@@ -64,12 +64,12 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UsageError("--weights chooses among the weights of a checkpoint: give one with --checkpoint")
     clip = clip_argument(arguments.clip, arguments.box)
     if arguments.triton and arguments.batch == 1:
-        raise UsageError("--triton is for servers that join requests in batches: leave out --batch, or give 2 or more")
+        raise UsageError("--triton is for servers that batch requests: leave out --batch, or give 2 or more")
     if arguments.triton:
         check_folder(arguments.triton)
-    # On a busy machine OpenMP's threads, left to themselves, wait for each other at full speed: three times as long.
+    # By default, OpenMP's threads busy-wait for each other, which takes three times as long on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # torch takes seconds to import: not before the arguments are known to be right.
+    # Importing torch takes seconds, so the arguments are checked first.
     pipeline = require("asymtrack_edge.export.pipeline", "export", "an export")
     options = pipeline.ExportOptions(
         precision="fp16" if arguments.fp16 else "int8" if arguments.int8 else "fp32",

@@ -1,13 +1,13 @@
-"""Folding: every linear operation that follows another is merged into it, exactly.
+"""Folding: merges linear operations that follow each other, without approximation.
 
 * OPE: the parallel branches and their gradient twins become one 3x3 convolution (paper,
   "Re-parameterization Inference").
-* Head: batch normalisation goes into the convolutions.
-* ETM: the three taps of the dynamic convolution become one product.
-* Encoder blocks: ``gamma_1`` goes into ``fc2``; the affine part of the LayerNorm stays (it feeds two
+* Head: batch normalisation is folded into the convolutions.
+* ETM: the three taps of the dynamic convolution become one matrix product.
+* Encoder blocks: ``gamma_1`` is folded into ``fc2``; the affine part of the LayerNorm stays (it feeds two
   layers and costs nothing in a fused kernel).
-* Attention: ``1 / sqrt(head_dim)`` goes into the queries; queries, keys and values of the search
-  tokens stay one matrix, the template's keys and values get their own.
+* Attention: ``1 / sqrt(head_dim)`` is folded into the queries. The queries, keys and values of the search
+  tokens stay one matrix; the template's keys and values get their own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FoldedEnhancement(layers.PerceptionEnhancement):
 
 
 class FoldedDynamicConv(layers.DynamicConv):
-    """The dynamic convolution as one product: all three neighbours of a channel are gathered at once."""
+    """The dynamic convolution as one matrix product: the three neighbours of a channel are gathered at once."""
 
     neighbours: Tensor
 
@@ -55,9 +55,9 @@ class FoldedDynamicConv(layers.DynamicConv):
 
 
 class FoldedAttentionBlock(layers.AttentionBlock):
-    """Attention written out, the scale in the query weights."""
+    """Attention written out, with the scale in the query weights."""
 
-    casts = True  #: whether the softmax stands between casts to fp32 and back
+    casts = True  #: whether the softmax is enclosed in casts to fp32 and back
 
     def __init__(self, block: layers.AttentionBlock) -> None:
         nn.Module.__init__(self)
@@ -66,14 +66,14 @@ class FoldedAttentionBlock(layers.AttentionBlock):
         self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The queries are scaled already."""
+        """Like the base's; the queries are already scaled."""
         return (q @ k.transpose(2, 3)).softmax(-1, torch.float32 if self.casts else None).to(q.dtype) @ v
 
 
 def fold(model: AsymTrack) -> AsymTrack:
     """Returns a folded copy of a trained model, in eval mode.
 
-    ``template`` and ``search`` of the copy give what the model's give, up to rounding.
+    ``template`` and ``search`` of the copy return what the model's return, up to rounding.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in folded.backbone.layers:
@@ -98,11 +98,11 @@ def fold(model: AsymTrack) -> AsymTrack:
 
 
 def to_half(folded: AsymTrack, casts: bool = True) -> AsymTrack:
-    """Returns a copy with fp16 weights and arithmetic, fp32 where fp16 has been seen to fail.
+    """Returns a copy with fp16 weights and arithmetic, but fp32 where fp16 is known to fail.
 
-    In fp32 stay: every LayerNorm, the softmax of the attention, the sums over all positions in ETM
-    and what is computed from them up to the modulated prototypes, and the soft-argmax. ``casts`` puts
-    LayerNorm and softmax between casts; ONNX Runtime and PyTorch compute them in fp32 without.
+    These stay in fp32: every LayerNorm, the attention's softmax, the sums over all positions in ETM and
+    everything computed from them up to the modulated prototypes, and the soft-argmax. ``casts`` encloses
+    LayerNorm and softmax in casts; ONNX Runtime and PyTorch compute them in fp32 without casts.
     """
     half = copy.deepcopy(folded).half()
     for module in half.modules():

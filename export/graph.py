@@ -22,7 +22,7 @@ from asymtrack_edge.manifest import BATCH_AXIS
 
 #: TensorRT 8.5's parser reads this IR version.
 IR_VERSION = 8
-#: Smaller tensors are not stored in half: they hold constants and biases, and little room.
+#: Tensors with fewer elements are not stored in fp16: they are constants and biases, and take little space.
 _WORTH_HALF = 1024
 
 
@@ -41,19 +41,19 @@ def write_onnx(
     The tracing exporter is used on purpose: at opset 16 it writes LayerNorm and GELU with operators that every runtime
     has, and it keeps the opset it was asked for. ``dynamic_batch`` leaves the first axis of all tensors free.
     ``half_storage`` stores large fp32 weights as fp16, each cast back where it is used; runtimes fold the casts when
-    they load the model. The weights are rounded, so this is for weights that came as fp16 or bear it. ``spell_out``
+    they load the model. This rounds the weights, so use it only for weights that were fp16 or bear it. ``spell_out``
     writes fp32 matrix products as multiplications and sums (see ``SpelledOutProducts``).
 
     Raises:
-        ExportError: the model that came out is not what was asked for.
-        MissingDependencyError: onnx's simplifier is absent.
+        ExportError: the exported model is not what was asked for.
+        MissingDependencyError: onnxsim is missing.
     """
-    # Before PyTorch 2.5 there is no other exporter, nor the argument.
+    # Before PyTorch 2.5 there is no other exporter, and the argument does not exist.
     tracing: Any = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    exported: Any = io.BytesIO()  # a name that is no UTF-8 would not do
+    exported: Any = io.BytesIO()  # a file name that is not UTF-8 would fail
     axes = {name: {0: BATCH_AXIS} for name in [*inputs, *outputs]} if dynamic_batch else None
     with warnings.catch_warnings(), SpelledOutProducts() if spell_out else nullcontext():
-        # The exporter announces its successor and the constants it traced: neither is news here.
+        # The exporter warns about its successor and about traced constants: both are expected here.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
@@ -66,7 +66,7 @@ def write_onnx(
             **tracing,
         )
     model = _simplified(onnx.load_from_string(exported.getvalue()))
-    # Shapes noted while tracing are not always those of the simplified graph: have them inferred anew.
+    # Shapes recorded while tracing may differ from those of the simplified graph: let them be inferred anew.
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
     model.producer_name = "asymtrack-edge"
@@ -80,8 +80,8 @@ def write_onnx(
 
 
 def _simplified(model: Any) -> Any:
-    """Folds constants and removes what does nothing."""
-    signals: List[int] = []  # onnxsim goes on when a signal raises within it
+    """Folds constants and removes operators that have no effect."""
+    signals: List[int] = []  # onnxsim swallows what a signal handler raises within it
     with handled_signals(lambda number, _: signals.append(number)):
         simplified, same = require("onnxsim", "export", "an export").simplify(model)
     if signals:
@@ -109,7 +109,7 @@ class SpelledOutProducts(TorchFunctionMode):
     """Computes fp32 matrix products as multiplications and sums, for TensorRT-RTX on Turing GPUs (RTX 2080 Ti).
 
     There TensorRT-RTX refuses fp32 matrix products ("FP32 GEMM is not supported"). The fp16 export has ten of them,
-    all tiny: the prototypes of ETM, which are summed in fp32 because the sums leave fp16's range.
+    all tiny: the prototypes of ETM, which are summed in fp32 because the sums exceed fp16's range.
     """
 
     def __torch_function__(

@@ -38,10 +38,10 @@ class ExportOptions:
     Attributes:
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"`` (see ``quantise``; only for the platform ``onnx``).
         platform: key of ``manifest.PLATFORMS``.
-        opset: None for the platform's.
+        opset: None for the platform's default.
         max_batch: 1 for a static batch of one; more leaves the batch axis free from 1 to this.
-        input_format: None for the platform's.
-        half_storage: store fp32 weights as fp16 (rounded), to be cast back when the model is loaded.
+        input_format: None for the platform's default.
+        half_storage: store fp32 weights as fp16 (rounded); they are cast back when the model is loaded.
     """
 
     precision: str = "fp32"
@@ -62,18 +62,18 @@ class ExportOptions:
             raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
         most = PLATFORMS[self.platform][0]
         if self.platform in ("xavier", "orin") and (self.opset or most) > most:
-            raise UsageError(f"--target {self.platform} takes opsets up to {most}, which its TensorRT knows")
+            raise UsageError(f"--target {self.platform} takes opsets up to {most}, the newest that its TensorRT reads")
 
 
 @dataclass
 class Export:
-    """One export, walked once by ``run``: fold, split, write, verify, build engines, save.
+    """One export; ``run`` takes it through all steps: fold, split, write, verify, build engines, save.
 
     Attributes:
         model: trained, in training form; it is not changed.
         options: how to export.
         weights: where the weights come from, for the manifest.
-        clip: BGR frames and the first box to verify on, and for int8 to calibrate on; None for a synthetic clip.
+        clip: BGR frames and the first box, to verify on and (int8) to calibrate on; None for a synthetic clip.
     """
 
     model: AsymTrack
@@ -88,13 +88,13 @@ class Export:
         report: Callable[[str], None] = print,
         publish: Optional[Callable[[Path, Manifest], None]] = None,
     ) -> Manifest:
-        """Exports to the directory ``output``, replacing it only if all went well.
+        """Exports to the directory ``output``, replacing it only if everything succeeds.
 
         Args:
             output: directory to make or replace.
-            engines: also build the platform's engines where this machine can; where it cannot, or a build fails,
-                the ONNX models are kept without them.
-            report: called with a line on each engine.
+            engines: also build the platform's engines if this machine can; if it cannot, or a build fails, the
+                ONNX models are kept without them.
+            report: called with one line about each engine.
             publish: called with the finished directory before it becomes ``output``; if it raises, nothing is replaced.
 
         Raises:
@@ -105,7 +105,7 @@ class Export:
             manifest = self.write(folder)
             verification = verify(folder, manifest, self.model, *(self.clip or default_clip()), limits)
             if self.options.precision == "int8":
-                # Ranges that clip values cannot show on the clip that they were measured on.
+                # Ranges that are too narrow do not show on the clip that they were measured on.
                 verification["unseen"] = verify(folder, manifest, self.model, *default_clip(seed=1), limits)
             manifest = replace(manifest, verification=verification)
             if engines and self.options.platform != "onnx":
@@ -120,7 +120,7 @@ class Export:
     def write(self, folder: Path) -> Manifest:
         """Folds, splits and writes ``template.onnx`` and ``search.onnx`` into an existing directory.
 
-        Returns the manifest, not yet written, with the files' hashes and what made them.
+        Returns the manifest, not yet saved, with the files' hashes and their provenance.
         """
         options = self.options
         opset, input_format = PLATFORMS[options.platform]
@@ -170,11 +170,11 @@ def model_size(folded: AsymTrack) -> Dict[str, Any]:
 
 @contextmanager
 def replaced_directory(output: Path) -> Iterator[Path]:
-    """Gives a new directory beside ``output`` that takes its place when the block ends well.
+    """Yields a new directory beside ``output``, which takes its place when the block succeeds.
 
-    A link stays one: what it names is replaced. Mode and group stay where the system allows it. If the block raises,
-    the new directory is removed and ``output`` stays as it was. Two processes that write to the same output take turns
-    at the exchange; the later one's directory stays.
+    A link stays a link: its target is replaced. Mode and group are kept where the system allows it. If the block
+    raises, the new directory is removed and ``output`` stays as it was. If two processes write to the same output,
+    they replace it in turn, and the later one's directory stays.
 
     Raises:
         ExportError: ``output`` is something that an export must not replace, or cannot be written.
@@ -188,10 +188,10 @@ def replaced_directory(output: Path) -> Iterator[Path]:
     old = beside.with_name(f"{beside.name}-old")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Under the lock: while another process exchanges the directory, it is neither here nor there.
+        # Under the lock, because the directory is missing for a moment while another process replaces it.
         with locked(output.parent):
             _check_replaceable(output)
-            if output.exists():  # a mounted folder cannot be: that is told before the work
+            if output.exists():  # a mounted folder cannot be renamed: report that before the work
                 try:
                     os.rename(output, old)
                     os.rename(old, output)
@@ -219,13 +219,13 @@ def replaced_directory(output: Path) -> Iterator[Path]:
 
 
 def _check_replaceable(output: Path) -> None:
-    """ExportError if a directory, which need not exist, holds anything but a model."""
+    """Raises ``ExportError`` if ``output`` exists and is anything but a model directory or an empty folder."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    # Others have files of that name too: web pages, browser extensions.
+    # Other programs have files of that name too: web pages, browser extensions.
     if not is_export(output):
-        raise ExportError(f"{output} exists and is no model directory: choose another folder")
-    part = r"|\..*\.part\.(json|engine)"  # of a build that was killed
+        raise ExportError(f"{output} exists and is not a model directory: choose another folder")
+    part = r"|\..*\.part\.(json|engine)"  # left by a build that was killed
     for other in sorted(output.iterdir()):
         if not re.fullmatch(r"manifest\.json|(template|search|model)(-sm75)?\.(onnx|engine|plan)" + part, other.name):
-            raise ExportError(f"{other} is no part of a model: move it, or choose another folder")
+            raise ExportError(f"{other} is not part of a model: move it, or choose another folder")

@@ -1,9 +1,9 @@
 """8-bit integers for the search network's costly 3x3 convolutions, for CPUs with integer dot products.
 
-Weights are quantised channel by channel, activations tensor by tensor, their ranges taken from crops
-of a clip. All else stays in fp32: a linear layer gains nothing on a CPU once its input has been
-quantised and its output turned back, and the rest (stem, LayerNorm, softmax, ETM, the last layers of
-the head) is cheap and delicate. The template network runs once per target and stays in fp32 as well.
+Weights are quantised per channel, activations per tensor, with ranges measured on crops of a clip.
+Everything else stays in fp32: on a CPU a linear layer gains nothing once its input is quantised and its
+output converted back, and the rest (stem, LayerNorm, softmax, ETM, the last layers of the head) is cheap
+and sensitive to rounding. The template network runs once per target and stays in fp32 as well.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from asymtrack_edge.geometry import Box
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-#: A convolution with fewer multiply-adds stays in fp32: it could save little and is near the output.
+#: A convolution with fewer multiply-adds stays in fp32: it would save little, and it is near the output.
 MIN_MULTIPLY_ADDS = 10_000_000
-#: Crops taken from a clip that has them, evenly spread over it: at least so many, and fewer than twice as many.
+#: Crops taken, evenly spread over a clip that is long enough: at least this many, and fewer than twice as many.
 LEAST_CROPS = 32
 
 
 def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box: Box) -> None:
     """Replaces ``search.onnx`` in ``folder`` by its int8 form.
 
-    The folder holds fp32 models that take bytes, as ``manifest`` says. ``frames`` are BGR uint8 of a clip to calibrate
-    on, ``box`` is the target in the first.
+    The folder holds fp32 models with byte input, as ``manifest`` says. ``frames`` (BGR uint8) are the clip to
+    calibrate on, and ``box`` is the target in the first frame.
     """
     from onnxruntime import quantization
 
@@ -42,7 +42,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             return next(feeds, None)
 
     path = folder / "search.onnx"
-    logging.disable(logging.WARNING)  # the tools advise a pre-processing that simplification has done
+    logging.disable(logging.WARNING)  # the tools recommend pre-processing that is done already
     try:
         quantization.quantize_static(
             str(path),
@@ -53,7 +53,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             nodes_to_quantize=costly_convolutions(onnx.load(str(path))),
-            op_types_to_quantize=["Conv", "Softmax"],  # the ranges of Softmax are needed by ONNX Runtime 1.23
+            op_types_to_quantize=["Conv", "Softmax"],  # ONNX Runtime 1.23 needs the ranges of Softmax
         )
     finally:
         logging.disable(logging.NOTSET)

@@ -1,7 +1,7 @@
-"""Splitting: the folded model as two networks with plain tensors in and out.
+"""Splitting: the folded model as two networks with plain tensors as inputs and outputs.
 
-The template network runs once per target; the search network once per frame. What passes between
-them is the template state, tensor by tensor (``Variant.state_shapes``).
+The template network runs once per target, the search network once per frame. The template state passes
+between them as separate tensors (``Variant.state_shapes``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def fold_input(model: AsymTrack, input_format: str) -> None:
     """Folds scale and channel order of the input format into the stem, in place.
 
     The mean cannot be folded: the stem pads the normalised image with zeros. In fp16 the stem's 7x7 kernel with stride
-    4 becomes a 3x3 kernel on tiles of 4x4 pixels: tensor cores take many channels at once, not three.
+    4 becomes a 3x3 kernel on tiles of 4x4 pixels: tensor cores need many input channels, not three.
     """
     if input_format == UINT8_BGR:
         stem = model.backbone.patch_embed.proj
@@ -47,7 +47,7 @@ class _Network(nn.Module):
         self.register_buffer("mean", mean.to(self.dtype))
 
     def image(self, image: Tensor) -> Tensor:
-        """``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to ``(B, 3, S, S)``, or tiles ``(B, 48, S / 4, S / 4)``."""
+        """Maps ``(B, S, S, 3)`` uint8 or ``(B, 3, S, S)`` float to ``(B, 3, S, S)`` or tiles ``(B, 48, S/4, S/4)``."""
         if not self.as_bytes:
             return image.to(self.dtype)
         if self.in_tiles:  # see fold_input
@@ -70,10 +70,10 @@ class SearchNetwork(_Network):
 
     def __init__(self, model: AsymTrack, input_format: str) -> None:
         super().__init__(model, input_format)
-        self.register_buffer("grid", _box_of_cells(model.variant.search_size // 32))  # the stride of the maps
+        self.register_buffer("grid", _box_of_cells(model.variant.search_size // 32))  # 32 is the stride of the maps
 
     def forward(self, image: Tensor, *state: Tensor) -> Tensor:
-        """See ``image`` for the shape; the state as the template network gave it."""
+        """See ``image`` for the shape; ``state`` is the output of the template network."""
         named: Dict[str, Tensor] = dict(zip(self.model.variant.state_shapes, state))
         corners, _ = self.model.score_maps(self.image(image), named)
         maps = torch.stack(corners, 1).float()
@@ -89,10 +89,10 @@ MODULES = {"template": TemplateNetwork, "search": SearchNetwork}
 def _box_of_cells(side: int) -> Tensor:
     """The box ``(4, 2 * side * side)`` that each cell of both corner maps stands for.
 
-    ``soft_argmax`` of both maps and the box of its corners are one weighted sum of these.
+    The sum of these boxes, weighted by the cells' probabilities, is the box between both maps' ``soft_argmax``.
     """
     y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
-    cells = torch.stack([x.flatten(), y.flatten()])  # of a corner: its position
+    cells = torch.stack([x.flatten(), y.flatten()])  # the position of each cell
     return torch.cat([torch.cat([cells / 2, cells / 2], 1), torch.cat([-cells, cells], 1)])
 
 
@@ -101,7 +101,7 @@ def localisation_score(probability: Tensor) -> Tensor:
 
     Each map's probability is summed over the 2x2 window that holds most of it: close to 1 when a
     corner is located (a corner between cells fills four of them), ``4 / (H * W)`` when the map is
-    flat. The score is the geometric mean of both corners'.
+    flat. The score is the geometric mean of the two sums.
     """
     windows = F.avg_pool2d(probability, 2, 1)
     # Pooling and a split, because a reduction on a GPU waits for memory to be cleared.

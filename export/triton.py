@@ -1,8 +1,8 @@
 """A model as two entries of a Triton model repository.
 
-Each entry has a numbered folder per version, which holds the network and the manifest of the model it is
-from, and ``config.pbtxt``, which holds the hash of every version: a client takes the version of its own model
-(``runtime.backends.triton``). A model that is there already keeps its number.
+Each entry has a numbered folder per version, with the network and the manifest of its model, and a
+``config.pbtxt`` with the hash of every served version: a client uses the version of its own model
+(``runtime.backends.triton``). A model that is already served keeps its version number.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from asymtrack_edge.runtime.backends.triton import HASH_PARAMETER, network_name,
 
 _TYPES = {"uint8": "TYPE_UINT8", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 
-#: Of each network: clients of the version before go on while others are moved to the newest one.
+#: Versions served per network: clients of the previous version go on while others move to the newest one.
 SERVED_VERSIONS = 2
 
-#: How long a request waits for others to share its run: little beside a frame's 33 ms.
+#: How long a request waits for others to join its batch: little compared with a frame's 33 ms.
 QUEUE_DELAY_MICROSECONDS = 1000
 
 
 def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
-    """Adds the model in ``folder``, whose batch axis has to be free, to a repository, which is made if it is not there.
+    """Adds the model in ``folder``, whose batch axis must be free, to a repository; creates it if it is missing.
 
-    Networks with TensorRT engines are written as plans, for the GPU and TensorRT that built them; all others
+    If all networks have TensorRT engines, they are written as plans, for the GPU and TensorRT that built them; else
     as ONNX models for Triton's ONNX Runtime backend. Returns the number of the model's version.
 
     Raises:
@@ -54,7 +54,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
                 or not path.with_name(f"model.{kind}").is_file()
             ):
                 raise ExportError(
-                    f"{path.parent} is damaged, or a model with other inputs, another --batch or in another form: "
+                    f"{path.parent} is damaged, or has other inputs, another --batch or another format: "
                     f"remove {entry}, or give another --triton"
                 )
         served = sorted(versions)[-SERVED_VERSIONS:]
@@ -67,13 +67,13 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
                 source = f"{network}.engine" if plan else f"{network}.onnx"
                 shutil.copyfile(folder / source, version / f"model.{kind}")
                 manifest.save(version)
-            # After the networks: a server that polls never sees the hash of a version that is not there.
+            # Written after the network: a server that polls never sees the hash of a version that does not exist yet.
             write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
         return number
 
 
 def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool) -> str:
-    """The text of ``config.pbtxt``; ``manifest`` is of the newest of ``versions``."""
+    """The text of ``config.pbtxt``; ``manifest`` belongs to the newest of ``versions``."""
     search = network == "search"
     inputs, outputs = manifest.tensors(network)
     # An engine of the template network takes one template at a time.
@@ -93,9 +93,9 @@ def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan
         *(f'output {{ name: "{spec.name}" {tensor(spec)} }}' for spec in outputs),
         f"version_policy {{ latest {{ num_versions: {SERVED_VERSIONS} }} }}",
         f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS} }}",
-        "# Two runs of the search network overlap their copies.",
+        "# With two instances of the search network, the copies of one overlap the other's run.",
         f"instance_group {{ count: {2 if search else 1} kind: {'KIND_GPU' if plan else 'KIND_AUTO'} }}",
-        "# The first run of a network takes seconds on a GPU: it is done before any client's.",
+        "# The first run of a network takes seconds on a GPU: the server does it before any client's request.",
         *(f'model_warmup {{ name: "batch of {n}" batch_size: {n} {zeros} }}' for n in sorted({1, batch})),
         *(
             f'parameters {{ key: "{HASH_PARAMETER}{n}" value {{ string_value: "{networks_hash(m)}" }} }}'

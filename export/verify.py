@@ -1,4 +1,4 @@
-"""An export compared with the trained model: tensor by tensor, and track by track."""
+"""Compares an export with the trained model: tensor by tensor, and track by track."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def verify(
     """Compares the ONNX models in ``folder``, described by ``manifest``, with the trained fp32 ``model``.
 
     The model is neither folded nor split. ``frames`` are BGR uint8 frames of one clip, ``box`` the target in the first.
-    Returns what was compared and measured, for the manifest; ExportError, with the figures, if they differ by more than
-    ``limits``.
+    Returns what was compared and measured, for the manifest. Raises ``ExportError``, with the figures, if the two
+    differ by more than ``limits``.
     """
     reference = TorchBackend(model)
     exported = OnnxRuntimeBackend(folder, manifest)
@@ -68,7 +68,7 @@ def verify(
         report["largest_half"], report["largest_half_tensor"] = max(searched, once)
     report["passed"] = within(report, limits)
     if not report["passed"]:
-        reason = f"the exported model does not equal the trained one: {figures(report)}"
+        reason = f"the exported model differs from the trained one: {figures(report)}"
         half, most = report.get("largest_half", 0.0), limits.largest_half
         if half > most:
             name = report["largest_half_tensor"]
@@ -80,7 +80,7 @@ def verify(
 def search_inputs(
     backend: HostBackend, frames: Sequence[np.ndarray], box: Box, every: int
 ) -> Iterator[Dict[str, np.ndarray]]:
-    """Inputs of the search network as they occur when a backend follows the target, of every ``every``-th frame."""
+    """Yields the search network's inputs while a backend tracks the target, for every ``every``-th frame."""
     tracker = Tracker(backend, recover=False)
     tracker.init(frames[0], box)
     for i, frame in enumerate(frames[1:]):
@@ -92,9 +92,9 @@ def search_inputs(
 def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:
     """The largest magnitude that an fp16 tensor of a model takes for ``feeds``, and the tensor's name.
 
-    A CPU computes an fp16 graph in fp32 and rounds where somebody looks, so that tracks which agree on a CPU say
-    nothing about overflow on a GPU. Here somebody looks everywhere: every fp16 tensor becomes an output. It is infinity
-    where a value does not fit or is no number, and 0 without a name if nothing is fp16.
+    A CPU computes an fp16 graph in fp32 and rounds only at its outputs, so tracks that agree on a CPU say nothing about
+    overflow on a GPU. Here every fp16 tensor becomes an output. The result is infinity if a value overflows or is not a
+    number, and 0 with an empty name if no tensor is fp16.
     """
     opened = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
     outputs, half = opened.graph.output, onnx.TensorProto.FLOAT16

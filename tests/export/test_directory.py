@@ -86,9 +86,9 @@ def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     _export_in_turn(str(folder), 1, 1)
     (folder / ".search.123.part.engine").touch()  # of a build that was killed
-    with pytest.raises(ExportError, match=f"{name} is no part of a model"), replaced_directory(folder):
+    with pytest.raises(ExportError, match=f"{name} is not part of a model"), replaced_directory(folder):
         (folder / name).touch()
-    with pytest.raises(ExportError, match="is no part of a model"), replaced_directory(folder):
+    with pytest.raises(ExportError, match="is not part of a model"), replaced_directory(folder):
         raise AssertionError("nothing may be written")
     assert (folder / name).exists() and (folder / "search.onnx").exists()
 
@@ -97,7 +97,7 @@ def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
     """Web pages and browser extensions have a manifest.json too."""
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
     (tmp_path / "src.js").write_text("mine")
-    with pytest.raises(ExportError, match="is no model directory"), replaced_directory(tmp_path):
+    with pytest.raises(ExportError, match="is not a model directory"), replaced_directory(tmp_path):
         raise AssertionError("nothing may be written")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "src.js"]
     with pytest.raises(ExportError, match="cannot be replaced: name a folder in it"), replaced_directory(Path(".")):

@@ -102,7 +102,7 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
         return folded
 
     monkeypatch.setattr(pipeline, "fold", wrong_fold)
-    with pytest.raises(ExportError, match="does not equal the trained one"):
+    with pytest.raises(ExportError, match="differs from the trained one"):
         Export(filled_model(T), clip=SHORT).run(exported)
     assert {path.name: path.read_bytes() for path in exported.iterdir()} == before
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
@@ -141,7 +141,7 @@ def test_the_weights_taken_are_said(tmp_path: Path, monkeypatch: Any, capsys: An
     arguments = ["--checkpoint", str(tmp_path / "run.pth"), "--weights", "raw", "--output", str(tmp_path / "out")]
     assert export_command([*arguments, "--json"]) == 0
     assert load_manifest(tmp_path / "out").provenance["weights_taken"] == "raw (model)"
-    assert "run.pth holds 2 sets of weights: takes the raw (model);" in capsys.readouterr().err
+    assert "run.pth holds 2 sets of weights: using the raw (model);" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])
@@ -176,7 +176,7 @@ def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
         (["--random-weights", "0", "--triton", "/dev/null/models"], "/dev/null"),
         (["--weights", "raw"], "give one with --checkpoint"),
         (["--random-weights", "0", "--clip", "/nonexistent.mp4", "--box", "1,2,3,4"], "there is no file"),
-        (["--random-weights", "0", "--output", "/etc"], "is no model directory"),
+        (["--random-weights", "0", "--output", "/etc"], "is not a model directory"),
     ],
 )
 def test_command_names_the_mistake(arguments: list, word: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def _tuple(opcode: bytes) -> Any:
 
 
 class Unpickler(_Python):  # type: ignore[misc]
-    """Python's unpickler, importing nothing; not the one in C, which allocates as much as a large memo index asks."""
+    """Python's unpickler without imports. The one in C is not used: it allocates whatever a large memo index asks."""
 
     dispatch: ClassVar[Dict[int, Any]] = {
         **_Python.dispatch,

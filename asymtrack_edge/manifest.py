@@ -53,8 +53,8 @@ _HOW_TO = {
         "(value / 255 - mean) / std per channel, (batch, 3, size, size)."
     ),
     "order": (
-        "Run template once per target on the crop around its first box; feed its outputs, unchanged, to "
-        "the inputs of the same names of search with every following frame's crop around the last box."
+        "Run template once per target, on the crop around its first box. For each following frame, run search "
+        "on the crop around the last box; its other inputs are template's outputs of the same names, unchanged."
     ),
     "output": (
         "prediction (batch, 5): cx, cy, w, h of the target in units of the crop's side, and a score in 0..1 "

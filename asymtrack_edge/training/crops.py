@@ -64,7 +64,7 @@ class Random:
         self.generator = torch.Generator(device)
 
     def start(self, *key: int) -> None:
-        """Starts the stream that belongs to ``key``, which is non-negative integers."""
+        """Starts the stream that belongs to ``key``, a sequence of non-negative integers."""
         seed = np.random.SeedSequence(list(key)).generate_state(1, np.uint64)[0]
         self.generator.manual_seed(int(seed) >> 1)
 

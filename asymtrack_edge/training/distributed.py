@@ -28,7 +28,7 @@ class World:
         return self.rank == 0
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Averages gradients and normalisation statistics over all processes, as if one trained on the whole batch."""
+        """Averages gradients and normalisation statistics over all processes, as if one process had the whole batch."""
         if self.size == 1:
             return network
         for module in network.modules():

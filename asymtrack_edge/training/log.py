@@ -18,7 +18,7 @@ PLOT = "plot.png"
 
 
 class Log:
-    """Averages the values of the steps, and writes and shows them every so many seconds; needs a folder for that."""
+    """Averages the steps' values; with a folder, it also writes and shows them every ``every`` seconds."""
 
     def __init__(self, folder: Optional[Path], every: float) -> None:
         self.folder = folder

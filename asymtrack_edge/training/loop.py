@@ -123,7 +123,7 @@ class Trainer:
     world: World = field(default_factory=World)
     teacher: Optional[Teacher] = None  #: imitated in addition to the labels
     time_budget: float = math.inf  #: stop after this many seconds, but not before the first step
-    retry: bool = False  #: when the loss diverges, go back to the last good state with half the rate, do not end
+    retry: bool = False  #: if the loss diverges, go back to the last good state with half the rate and go on
     bf16: bool = False  #: compute in bfloat16 where it is safe
     metadata: Dict[str, str] = field(default_factory=dict)  #: stored in the weights to be deployed
     save_every: float = 45.0  #: seconds between saved states

@@ -223,7 +223,7 @@ class DiskPairs:
     seed: int = 0
     #: This process's number and the number of processes: each draws from every n-th target.
     share: Tuple[int, int] = (0, 1)
-    workers: Optional[int] = None  #: threads that read and decode; by default one per processor, 16 at most
+    workers: Optional[int] = None  #: threads that read and decode; by default one per CPU, up to 16
     left_out: LeftOut = field(default_factory=LeftOut)  #: gets the reasons why frames and sequences cannot be read
 
     def __post_init__(self) -> None:
@@ -295,7 +295,7 @@ class DiskPairs:
         out = [np.empty((size, size, 3), np.uint8) for size in (self.variant.template_size, self.variant.search_size)]
         for path, frame, (x, y, w, h), windows, crop in zip(files, frames, boxes, plan[:2], out):
             if not (-w < x < frame.shape[1] and -h < y < frame.shape[0]):
-                raise DatasetError(f"the box of the frame {printable(path)} lies outside it: correct its annotation")
+                raise DatasetError(f"the box lies outside the frame {printable(path)}: correct its annotation")
             crops.cut_one(frame, windows, i, crop, Cropper())
         return out[0], out[1], (frames[1].shape[1], frames[1].shape[0])
 

@@ -52,7 +52,7 @@ class RunConfig:
     seed: int = 0  #: decides initial weights and all pairs
     init: Optional[str] = None  #: weights to start from: a file, or the name of a bundled variant
     canvas: int = 320  #: images in memory are shrunk to this many pixels on their long side
-    workers: Optional[int] = None  #: threads that read frames from disk; None for one per processor
+    workers: Optional[int] = None  #: threads that read frames from disk; None for one per CPU, up to 16
 
     @staticmethod
     def load(folder: Path) -> RunConfig:

@@ -47,7 +47,7 @@ class Guard:
 
 @dataclass
 class RunState:
-    """Everything that a run needs to resume exactly where it stopped; its pairs depend on the step, not on a state."""
+    """Everything that a run needs to resume exactly where it stopped; the pairs depend on the step alone."""
 
     model: nn.Module  #: in training form
     optimiser: torch.optim.Optimizer  #: AdamW over all parameters

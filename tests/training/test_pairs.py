@@ -296,7 +296,7 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
     save(root / "train" / "GOT-10k_Train_000002" / "groundtruth.txt", "900,9,20,20\n" * 6)
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
-    with pytest.raises(DatasetError, match="lies outside it"):
+    with pytest.raises(DatasetError, match="lies outside the frame"):
         disk.draw(8, 0)
     assert any("GOT-10k_Train_000001" in reason for reason in disk.left_out)
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")

@@ -57,9 +57,9 @@ class ExportOptions:
         if self.platform != "onnx" and self.input_format == UINT8_BGR:
             raise UsageError(f"--input {UINT8_BGR} is for ONNX Runtime: leave out --input or --target")
         if not 1 <= self.max_batch <= 64:
-            raise UsageError(f"--batch must lie in 1..64, not {self.max_batch}")
+            raise UsageError(f"--batch must be in 1..64, not {self.max_batch}")
         if self.opset is not None and not 13 <= self.opset <= 20:
-            raise UsageError(f"--opset must lie in 13..20, not {self.opset}")
+            raise UsageError(f"--opset must be in 13..20, not {self.opset}")
         most = PLATFORMS[self.platform][0]
         if self.platform in ("xavier", "orin") and (self.opset or most) > most:
             raise UsageError(f"--target {self.platform} takes opsets up to {most}, the newest that its TensorRT reads")

@@ -45,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"asymtrack-edge {asymtrack_edge.__version__}")
     elif name in ("-h", "--help"):
         lines = [f"  {command:8}{purpose}" for command, (_, purpose) in COMMANDS.items()]
-        last = "asymtrack COMMAND --help explains a command. asymtrack-COMMAND is short for asymtrack COMMAND."
+        last = "asymtrack COMMAND --help explains a command; asymtrack-COMMAND is the same command."
         print("usage: asymtrack COMMAND ...\n", *lines, f"\n{last}", sep="\n")
     else:
         print(f"error: there is no command {name!r}: choose among {', '.join(COMMANDS)}", file=sys.stderr)

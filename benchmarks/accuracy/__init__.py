@@ -1,1 +1,1 @@
-"""Accuracy of trackers on the field's data sets; the command is ``asymtrack-eval``, the page ``docs/evaluation.md``."""
+"""Accuracy of trackers on public data sets: the command ``asymtrack-eval``, explained in ``docs/evaluation.md``."""

@@ -1,4 +1,4 @@
-"""``asymtrack-eval``: runs trackers on a data set and scores them as its own toolkit does."""
+"""``asymtrack-eval``: runs trackers on a data set and scores them as the data set's own toolkit does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ asymtrack-eval otb /data/OTB100 --results other/OTB100      (scores existing res
 """
 
 _DESCRIPTION = f"""\
-Evaluates trackers on a data set in one pass, scored as the data set's toolkit does.
+Runs trackers over a data set in one pass and scores them as the data set's toolkit does.
 All options: asymtrack-eval DATASET --help
 
 data sets (their layouts and metrics: docs/evaluation.md):
@@ -51,35 +51,35 @@ trackers:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; ``run`` is the one meant where a data set is named."""
+    """The parser of all commands. A command line that begins with a data set means ``run``."""
     parser = cli.parser("asymtrack-eval", _DESCRIPTION, _EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="DATASET | COMMAND")
 
     run = commands.add_parser(
         "run",
-        help="evaluate on DATASET; the word itself may be left out",
+        help="evaluate on DATASET; the word run may be omitted",
         description=f"{_DESCRIPTION}\n{_TRACKERS}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    run.add_argument("dataset", choices=_NAMES, metavar="DATASET", help="which data set (above)")
-    run.add_argument("root", type=Path, metavar="FOLDER", help="where it is")
-    run.add_argument("--sequences", metavar="A,B|FILE", help="only these: names, or a file with one per line")
-    run.add_argument("--attributes", type=Path, metavar="DIR", help="the toolkit's <sequence>.txt attribute files")
+    run.add_argument("dataset", choices=_NAMES, metavar="DATASET", help="name of the data set (see above)")
+    run.add_argument("root", type=Path, metavar="FOLDER", help="folder of the data set")
+    run.add_argument("--sequences", metavar="A,B|FILE", help="evaluate only these: names, or a file with one per line")
+    run.add_argument("--attributes", type=Path, metavar="DIR", help="folder of the toolkit's attribute files")
     cli.add_json(run)
     cli.add_model(run, several=True)
     several: Dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
-    run.add_argument("--tracker", metavar="NAME", help="opencv:... and python:... (above)", **several)
+    run.add_argument("--tracker", metavar="NAME", help="opencv:... and python:... (see above)", **several)
     run.add_argument("--results", type=Path, metavar="DIR", help="score the result files in DIR", **several)
     cli.add_backend(run)
     run.add_argument("--no-recover", dest="recover", action="store_false", help="do not look for lost targets")
-    text = "processes (default: 1; measure speed with 1)"
+    text = "number of processes (default: 1; measure speed with 1)"
     run.add_argument("--jobs", type=cli.positive, default=1, metavar="N", help=text)
     run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto or local")
-    run.add_argument("--fresh", action="store_true", help="run again what already has results")
-    text = "where results go (default: results)"
+    run.add_argument("--fresh", action="store_true", help="run sequences again that already have results")
+    text = "folder for results (default: results)"
     run.add_argument("--output", type=Path, default=Path("results"), metavar="DIR", help=text)
-    run.add_argument("--per-sequence", action="store_true", help="print the table of sequences too")
+    run.add_argument("--per-sequence", action="store_true", help="print a table of sequences too")
     run.add_argument("--plots", type=Path, metavar="DIR", help="draw success and precision plots, PNG and SVG")
     run.set_defaults(body=_run)
 
@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Optional[Items[str]] = None) -> int:
-    """Runs the command; 1 where a sequence is not as published or has no score, 2 for a mistake in its use."""
+    """Runs the command. Returns 1 if a sequence is not as published or has no score, 2 if the command is misused."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] not in ("run", *probes.COMMANDS, "-h", "--help", "--version"):
         words.insert(0, "run")
@@ -103,7 +103,7 @@ def main(argv: Optional[Items[str]] = None) -> int:
 
 
 class _Data(NamedTuple):
-    """What is evaluated; ``left_out``: sequences that cannot be read; ``notes``: what is not as published of others."""
+    """The data to evaluate. ``left_out``: unreadable sequences; ``notes``: how other sequences are not as published."""
 
     kind: Kind
     title: str
@@ -114,17 +114,17 @@ class _Data(NamedTuple):
 
     @property
     def withheld(self) -> bool:
-        """Whether only a server can score."""
+        """Whether only a server can score the results."""
         return self.kind.size is not None and all(sequence.withheld for sequence in self.sequences)
 
 
 def _read(args: argparse.Namespace) -> _Data:
-    root = Path(os.path.abspath(args.root)) if args.ray else args.root  # workers are in other folders
+    root = Path(os.path.abspath(args.root)) if args.ray else args.root  # workers run in other folders
     dataset = Dataset(args.dataset, root, args.attributes)
     kind, wanted = dataset.kind, args.sequences
     title = args.root.resolve().name if args.dataset == "folder" else kind.title
     if wanted is not None:
-        # Not Path.is_file: a long list is no possible name of a file.
+        # Not Path.is_file, which fails on a list too long for a file name.
         names = read_lines(wanted) if os.path.isfile(wanted) else wanted.split(",")
         wanted = [name.strip() for name in names if name.strip()]
         if not wanted:
@@ -134,15 +134,15 @@ def _read(args: argparse.Namespace) -> _Data:
         if s.note:
             data.notes[s.name] = f"sequence {s.name}: {s.note}"
         elif not data.withheld and not metrics.counted(data.protocol, s).any():
-            data.notes[s.name] = f"sequence {s.name}: no frame can be scored: target absent or not annotated in all"
+            data.notes[s.name] = f"sequence {s.name}: no frame can be scored: the target is absent or not annotated"
     _say(args, f"{kind.title}: {len(data.sequences)} sequences, {sum(map(len, data.sequences))} frames")
     if kind.size is not None and wanted is None and len(dataset) != kind.size:
-        _say(args, f"note: the published set has {kind.size} sequences: do not compare with published figures")
+        _say(args, f"note: the published set has {kind.size} sequences: do not compare with published scores")
     return data
 
 
 def _say(args: argparse.Namespace, text: str) -> None:
-    """Prints where JSON on standard output is not disturbed."""
+    """Prints text, to standard error if standard output is for JSON."""
     print(text, file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
@@ -152,20 +152,20 @@ def _run(args: argparse.Namespace) -> int:
     labels = [spec.label for spec in specs] + [path.resolve().name for path in args.results]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
-        raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them apart")
+        raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them separately")
     if args.plots:
-        report.figure(1, 1)  # not only after the evaluation: is there what draws, and a place for it?
+        report.figure(1, 1)  # fails before the evaluation, not after it, if plots cannot be drawn or written
         check_folder(args.plots)
         args.plots.mkdir(parents=True, exist_ok=True)
     for spec in specs:
         check_folder(args.output / args.dataset / spec.label)
     data = _read(args)
-    # What is wrong with any tracker or result is told before the first of them takes its hours.
+    # Problems of any tracker or result are reported before the first tracker runs for hours.
     found = [(path.resolve().name, Results.found(path, data.sequences)) for path in args.results]
     runs, evaluations = [], []
     for spec in specs:
         identity = spec.identity()
-        if args.dataset == "folder":  # other data may have the same names and start boxes: the same clips, darkened
+        if args.dataset == "folder":  # names and start boxes do not identify the data: the clips may be a darkened copy
             identity["data"] = os.path.realpath(args.root)
         results = Results.own(args.output / args.dataset / spec.label, data.kind.protocol, data.sequences, identity)
         if not args.fresh or args.sequences is not None:
@@ -184,26 +184,26 @@ def _run(args: argparse.Namespace) -> int:
     evaluations += [_score(data, name, results, {}) for name, results in found]
     _say(args, f"{data.protocol.definition}\n\n{report.text_report(evaluations, args.per_sequence)}")
     if args.jobs > 1 or args.ray:
-        _say(args, "note: speeds were measured with several processes side by side")
+        _say(args, "note: speeds were measured while several processes ran in parallel")
     return _finish(args, data, evaluations)
 
 
 def _track(
     args: argparse.Namespace, data: _Data, spec: TrackerSpec, results: Results, executor: Executor
 ) -> Dict[str, str]:
-    """Runs a tracker where results are missing, and writes them; returns sequence -> error."""
+    """Runs a tracker on the sequences without results and writes the results; returns sequence -> error."""
     missing = [sequence for sequence in data.sequences if args.fresh or not results.complete(sequence)]
     done = len(data.sequences) - len(missing)
     if done:
-        _say(args, f"{spec.label}: {done} sequences already have results (--fresh redoes them)")
+        _say(args, f"{spec.label}: {done} sequences already have results (--fresh runs them again)")
     failures, frames = {}, sum(map(len, missing))
-    # In a file the bar is seldom renewed, and stays.
+    # Where stderr is no terminal, the bar is updated rarely and stays at the end.
     seldom: Dict[str, Any] = {} if sys.stderr.isatty() else {"mininterval": 30, "leave": True}
     with cli.progress(title=spec.label, total=frames, unit="frame", disable=not frames, **seldom) as bar:
         for number, (sequence, boxes, times, error, detail) in enumerate(executor(spec, missing, bar.update)):
-            if number == 0:  # the tracker can be made: not before may anything of another go
+            if number == 0:  # the tracker could be made; only now may results of another one be removed
                 results.claim(args.fresh)
-                if data.withheld:  # nobody is to submit what was packed of other results
+                if data.withheld:  # an old archive of other results must not be submitted
                     results.archive.unlink(missing_ok=True)
             if boxes is not None and times is not None:
                 results.write(sequence.name, boxes, times)
@@ -215,7 +215,7 @@ def _track(
 
 
 def _score(data: _Data, label: str, results: Results, failures: Dict[str, str]) -> Evaluation:
-    """Scores the result files, so that what is reported is what is written."""
+    """Scores the result files, not the results in memory, so that the scores match what is on disk."""
     scores, times, notes = [], [], {}
     for sequence in data.sequences:
         if sequence.name in failures:
@@ -237,7 +237,7 @@ def _score(data: _Data, label: str, results: Results, failures: Dict[str, str]) 
 
 
 def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]) -> int:
-    """Writes JSON and plots, and says what was written and what is missing; returns the exit code."""
+    """Writes JSON and plots, and says what was written and what failed; returns the exit code."""
     document = {"dataset": args.dataset, "definition": data.protocol.definition}
     found = {"left_out": data.left_out, "notes": data.notes, "trackers": [report.plain(e) for e in evaluations]}
     cli.write_json(args.json, {**document, **found})
@@ -256,7 +256,7 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
     if not problems:
         return 0
     names = dict.fromkeys(name for name, _ in problems)
-    cli.say(f"{len(names)} of {len(data.sequences) + len(data.left_out)} sequences are not whole: {', '.join(names)}")
+    cli.say(f"{len(names)} of {len(data.sequences) + len(data.left_out)} sequences have problems: {', '.join(names)}")
     for _, text in problems:
         cli.say(f"error: {text}")
     return 1

@@ -1,8 +1,8 @@
-"""Running a tracker over sequences: in worker processes here, or as tasks of a Ray cluster.
+"""Running a tracker over sequences: in local worker processes, or as tasks of a Ray cluster.
 
-No tracker runs in the process of the command: one that crashes costs its sequence alone, and one that never
-returns can be ended. An executor yields how each sequence ended; whoever asked writes the results, so that the
-files are the same wherever the tracker ran.
+No tracker runs in the command's own process. A tracker that crashes loses only its current sequence, and one that
+never returns can be killed. An executor yields the outcome of each sequence; its caller writes the results, so that
+the files are the same wherever the tracker ran.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from asymtrack_edge.files import printable
 from asymtrack_edge.runtime.backends.threads import processors
 from asymtrack_edge.variants import VARIANTS
 
-#: Frames between two reports of progress.
+#: Number of frames between progress reports.
 _REPORT_EVERY = 20
 
 
 class Outcome(NamedTuple):
-    """How one sequence ended."""
+    """The outcome of one sequence."""
 
     sequence: Sequence
     boxes: Optional[np.ndarray] = None  # float64 (N, 4), x, y, w, h; row 0 is the start box; None after an error
     times: Optional[np.ndarray] = None  # float64 (N,), seconds of init and of each update, without decoding
     error: Optional[str] = None  # one line
-    detail: str = ""  # the traceback, where there is one
+    detail: str = ""  # the traceback, if there is one
 
 
 Advanced = Callable[[int], Any]
-#: Runs a tracker over sequences, the longest first: begun last, it would keep one worker busy alone. Calls its
-#: third argument now and then with the number of frames done since the last call, and yields an outcome for each
-#: sequence, in any order. Raises AsymTrackError where the tracker cannot be made at all.
+#: Runs a tracker over sequences, the longest first: started last, it would keep one worker busy while the others
+#: idle. Regularly calls its third argument with the number of frames done since the last call, and yields an outcome
+#: for each sequence, in any order. Raises AsymTrackError if the tracker cannot be made at all.
 Executor = Callable[[TrackerSpec, Items[Sequence], Advanced], Iterator[Outcome]]
 
 
 def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
-    """Runs one pass: initialise on frame 0, then update on every other frame."""
+    """Runs one pass: initialises on frame 0, then updates on every other frame."""
     boxes, times = np.empty((len(sequence), 4)), np.empty(len(sequence))
     boxes[0] = sequence.start
     try:
@@ -76,7 +76,7 @@ def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
 
 
 def _limited(spec: TrackerSpec, threads: int) -> TrackerSpec:
-    """The tracker on so many CPU threads, unless it names a number itself or runs on a server."""
+    """The tracker with this many CPU threads, unless its spec sets a number itself or it runs on a server."""
     return spec if spec.threads or "://" in spec.backend else replace(spec, threads=threads)
 
 
@@ -86,9 +86,9 @@ def _make(spec: TrackerSpec) -> Callable[[Advanced, Sequence], Outcome]:
 
 
 def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-    """Up to ``jobs`` worker processes, given one sequence at a time, so that a death can be laid to one.
+    """Runs up to ``jobs`` worker processes with one sequence each at a time, so that a crash is due to one sequence.
 
-    An interrupt ends the workers and names the sequences they were in.
+    An interrupt ends the workers and names the sequences that they were running.
     """
     waiting = sorted(sequences, key=len)
     ours = spec if jobs == 1 else _limited(spec, max(1, processors() // jobs))
@@ -98,7 +98,7 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
         while waiting or busy:
             while waiting and len(busy) < jobs:
                 worker: Any = idle.pop() if idle else Worker(_make, ours)
-                if worker.send(waiting[-1]):  # else it died between two sequences: none is to blame
+                if worker.send(waiting[-1]):  # else it died between two sequences, and neither failed
                     busy[worker] = waiting.pop()
             for worker in wait(list(busy)):
                 try:
@@ -115,7 +115,7 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
                 yield outcome
     except KeyboardInterrupt:
         names = ", ".join(printable(sequence.name) for sequence in busy.values())
-        cli.say(f"\n{spec.label} is ended in {names or 'no sequence'}")
+        cli.say(f"\n{spec.label} was interrupted in {names or 'no sequence'}")
         raise
     finally:
         for worker in [*idle, *busy]:
@@ -123,16 +123,16 @@ def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], adv
 
 
 def join_cluster(address: str, processors: int) -> Any:
-    """Joins a Ray cluster by its address; returns the module ``ray``. AsymTrackError where there is none, or no Ray.
+    """Joins a Ray cluster by its address; returns the module ``ray``. AsymTrackError without a cluster, or without Ray.
 
-    ``"auto"`` finds the cluster that runs, ``"local"`` starts one of so many ``processors`` on this machine.
+    ``"auto"`` finds the running cluster; ``"local"`` starts one with this many ``processors`` on this machine.
     """
     ray = require("ray", "ray", "--ray")
     try:
-        if ":" in address:  # Ray itself tries for minutes where nobody answers
+        if ":" in address:  # if nobody answers, Ray itself tries for minutes
             host, _, port = address.rpartition("/")[2].rpartition(":")
             socket.create_connection((host, int(port)), 10).close()
-        # Workers find what this process finds, modules in the working directory among it.
+        # Workers import what this process can import, including modules in the working directory.
         environment = {"env_vars": {"PYTHONPATH": ":".join(path for path in sys.path if path)}}
         options = {"num_cpus": processors} if address == "local" else {}
         quiet = {"ignore_reinit_error": True, "log_to_driver": False, "logging_level": "error"}
@@ -143,10 +143,10 @@ def join_cluster(address: str, processors: int) -> Any:
 
 
 def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
-    """Tasks of a Ray cluster, one a sequence; progress is told when it is done. One whose worker dies is run again.
+    """Runs one task of a Ray cluster per sequence and reports progress when a task ends. Lost tasks are run again.
 
-    The files of a model travel through the object store, once. Those of the sequences do not: every node must see
-    them under the same path.
+    The files of a model travel through the object store, once. The files of the sequences do not: every node must
+    see them under the same path.
     """
     ours = _limited(spec, 1)
     on_gpu = "cuda" in ours.device or ours.backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
@@ -154,7 +154,7 @@ def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanc
     files = [path for path in Path(spec.name).iterdir() if path.is_file()] if shipped else []
     carried = ray.put((ours, {path.name: path.read_bytes() for path in files}))
     task = ray.remote(num_cpus=ours.threads or 1, num_gpus=int(on_gpu), max_retries=3)(_task)
-    # In a list: Ray replaces a bare reference by its value, for each task anew.
+    # In a list, because Ray would replace a bare reference by its value, again for each task.
     pending = {task.remote([carried], s): s for s in sorted(sequences, key=len, reverse=True)}
     try:
         while pending:
@@ -176,7 +176,7 @@ def _task(carried: List[Any], sequence: Sequence) -> Outcome:
 
 @lru_cache(maxsize=2)
 def _built(carried: Any) -> Tuple[Any, tempfile.TemporaryDirectory]:
-    """This worker's tracker, and the folder with its model's files; both stay as long as the cache holds them."""
+    """This worker's tracker, and the folder of its model's files; both live as long as the cache holds them."""
     import ray
 
     spec, content = ray.get(carried)

@@ -1,8 +1,8 @@
-"""Success, precision and average overlap, each data set's as its own toolkit computes them.
+"""Success, precision and average overlap, computed for each data set as its own toolkit does.
 
-All toolkits reduce a sequence to an overlap and a centre error per counted frame and then ask for the
-share of frames past a threshold. They differ in which frames count, and what a frame without a box in
-the ground truth is worth: that is what a ``Protocol`` states. The toolkits write rectangles as pixels
+All toolkits reduce a sequence to an overlap and a centre error per counted frame and then compute the
+share of frames past a threshold. They differ in which frames count, and in how a frame without a
+ground-truth box is scored: a ``Protocol`` states both. The toolkits treat a rectangle as the pixels
 ``x ... x + w - 1``; in overlaps and centre *differences* the ones cancel.
 """
 
@@ -22,29 +22,29 @@ from asymtrack_edge.geometry import overlaps
 class Protocol:
     """Which frames count, and what is computed from them."""
 
-    definition: str  # for reports
+    definition: str  # one line for reports
     #: Success AUC, precision and normalised precision, averaged over sequences.
     ope: bool = True
-    #: AO and SR over the frames of all sequences together, boxes clipped to the frame. Frame 0 and frames with the
-    #: target declared absent are left out; elsewhere frame 0 counts as perfect.
+    #: AO and SR over the frames of all sequences together, boxes clipped to the frame. Frame 0 and frames whose target
+    #: is labelled absent are left out; in the other protocols frame 0 counts as perfect.
     got10k: bool = False
-    #: TrackingNet's three integrals, of boxes rounded to whole pixels.
+    #: TrackingNet's areas under three curves, with boxes rounded to whole pixels.
     trackingnet: bool = False
-    #: As OTB's calc_seq_err_robust.m: true boxes have x, y, w, h > 0, and frames without one never count as success
-    #: but, their error being set to -1, always as precise. Elsewhere w, h > 0 do, and others are left out.
+    #: As OTB's calc_seq_err_robust.m: true boxes have x, y, w, h > 0; frames without one never count as success but
+    #: always as precise (their error is set to -1). Otherwise w, h > 0 suffices, and frames without a box are left out.
     robust: bool = False
-    #: Frames with the target declared absent are neither success nor precise, but part of the total.
+    #: Frames whose target is labelled absent count as failures of success and precision.
     absent_fails: bool = False
 
 
 _OPE = "success AUC over 21 thresholds (overlap > t), precision at 20 px"
 PROTOCOLS: Dict[str, Protocol] = {
     "otb": Protocol(f"OTB toolkit: {_OPE}; frame 0 counts as perfect", robust=True),
-    "uav123": Protocol("UAV123 toolkit: as OTB; frames without annotation count as failures of success", robust=True),
-    "nfs": Protocol(f"NfS: {_OPE} as OTB; annotated frames only"),
+    "uav123": Protocol("UAV123 toolkit: as OTB; frames without annotation fail in success", robust=True),
+    "nfs": Protocol(f"NfS: {_OPE}, as OTB; annotated frames only"),
     "lasot": Protocol(
         f"LaSOT toolkit: {_OPE}, normalised precision at 0.2; frame 0 counts as perfect, "
-        "frames with the target absent as failures (AUC vis leaves them out)",
+        "frames without the target as failures (AUC vis leaves them out)",
         robust=True,
         absent_fails=True,
     ),
@@ -67,7 +67,7 @@ PROTOCOLS: Dict[str, Protocol] = {
     ),
 }
 
-#: Curve -> thresholds of the one-pass evaluation plots (Wu et al., OTB; Fan et al., LaSOT for the normalised one).
+#: Thresholds of the curves of one-pass evaluation (Wu et al., OTB; for normalised precision Fan et al., LaSOT).
 OPE_CURVES = {
     "success": np.linspace(0.0, 1.0, 21),
     "precision": np.arange(51.0),
@@ -79,16 +79,16 @@ TRACKINGNET_CURVES = {
     "precision": np.linspace(0.0, 50.0, 21),
     "norm_precision": np.linspace(0.0, 0.5, 21),
 }
-#: GOT-10k draws its success curve at 101 thresholds.
+#: GOT-10k's success curve has 101 thresholds.
 GOT10K_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 
 
 def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool) -> np.ndarray:
-    """Distances between centres of boxes ``(N, 4)``: float64 ``(N,)``, in pixels.
+    """Distances between the centres of boxes ``(N, 4)``: float64 ``(N,)``, in pixels.
 
-    Normalised, they are in widths and heights of the true box (Müller et al., TrackingNet), infinite where it has none.
+    Normalised ones are relative to the true box's size (Müller et al., TrackingNet), infinite without a size.
     """
-    # Written as the toolkits write it, ones included, so that ties with a threshold fall as theirs do.
+    # Written as in the toolkits, with the ones, so that a distance equal to a threshold rounds as theirs does.
     difference = (boxes[:, :2] + (boxes[:, 2:] - 1) / 2) - (truth[:, :2] + (truth[:, 2:] - 1) / 2)
     if normalised:
         side = truth[:, 2:]
@@ -97,7 +97,7 @@ def centre_errors(boxes: np.ndarray, truth: np.ndarray, normalised: bool) -> np.
 
 
 def success_curve(overlap: np.ndarray, thresholds: np.ndarray = OPE_CURVES["success"]) -> np.ndarray:
-    """Share of frames whose overlap is strictly greater than each threshold."""
+    """For each threshold, the share of frames whose overlap is strictly greater."""
     return (overlap[:, None] > thresholds).mean(0)
 
 
@@ -107,13 +107,13 @@ class SequenceScore(NamedTuple):
     name: str
     attributes: Tuple[str, ...]
     metrics: Dict[str, float]  # in 0..1
-    curves: Dict[str, np.ndarray]  # "success", "precision", "norm_precision": shares of frames, where computed
-    clipped: np.ndarray  # overlaps that GOT-10k's averages pool, of boxes clipped to the frame
-    counted: int  # frames that the metrics are over
+    curves: Dict[str, np.ndarray]  # "success", "precision", "norm_precision": shares of frames, if computed
+    clipped: np.ndarray  # overlaps of boxes clipped to the frame, which GOT-10k's averages pool
+    counted: int  # number of frames that the metrics cover
 
 
 class Summary(NamedTuple):
-    """Scores of several sequences together; curves are (thresholds, values)."""
+    """Scores of several sequences together; a curve is (thresholds, values)."""
 
     metrics: Dict[str, float]
     curves: Dict[str, Tuple[np.ndarray, np.ndarray]]
@@ -121,7 +121,7 @@ class Summary(NamedTuple):
 
 
 def is_box(truth: np.ndarray, robust: bool = False) -> np.ndarray:
-    """Which rows ``(N, 4)`` of a ground truth are boxes, bool ``(N,)``; ``robust`` as in ``Protocol``."""
+    """Which ground-truth rows ``(N, 4)`` are boxes, bool ``(N,)``; ``robust`` as in ``Protocol``."""
     with np.errstate(invalid="ignore"):
         return np.isfinite(truth).all(1) & (truth[:, 0 if robust else 2 :] > 0).all(1)
 
@@ -136,14 +136,14 @@ def _repaired(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _clip(boxes: np.ndarray, size: Items[int]) -> np.ndarray:
-    """Cuts boxes to the frame as GOT-10k does: corner first, then what is left of the size."""
+    """Clips boxes to the frame as GOT-10k does: first the corner, then the size to what remains of the frame."""
     limit = np.array(size, np.float64)
     corner = np.clip(boxes[:, :2], 0, limit)
     return np.hstack([corner, np.clip(boxes[:, 2:], 0, limit - corner)])
 
 
 def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
-    """Which frames a score is over, bool ``(N,)``; none where only the start box is known."""
+    """Which frames are scored, bool ``(N,)``; none if only the start box is annotated."""
     if len(sequence) > 1 and np.isnan(sequence.truth[1:]).all():
         return np.zeros(len(sequence), bool)
     use = np.ones(len(sequence), bool) if protocol.robust else is_box(sequence.truth)
@@ -154,7 +154,7 @@ def counted(protocol: Protocol, sequence: Sequence) -> np.ndarray:
 
 
 def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) -> Optional[SequenceScore]:
-    """Scores one result; None where no frame can be counted.
+    """Scores one result; None if no frame counts.
 
     ``boxes`` are float ``(N, 4)``, x, y, w, h for every frame; row 0 is the start box.
     """
@@ -184,7 +184,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
             error[absent] = np.inf
             curves[name] = (error[use, None] <= axes[name]).mean(0)
         if protocol.trackingnet:
-            # The trapezoidal rule over an axis scaled to 0..1, as the devkit applies it to all three.
+            # The trapezoidal rule over an axis scaled to 0..1, as the devkit applies it to all three curves.
             metrics = {name: float(((curve[1:] + curve[:-1]) / 2).mean()) for name, curve in curves.items()}
         else:
             metrics = {"auc": float(curves["success"].mean()), "sr50": float(curves["success"][10])}
@@ -208,7 +208,7 @@ def _got10k_metrics(overlap: np.ndarray) -> Dict[str, float]:
 
 
 def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
-    """Puts sequences, one at least, together: averages of sequences, but GOT-10k's metrics over all frames at once."""
+    """Combines one or more sequences: averages over sequences, except GOT-10k's metrics, which are over all frames."""
     metrics = {name: float(np.nanmean([s.metrics[name] for s in scores])) for name in scores[0].metrics}
     axes = _axes(protocol)
     curves = {name: (axes[name], np.mean([s.curves[name] for s in scores], axis=0)) for name in scores[0].curves}
@@ -221,6 +221,6 @@ def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
 
 
 def by_attribute(protocol: Protocol, scores: Items[SequenceScore]) -> Dict[str, Summary]:
-    """Summaries of the sequences that share an attribute, attributes sorted by name."""
+    """For each attribute, sorted by name, the summary of the sequences that have it."""
     tags = sorted({tag for score in scores for tag in score.attributes})
     return {tag: summarise(protocol, [score for score in scores if tag in score.attributes]) for tag in tags}

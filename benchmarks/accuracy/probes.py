@@ -1,6 +1,6 @@
-"""Looks at a model that no data set's protocol gives: tracks from many starts, the score.
+"""Tests of a model outside any data set's protocol: tracks from many starts, and the score's meaning.
 
-It is the weights that are looked at, not what is done about lost targets: those are not looked for.
+They test the weights alone, so lost targets are not searched for.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from asymtrack_edge.datasets import Dataset, Sequence
 from asymtrack_edge.errors import BoxError, DatasetError, UsageError
 from asymtrack_edge.geometry import check_box, overlaps
 
-#: Where tracks begin, in parts of a sequence.
+#: Where tracks begin, as a fraction of the sequence.
 STARTS = (0.0, 0.25, 0.5)
-#: Frames with and without the target, counted from 0: near enough to the first to show the target still.
+#: Frames used with and without the target, counted from 0; so near the first that the target is still in view.
 PRESENT, ABSENT = 4, 6
-#: Distances, in the list of sequences, of those that stand in for a scene without the target.
+#: Offsets, in the list of sequences, of the sequences that serve as scenes without the target.
 OTHERS = (1, 2, 3, 5)
 PERCENTILES = (5, 10, 25, 50, 75, 95)
 
 
 def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
-    """Success AUC of each track of a sequence, the frame it starts from left out; DatasetError where it gives none."""
+    """Success AUC of each track of a sequence, without its start frame; raises DatasetError if there is no track."""
     found = []
-    for step in (1, -1):  # as it is, and mirrored
+    for step in (1, -1):  # as is, and mirrored
         truth = sequence.truth.copy()
         if step < 0:
             truth[:, 0] = sequence.read(0).shape[1] - truth[:, 0] - truth[:, 2]
-        # A track begins where there is a box, and needs a frame after it.
+        # A track starts on a frame with a box and needs a later frame with one.
         known = np.flatnonzero(is_box(truth) & sequence.visible)
         for part in STARTS:
             later = known[known >= int(part * len(sequence))]
@@ -53,9 +53,9 @@ def track_aucs(tracker: Any, sequence: Sequence) -> List[float]:
 def starts(args: argparse.Namespace) -> int:
     """Success AUC over many tracks of few sequences, for comparing weights.
 
-    With a handful of sequences, one lost track moves the mean by a hundredth or more. Here every sequence
-    gives up to six tracks: from its first frame, from a quarter and from half of its length, as it is and
-    mirrored left to right, where boxes follow. Lost targets are not looked for. The figure is no published protocol's.
+    With a handful of sequences, one lost track moves the mean by 0.01 or more. Here every sequence
+    gives up to six tracks: from its start, from a quarter and from half of its length, each as is and
+    mirrored left to right, where boxes follow. Lost targets are not searched for. No published protocol does this.
     """
     sequences, left_out = Dataset("folder", args.root).read()
     tracker = TrackerSpec.of(args.model, args, recover=False).build()
@@ -75,10 +75,10 @@ def starts(args: argparse.Namespace) -> int:
 
 
 def presence(args: argparse.Namespace) -> int:
-    """Does the score tell whether the target is there? Percentiles of the score with it and without.
+    """Does the score tell whether the target is in view? Percentiles of the score with and without the target.
 
     Each sequence gives one score with its target in view (its fifth frame) and four without (the seventh
-    frame of four other sequences, resized to its own).
+    frames of four other sequences, resized to its frame size).
     """
     sequences, left_out = Dataset("folder", args.root).read()
     listed, sequences = sequences, []
@@ -123,8 +123,8 @@ def _finish(args: argparse.Namespace, answer: Dict[str, Any], text: str, left_ou
     return 1 if left_out else 0
 
 
-#: Name -> what ``--help`` says, and the body.
+#: Name -> the text for ``--help``, and the function.
 COMMANDS = {
     "starts": ("success AUC over many tracks of few sequences", starts),
-    "presence": ("does the score tell whether the target is there? (six sequences or more)", presence),
+    "presence": ("does the score tell whether the target is in view? (six sequences or more)", presence),
 }

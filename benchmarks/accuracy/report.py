@@ -1,4 +1,4 @@
-"""Tables and plots for people, JSON for machines."""
+"""Tables, plots and JSON of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asymtrack_edge.benchmarks.tables import markdown_table
 from asymtrack_edge.errors import require
 from asymtrack_edge.files import OutputFile, printable
 
-#: How metrics are headed in tables, in the order they are shown.
+#: Column headings of metrics, in the order of the columns.
 HEADINGS: Dict[str, str] = {
     "auc": "AUC",
     "auc_visible": "AUC vis",
@@ -39,16 +39,16 @@ class Evaluation:
 
     tracker: str
     identity: Optional[Dict[str, Any]]  # what made the results; None for result files of unknown origin
-    summary: Optional[Summary]  # None where nothing could be scored
-    attributes: Dict[str, Summary]  # of the sequences that share an attribute
-    speed: Dict[str, Any]  # as ``results.speed`` gives it
+    summary: Optional[Summary]  # None if nothing could be scored
+    attributes: Dict[str, Summary]  # attribute -> summary of the sequences that have it
+    speed: Dict[str, Any]  # the result of ``results.speed``
     failures: Dict[str, str] = field(default_factory=dict)  # sequence without a score -> why, in one line
     notes: Dict[str, str] = field(default_factory=dict)  # sequence with a score -> what was done to its results
     submission: Optional[str] = None  # zip file for the data set's server
 
 
 def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[str, float]]]) -> str:
-    """Metrics in percent, one row for each name, with how many sequences it is over."""
+    """Metrics in percent, one row for each name, with its number of sequences."""
     lines = [
         {first: name, "n": count, **{text: 100 * metrics.get(metric, math.nan) for metric, text in HEADINGS.items()}}
         for name, count, metrics in rows
@@ -57,7 +57,7 @@ def _table(heading: str, first: str, rows: Items[Tuple[str, Optional[int], Dict[
 
 
 def text_report(evaluations: Items[Evaluation], per_sequence: bool) -> str:
-    """The tables of a run: per tracker its attributes and, if asked for, its sequences; then all trackers."""
+    """The tables of a run: for each tracker its sequences, if asked for, and attributes; then all trackers."""
 
     def over(scores: Dict[str, Summary]) -> List[Tuple[str, Optional[int], Dict[str, float]]]:
         return [(name, len(summary.sequences), summary.metrics) for name, summary in scores.items()]
@@ -76,7 +76,7 @@ def text_report(evaluations: Items[Evaluation], per_sequence: bool) -> str:
 
 
 def plain(e: Evaluation) -> Dict[str, Any]:
-    """Everything in the tables and plots, JSON-serialisable; metrics are shares of 1, not percent."""
+    """Everything in the tables and plots, as JSON-serialisable data; metrics are from 0 to 1, not percent."""
     scores = e.summary or Summary({}, {}, ())
     return {
         "tracker": e.tracker,
@@ -93,7 +93,7 @@ def plain(e: Evaluation) -> Dict[str, Any]:
 
 
 def figure(width: float, height: float) -> Any:
-    """A figure of its own, not pyplot's: nothing global, and no display is looked for."""
+    """A figure without pyplot, so that there is no global state and no display is needed."""
     return require("matplotlib.figure", "bench", "drawing plots").Figure(figsize=(width, height), layout="constrained")
 
 
@@ -116,7 +116,7 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
         axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", ylim=(0, 1))
         axes.set_xlim(0, lines[0][2][-1])
         axes.grid(True, alpha=0.3)
-        # Given apart, names may begin with "_"; not parsed, they may hold "$".
+        # Names passed to legend() may begin with "_"; without math parsing they may contain "$".
         legend = axes.legend(axes.lines, [f"{printable(name)} [{100 * value:.1f}]" for value, name, *_ in lines])
         for text in [axes.set_title(printable(title)), *legend.get_texts()]:
             text.set_parse_math(False)

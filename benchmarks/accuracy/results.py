@@ -1,9 +1,9 @@
 """Result files, in the layouts that the official toolkits and servers read.
 
-GOT-10k's are ``<sequence>/<sequence>_001.txt`` and ``<sequence>/<sequence>_time.txt``, all others'
-``<sequence>.txt`` and ``times/<sequence>_time.txt``.
-A box file has one ``x,y,w,h`` row per frame, the first being the start box; a time file one number of
-seconds per frame, the first being the initialisation.
+For GOT-10k they are ``<sequence>/<sequence>_001.txt`` and ``<sequence>/<sequence>_time.txt``, for all other
+data sets ``<sequence>.txt`` and ``times/<sequence>_time.txt``.
+A box file has one ``x,y,w,h`` row per frame; the first is the start box. A time file has one number of
+seconds per frame; the first is the initialisation.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ IDENTITY_FILE = "tracker.json"
 
 @dataclass
 class Results:
-    """Result files of one tracker on one data set: by sequence those of its boxes and of its times."""
+    """Result files of one tracker on one data set; ``files`` maps a sequence to its box and time files."""
 
     root: Path
     files: Dict[str, Tuple[Path, Path]]
-    identity: Dict[str, Any] = field(default_factory=dict)  # of what makes them
+    identity: Dict[str, Any] = field(default_factory=dict)  # of the tracker that makes the results
 
     @classmethod
     def own(cls, root: Path, protocol: str, sequences: Items[Sequence], identity: Dict[str, Any]) -> Results:
-        """Those that this package writes."""
+        """The result files that this package writes."""
         boxes, times = ("{0}.txt", "times/{0}_time.txt")
         if protocol == "got10k":
             boxes, times = ("{0}/{0}_001.txt", "{0}/{0}_time.txt")
@@ -46,11 +46,11 @@ class Results:
 
     @classmethod
     def found(cls, root: Path, sequences: Items[Sequence]) -> Results:
-        """Those of any toolkit, under the names that toolkits give them; UsageError for none, or several runs.
+        """The result files of any toolkit. Raises UsageError if there are none, or several runs of them.
 
-        A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``, its name with pytracking's prefixes, or one
-        of ``Sequence.aliases``; or, where none is written so, any of them in upper or lower case. The files lie in the
-        folder itself, or in that of its subfolders (pytracking's ``<tracker>_000``) which has the most.
+        A sequence's file is ``<name>.txt`` or ``<name>/<name>_001.txt``. ``<name>`` is the sequence's name or one of
+        its ``Sequence.aliases``, with or without pytracking's prefixes; case matters only if several files match. The
+        files are in the folder itself or in one subfolder (pytracking's ``<tracker>_000``): the one with the most.
         """
         if not root.is_dir():
             raise UsageError(f"there is no folder of results {printable(root)}")
@@ -59,7 +59,7 @@ class Results:
             files = [*base.glob("*.txt"), *base.glob("*/*.txt")]
             exact = {path.relative_to(base).with_suffix("").as_posix(): path for path in files}
             lower = {key.lower(): path for key, path in exact.items()}
-            # In this order: pytracking puts OTB's Car2 beside uav_car2.
+            # Exact case first: pytracking writes OTB's Car2 and UAV123's uav_car2 into one folder.
             paths = {s.name: [*map(exact.get, _keys(s)), *map(lower.get, map(str.lower, _keys(s)))] for s in sequences}
             found = {name: next(filter(None, options)) for name, options in paths.items() if any(options)}
             candidates.append((len(found), base, found))
@@ -67,18 +67,18 @@ class Results:
         equal = [printable(base) for count, base, _ in candidates if count == best]
         if not most:
             first = f"{sequences[0].name}.txt"
-            raise UsageError(f"{printable(root)} holds no result of any sequence: looked for {first} and so on")
+            raise UsageError(f"{printable(root)} has no results for these sequences: looked for {first} and so on")
         if len(equal) > 1 and equal[0] != printable(root):
-            raise UsageError(f"{printable(root)} holds results of several runs: name one, such as {equal[0]}")
+            raise UsageError(f"{printable(root)} has results of several runs: name one, such as {equal[0]}")
         return cls(root, {name: (path, _times_of(path)) for name, path in most.items()})
 
     def read(self, sequence: Sequence) -> Tuple[np.ndarray, np.ndarray, str]:
-        """Boxes (N, 4), seconds (N,) or none, and what was done to make them fit, empty where nothing was.
+        """Boxes (N, 4), seconds (N,) or (0,), and a note on what was done to make the result fit (or "").
 
-        Raises DatasetError where the result is missing, unreadable or shorter than the sequence.
+        Raises DatasetError if the result is missing, unreadable or shorter than the sequence.
         """
         if sequence.name not in self.files:
-            raise DatasetError(f"{printable(self.root)} holds no result of it")
+            raise DatasetError(f"{printable(self.root)} has no result for it")
         path, times = self.files[sequence.name]
         boxes, note, seconds = read_boxes(path), "", np.zeros(0)
         if len(boxes) < len(sequence):
@@ -96,7 +96,7 @@ class Results:
         return boxes, seconds if len(seconds) == len(sequence) else np.zeros(0), note
 
     def complete(self, sequence: Sequence) -> bool:
-        """Whether the sequence has a result for every frame, and no more, from its start box on."""
+        """Whether the result has the sequence's start box, exactly one box per frame, and a time file."""
         with suppress(DatasetError):
             boxes, _, note = self.read(sequence)
             whole = not note and self.files[sequence.name][1].is_file()
@@ -104,25 +104,25 @@ class Results:
         return False
 
     def write(self, name: str, boxes: np.ndarray, times: np.ndarray) -> None:
-        """Writes boxes ``(N, 4)`` and seconds ``(N,)``; the box file appears last, so that it means complete."""
-        # Precision of the GOT-10k toolkit's own files.
+        """Writes boxes ``(N, 4)`` and seconds ``(N,)``; the box file comes last, so its presence means completeness."""
+        # The same precision as in the GOT-10k toolkit's own files.
         _write(self.files[name][1], "".join(f"{t:.8f}\n" for t in times))
         _write(self.files[name][0], "".join(",".join(f"{v:.3f}" for v in box) + "\n" for box in boxes))
         (self.root / "errors" / f"{name}.log").unlink(missing_ok=True)
 
     def log(self, name: str, text: str) -> Path:
-        """Writes what a failed sequence has to tell; returns the file."""
+        """Writes the traceback of a failed sequence; returns the file."""
         return _write(self.root / "errors" / f"{name}.log", text)
 
     def claim(self, fresh: bool) -> None:
-        """Makes the folder this tracker's; ``fresh`` removes the results of these sequences."""
+        """Marks the folder as this tracker's; ``fresh`` first removes the results of these sequences."""
         for files in self.files.values() if fresh else ():
             for file in files:
                 file.unlink(missing_ok=True)
         _write(self.root / IDENTITY_FILE, json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
 
     def check(self) -> None:
-        """UsageError where the folder is another tracker's."""
+        """Raises UsageError if the folder has results of another tracker."""
         path, identity = self.root / IDENTITY_FILE, self.identity
         if path.exists() or any(boxes.exists() for boxes, _ in self.files.values()):
             try:
@@ -133,17 +133,17 @@ class Results:
             changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)
             if changes:
                 advice = "redo them all with --fresh, or give another --output"
-                raise UsageError(f"the results in {self.root} were made otherwise ({changes}): {advice}")
+                raise UsageError(f"the results in {self.root} were made differently ({changes}): {advice}")
 
     @property
     def archive(self) -> Path:
-        """What ``submission`` writes."""
+        """The zip file that ``submission`` writes."""
         return self.root.with_name(f"{self.root.name}.zip")
 
     def submission(self) -> Path:
-        """Packs the results as the data set's server wants them; returns the zip file.
+        """Packs the results as the data set's server expects them; returns the zip file.
 
-        GOT-10k: a folder per sequence with its box and time files. TrackingNet: the box files alone.
+        GOT-10k: a folder per sequence with its box and time files. TrackingNet: only the box files.
         """
         with OutputFile(self.archive) as file, zipfile.ZipFile(file.place, "w", zipfile.ZIP_DEFLATED) as archive:
             for boxes, times in self.files.values():
@@ -153,15 +153,15 @@ class Results:
 
 
 def _keys(sequence: Sequence) -> Iterator[str]:
-    """The names under which toolkits keep the result of a sequence."""
+    """The names that toolkits give to the result of a sequence."""
     for name in (sequence.name, *sequence.aliases):
-        for prefix in ("", "uav_", "nfs_"):  # pytracking's, of some data sets
+        for prefix in ("", "uav_", "nfs_"):  # pytracking's prefixes for some data sets
             key = f"{prefix}{name}"
             yield from (key, f"{key}/{key}_001")
 
 
 def _times_of(path: Path) -> Path:
-    """Where the times beside a file of boxes are."""
+    """The time file that belongs to a box file."""
     name = f"{path.parent.name if path.stem == f'{path.parent.name}_001' else path.stem}_time.txt"
     return path.with_name(name) if path.with_name(name).is_file() else path.parent / "times" / name
 
@@ -173,9 +173,9 @@ def _write(path: Path, text: str) -> Path:
 
 
 def speed(times: Items[np.ndarray]) -> Dict[str, Any]:
-    """Frames per second of whole steps, initialisation included, decoding of image files not.
+    """Frames per second of ``init`` and ``update``, without the decoding of image files.
 
-    ``mean_of_rates`` is the mean of 1/t, the figure of the GOT-10k toolkit, never below what a camera would see.
+    ``mean_of_rates`` is the mean of 1/t, the GOT-10k toolkit's figure. It is never below ``frames_over_total_time``.
     """
     seconds = np.concatenate([np.zeros(0), *times])
     seconds = seconds[seconds > 0]

@@ -2,8 +2,8 @@
 
 ``python -m asymtrack_edge.benchmarks.accuracy.vot --model T`` speaks the TraX protocol on its standard
 input and output, or on the socket that the toolkit names in the environment. It answers with rectangles
-and a ``confidence``; several objects are followed by one tracker each. See docs/evaluation.md for the
-entry in the toolkit's ``trackers.ini``.
+and a ``confidence`` for each; every object has its own tracker. docs/evaluation.md shows the entry in the
+toolkit's ``trackers.ini``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from asymtrack_edge.errors import SourceError, UsageError, require
 
 def serve(spec: TrackerSpec) -> None:
     """Answers the client's requests until it quits."""
-    trax = require("trax", "vot", "driving a tracker by the VOT toolkit")
-    # Made before the server: a model that does not load must be told in words, not as a dead connection.
+    trax = require("trax", "vot", "running in the VOT toolkit")
+    # Made before the server, so that a model that fails to load gives an error message, not a dead connection.
     spare: List[Any] = [spec.build()]
     following: List[Any] = []
     server = trax.Server(
@@ -63,7 +63,7 @@ def serve(spec: TrackerSpec) -> None:
         reason = str(error)
         raise
     finally:
-        # The client is told why; where it is gone already there is nobody to tell.
+        # Tells the client the reason, unless the client has already gone.
         with suppress(trax.TraxException):
             server.quit(reason)
 
@@ -75,18 +75,18 @@ def _box(region: Any) -> Tuple[float, ...]:
     if region.type == "polygon":
         xs, ys = zip(*(region.get(i) for i in range(region.size())))
         return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    raise UsageError(f"the client starts an object with a {region.type}: a rectangle or polygon is needed")
+    raise UsageError(f"the client marks an object with a {region.type}: a rectangle or polygon is needed")
 
 
 def main(argv: Optional[Items[str]] = None) -> int:
-    """Runs the entry point; returns 0, or 2 with one line on standard error."""
+    """Runs the entry point; returns 0, or 2 after one line on standard error."""
     parser = cli.parser(
         "python -m asymtrack_edge.benchmarks.accuracy.vot",
         "Serve a tracker over the TraX protocol, for the VOT toolkit.",
         "python -m asymtrack_edge.benchmarks.accuracy.vot --model exports/asymtrack-t-fp16",
     )
     cli.add_model(parser)
-    parser.add_argument("--tracker", metavar="NAME", help="another tracker, as for asymtrack-eval")
+    parser.add_argument("--tracker", metavar="NAME", help="another tracker, named as for asymtrack-eval")
     cli.add_backend(parser)
     return cli.run(lambda args: serve(TrackerSpec.of(args.tracker or args.model, args)), parser.parse_args(argv))
 

@@ -1,4 +1,4 @@
-"""What can be raced: search networks on any backend or as published, and whole trackers."""
+"""Cases that can be raced: search networks on any backend or as published, and whole trackers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 
-#: OpenCV Zoo's and most cameras' frames.
+#: Frame size of OpenCV Zoo's benchmarks and of most cameras.
 HD = (1280, 720)
 #: A note on a case.
 UNTRAINED = "untrained weights (speed does not depend on them)"
 
 
 def combinations(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
-    """Every combination of models and of the options of ``cli.add_backend``, by a name of the parts that differ."""
+    """Every combination of models and ``cli.add_backend``'s options, keyed by a name made of the parts that differ."""
     named: Dict[str, TrackerSpec] = {}
     parts = (a.model, a.backend, a.precision or (None,), a.threads or (None,))
     for model, backend, precision, count in product(*parts):
@@ -43,7 +43,7 @@ def combinations(a: argparse.Namespace) -> Dict[str, TrackerSpec]:
 
 
 def _facts(backend: Backend, spec: TrackerSpec, note: str) -> Dict[str, Any]:
-    """What is printed with the figures of an open backend: fields of ``Case``."""
+    """What is reported with the figures of an open backend, as fields of ``Case``."""
     manifest = backend.manifest
     device = "cpu" if backend.on_cpu else "server" if backend.name == "triton" else f"cuda:{device_index(spec.device)}"
     untrained = str(manifest.provenance.get("weights", "")).startswith("random")
@@ -59,15 +59,15 @@ def _facts(backend: Backend, spec: TrackerSpec, note: str) -> Dict[str, Any]:
 
 
 def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool = True) -> Case:
-    """The search network of a model on random crops, the template cached: no cropping, no decoding.
+    """The search network of a model on random crops, with the template cached: no cropping, no decoding.
 
-    The time is what the backend itself books as ``infer``. On a GPU it includes cutting the crop, in the same launch,
-    and copying the prediction back. One call takes all ``targets`` ``together``, or one call each.
+    The time is what the backend itself records as ``infer``. On a GPU it includes cutting the crop, in the same launch,
+    and copying the prediction back. ``together``: one call for all ``targets``; otherwise one call per target.
     """
     backend = open_backend(**spec.load_arguments)
     backend.reserve(targets)
     side, z = backend.manifest.search_size, backend.manifest.template_size
-    # One pixel more than the crop, whose convention loses the frame's last column and row.
+    # One pixel larger than the crop: by the crop's convention the frame's last column and row are lost.
     frame = np.random.RandomState(0).randint(0, 256, (side + 1, side + 1, 3), np.uint8)
     centre = (side / 2, side / 2)
     for slot in range(targets):
@@ -75,7 +75,7 @@ def network_case(name: str, spec: TrackerSpec, targets: int = 1, together: bool 
     window = CropWindow(0, 0, side, centre)
     calls = [[window] * targets] if together else [[window]] * targets
     run = timed(lambda: [backend.search(frame, windows) for windows in calls], lambda: backend.seconds["infer"])
-    note = "with the crop, which the GPU cuts in the same launch" if isinstance(backend, DeviceBackend) else ""
+    note = "includes the crop, which the GPU cuts in the same launch" if isinstance(backend, DeviceBackend) else ""
     return Case(name, run, backend.close, batch=targets, **_facts(backend, spec, note))
 
 
@@ -84,12 +84,12 @@ def reference_case(
 ) -> Case:
     """The search network in the form in which its authors publish and time it (``reference_form``).
 
-    It is timed in a process of its own that has loaded nothing else. Eager PyTorch allocates every intermediate result
-    anew, which costs less where the process has once freed a larger block: here, where other models were loaded, the
-    step can be a third faster than in the authors' script.
+    It is timed in a separate process that has loaded nothing else. Eager PyTorch allocates memory for every
+    intermediate result, which is cheaper once the process has freed a larger block: in this process, which has loaded
+    other models, the step can be a third faster than in the authors' script.
 
-    A changed variant is untrained. ``device`` is a case's: where it is no ``"cuda:N"``, the CPU is used. Raises
-    AsymTrackError where PyTorch or the device is not there.
+    A variant that differs from the published ones is untrained. ``device`` is that of a case; anything but ``"cuda:N"``
+    means the CPU. Raises AsymTrackError if PyTorch or the device is not available.
     """
     device = device if device.startswith("cuda") else "cpu"
     trained = VARIANTS.get(variant.name) == variant
@@ -114,7 +114,7 @@ def reference_case(
 
 
 def _reference(variant: Variant, trained: bool, device: str, threads: Optional[int]) -> Callable[..., List[float]]:
-    """In the other process: returns what times ``calls`` calls back to back, ``times`` times, in seconds."""
+    """Runs in the worker: returns a function that times ``calls`` calls back to back, ``times`` times, in seconds."""
     torch = require("torch", "export", "timing the reference form")
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
@@ -143,16 +143,16 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
 
     def answer(say: Any, times: int, calls: int) -> List[float]:
         if times > 1:
-            seconds_of(1)  # wakes the threads, fills the caches: the first call of a turn does not count
+            seconds_of(1)  # wakes the threads and fills the caches: the first call of a turn does not count
         seconds = [seconds_of(calls) for _ in range(times)]
-        settle()  # the next case's turn comes when the threads here have come to rest
+        settle()  # the next case's turn starts once this process's threads are idle
         return seconds
 
     return answer
 
 
 class VideoClip(NamedTuple):
-    """Decoded BGR uint8 frames, the target in the first, and the encoded video that they are from."""
+    """Decoded BGR uint8 frames, the target's box in the first one, and the encoded video that they come from."""
 
     frames: List[np.ndarray]
     box: Box
@@ -160,9 +160,9 @@ class VideoClip(NamedTuple):
 
 
 def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = None) -> VideoClip:
-    """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 one encoded into ``folder``.
+    """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 clip encoded into ``folder``.
 
-    Raises AsymTrackError: it cannot be read, the box is none, or this OpenCV can encode no video.
+    Raises AsymTrackError if the clip cannot be read, the box is invalid, or this OpenCV cannot encode video.
     """
     given = clip_argument(source, box)
     if given is None or source is None:
@@ -171,26 +171,26 @@ def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = N
         writer = cv2.VideoWriter(source, cv2.VideoWriter_fourcc(*"mp4v"), 30.0, HD)  # type: ignore[attr-defined]
         if not writer.isOpened():
             raise SourceError("this OpenCV cannot encode mp4v: give --clip FILE and --box")
-        for frame in [*frames, *frames[-2::-1]]:  # there and back, without a cut
+        for frame in [*frames, *frames[-2::-1]]:  # forwards, then backwards: no jump
             writer.write(frame)
         writer.release()
     return VideoClip(*given, source)
 
 
 def tracker_case(name: str, spec: TrackerSpec, clip: VideoClip, mapped: bool = False) -> Case:
-    """P5: the whole ``update(frame)`` of any tracker on frames that are in memory already.
+    """P5: the whole ``update(frame)`` of any tracker on frames that are already in memory.
 
-    ``mapped``: an integrated GPU reads frames where the CPU has them.
+    ``mapped``: an integrated GPU reads the frames directly from the CPU's memory.
     """
     tracker = spec.build()
     height, width = clip.frames[0].shape[:2]
     note = f"frames: {Path(without_secrets(clip.source)).name}, {width}x{height}"
-    threads = spec.threads if spec.kind == "opencv" else None  # a user's own is not told of them
+    threads = spec.threads if spec.kind == "opencv" else None  # a user's own tracker is not told the number
     facts: Dict[str, Any] = {"tracker": spec.name, "backend": spec.kind, "threads": threads, "notes": (note,)}
     if spec.kind == "model":
         facts = {"subject": tracker, "close": tracker.close, **_facts(tracker.backend, spec, note)}
         if mapped:
             tracker.backend.map_frames()
-    frames = cycle([*clip.frames, *clip.frames[-2:0:-1]])  # there and back for ever, without a cut
+    frames = cycle([*clip.frames, *clip.frames[-2:0:-1]])  # forwards and backwards forever: no jump
     tracker.init(next(frames), tuple(clip.box))
     return Case(name, timed(lambda: tracker.update(next(frames))), **facts)

@@ -1,8 +1,8 @@
-"""Protocol P8: joules per frame, rail by rail, camera-paced and flat out.
+"""Protocol P8: joules per frame by power rail, at camera rate and flat out.
 
-Power comes from the board's own sensors: the INA3221 monitors of a Jetson, the RAPL counters of a PC,
+Power is read from the machine's own sensors: the INA3221 monitors of a Jetson, the RAPL counters of a PC,
 NVML for a graphics card. Every figure carries the name of its rail; rails are not added up, because on
-most boards some contain others.
+most boards some rails contain others.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from asymtrack_edge.benchmarks.speed.machine import gpu_milliwatts
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.files import system_text
 
-#: Gives milliwatts by rail now; rails that have nothing to say yet are left out.
+#: Returns the present power by rail, in milliwatts; rails without a reading yet are left out.
 Sensor = Callable[[], Dict[str, float]]
-#: The clock in seconds, and a reading of all rails.
+#: The time in seconds, and a reading of all rails.
 Sample = Tuple[float, Dict[str, float]]
-#: The machine is watched for so long before anything runs.
+#: Idle power is measured for this long before anything runs.
 IDLE_SECONDS = 5.0
 #: Seconds between readings.
 INTERVAL = 0.1
@@ -31,7 +31,7 @@ INTERVAL = 0.1
 
 @contextmanager
 def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
-    """Reads sensors every ``INTERVAL``, from a thread of its own, into the list that it yields."""
+    """Reads sensors every ``INTERVAL``, in a background thread, into the list that it yields."""
     samples: List[Sample] = []
     ended = threading.Event()
 
@@ -49,20 +49,20 @@ def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
 
 
 def find_sensors(gpu: int) -> Dict[str, Sensor]:
-    """All power sensors of this machine, by name of the source; raises BackendError without any that can be read."""
+    """All readable power sensors of this machine, by source; raises BackendError if there is none."""
     nvml = partial(gpu_milliwatts, gpu) if gpu_milliwatts(gpu) else None
     sensors = {name: s for name, s in (("INA3221", ina3221()), ("RAPL", rapl()), ("NVML", nvml)) if s}
     if not sensors:
         raise BackendError(
-            "this machine has no power sensor that can be read: energy needs a Jetson's INA3221 monitors "
-            "(/sys/class/hwmon), RAPL counters (/sys/class/powercap, usually for root) or an NVIDIA graphics card "
-            "with nvidia-ml-py"
+            "this machine has no readable power sensor: energy needs a Jetson's INA3221 monitors "
+            "(/sys/class/hwmon), RAPL counters (/sys/class/powercap, usually readable by root only) or an NVIDIA "
+            "graphics card with nvidia-ml-py"
         )
     return sensors
 
 
 def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
-    """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None without any."""
+    """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None if there are none."""
     rails: Dict[str, Tuple[Path, Path]] = {}
     monitors = [path for path in sorted(root.glob("hwmon*")) if "ina3221" in system_text(path / "name")]
     for monitor in monitors:
@@ -79,9 +79,9 @@ def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
 
 
 def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = monotonic) -> Optional[Sensor]:
-    """Intel's and AMD's energy counters, those that this user may read; None without any.
+    """The energy counters of Intel and AMD that this user may read; None if there are none.
 
-    A reading is the mean since the last one: without a rail the first time and where its counter wrapped.
+    A reading is the mean power since the last one. It lacks a rail at first, and when the rail's counter has wrapped.
     """
     zones = {}
     for zone in sorted(root.glob("intel-rapl:*")):  # intel-rapl:0:1 is a part of intel-rapl:0
@@ -107,11 +107,11 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
 
 
 def _watts(samples: Sequence[Sample], start: float, end: float) -> Dict[str, float]:
-    """Mean power by rail between two moments; raises BackendError where fewer than two samples lie there."""
+    """Mean power by rail between two times; raises BackendError if fewer than two samples lie between them."""
     inside = [reading for now, reading in samples if start <= now <= end and reading]
     if len(inside) < 2:
         raise BackendError("the power sensor gave fewer than two readings: measure for longer")
-    # Sensors that count energy have nothing to say in their first reading.
+    # The first reading of a sensor that counts energy is empty.
     rails = dict.fromkeys(rail for reading in inside for rail in reading)
     return {rail: mean(reading[rail] for reading in inside if rail in reading) / 1000 for rail in rails}
 
@@ -121,9 +121,9 @@ def measure(
 ) -> Dict[str, float]:
     """Runs ``step`` once per frame while power is sampled, after ``IDLE_SECONDS`` of rest.
 
-    ``paced`` is the frame rate of an imitated camera; None to go on without a pause. Returns ``fps`` and, by rail,
-    joules per frame (everything the rail fed, and less what the idle machine draws in the same time), mean watts and
-    idle watts; for a paced run the share of late frames, which were not done when the next one was due.
+    ``paced`` is the frame rate of an imitated camera, or None to run without pauses. Returns ``fps`` and, by rail,
+    joules per frame (the total, and the total minus what the idle machine draws in the same time), mean watts and
+    idle watts; for a paced run also the share of late frames, those not finished when the next one was due.
     """
     step()
     with sampling(sensors) as samples:

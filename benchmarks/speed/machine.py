@@ -1,7 +1,7 @@
-"""Where a figure was measured: hardware, system, versions, power mode, clocks, temperatures, memory.
+"""The machine that a figure was measured on: hardware, system, versions, power mode, clocks, temperatures, memory.
 
-Everything is asked of the running system; what that does not report is None. psutil, py-cpuinfo and
-nvidia-ml-py (extra ``bench``) are asked where they are installed.
+Everything is read from the running system; what it does not report is None. psutil, py-cpuinfo and
+nvidia-ml-py (extra ``bench``) are used if they are installed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PACKAGES = ("numpy", "opencv-python", "opencv-contrib-python", "opencv-python-h
 
 
 def package(name: str) -> Any:
-    """An optional module; None where it is not installed."""
+    """An optional module; None if it is not installed."""
     try:
         return import_module(name)
     except ImportError:
@@ -36,7 +36,7 @@ def package(name: str) -> Any:
 
 
 def output_of(*command: str) -> str:
-    """What a command prints; empty if it is absent, fails or takes longer than ten seconds."""
+    """What a command prints; empty if it is missing, fails or takes longer than ten seconds."""
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, timeout=10, check=True).stdout.decode("utf-8", "replace")
     return ""
@@ -44,10 +44,10 @@ def output_of(*command: str) -> str:
 
 @lru_cache(maxsize=None)
 def facts(gpu: int = 0) -> Dict[str, Any]:
-    """What does not change during a run; None for what is not known, or not there.
+    """Facts that do not change during a run; None for what is unknown or absent.
 
-    ``board`` is an embedded device's, ``cores`` are those that this process may use, ``power_mode`` is nvpmodel's,
-    on a PC the frequency governor, ``versions`` those of the packages that take part.
+    ``board`` names an embedded device, ``cores`` counts those that this process may use, ``power_mode`` is nvpmodel's
+    (on a PC the frequency governor), ``versions`` has the versions of the relevant packages.
     """
     cpuinfo, nvml = package("cpuinfo"), _nvml(gpu)
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
@@ -81,24 +81,24 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
 
 
 def title(machine: Dict[str, Any]) -> str:
-    """A machine's ``facts`` in a few words."""
+    """A short description of a machine from its ``facts``."""
     parts = [machine["board"]] if machine["board"] else [machine["cpu"] or "unknown", f"{machine['cores']} cores"]
     parts += [machine[key] for key in ("gpu", "power_mode") if machine[key]]
     return ", ".join([*parts, *(["virtual machine"] if machine["virtual_machine"] else [])])
 
 
 def conditions(gpu: int = 0) -> Dict[str, Any]:
-    """What changes during a run: degrees Celsius by sensor, clocks, and the load over the last minute."""
+    """Values that change during a run: degrees Celsius by sensor, clocks, and the load over the last minute."""
     psutil, nvml = package("psutil"), _nvml(gpu)
     temperatures: Dict[str, float] = {}
     mhz = gpu_mhz = None
     if psutil:
         for name, sensors in getattr(psutil, "sensors_temperatures", dict)().items():
-            # A sensor that is switched off reports -256 on a Jetson.
+            # On a Jetson, a sensor that is switched off reports -256.
             temperatures.update({s.label or name: s.current for s in sensors if s.current > -200})
         clock = psutil.cpu_freq()
         mhz = clock.current if clock else None
-    for path in Path("/sys/class/devfreq").glob("*/cur_freq"):  # Jetson: 17000000.gpu, of JetPack 5 .gv11b or .ga10b
+    for path in Path("/sys/class/devfreq").glob("*/cur_freq"):  # Jetson: 17000000.gpu; JetPack 5: .gv11b or .ga10b
         if re.search("gpu|gv11b|ga10b", path.parent.name):
             with suppress(ValueError):  # not readable
                 gpu_mhz = int(system_text(path)) / 1e6
@@ -111,9 +111,9 @@ def conditions(gpu: int = 0) -> Dict[str, Any]:
 
 @lru_cache(maxsize=None)
 def _nvml(gpu: int) -> Optional[Tuple[Any, Any]]:
-    """nvidia-ml-py, and its handle of what CUDA counts as ``gpu``; None without either.
+    """nvidia-ml-py, and its handle of the card that CUDA numbers ``gpu``; None if either is missing.
 
-    CUDA and the management library count cards in different orders; the PCI address is the same.
+    CUDA and NVML number the cards in different orders, so the card is found by its PCI address.
     """
     module = package("pynvml")
     if module is None:
@@ -129,7 +129,7 @@ def _nvml(gpu: int) -> Optional[Tuple[Any, Any]]:
 
 
 def gpu_milliwatts(gpu: int) -> Dict[str, float]:
-    """Power of the whole graphics card now; empty where nobody tells."""
+    """The present power of the whole graphics card; empty if it is not reported."""
     nvml = _nvml(gpu)
     if nvml:
         with suppress(nvml[0].NVMLError):
@@ -138,7 +138,7 @@ def gpu_milliwatts(gpu: int) -> Dict[str, float]:
 
 
 def process_memory(gpu: int = 0) -> Dict[str, float]:
-    """Memory of this process in MB (10^6 bytes): at most, and on the GPU, where known."""
+    """Memory of this process in MB (10^6 bytes): its peak, and its use of GPU memory, if known."""
     found, nvml = {}, _nvml(gpu)
     peak = re.search(r"^VmHWM:\s+(\d+) kB", system_text(Path("/proc/self/status")), re.MULTILINE)
     if peak:

@@ -1,4 +1,4 @@
-"""What ``asymtrack-bench`` does: the protocols, and the subcommands, which fill a report."""
+"""The protocols of ``asymtrack-bench``, and its subcommands, which fill a report."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from asymtrack_edge.runtime.backends.base import device_index
 from asymtrack_edge.runtime.sources import open_source
 from asymtrack_edge.variants import VARIANTS, get_variant
 
-#: Of P1 and P2 (the authors' script).
+#: Calls of P1 and P2, as in the authors' script.
 WARMUP, CALLS = 100, 1000
-#: Calls of P5, frames of P6, calls for each number of targets.
+#: Calls of P5, frames of P6, and calls for each number of targets.
 FEWER_CALLS = 300
 
 
@@ -38,8 +38,8 @@ def networks(
 ) -> None:
     """P1 and P2: search networks take turns. P1 is the throughput, P2 the latency of the same calls.
 
-    Only where a device works on its own (PyTorch on CUDA), P1 is one burst after the turns, as many
-    calls back to back, waited for once. ``seconds`` are for all, None for the full number of ``calls`` of each.
+    On a device that works asynchronously (PyTorch on CUDA), P1 is instead one burst after the turns: as many calls back
+    to back, with one wait at the end. ``seconds`` limits all cases together; None makes all ``calls`` of each case.
     ``base`` is the name of the case that the others are compared with; None for the first.
     """
     before = conditions(bench.gpu)
@@ -48,7 +48,7 @@ def networks(
         samples, notes = list(chain.from_iterable(seen[case.name])), []
         count, total = len(samples), sum(samples)
         if count < calls:
-            notes.append(f"stopped by time before {WARMUP} warm-up and {calls} timed calls")
+            notes.append(f"the time limit ended it before {WARMUP} warm-up and {calls} timed calls")
         if case.burst is not None:
             case.burst(min(10, count))
             total = case.burst(count)
@@ -63,23 +63,23 @@ def updates(bench: Bench, raced: Sequence[Case], seconds: Optional[float]) -> No
     seen = race(raced, seconds, FEWER_CALLS, warmup=10, tick=bench.tick)
     for case in raced:
         samples = list(chain.from_iterable(seen[case.name]))
-        # Other trackers than this package's do not say where their time goes.
+        # Only this package's trackers report the time of each stage.
         by_stage = {name: 1000 * total / len(samples) for name, total in case.stages.items()}
-        notes = [f"stopped by time before {FEWER_CALLS} timed calls"] * (len(samples) < FEWER_CALLS)
+        notes = [f"the time limit ended it before {FEWER_CALLS} timed calls"] * (len(samples) < FEWER_CALLS)
         bench.add("P5", case, before, *notes, samples=samples, fps=1 / float(np.median(samples)), stages=by_stage)
     bench.report.ratios += compare("P5", seen, raced[0].name)
 
 
 def dropped_frames(seconds: Sequence[float], fps: float) -> int:
-    """Frames that a camera of ``fps`` would lose to a tracker with these times per frame.
+    """The number of frames from a camera of ``fps`` that a tracker with these times per frame would miss.
 
-    The camera delivers frame k at k / fps and keeps only its newest frame; the tracker takes the newest
-    when it is done, or waits. Frames between two that were taken are lost.
+    The camera delivers frame k at k / fps and keeps only its newest frame. The tracker takes the newest frame
+    when it is done, or waits for one. Frames between two that it takes are lost.
     """
     now, frame, lost = 0.0, 0, 0
     for duration in seconds:
         now = max(now, frame / fps) + duration
-        # A frame that arrives in this very moment counts; rounding must not lose it.
+        # A frame that arrives at exactly this moment counts; rounding must not lose it.
         following = max(frame + 1, int(now * fps + 1e-9))
         lost += following - frame - 1
         frame = following
@@ -89,8 +89,8 @@ def dropped_frames(seconds: Sequence[float], fps: float) -> int:
 def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optional[float]) -> None:
     """P6: from the encoded frame to the box, with the time of each stage.
 
-    ``seconds`` end the run early, after ten frames at least; else ``FEWER_CALLS`` frames do. Raises SourceError where
-    the clip has fewer than two.
+    The run ends after ``FEWER_CALLS`` frames, or after ``seconds`` and at least ten frames. Raises SourceError if the
+    clip has fewer than two frames.
     """
     before, tracker = conditions(bench.gpu), case.subject
     decode: List[float] = []
@@ -100,7 +100,7 @@ def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optiona
         first = next(frames, None)
         if first is not None:
             tracker.init(first, tuple(clip.box))
-            tracker.update(first)  # the first call pays for allocations
+            tracker.update(first)  # the first call also allocates memory
         stages = dict(tracker.seconds)
         while len(total) < FEWER_CALLS and (seconds is None or sum(total) < seconds or len(total) < 10):
             started = perf_counter()
@@ -120,12 +120,12 @@ def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optiona
     for fps in (30.0, 60.0):
         lost = dropped_frames(total, fps)
         values[f"dropped at {fps:g} fps (%)"] = 100.0 * lost / (lost + len(total))
-    note = "dropped frames follow from the measured times and a camera that keeps its newest frame"
+    note = "dropped frames are calculated from the measured times, for a camera that keeps its newest frame"
     bench.add("P6", case, before, note, samples=total, fps=len(total) / sum(total), stages=by_stage, values=values)
 
 
 def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, TrackerSpec], Case]) -> List[Case]:
-    """Makes a case of every spec; of several, those that cannot be here are left out and named."""
+    """Makes a case of every spec. If there are several, those that cannot run here are left out and named."""
     opened = []
     for name, spec in specs.items():
         try:
@@ -134,14 +134,14 @@ def _open(bench: Bench, specs: Dict[str, TrackerSpec], make: Callable[[str, Trac
             if len(specs) == 1:
                 raise
             bench.report.say(f"{name} was left out: {error}")
-            bench.left_out |= not isinstance(error, UsageError)  # a UsageError: the options exclude each other
+            bench.left_out |= not isinstance(error, UsageError)  # UsageError: options that exclude each other
     if not opened:
         raise UsageError("; ".join(bench.report.messages))
     return opened
 
 
 def _networks(a: argparse.Namespace, bench: Bench, seconds: Optional[float]) -> None:
-    """P1 and P2 of all combinations, after the reference form of the first where it is asked for."""
+    """P1 and P2 of all combinations; with ``--reference``, the reference form of the first one comes before them."""
     raced = _open(bench, cases.combinations(a), cases.network_case)
     if a.reference:
         variant = get_variant(raced[0].tracker.replace("AsymTrack-", ""))
@@ -156,7 +156,7 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
         if getattr(a, name) and not wanted & needs:
             raise UsageError(f"--{name} is for {' and '.join(sorted(needs))}: add {min(needs)} to --protocol")
     for name in a.tracker:
-        TrackerSpec(name).identity()  # a wrong name is told before anything is measured
+        TrackerSpec(name).identity()  # refuses a wrong name before anything is measured
     groups = bool(wanted & {"P1", "P2"}) + ("P5" in wanted) + 0.5 * ("P6" in wanted) * len(specs)
     bench.expect((seconds or 60.0) * groups)
     clip = cases.make_clip(bench.folder, a.clip, a.box) if wanted & {"P5", "P6"} else None
@@ -166,7 +166,7 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
     if clip is not None:
         ours = _open(bench, specs, lambda name, spec: cases.tracker_case(name, spec, clip))
         if "P5" in wanted:
-            # Which of the two ways is faster depends on the board.
+            # Mapping frames is faster on some boards and slower on others.
             mapped = [c.name for c in ours if c.subject.backend.integrated]
             both = [bench.keep(cases.tracker_case(f"{n}, mapped", specs[n], clip, True)) for n in mapped]
             rivals = {name: TrackerSpec(name, threads=ours[0].threads) for name in a.tracker}
@@ -180,14 +180,14 @@ def speed(a: argparse.Namespace, bench: Bench) -> None:
 def ab(a: argparse.Namespace, bench: Bench) -> None:
     """P2 of several networks."""
     if len(cases.combinations(a)) + a.reference < 2:
-        raise UsageError("a comparison needs two: name another model, --backend A,B or --reference")
+        raise UsageError("a comparison needs two cases: name another model, --backend A,B or --reference")
     bench.expect(a.seconds)
     _networks(a, bench, a.seconds)
     bench.left_out |= not bench.report.ratios
 
 
 def targets(a: argparse.Namespace, bench: Bench) -> None:
-    """P2 for several numbers of targets; the two ways take turns at each."""
+    """P2 for several numbers of targets; for each number, one call for all and one call per target take turns."""
     bench.expect(a.seconds)
     spec = TrackerSpec.of(a.model, a)
     for count in a.counts:
@@ -199,7 +199,7 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
             row["values"]["ms per target"] = row["latency"]["median"] / count
 
 
-#: Imports what a user's program imports, loads a model, tracks for a while and reports.
+#: Imports what a user's program imports, loads a model, tracks briefly and prints the times.
 _CHILD = """
 import json, sys, time
 began = time.perf_counter()
@@ -224,7 +224,7 @@ print(json.dumps({"import (s)": imported - began, "load (s)": loaded - imported,
 
 
 def startup(a: argparse.Namespace, bench: Bench) -> None:
-    """Start-up time and memory of fresh processes: this one has long imported everything."""
+    """Start-up time and memory of fresh processes: this process has already imported everything."""
     bench.expect(3.0 * a.runs)
     before = conditions(bench.gpu)
     answers: List[Dict[str, float]] = []
@@ -233,17 +233,17 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
-            raise BackendError(f"a tracking process could not be started: {lines[-1].split('Error: ', 1)[-1]}")
+            raise BackendError(f"a tracking process failed: {lines[-1].split('Error: ', 1)[-1]}")
         answers.append(json.loads(done.stdout.splitlines()[-1]))
         bench.tick("startup")
     found = {key: [answer[key] for answer in answers if key in answer] for key in answers[0]}
     values = {key: float(np.median(v) if key.endswith("(s)") else max(v)) for key, v in found.items()}
     case = bench.keep(cases.network_case(a.model, TrackerSpec.of(a.model, a)))
-    bench.add("startup", case, before, f"medians of {a.runs} processes, memory their greatest", values=values)
+    bench.add("startup", case, before, f"times: median of {a.runs} processes; memory: maximum", values=values)
 
 
 def paper(a: argparse.Namespace, bench: Bench) -> None:
-    """The variants beside Tables 1 and 2, the models of Table 4 beside it, in the authors' form too."""
+    """T, S and B, also in the reference form, beside Tables 1 and 2; the models of Table 4 beside that table."""
     torch = package("torch") is not None
     bench.expect(a.seconds * (1 + torch))
     raced = [bench.keep(cases.network_case(name, TrackerSpec.of(name, a))) for name in VARIANTS]
@@ -254,7 +254,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
     networks(bench, raced, a.seconds)
     bench.report.paper += published.beside_table_1(bench.report.rows)
     if not torch:
-        bench.report.say("without PyTorch (extra export) there is no reference form and no Table 4")
+        bench.report.say("the reference form and Table 4 need PyTorch (extra export), which is not installed")
         return
     models = [
         bench.keep(cases.reference_case(variant, device, threads, f"Table 4, {label}"))
@@ -266,7 +266,7 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
 
 
 def energy(a: argparse.Namespace, bench: Bench) -> None:
-    """P8 at the pace of a camera and flat out."""
+    """P8 at camera rate and flat out."""
     bench.expect(2 * (a.seconds + joules.IDLE_SECONDS))
     sensors = joules.find_sensors(bench.gpu)
     clip = cases.make_clip(bench.folder)
@@ -290,7 +290,7 @@ _COMMANDS: Dict[str, Callable[[argparse.Namespace, Bench], None]] = {
 
 
 def main(a: argparse.Namespace) -> int:
-    """Measures, writes and prints; ``a.line`` is the command line."""
+    """Measures, prints and writes a report; ``a.line`` is the command line."""
     if a.command == "paper" and a.published:
         if a.output or a.json:
             raise UsageError("--published only prints: leave out --output and --json")
@@ -304,7 +304,7 @@ def main(a: argparse.Namespace) -> int:
         with bench.stack:
             _COMMANDS[a.command](a, bench)
     except BaseException as error:
-        bench.report.say(f"not whole: {error if isinstance(error, Exception) else 'interrupted'}")
+        bench.report.say(f"incomplete: {error if isinstance(error, Exception) else 'interrupted'}")
         raise
     finally:
         if bench.report.rows:
@@ -313,7 +313,7 @@ def main(a: argparse.Namespace) -> int:
 
 
 def _deliver(report: Report, a: argparse.Namespace) -> None:
-    """Prints and writes what was measured, also before an error or an interrupt; each although another fails."""
+    """Prints and writes what was measured, even after an error or interrupt; if one output fails, the rest follow."""
     with ExitStack() as last_first:
         if a.output is not None:
             last_first.callback(report.write, a.output)

@@ -1,7 +1,7 @@
-"""Timing that survives a noisy machine: cases take turns, and ratios are drawn round by round.
+"""Timing that is robust on a noisy machine: cases take turns, and each round gives its own ratios.
 
 Other programs, clocks and temperature change the speed of a machine. Here cases take turns in short bursts, in the
-opposite order every other round: what slows the machine down slows all cases of a round, so that the ratio within
+opposite order every other round: whatever slows the machine down slows all cases of a round, so the ratio within
 the round holds. The spread of the ratios says how far the result can be trusted.
 """
 
@@ -18,9 +18,9 @@ import numpy as np
 TURN_SECONDS = 0.1
 #: Longest wait for the other cases' threads before a turn, in seconds.
 SETTLE_SECONDS = 0.1
-#: Fewest rounds a comparison is drawn from.
+#: A comparison needs at least this many rounds.
 LEAST_ROUNDS = 5
-#: A middle-80-% range of ratios wider than this share of their median cannot size a difference.
+#: If the middle 80 % of the ratios spread wider than this share of their median, the ratio is not reliable.
 WIDE = 0.20
 
 Clock = Callable[[], float]
@@ -30,26 +30,26 @@ Turns = Dict[str, List[List[float]]]
 
 @dataclass
 class Case:
-    """One thing that is measured: how to run it, and what is printed with its figures."""
+    """One thing to measure: how to run it, and what is reported with its figures."""
 
     name: str  # short and unique in a run
-    run: Callable[[int], List[float]]  # makes so many calls; seconds until the result of each was there
+    run: Callable[[int], List[float]]  # makes this many calls; returns each call's seconds until its result is there
     close: Callable[[], object] = lambda: None
-    subject: Any = None  # the tracker whose ``update`` is called, where it is one of this package's
-    #: Where a device works on its own: makes so many calls and waits once, after the last; seconds of all.
+    subject: Any = None  # the tracker whose ``update`` is called, if it is one of this package's
+    #: For an asynchronous device: makes this many calls and waits once, after the last; returns the total seconds.
     burst: Optional[Callable[[int], float]] = None
-    tracker: str = ""  # "AsymTrack-T" or the name of somebody else's
-    backend: str = ""  # of cli.BACKENDS, or "torch", "opencv", ...
-    device: str = "cpu"  # or "cuda:0" or "server": where the network ran
-    precision: str = ""  # where somebody says
+    tracker: str = ""  # "AsymTrack-T", or the name of another tracker
+    backend: str = ""  # one of cli.BACKENDS, or "torch", "opencv", ...
+    device: str = "cpu"  # where the network ran: "cpu", "cuda:0" or "server"
+    precision: str = ""  # empty if unknown
     threads: Optional[int] = None  # None: the runtime's own choice
     batch: int = 1  # targets in one call
-    model_sha256: str = ""  # of the search network's file, or of the weights in memory
-    notes: Tuple[str, ...] = ()  # what a reader must know of these figures
-    stages: Dict[str, float] = field(default_factory=dict, init=False)  # seconds by stage of all recorded calls
+    model_sha256: str = ""  # of the search network's file
+    notes: Tuple[str, ...] = ()  # what a reader must know about these figures
+    stages: Dict[str, float] = field(default_factory=dict, init=False)  # seconds by stage, over all recorded calls
 
     def turn(self, calls: int) -> List[float]:
-        """Seconds of each of some recorded calls, one after the other; those of a subject's stages are added up."""
+        """Makes some recorded calls and returns the seconds of each; adds the subject's stages to ``stages``."""
         before = self.subject.seconds if self.subject else {}
         seconds = self.run(calls)
         for name, began in before.items():
@@ -62,7 +62,7 @@ class Case:
 
 
 def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[int], List[float]]:
-    """A ``Case.run`` of a call that returns when its work is done."""
+    """A ``Case.run`` that times a call which returns when its work is done."""
 
     def run(calls: int) -> List[float]:
         seconds = []
@@ -76,11 +76,11 @@ def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[
 
 
 def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
-    """How many times faster each other case is than ``base``, and what the ratios of the rounds allow to conclude.
+    """How many times faster each other case is than ``base``, and what the ratios of the rounds prove.
 
     Returns ``protocol``, ``name``, ``base``, ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile),
-    ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"``: the range holds 1 and is narrow, or
-    ``"inconclusive"``) and ``warning``, empty if nothing keeps the figure from being trusted.
+    ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"`` if the range is narrow and contains 1, or
+    ``"inconclusive"``) and ``warning``, which is empty if the figure can be trusted.
     """
     medians = {name: np.array([np.median(turn) for turn in turns]) for name, turns in seen.items()}
     return [
@@ -91,7 +91,7 @@ def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
 
 
 def judge(ratios: Sequence[float]) -> Dict[str, Any]:
-    """The figures and the verdict of ``compare`` from the ratios of the rounds."""
+    """The figures and the verdict of ``compare``, from the ratios of the rounds."""
     low, ratio, high = (float(value) for value in np.percentile(ratios, (10, 50, 90)))
     wide, few = (high - low) / ratio > WIDE, len(ratios) < LEAST_ROUNDS
     verdict, warning = "faster" if low > 1 else "slower", ""
@@ -101,7 +101,7 @@ def judge(ratios: Sequence[float]) -> Dict[str, Any]:
         warning = f"only {len(ratios)} rounds: at least {LEAST_ROUNDS} are needed; give more --seconds"
     elif wide:
         advice = "close other programs, fix the clocks or give more --seconds"
-        warning = f"the spread {low:.2f}-{high:.2f} is too wide to size the difference: {advice}"
+        warning = f"the spread {low:.2f}-{high:.2f} is too wide for a reliable ratio: {advice}"
     return {"speedup": ratio, "low": low, "high": high, "rounds": len(ratios), "verdict": verdict, "warning": warning}
 
 
@@ -113,10 +113,10 @@ def summarise(seconds: Sequence[float]) -> Dict[str, float]:
 
 
 def settle() -> None:
-    """Waits until no thread of this process works any more.
+    """Waits until all threads of this process are idle.
 
-    The threads of a pool (ONNX Runtime's, OpenMP's) go on looking for work for some milliseconds after a call. The
-    next case would share the processors with threads that do nothing.
+    The threads of a pool (ONNX Runtime's, OpenMP's) spin for some milliseconds after a call, waiting for work. They
+    would take processor time from the next case.
     """
     end = perf_counter() + SETTLE_SECONDS
     while perf_counter() < end:
@@ -134,12 +134,12 @@ def race(
     tick: Callable[[str], None] = lambda name: None,
     clock: Clock = perf_counter,
 ) -> Turns:
-    """Times cases in turns until each has made ``calls`` calls or the time is up.
+    """Times cases in turns until each has made ``calls`` calls or ``seconds`` are over (None: no time limit).
 
-    Warm-up comes first, of each case by itself, for at most a tenth of the ``seconds`` (None: until all calls are
-    made). A turn is as many calls as fit into ``TURN_SECONDS``. Before it the threads of the others come to rest; its
-    first call wakes its own threads, pays for the caches that the others have filled and is not recorded. After it
-    ``tick`` is called with the case's name.
+    First each case warms up by itself; warm-up takes at most a tenth of the ``seconds`` in all. A turn has as many
+    calls as fit into ``TURN_SECONDS``. Before a turn, the threads of the other cases become idle. The first call of a
+    turn is not recorded: it wakes the case's own threads and refills the caches. After a turn, ``tick`` is called
+    with the case's name.
     """
     began = clock()
     per_turn: Dict[str, int] = {}
@@ -162,6 +162,6 @@ def race(
         rounds += 1
         if all(rounds * count >= calls for count in per_turn.values()):
             return seen
-        # A machine so busy that even the fewest rounds take far longer gets an inconclusive answer.
+        # If even LEAST_ROUNDS take far too long on a busy machine, the race ends and is inconclusive.
         if seconds is not None and clock() - began > seconds * (1 if rounds >= LEAST_ROUNDS else 1.5):
             return seen

@@ -1,4 +1,4 @@
-"""What a command measures and has measured: a JSON document, and the page of Markdown that is printed and written."""
+"""The report of a run: a JSON document, and a Markdown page that is printed and written."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from asymtrack_edge.files import write_text
 
 FORMAT = "asymtrack-edge-benchmark 4"
 
-#: P1 and P2 are two readings of the same calls.
+#: P1 and P2 are two figures from the same calls.
 NETWORK = "P1, P2"
-#: Protocols by id: what a figure means (docs/benchmarks.md has them in full).
+#: Protocols by id: what their figures mean (docs/benchmarks.md explains them in full).
 PROTOCOLS: Dict[str, str] = {
-    NETWORK: "search network alone, random crops, template cached; fps is P1 (the paper's), milliseconds are P2",
+    NETWORK: "search network alone, random crops, template cached; fps is P1 (as in the paper), milliseconds are P2",
     "P5": "the whole update(frame) on frames in memory; fps is 1 over the median",
     "P6": "from the encoded video to the box, by stage",
-    "P8": "joules a frame, rail by rail",
-    "startup": "import, load, first track and memory of a fresh process",
+    "P8": "joules per frame by power rail",
+    "startup": "import, load, first update and memory of a fresh process",
 }
 
-#: Columns of a table of figures, of the latency.
+#: Columns for the latency in a table of figures.
 _LATENCY = {"count": "calls", "median": "median ms", "p90": "p90 ms", "p99": "p99 ms", "mean": "mean ms"}
 
 Row = Dict[str, Any]
@@ -39,18 +39,18 @@ Row = Dict[str, Any]
 
 @dataclass
 class Report:
-    """Everything a run found, as plain data.
+    """Everything that a run measured, as plain data.
 
     A row has ``protocol``, ``case`` (``race.Case.facts``), ``machine`` (``machine.facts``), ``before`` and ``after``
     (``machine.conditions``), ``latency`` (``race.summarise``, ms) or None, ``fps`` by the protocol's own definition or
     None, ``stages`` (ms per frame), ``values`` (named with their unit), and ``notes``.
     """
 
-    command: str  # line, so that the figures can be made again
+    command: str  # the command line, so that the run can be repeated
     rows: List[Row] = field(default_factory=list)
     ratios: List[Row] = field(default_factory=list)  # of race.compare
     paper: List[Row] = field(default_factory=list)  # measured beside published, see benchmarks.paper
-    messages: List[str] = field(default_factory=list)  # what could not be measured and why, and other remarks
+    messages: List[str] = field(default_factory=list)  # remarks, such as what could not be measured and why
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
     def say(self, message: str) -> None:
@@ -71,21 +71,21 @@ class Report:
         lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
         lines += [f"> {message}" for message in self.messages]
         ratios = [{**ratio, "warning": None} for ratio in self.ratios]
-        note = "Cases took turns; a ratio is the median over the rounds, the middle 80 % of them lie from low to high."
-        lines.append(markdown_table("How many times faster", ratios, note))
+        note = "Cases took turns. Speedup is the median ratio of the rounds; low to high is the middle 80 % of ratios."
+        lines.append(markdown_table("Speedups", ratios, note))
         for protocol, what in PROTOCOLS.items():
             rows = [row for row in self.rows if row["protocol"] == protocol]
             notes = dict.fromkeys(note for row in rows for note in row["notes"])
             lines.append(markdown_table(f"{protocol}: {what}", [_figures(row) for row in rows], "; ".join(notes)))
-        note = "Where the machine differs, the ratio compares machines as much as programs."
+        note = "If the machine is not the paper's, the ratio compares machines as much as programs."
         lines.append(markdown_table("Beside the paper", self.paper, note))
-        note = "Clock and temperature before and after."
+        note = "Clock and temperature: before to after the measurement."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
         return "\n\n".join(line for line in lines if line) + "\n"
 
 
 def _figures(row: Row) -> Row:
-    """A line of a protocol's table."""
+    """A row of a protocol's table."""
     latency = row["latency"] or {}
     return {
         "name": row["case"]["name"],
@@ -99,16 +99,16 @@ def _figures(row: Row) -> Row:
 
 
 def _machine(m: Dict[str, Any]) -> str:
-    """What a reader must know of a machine, by its ``facts``."""
+    """What a reader must know about a machine, from its ``facts``."""
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     gpu = f", compute capability {m['compute_capability']}, driver {m['driver']}" if m["gpu"] else ""
     system = f"Jetson Linux {m['l4t']}, {m['os']}" if m["l4t"] else m["os"]
-    power = m["power_mode"] or "power mode not known"
+    power = m["power_mode"] or "power mode unknown"
     return f"{title(m)}{gpu}; {system}; {power}; Python {m['python']}, {versions}"
 
 
 def _conditions(row: Row) -> Row:
-    """On what a row was measured, and how warm and fast the machine was."""
+    """What a row was measured on, and how warm and fast the machine was."""
     case, states = row["case"], (row["before"], row["after"])
     clock = "gpu_mhz" if case["device"].startswith("cuda") else "cpu_mhz"
     return {
@@ -124,15 +124,15 @@ def _conditions(row: Row) -> Row:
 
 
 class Bench:
-    """What all protocols share in a run."""
+    """The state that all protocols of a run share."""
 
     def __init__(self, report: Report, gpu: int = 0) -> None:
         self.report = report  # gets the rows
         self.gpu = gpu  # index of the CUDA device that is used, if any
-        self.left_out = False  # whether something asked for could not be measured
-        self.stack = ExitStack()  # closes what the run opened
+        self.left_out = False  # whether a requested case could not be measured
+        self.stack = ExitStack()  # closes everything that the run opened
         self.folder = Path(self.stack.enter_context(TemporaryDirectory()))
-        self.tick: Callable[[str], None] = lambda name: None  # called with the name of a case now and then
+        self.tick: Callable[[str], None] = lambda name: None  # called regularly with a case's name
 
     def expect(self, total: float) -> None:
         """Shows a progress bar over ``total`` seconds."""
@@ -147,14 +147,14 @@ class Bench:
         self.tick = tick
 
     def keep(self, case: Case) -> Case:
-        """A case that is closed at the end."""
+        """Registers a case to be closed at the end, and returns it."""
         self.stack.callback(case.close)
         return case
 
     def add(
         self, protocol: str, case: Case, before: Row, *notes: str, samples: Sequence[float] = (), **figures: Any
     ) -> None:
-        """Adds a row that ends now: seconds of single calls as ``samples``, ``fps``, ``stages``, ``values``."""
+        """Adds the row of a measurement that ends now; ``samples`` are the seconds of single calls."""
         row = {
             "protocol": protocol,
             "case": case.facts(),

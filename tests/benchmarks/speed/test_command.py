@@ -35,13 +35,13 @@ def exported(tmp_path_factory):
 
 
 MISTAKES = [
-    (["speed", "T", "--protocol", "P9"], "there is no 'P9'"),
+    (["speed", "T", "--protocol", "P9"], "unknown protocol 'P9'"),
     (["speed", "T", "--protocol", "P1", "--tracker", "opencv:MIL"], "add P5"),
     (["speed", "T", "--protocol", "P1,P5", "--tracker", "opencv:KFC"], "unknown tracker"),
     (["speed", "T", "--seconds", "-1"], "no number above 0"),
     (["speed", "T", "--clip", "x.mp4"], "go together"),
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),
-    (["ab", "T"], "needs two"),
+    (["ab", "T"], "needs two cases"),
     (["targets", "T", "--counts", "0,2"], "no whole number from 1"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
 ]
@@ -70,7 +70,7 @@ def test_a_small_speed_run(exported, tmp_path, capsys):
     assert seen == [("P1, P2", name), ("P5", name), ("P5", "opencv:MIL"), ("P6", name)]
     assert all(r["machine"]["cpu"] and r["latency"]["median"] > 0 for r in document["rows"])
     assert document["paper"][0]["published"] == 81 and len(network["case"]["model_sha256"]) == 64
-    assert any("stopped by time" in note for note in network["notes"])
+    assert any("the time limit ended it" in note for note in network["notes"])
     assert ours["fps"] == pytest.approx(1000 / ours["latency"]["median"])
     assert set(ours["stages"]) == {"crop", "infer", "box"} and not peer["stages"]
     assert 0.5 < sum(ours["stages"].values()) / ours["latency"]["mean"] <= 1
@@ -102,7 +102,7 @@ def test_an_error_does_not_cost_what_was_measured_before(exported, tmp_path, cap
     (tmp_path / "report.json").mkdir()
     document = run(capsys, "speed", exported, "--threads", "1", "--seconds", "0.2", "--output", tmp_path, code=2)
     assert [row["protocol"] for row in document["rows"]] == ["P1, P2"]
-    assert "not whole: late at triton://host/***" in document["messages"]
+    assert "incomplete: late at triton://host/***" in document["messages"]
 
 
 def test_startup_in_a_fresh_process(exported, capsys):
@@ -148,7 +148,7 @@ def test_the_page_of_several_targets(exported, tmp_path, capsys):
     each = [r["values"]["ms per target"] * r["case"]["batch"] for r in targets["rows"]]
     assert each == pytest.approx([r["latency"]["median"] for r in targets["rows"]]) and min(each[2:]) > 1.3 * each[0]
     page = (tmp_path / "report.md").read_text()
-    for words in ("- machine: ", f"numpy {np.__version__}", "times faster", "P1, P2: search", "one by one (1",
+    for words in ("- machine: ", f"numpy {np.__version__}", "## Speedups", "P1, P2: search", "one by one (1",
                   "ms per target", "untrained", "## Conditions"):  # fmt: skip
         assert words in page, words
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):

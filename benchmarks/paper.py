@@ -1,6 +1,6 @@
-"""The paper's speeds beside measured ones. ``paper.md`` has all its tables, as it prints them.
+"""The paper's speeds beside measured ones. ``paper.md`` has all tables of the paper, as printed there.
 
-Speeds are frames per second of the model alone in PyTorch, fp32, batch 1.
+The paper's speeds are frames per second of the model alone in PyTorch, fp32, batch 1.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from asymtrack_edge.benchmarks.speed.machine import title
 from asymtrack_edge.benchmarks.speed.report import NETWORK, Row
 from asymtrack_edge.variants import VARIANTS, Variant
 
-#: The paper's machines by the columns of its tables.
+#: The paper's machines, keyed by the columns of its tables.
 MACHINES = {"gpu": "Nvidia GeForce RTX 2080 Ti", "cpu": "Intel i7-9700KF at 3.6 GHz", "agx": "Jetson AGX Xavier"}
-#: What is found in the names that a system reports for them, lower case. An AGX Xavier calls itself "Jetson-AGX".
+#: Patterns that match the names (in lower case) that these machines report. An AGX Xavier calls itself "Jetson-AGX".
 _MARKS = {"gpu": "2080 ti", "cpu": "i7-9700kf", "agx": "jetson-agx$|agx xavier"}
 
 _S = VARIANTS["S"]
-#: The models of Table 4, components of AsymTrack-S, the whole one last.
+#: The models of Table 4: AsymTrack-S with and without ETM and OPE, the full model last.
 TABLE_4: Dict[str, Variant] = {
     "1: neither": replace(_S, etm_stages=(), ope_stages=()),
     "2: ETM": replace(_S, ope_stages=()),
@@ -35,16 +35,16 @@ def tables() -> str:
 
 
 def speeds(number: int) -> Dict[str, Dict[str, float]]:
-    """Frames per second in a table of ``tables``, by the first column of its rows and by machine."""
+    """Frames per second from one of the ``tables``: name in the first column -> machine -> fps."""
     lines = tables().split(f"## Table {number}:")[1].split("\n\n")[1].splitlines()
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: {key: float(row[head.index(f"{key.upper()} fps")]) for key in MACHINES} for row in rows}
 
 
 def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
-    """Which of ``MACHINES`` a measurement is to be read beside, and whether it is the paper's own.
+    """The key in ``MACHINES`` to compare a measurement with, and whether the measurement is from that very machine.
 
-    ``machine`` is ``machine.facts``, ``device`` where the network ran: ``"cuda:N"``, ``"cpu"`` or ``"server"``.
+    ``machine`` is ``machine.facts``; ``device`` is where the network ran: ``"cuda:N"``, ``"cpu"`` or ``"server"``.
     """
     on_gpu = device.startswith("cuda")
     jetson = "jetson" in (machine["board"] or "").lower()
@@ -54,7 +54,7 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
 
 
 def beside_table_1(rows: Sequence[Row]) -> List[Row]:
-    """Measured speeds of published variants beside Table 1."""
+    """Measured speeds of T, S and B beside Table 1."""
     lines, published = [], speeds(1)
     for row in rows:
         name = row["case"]["tracker"]
@@ -64,9 +64,9 @@ def beside_table_1(rows: Sequence[Row]) -> List[Row]:
 
 
 def beside_table_4(rows: Sequence[Row], ratios: Sequence[Row]) -> List[Row]:
-    """Speed of each model of Table 4, in its order, over that of the whole one, measured and published.
+    """Speed of each model of Table 4, in its order, relative to the full model: measured and published.
 
-    Measured ratios are medians over the rounds of a race: they hold on a busy machine too.
+    Measured ratios are medians over the rounds of a race, so they hold on a busy machine too.
     """
     measured = {ratio["name"]: ratio["speedup"] for ratio in ratios}
     published = list(speeds(4).values())

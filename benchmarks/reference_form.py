@@ -1,10 +1,10 @@
-"""The form in which AsymTrack is published and timed, as the yardstick for speed.
+"""The reference form: AsymTrack as its authors publish and time it, the baseline for speed.
 
-It answers as ``AsymTrack`` does, from the same weights, but spends what the published search step
-spends on every frame: ETM forms its kernels anew from the template's prototypes, item by item of the
-batch; attention, projection and MLP run over search and template tokens and give all outputs; batch
-normalisation, ``gamma_1`` and the query scale are steps of their own. The template's features are
-kept from the first frame, and OPE is one convolution, because the authors fold it when they time.
+It has the weights of ``AsymTrack`` and gives the same predictions, but on every frame it does all the work
+of the published search step. ETM recomputes its kernels from the template's prototypes, for each item of the
+batch; attention, projection and MLP run over search and template tokens and compute all outputs; batch
+normalisation, ``gamma_1`` and the query scale are separate steps. The template's features are
+kept from the first frame, and OPE is one convolution, because the authors fold it before they time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from asymtrack_edge.network import AsymTrack, Prediction
 from asymtrack_edge.network.layers import AttentionBlock, PerceptionEnhancement, TemplateModulation
 
-#: Where the search branch meets the template.
+#: Blocks in which the search branch uses the template.
 Interaction = Union[TemplateModulation, AttentionBlock]
 
 
 class ReferenceForm(nn.Module):
-    """A trained model in the form its authors publish; the weights are shared, not copied."""
+    """A trained model in the form that its authors publish; it shares the model's weights."""
 
     def __init__(self, model: AsymTrack) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class ReferenceForm(nn.Module):
         self.kernels = {block: block.folded_kernel().detach() for block in enhancements}
 
     def template(self, image: Tensor) -> List[Tensor]:
-        """What is kept of normalised RGB crops ``(B, 3, template_size, template_size)``, block by block.
+        """What the search step needs from template crops: normalised RGB, ``(B, 3, template_size, template_size)``.
 
-        It is ``P_z (B, N, C)`` of each ETM (paper, eq. 4), then the tokens ``(B, L, C)`` that attention reads.
+        In the order of the blocks: ``P_z (B, N, C)`` of each ETM (paper, eq. 4), the tokens ``(B, L, C)`` of attention.
         """
         kept: List[Tensor] = []
 
@@ -50,7 +50,7 @@ class ReferenceForm(nn.Module):
         return kept
 
     def forward(self, image: Tensor, template: List[Tensor]) -> Prediction:
-        """Search step of normalised RGB crops ``(B, 3, search_size, search_size)``."""
+        """Search step on normalised RGB crops ``(B, 3, search_size, search_size)``."""
         kept = iter(template)
 
         def use_template(block: Interaction, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class ReferenceForm(nn.Module):
         return Prediction.of(self.model.box_head(self.model.bottleneck(x)))
 
     def _walk(self, image: Tensor, interact: Callable[[Interaction, Tensor], Tensor]) -> Tensor:
-        """The features after all stages; where template and search meet, ``interact`` changes or keeps them."""
+        """The features after all stages; ``interact`` is called in place of each ``Interaction`` block."""
         x = self.model.backbone.patch_embed(image.permute(0, 2, 3, 1))
         for layer in self.model.backbone.layers:
             for block in layer.blocks:  # type: ignore[union-attr]
@@ -78,7 +78,7 @@ class ReferenceForm(nn.Module):
 
 
 def _modulate(block: TemplateModulation, x: Tensor, template: Tensor) -> Tensor:
-    """ETM on ``(B, H, W, C)`` with template prototypes ``(B, N, C)``, an item of the batch at a time."""
+    """ETM on ``(B, H, W, C)`` with template prototypes ``(B, N, C)``, one item of the batch at a time."""
     tokens = x.flatten(1, 2)
     selection = block.pre_kernels_x(tokens)
     prototypes = selection.transpose(1, 2) @ tokens
@@ -94,7 +94,7 @@ def _modulate(block: TemplateModulation, x: Tensor, template: Tensor) -> Tensor:
 
 
 def _attend(block: AttentionBlock, x: Tensor, template: Tensor) -> Tensor:
-    """The attention block over search and template tokens, all of whose outputs are computed."""
+    """The attention block over search and template tokens; it computes the outputs of both."""
     attention = block.attn
     tokens = torch.cat([x.flatten(1, 2), template], 1)
     q, k, v = attention.split_heads(attention.qkv(block.norm1(tokens)), 3).unbind(0)

@@ -1,4 +1,4 @@
-"""Tables as Markdown, which is read as it is in a terminal and rendered by every forge and editor."""
+"""Markdown tables, readable as plain text in a terminal too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Sequence
 
 
 def cell(value: Any, form: str = ".3g") -> str:
-    """A value as text, floats in ``form``; a dash for what is not known."""
+    """A value as text, floats in ``form``; a dash for an unknown value."""
     if value is None or value == "" or value != value:
         return "-"
     if isinstance(value, bool):
@@ -17,9 +17,9 @@ def cell(value: Any, form: str = ".3g") -> str:
 
 
 def markdown_table(heading: str, rows: Sequence[Dict[str, Any]], note: str = "", form: str = ".3g") -> str:
-    """A heading and a table whose columns are aligned as plain text too; empty without rows.
+    """A heading and a table, aligned as plain text too, with the note below; empty without rows.
 
-    Cells are by column; columns without any value are left out. The note stands below.
+    Each row maps column names to values. Columns without any value are left out.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     lines: List[List[str]] = [[] for _ in range(len(rows) + 2)]

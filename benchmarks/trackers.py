@@ -1,4 +1,4 @@
-"""What can be evaluated and timed: trackers, each named by a string (``asymtrack-eval run --help`` says how)."""
+"""Trackers that can be evaluated and timed, each named by a string (``asymtrack-eval run --help`` says how)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from asymtrack_edge.geometry import check_box
 from asymtrack_edge.manifest import FILE_NAME, NETWORKS, file_entry, load_manifest, read_file
 from asymtrack_edge.variants import VARIANTS
 
-# Forced: removing opencv-python takes files of an opencv-contrib-python that is there.
+# Forced, because uninstalling opencv-python also removes files of an installed opencv-contrib-python.
 _CONTRIB = "pip uninstall opencv-python, then pip install --force-reinstall --no-deps opencv-contrib-python"
-#: OpenCV's trackers: class, files of the model by parameter, what to do where this OpenCV lacks it.
+#: OpenCV's trackers: class, model files by parameter, what to do if the installed OpenCV lacks the class.
 _OPENCV: Dict[str, Tuple[str, Dict[str, str], str]] = {
     "mil": ("TrackerMIL", {}, ""),
     "kcf": ("TrackerKCF", {}, _CONTRIB),
@@ -36,13 +36,13 @@ _OPENCV: Dict[str, Tuple[str, Dict[str, str], str]] = {
 
 
 def box_of(track: Any) -> Tuple[float, float, float, float]:
-    """x, y, w, h in pixels of what a tracker's ``update`` returns: a box, or an object with a ``box``."""
+    """x, y, w, h in pixels from what a tracker's ``update`` returns: a box, or an object with a ``box``."""
     x, y, w, h = (float(v) for v in getattr(track, "box", track))
     return x, y, w, h
 
 
 class _OpenCvTracker:
-    """OpenCV's trackers: whole-pixel boxes, and none where the target is lost (the last one stays)."""
+    """One of OpenCV's trackers, with whole-pixel boxes; while the target is lost, the last box is returned."""
 
     def __init__(self, create: Callable[[], Any], smallest: int) -> None:
         self.create = create
@@ -53,7 +53,7 @@ class _OpenCvTracker:
         low = np.maximum(np.round([x, y]), 0).astype(int)
         size = np.minimum(np.round([x + w, y + h]), frame.shape[1::-1]).astype(int) - low
         if size.min() < self.smallest:
-            raise BoxError(f"{w:g}x{h:g} pixels, less outside the frame, is too small a box for this tracker of OpenCV")
+            raise BoxError(f"the part inside the frame of the {w:g}x{h:g} box is too small for this OpenCV tracker")
         # A new object each time: some of OpenCV's trackers cannot be initialised twice.
         self.tracker = self.create()
         self.tracker.init(frame, (*low.tolist(), *size.tolist()))
@@ -68,9 +68,9 @@ class _OpenCvTracker:
 
 @dataclass(frozen=True)
 class TrackerSpec:
-    """How to make a tracker, in this or another process: its name, see above, and arguments of ``Tracker.load``.
+    """How to make a tracker, in this or another process: its name (see above) and arguments of ``Tracker.load``.
 
-    All arguments but the threads are for this package's trackers.
+    All arguments except ``threads`` apply to this package's trackers only.
     """
 
     name: str
@@ -97,12 +97,12 @@ class TrackerSpec:
 
     @property
     def _named(self) -> str:
-        """What stands after ``opencv:`` or ``python:``."""
+        """The part of the name after ``opencv:`` or ``python:``."""
         return self.name.partition(":")[2]
 
     @property
     def label(self) -> str:
-        """Short name, fit for a folder."""
+        """A short name that can name a folder."""
         if self.kind == "opencv":
             return "opencv-" + self._named.partition("=")[0].lower()
         if self.kind == "python":
@@ -110,14 +110,14 @@ class TrackerSpec:
         return f"asymtrack-{self.name.lower()}" if self.name.upper() in VARIANTS else Path(self.name).resolve().name
 
     def build(self) -> Any:
-        """Makes the tracker: ``init(frame, box)`` and ``update(frame)``, whose result ``box_of`` reads.
+        """Makes the tracker, with ``init(frame, box)`` and ``update(frame)``; ``box_of`` reads the latter's result.
 
-        Raises AsymTrackError where it does not exist, or what it needs is missing.
+        Raises AsymTrackError if the tracker does not exist or something that it needs is missing.
         """
         if self.kind == "opencv":
             if self.threads is not None:
                 cv2.setNumThreads(self.threads)
-            # MIL looks for features in the box, for ever where it is smaller than this.
+            # In a box smaller than 6 pixels, MIL searches for features forever.
             return _OpenCvTracker(_opencv(self._named)[0], 6 if self._named.upper() == "MIL" else 1)
         if self.kind == "python":
             return _import_callable(self._named)()
@@ -126,9 +126,9 @@ class TrackerSpec:
         return Tracker.load(**self.load_arguments, recover=self.recover)
 
     def identity(self) -> Dict[str, Any]:
-        """What decides this tracker's results and times, for telling old results from new ones.
+        """Everything that determines this tracker's results and times; it tells whether old results still apply.
 
-        Raises AsymTrackError where there is no such tracker: it is refused before anything is written.
+        Raises AsymTrackError if there is no such tracker, so that it is refused before anything is written.
         """
         identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
         if self.kind == "opencv":
@@ -153,7 +153,7 @@ class TrackerSpec:
 
 def _import_callable(path: str) -> Callable[[], Any]:
     module, _, name = path.partition(":")
-    # A command that pip installed does not look where it is called.
+    # A command installed by pip does not have the working directory on sys.path.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.insert(0, os.getcwd())
     try:
@@ -166,7 +166,7 @@ def _import_callable(path: str) -> Callable[[], Any]:
 
 
 def _opencv(kind: str) -> Tuple[Callable[[], Any], List[Path]]:
-    """What makes a tracker of OpenCV's, such as ``MIL`` or ``vit=MODEL.onnx``, and the files it is made of."""
+    """A function that makes one of OpenCV's trackers, such as ``MIL`` or ``vit=MODEL.onnx``, and its model files."""
     name, _, given = kind.partition("=")
     name, models = name.lower(), [Path(file) for file in given.split(",") if file]
     if name not in _OPENCV:

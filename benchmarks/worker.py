@@ -1,4 +1,4 @@
-"""A process of its own that makes something once and answers calls with it."""
+"""A worker process that makes a function once and then answers calls with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from asymtrack_edge.errors import AsymTrackError, BackendError
 
 
 class Worker:
-    """The process; ends with this one, which alone decides what an interrupt from the keyboard ends.
+    """The worker process. It ends with its parent and ignores Ctrl-C, which the parent alone handles.
 
     Args:
-        make: called once in the process, with ``arguments``. It returns a function, which is called for each ``send``
-            with its arguments, after a function that sends a message back.
-        arguments: what can be pickled.
+        make: called once in the worker, with ``arguments``. It returns the function that each ``send`` calls. The
+            function's first argument is a callable that sends a message back; the arguments of ``send`` follow.
+        arguments: arguments of ``make``; they must be picklable.
     """
 
     def __init__(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
@@ -36,14 +36,14 @@ class Worker:
         return self._link.fileno()
 
     def send(self, *arguments: Any) -> bool:
-        """Begins a call; False where the process is dead."""
+        """Starts a call; returns False if the process is dead."""
         with suppress(OSError):
             self._link.send(arguments)
             return True
         return False
 
     def receive(self) -> Any:
-        """Waits for the next message or answer; BackendError where the call failed or the process died."""
+        """Waits for the next message or answer; raises BackendError if the call failed or the process died."""
         try:
             answer = self._link.recv()
         except (EOFError, OSError):
@@ -56,15 +56,15 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """Ends the process at once: what is in an endless loop of its own hears nothing milder."""
+        """Kills the process: one in an endless loop would not react to anything milder."""
         self._process.kill()
         self._link.close()
 
 
 def _serve(link: Connection, make: Callable[..., Callable[..., Any]], arguments: Tuple[Any, ...]) -> None:
-    os.dup2(2, 1)  # stdout belongs to the results
+    os.dup2(2, 1)  # stdout is for the results
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(OSError, AttributeError):  # Linux: ends with its parent, even from within an endless loop
+    with suppress(OSError, AttributeError):  # Linux: the worker dies with its parent, even in an endless loop
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     made = _attempt(make, *arguments)
     failed = isinstance(made, BackendError)
@@ -75,7 +75,7 @@ def _serve(link: Connection, make: Callable[..., Callable[..., Any]], arguments:
 
 
 def _attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result, or the error in a form that can travel."""
+    """The result of a call, or its error in a form that can be pickled."""
     try:
         return function(*arguments)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""``docs/commands.md`` from the commands' own parsers: ``python -m tests.docs_commands`` writes it. Needs no torch."""
+"""Writes ``docs/commands.md`` from the commands' parsers: ``python -m tests.docs_commands``. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ mean the same wherever they appear.
 | --- | --- |
 | 0 | the command did what it was asked for |
 | 1 | it ran, but the answer is no or incomplete: a backend differs, a sequence failed, a frame or video is unreadable |
-| 2 | it was asked for something wrong; one line says what |
+| 2 | it could not do what was asked; one line says why |
 | 129, 130, 143 | SIGHUP (a closed terminal), Ctrl-C or SIGTERM interrupted it |
 """
 
 
 def parsers() -> Dict[str, argparse.ArgumentParser]:
-    """The parser of each command (the first that its ``main`` is about to use), then those of its sub-commands."""
+    """The parser of each command (the first one that its ``main`` uses), followed by those of its subcommands."""
     found = {}
     for name, (module, _) in COMMANDS.items():
 
@@ -62,7 +62,7 @@ def options(parser: argparse.ArgumentParser) -> List[List[str]]:
 
 
 def table(head: List[str], rows: List[List[str]]) -> List[str]:
-    """A Markdown table; nothing without rows."""
+    """A Markdown table; empty without rows."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [head, *rows]]
     return [lines[0], "| --- | --- |", *lines[1:], ""] if rows else []
 

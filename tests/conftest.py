@@ -11,7 +11,7 @@ from tests.datasets.miniature import drift, save, write_frames
 def folder_set(tmp_path):
     """Three sequences a, b, c of 6, 5 and 4 frames in GOT-10k's layout; the frames of b are black.
 
-    A box that moves by a pixel a frame follows a and b exactly, and c not at all well.
+    A box that moves by one pixel per frame follows a and b exactly, but not c.
     """
     root = tmp_path / "set"
     for name, count, value, step in (("a", 6, 90, 1), ("b", 5, 0, 1), ("c", 4, 90, -3)):

@@ -1,4 +1,4 @@
-"""What tests share: made-up weights, files and inputs, and the published implementation's answers on them."""
+"""Helpers for all tests: made-up weights, files and inputs, and the published implementation's outputs for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asymtrack_edge.variants import VARIANTS, Variant
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 
-#: The architecture of T in the smallest sizes that it allows, for tests that need many runs.
+#: T with fewer blocks and small crops, for tests that need many runs.
 SMALL = replace(VARIANTS["T"], depths=(1, 2, 1), template_size=64, search_size=96)
 
 #: The smallest network that this architecture allows: a file of 4 MB.
@@ -28,7 +28,7 @@ TINY = replace(VARIANTS["T"], widths=(32, 32, 32, 32), depths=(1, 1, 1), attenti
 
 
 def fill(key: str, shape: Tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """The numbers of the tensor ``key``: any implementation can make the same (see data/golden/README.md)."""
+    """Reproducible values for the tensor ``key``, the same in any implementation (see data/golden/README.md)."""
     r = np.random.RandomState((zlib.crc32(key.encode()) + seed) % 2**32)
     last = key.rsplit(".", 1)[-1]
     if last == "num_batches_tracked":
@@ -59,7 +59,7 @@ def filled_model(variant: Variant, seed: int = 0) -> AsymTrack:
 
 
 def export_small(folder: Path, *options: Any, **more: Any) -> Path:
-    """Exports the small network with made-up weights, unverified, with ``ExportOptions`` of these arguments."""
+    """Exports ``SMALL`` with made-up weights, without verification; the arguments are those of ``ExportOptions``."""
     from asymtrack_edge.export.pipeline import Export, ExportOptions
 
     folder.mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ def random_inputs(variant: Variant, batch: int = 1) -> Tuple[Tensor, Tensor]:
 
 
 def golden_answers(name: str) -> Dict[str, np.ndarray]:
-    """The published implementation's answers for variant ``name`` and seed 0."""
+    """The published implementation's outputs for variant ``name`` and seed 0."""
     with np.load(GOLDEN / f"official_{name}_seed0.npz") as answers:
         return dict(answers)
 
@@ -88,7 +88,7 @@ def official_shapes(name: str) -> Dict[str, Tuple[int, ...]]:
 
 
 def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) -> str:
-    """The one line with which a checkpoint is refused."""
+    """The one-line error message for a checkpoint that must be refused."""
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path, weights).tensors(variant)
     message = str(caught.value)
@@ -97,10 +97,10 @@ def refused(path: Path, variant: Variant = TINY, weights: Optional[str] = None) 
 
 
 def refusal(main: Callable[[List[str]], Optional[int]], arguments: List[str], capsys: Any) -> str:
-    """The one line with which a command ends that is asked for something wrong."""
+    """The one-line error message of a command that must end with exit code 2."""
     try:
         code: Any = main(arguments)
-    except SystemExit as ended:  # argparse's
+    except SystemExit as ended:  # raised by argparse
         code = ended.code
     (line,) = capsys.readouterr().err.splitlines()
     assert code == 2
@@ -108,7 +108,7 @@ def refusal(main: Callable[[List[str]], Optional[int]], arguments: List[str], ca
 
 
 class Calls:
-    """Pickles as a call of ``function``, whose result is then given a ``state``."""
+    """Pickles as a call of ``function``; unpickling then sets ``state`` on the result."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.call = (function, arguments) if state is None else (function, arguments, state)
@@ -117,4 +117,4 @@ class Calls:
         return self.call
 
     def __call__(self) -> None:
-        """Lets pickle accept it as a function in turn."""
+        """Makes an instance callable, so that pickle accepts it as a function."""

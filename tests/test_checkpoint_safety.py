@@ -1,4 +1,4 @@
-"""Files that are hostile, damaged or no checkpoints: one line each, and nothing is executed."""
+"""Files that are malicious, damaged or not checkpoints: each is refused in one line, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ATTACKS: Dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
-def test_calls_in_a_checkpoint_are_not_made(attack: Any, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
+def test_calls_in_a_checkpoint_are_not_executed(attack: Any, tiny: Dict[str, Tensor], tmp_path: Path) -> None:
     marker, path = tmp_path / "executed", tmp_path / "w.pt"
     content = {"settings": attack(marker), "net": tiny, "after": attack(marker)}
     for new, protocol in ((True, 2), (True, 4), (False, 2), (False, 4)):
@@ -63,7 +63,7 @@ def test_calls_in_a_checkpoint_are_not_made(attack: Any, tiny: Dict[str, Tensor]
         weights = open_checkpoint(path).tensors(TINY)
         assert all(torch.equal(weights[name], tensor) for name, tensor in tiny.items())
         assert not marker.exists()
-    if attack is bad:  # made by plain pickle, it is one
+    if attack is bad:  # plain pickle does execute it
         pickle.loads(pickle.dumps(bad(marker), 2))
         assert marker.exists()
 
@@ -92,8 +92,8 @@ def zipped(path: Path, content: bytes, *storages: bytes) -> Path:
     ],
     ids=lambda form: ascii(form)[-24:],
 )
-def test_opcodes_that_could_call_do_not(form: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if a module had registered an extension, and a pickle had used it.
+def test_opcodes_that_could_call_are_refused(form: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if a module had registered a pickle extension.
     monkeypatch.setitem(copyreg._extension_cache, 1, os.system)
     command = f"touch {tmp_path}/x".encode()
     form = form.replace(b"TEXT", b"X" + struct.pack("<i", len(command)) + command).replace(b"COMMAND", command)
@@ -101,14 +101,14 @@ def test_opcodes_that_could_call_do_not(form: bytes, tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["w.pt"]
 
 
-def test_a_file_changes_nothing_in_this_process(tmp_path: Path) -> None:
+def test_a_file_cannot_change_objects_of_this_process(tmp_path: Path) -> None:
     for name in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"cx\ny\n", b"ccollections\nOrderedDict\n"):
         state = b"N}X\x0c\0\0\0__defaults__)\x85sX\x06\0\0\0extendK\x01s\x86b."
         refused(zipped(tmp_path / "w.pt", b"\x80\x02" + name + state))
     assert _torch_files._tensor.__defaults__ is None and callable(_torch_files.Foreign.extend)
 
 
-SENSELESS = {
+MALFORMED = {
     "long string": b"\x80\x02X\xff\xff\xff\x7fabc.",
     "long array": b"\x80\x04\x96" + struct.pack("<Q", 1 << 31) + b"abc.",
     "long number": b"\x80\x02\x8b\xff\xff\xff\x7f\x01.",
@@ -120,8 +120,8 @@ SENSELESS = {
 }
 
 
-@pytest.mark.parametrize("content", SENSELESS.values(), ids=SENSELESS)
-def test_senseless_pickles_take_no_memory(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_pickles_take_little_memory(content: bytes, tmp_path: Path) -> None:
     tracemalloc.start()
     refused(zipped(tmp_path / "w.pt", content))
     peak = tracemalloc.get_traced_memory()[1]
@@ -139,10 +139,10 @@ def test_senseless_pickles_take_no_memory(content: bytes, tmp_path: Path) -> Non
         ("data/0", bytes(3999), "storage '0' is missing or too short"),
     ],
 )
-def test_archives_that_are_no_checkpoints(
+def test_archives_that_are_not_checkpoints_are_refused(
     record: str, content: Optional[bytes], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A zip bomb among them."""
+    """One of them is a zip bomb."""
     monkeypatch.setattr(_torch_files, "MAX_PICKLE", 2000)
     path = tmp_path / "w.pt"
     torch.save({"net": {"bottleneck.a": torch.rand(1000)}}, path)
@@ -171,7 +171,7 @@ def test_archives_that_are_no_checkpoints(
         (0, None, (1,)),
     ],
 )
-def test_views_outside_their_storage(offset: int, shape: Any, stride: Any, tmp_path: Path) -> None:
+def test_views_outside_their_storage_are_refused(offset: int, shape: Any, stride: Any, tmp_path: Path) -> None:
     storage, path = torch.ones(32)._typed_storage(), tmp_path / "w.pt"
     torch.save({"bottleneck.a": Calls(torch._utils._rebuild_tensor_v2, storage, 0, (32,), (1,), False, {})}, path)
     assert torch.equal(open_checkpoint(path).stored["bottleneck.a"], torch.ones(32))
@@ -200,13 +200,13 @@ def test_views_outside_their_storage(offset: int, shape: Any, stride: Any, tmp_p
     ],
     ids=lambda value: ascii(value)[:24] if isinstance(value, bytes) else None,
 )
-def test_other_files(content: bytes, words: str, tmp_path: Path) -> None:
+def test_other_kinds_of_files_are_named(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "w.pth.tar"
     path.write_bytes(content)
     assert words in refused(path)
 
 
-def test_paths_that_are_no_files(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path) -> None:
     assert "is a folder" in refused(tmp_path)
     assert "does not exist" in refused(tmp_path / "absent.pth")
     os.mkfifo(tmp_path / "pipe")
@@ -215,7 +215,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Dict[str, Tensor], Dict[str, bytes]]:
-    """Three tensors, and files of them in each format."""
+    """Three tensors, and a file of them in each format."""
     tensors = {
         "bottleneck.weight": torch.randn(2, 3),
         "box_head.a": torch.ones(3).half(),

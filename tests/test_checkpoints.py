@@ -1,4 +1,4 @@
-"""Reading weights: every supported kind of file, everything that may not fit, saving."""
+"""Reading weights: every supported kind of file, and every mismatch; saving weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Weights = Dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def official() -> Weights:
-    """What an authors' checkpoint of T holds, unused modules included."""
+    """The weights in an authors' checkpoint of T, including unused modules."""
     return fill_all(official_shapes("T"))
 
 
@@ -54,7 +54,7 @@ class Keyed:
 
 
 def authors_checkpoint(net: Any) -> Dict[str, Any]:
-    """The entries of a published checkpoint, with more kinds of objects than those hold."""
+    """The entries of a published checkpoint, with more kinds of objects than it holds."""
     run, odd = STATS.AverageMeter(), [STATS.Odd(), STATS.Keyed(), STATS.History([1, 2, 3])]
     run.__dict__.update(device=torch.device("cpu"), env=STATS.EasyDict(a=1), scale=np.float64(0.5), path="x" * 300)
     run.history, run.avg, run.size = [0.5, np.float32(1)], 0.25, torch.Size([2, 3])
@@ -179,7 +179,7 @@ def test_records_without_a_checksum(tiny: Weights, tmp_path: Path) -> None:
     assert set(open_checkpoint(tmp_path / "w.pt").tensors(TINY)) == set(tiny)
 
 
-def test_wrong_variant(official: Weights, tmp_path: Path) -> None:
+def test_a_wrong_variant_is_refused_and_the_right_one_named(official: Weights, tmp_path: Path) -> None:
     path = tmp_path / "w.pth.tar"
     torch.save({"net": official}, path)
     assert open_checkpoint(path).variants == ("T",)
@@ -203,7 +203,7 @@ def test_wrong_variant(official: Weights, tmp_path: Path) -> None:
         ("bottleneck.bias", torch.zeros(32, dtype=torch.int8), "'bottleneck.bias' is int8: give a"),
     ],
 )
-def test_tensors_that_do_not_fit(name: str, tensor: Any, words: str, tiny: Weights, tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_refused(name: str, tensor: Any, words: str, tiny: Weights, tmp_path: Path) -> None:
     content = {key: value for key, value in {**tiny, name: tensor}.items() if value is not None}
     torch.save(content, tmp_path / "w.pt")
     save_file(content, str(tmp_path / "w.safetensors"))
@@ -222,7 +222,7 @@ def test_tensors_that_do_not_fit(name: str, tensor: Any, words: str, tiny: Weigh
         ({"model": torch.nn.Linear(2, 2)}, "only 'model': save model.state_dict()"),
     ],
 )
-def test_other_networks(content: Any, words: str, tmp_path: Path) -> None:
+def test_other_networks_are_refused(content: Any, words: str, tmp_path: Path) -> None:
     for new in (True, False):
         torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=new)
         assert words in refused(tmp_path / "w.pt")
@@ -232,7 +232,7 @@ def test_other_networks(content: Any, words: str, tmp_path: Path) -> None:
 def test_saving_and_loading(half: bool, tmp_path: Path) -> None:
     weights = flattened(filled_model(S).state_dict())
     path = tmp_path / "S.safetensors"
-    path.write_bytes(b"what was there before")
+    path.write_bytes(b"earlier content")
     save_weights(path, weights, {"variant": "S", "pairs": 1234, "data": ["a", "b"]}, half=half)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert abs(path.stat().st_size - 3.75e6 * (2 if half else 4)) < 2e5
@@ -243,7 +243,7 @@ def test_saving_and_loading(half: bool, tmp_path: Path) -> None:
     assert refused(path, B).endswith("holds weights of variant 'S', not B: choose that variant")
 
 
-def test_what_cannot_be_saved_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_to_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     path.write_bytes(b"old")
     for value, words in ((1e6, "'a'.*float32"), (float("nan"), "NaN")):

@@ -1,4 +1,4 @@
-"""Option groups that all commands share."""
+"""The command line: shared options, mistakes, imports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_negative_numbers_are_values() -> None:
             cli.box_argument(text)
 
 
-def test_only_one_line_says_that_a_camera_is_missing() -> None:
+def test_a_missing_camera_is_reported_in_one_line() -> None:
     program = "import sys; from asymtrack_edge.runtime.commands.track import main; sys.exit(main(sys.argv[1:]))"
     for source in ("99", "rtsp://127.0.0.1:9/x"):
         command = [sys.executable, "-c", program, source, "--box", "1,2,30,40"]
@@ -41,7 +41,7 @@ def test_only_one_line_says_that_a_camera_is_missing() -> None:
         assert len(ended.stderr.splitlines()) == 1, ended.stderr
 
 
-def test_a_bar_is_for_terminals_and_ends_with_one(monkeypatch: Any, capsys: Any) -> None:
+def test_the_progress_bar_needs_a_terminal_and_survives_its_end(monkeypatch: Any, capsys: Any) -> None:
     assert list(cli.progress(range(3))) == [0, 1, 2] and not capsys.readouterr().err
     ours, theirs = os.openpty()
     with suppress(OSError), open(theirs, "w", encoding="utf-8") as terminal:
@@ -85,7 +85,7 @@ def test_a_command_names_the_extra_that_it_lacks() -> None:
     ran = subprocess.run([sys.executable, "-c", code, "export"], cwd=ROOT, capture_output=True, text=True)
     wanted = "error: an export needs torch, which is not installed: pip install 'asymtrack-edge[export]'\n"
     assert (ran.returncode, ran.stderr) == (2, wanted)
-    error = MissingDependencyError("torch", "export", "an export")  # other processes hand it back
+    error = MissingDependencyError("torch", "export", "an export")  # worker processes send it back by pickle
     assert f"error: {pickle.loads(pickle.dumps(error))}\n" == wanted
 
 
@@ -98,7 +98,7 @@ def test_entry_points_are_the_commands() -> None:
     assert entries == {f"asymtrack-{name}": f"asymtrack_edge.__main__:scripts.{name}" for name in commands.COMMANDS}
 
 
-def test_a_command_says_which_library_of_the_system_opencv_lacks(monkeypatch: Any, capsys: Any) -> None:
+def test_a_command_names_the_system_library_that_opencv_lacks(monkeypatch: Any, capsys: Any) -> None:
     missing = ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
     monkeypatch.setattr(commands.importlib, "import_module", Mock(side_effect=missing))
     assert commands.scripts.track() == 2 and "apt install libgl1" in capsys.readouterr().err
@@ -114,13 +114,13 @@ def test_a_command_says_which_library_of_the_system_opencv_lacks(monkeypatch: An
         ("import asymtrack_edge.__main__ as c; c.main([])", "numpy cv2 torch onnxruntime"),
     ],
 )
-def test_what_is_not_needed_is_not_imported(code: str, absent: str) -> None:
+def test_unneeded_packages_are_not_imported(code: str, absent: str) -> None:
     code = f"{code}; import sys; assert not set({absent.split()}) & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
 
 
 def test_the_page_of_commands_is_up_to_date() -> None:
-    """``make commands`` writes it; it is made where torch is absent."""
+    """``make commands`` writes the page, which must not need torch."""
     code = "import sys; sys.modules['torch'] = None; from tests.docs_commands import page; print(page(), end='')"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr

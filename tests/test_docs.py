@@ -1,4 +1,4 @@
-"""What README and docs tell users to type works: commands parse, the README's examples run, links lead somewhere."""
+"""README and docs are correct: commands parse, the README's examples run, its links exist."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def blocks(page: Path, language: str = "") -> Iterator[str]:
 
 
 def commands(page: Path) -> Iterator[List[str]]:
-    """Every command line of ours in a page's blocks, and benchmarks in its text, as words after ``asymtrack``."""
+    """Every asymtrack command in a page's blocks, and asymtrack-bench in its text, as words after ``asymtrack``."""
     lines = re.findall(r"`(asymtrack-bench \w+ [^`]+)`", page.read_text(encoding="utf-8"))
     for language in ("", "sh", "bash", "shell"):
         for block in blocks(page, language):
@@ -43,7 +43,7 @@ def commands(page: Path) -> Iterator[List[str]]:
     for line in lines:
         if re.match(r"asymtrack(-\w+)?( |$)", line):
             words = shlex.split(re.sub(r"^asymtrack-", "asymtrack ", line), comments=True)[1:]
-            # What runs on: pipes, redirections and placeholders such as "...".
+            # The command ends at a pipe, a redirection or "&"; lines with the placeholder "..." are skipped.
             end = next((i for i, word in enumerate(words) if re.fullmatch(r"\||2?>+|&&?", word)), len(words))
             if words and words[0] in docs_commands.COMMANDS and "..." not in words:
                 yield words[:end]
@@ -57,7 +57,7 @@ def test_the_pages_show_every_command() -> None:
 
 
 @pytest.mark.parametrize(("page", "words"), EXAMPLES, ids=lambda value: value if isinstance(value, str) else value[0])
-def test_a_command_in_the_pages_parses(page: str, words: List[str]) -> None:
+def test_commands_in_the_pages_parse(page: str, words: List[str]) -> None:
     parse = Parser.parse_args
 
     def parse_only(parser: Parser, *arguments: Any) -> None:
@@ -69,7 +69,7 @@ def test_a_command_in_the_pages_parses(page: str, words: List[str]) -> None:
 
 
 def test_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A newcomer's first steps: the README's first command, then its Python, on a video called as there."""
+    """The README's first command, then its Python code, run on a video of the name that they use."""
     monkeypatch.chdir(tmp_path)
     write_video(Path("video.mp4"), 8)
     first = next(words for words in commands(ROOT / "README.md") if words[:2] == ["track", "video.mp4"])
@@ -94,7 +94,7 @@ def test_the_programs_of_the_python_page_run(tmp_path: Path, monkeypatch: pytest
     assert space["tracker"].settings.patience == 30
 
 
-def test_the_export_page_shows_how_to_do_without_this_package() -> None:
+def test_the_export_page_shows_how_to_run_a_model_without_this_package() -> None:
     page, model, names = ROOT / "docs" / "export.md", model_folder("T"), {}
     exec(next(blocks(page, "python")).replace("DIR", str(model)), names)
     assert names["prediction"].shape == (1, 5)
@@ -105,7 +105,7 @@ def test_the_export_page_shows_how_to_do_without_this_package() -> None:
             assert field.strip() in fields
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    """Those of the other pages are checked when the site is built."""
+def test_links_of_the_readme_exist() -> None:
+    """Links of the other pages are checked when the site is built."""
     for target in re.findall(r"\]\(([^)\s#]+)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert re.match("https?:", target) or (ROOT / target).exists(), target

@@ -1,4 +1,4 @@
-"""Outputs spare what is at their place, whatever it is; inputs are read whatever they are called."""
+"""Outputs do not damage existing files, links or streams; inputs may have any name."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_plain_file_is_replaced_when_complete_and_keeps_its_mode(tmp_path: Path)
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_a_failure_leaves_nothing_and_the_earlier_file(tmp_path: Path, earlier: bool) -> None:
+def test_a_failure_keeps_the_earlier_file_and_leaves_no_other(tmp_path: Path, earlier: bool) -> None:
     path = tmp_path / "o.csv"
     if earlier:
         path.write_text("earlier")
@@ -83,7 +83,7 @@ def test_another_users_file_keeps_owner_and_mode(tmp_path: Path) -> None:
 
 
 def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in containers: renaming onto it fails with 'device or resource busy'."""
+    """In a container, renaming onto a mounted file fails with 'device or resource busy'."""
 
     def busy(*_: object) -> None:
         raise OSError(16, os.strerror(16))
@@ -101,8 +101,8 @@ def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.Monk
         assert path.read_text() == "row\n"
 
 
-def test_standard_output_is_shared_not_opened_anew(capfd: Any, monkeypatch: Any) -> None:
-    """Opened anew, a redirected output would be written over from its beginning; it may be another user's."""
+def test_standard_output_is_not_reopened(capfd: Any, monkeypatch: Any) -> None:
+    """Reopening would overwrite a redirected output from its start, and the file may belong to another user."""
     monkeypatch.setattr(os, "access", lambda path, *_: "stdout" not in str(path))
     os.write(1, b"before\n")
     write_text("/dev/stdout", "rows\n")
@@ -110,7 +110,7 @@ def test_standard_output_is_shared_not_opened_anew(capfd: Any, monkeypatch: Any)
     assert capfd.readouterr().out == "before\nrows\nafter\n"
 
 
-def test_names_up_to_the_limit(tmp_path: Path) -> None:
+def test_names_may_have_the_greatest_length(tmp_path: Path) -> None:
     for name in ("x" * 251 + ".csv", "é" * 125 + ".csv", LATIN + ".csv", "a:b%02d.csv"):
         write_text(tmp_path / name, "x")
         assert names(tmp_path) == [name]
@@ -118,7 +118,7 @@ def test_names_up_to_the_limit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["folder", "no/such/o.csv", "file/o.csv", "lost", "x" * 256])
-def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> None:
+def test_impossible_outputs_are_refused_in_one_line(tmp_path: Path, where: str) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "lost").symlink_to("no/folder/x")
@@ -129,7 +129,7 @@ def test_what_cannot_work_is_said_in_one_line(tmp_path: Path, where: str) -> Non
     assert names(tmp_path) == ["file", "folder", "lost"]
 
 
-def test_an_unfinished_file_of_a_process_of_the_same_number_is_kept(tmp_path: Path) -> None:
+def test_an_unfinished_file_of_an_earlier_process_with_the_same_id_is_kept(tmp_path: Path) -> None:
     path, rescued = tmp_path / "o.csv", tmp_path / f".o.{os.getpid()}.part.csv"
     rescued.write_text("rows of a run that was killed")
     with OutputFile(path) as first, OutputFile(path) as second:
@@ -153,7 +153,7 @@ def test_videos_of_any_name_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     capture.release()
     assert len(os.listdir("/proc/self/fd")) == before
     assert not open_video("no " + name).isOpened()
-    # OpenCV would open v0.avi, v1.avi ... as pictures when v%d.avi is no video.
+    # If v%d.avi is not a video, OpenCV would open v0.avi, v1.avi ... as images.
     for i in range(3):
         (tmp_path / f"v{i}.avi").write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
     (tmp_path / "v%d.avi").write_bytes(b"no video")
@@ -163,7 +163,7 @@ def test_videos_of_any_name_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_opencv_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert opencv_path("10:30.mp4") == f"{tmp_path}/10:30.mp4"
-    # What an ASCII locale makes of a name in UTF-8.
+    # A UTF-8 name as Python decodes it in an ASCII locale.
     assert opencv_path(os.fsencode("/клип.mp4").decode("utf-8", "surrogateescape")) == "/клип.mp4"
     with pytest.raises(SourceError, match=r"caf\\xe9\.mp4, which is not UTF-8: rename it"):
         opencv_path(LATIN + ".mp4")
@@ -205,7 +205,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "3.jpg")
-    # A link to nothing stands for a file that was not fetched: it is missed when it is read.
+    # A dangling link stands for a file that was not fetched; reading it reports it as missing.
     (tmp_path / "11.jpg").symlink_to("not-fetched")
     (tmp_path / "12.jpg").symlink_to("12.jpg")
     expected = ["01.jpg", "1.jpg", "2.JPG", "10.jpg", "11.jpg", "12.jpg", LATIN + ".jpg"]
@@ -213,16 +213,16 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("silent_writer", [False, True])
-def test_a_fifo_without_a_byte_ends_at_a_signal(tmp_path: Path, silent_writer: bool) -> None:
+def test_waiting_for_a_silent_fifo_ends_at_a_signal(tmp_path: Path, silent_writer: bool) -> None:
     os.mkfifo(tmp_path / "v.ts")
     held = os.open(tmp_path / "v.ts", os.O_RDWR) if silent_writer else os.open(os.devnull, os.O_RDWR)
-    # A test run in a script's background ignores the signal, its children must not.
+    # A test run in the background of a script ignores the signal; its children must not.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code += "; from asymtrack_edge.files import open_video"
     command = [sys.executable, "-c", f"{code}; print(1, flush=True); open_video({str(tmp_path / 'v.ts')!r})"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None and process.stdout.readline() == b"1\n"
-        time.sleep(0.5)  # it waits
+        time.sleep(0.5)  # by then it waits for data
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(10) == -signal.SIGINT
@@ -231,7 +231,7 @@ def test_a_fifo_without_a_byte_ends_at_a_signal(tmp_path: Path, silent_writer: b
             os.close(held)
 
 
-def test_a_folder_that_another_process_changes_is_waited_for_and_named(tmp_path: Path, caplog: Any) -> None:
+def test_a_locked_folder_is_reported_and_waited_for(tmp_path: Path, caplog: Any) -> None:
     with ExitStack() as first, ThreadPoolExecutor(1) as second:
         first.enter_context(files.locked(tmp_path))
         waiting = second.submit(lambda: [files.locked(tmp_path).__enter__()])

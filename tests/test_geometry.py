@@ -13,7 +13,7 @@ from asymtrack_edge.errors import BoxError, FrameError
 from asymtrack_edge.geometry import Box, Cropper, CropWindow, check_box, check_frame, clip_box, crop_window
 
 FRAME = np.random.RandomState(0).randint(0, 256, (120, 160, 3)).astype(np.uint8)
-#: One for all crops: what is left of an earlier one must not shine through.
+#: Shared by all crops, because nothing of an earlier crop may remain visible.
 CROPPER = Cropper()
 
 
@@ -35,7 +35,7 @@ def reference_crop(frame: np.ndarray, box: Box, factor: float, size: int) -> np.
 def test_crop_equals_the_published_one(x: float, y: float, w: float, h: float, factor: float) -> None:
     box = Box(x, y, w, h)
     window = crop_window(box, factor)
-    # Entirely outside the published tracker fails, or slices from the wrong end; ours gives black.
+    # For a window entirely outside the frame, the published tracker fails or slices from the wrong end; ours is black.
     assume(-window.side < window.left < FRAME.shape[1] - 1 and -window.side < window.top < FRAME.shape[0] - 1)
     out = np.empty((64, 64, 3), np.uint8)
     CROPPER.crop(FRAME, window, out)
@@ -43,7 +43,7 @@ def test_crop_equals_the_published_one(x: float, y: float, w: float, h: float, f
 
 
 @pytest.mark.parametrize("left", [-3000, -60, 20])
-def test_windows_too_large_to_pad_show_the_same(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_too_large_to_pad_give_the_same_crop(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = cv2.GaussianBlur(np.random.RandomState(1).randint(0, 256, (900, 1300, 3)).astype(np.uint8), (0, 0), 15)
     window = CropWindow(left, left + 30, 4100, (left + 2050, left + 2080))
     sampled, padded = np.full((128, 128, 3), 9, np.uint8), np.empty((128, 128, 3), np.uint8)
@@ -60,7 +60,7 @@ PLACES = [(-64000, -64000, 128000), (500, 500, 40), (20, -50, 40)]
 
 
 @pytest.mark.parametrize("window", [CropWindow(x, y, side, (x, y)) for x, y, side in PLACES])
-def test_what_lies_outside_is_black_and_costs_no_memory(window: CropWindow) -> None:
+def test_windows_outside_the_frame_are_black_and_need_no_memory(window: CropWindow) -> None:
     out = np.full((32, 32, 3), 7, np.uint8)
     Cropper().crop(FRAME, window, out)
     assert not out.any()
@@ -76,7 +76,7 @@ def test_clipped_boxes_keep_the_margin(values: tuple) -> None:
     assert clip_box(Box(50, 100, 30, 60), FRAME.shape) == (50, 100, 30, 20)
 
 
-def test_impossible_boxes_are_named() -> None:
+def test_invalid_boxes_are_refused_with_the_reason() -> None:
     for word, boxes in {
         "four numbers": [(1, 2, 3), "abc", "2041", b"2041"],
         "not finite": [(1, 2, float("nan"), 4), (1, 2, float("inf"), 4)],
@@ -89,7 +89,7 @@ def test_impossible_boxes_are_named() -> None:
                 check_box(box, FRAME.shape)
 
 
-def test_unusable_frames_are_named() -> None:
+def test_invalid_frames_are_refused_with_the_reason() -> None:
     for word, frame in (
         ("could not be read", None),
         ("too small", np.zeros((0, 0, 3), np.uint8)),

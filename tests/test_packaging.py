@@ -1,4 +1,4 @@
-"""The package as it is shipped."""
+"""The package as it is distributed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_architecture import ROOMS, ROOT, module
+from tests.test_architecture import LAYERS, ROOT, module
 
 
 def test_every_package_is_listed() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    found = {module(init) for room in ROOMS for init in (ROOT / room).rglob("__init__.py")}
+    found = {module(init) for layer in LAYERS for init in (ROOT / layer).rglob("__init__.py")}
     assert set(setup["options"]["packages"].split()) == found
 
 
 @pytest.mark.slow
-def test_wheel_made_from_the_sdist_is_whole(tmp_path: Path) -> None:
+def test_wheel_made_from_the_sdist_is_complete(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")  # made from the sdist

@@ -1,4 +1,4 @@
-"""Files that tests make: images, texts and boxes, as of miniature data sets."""
+"""Writes the files of miniature data sets: images, texts and boxes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_images(folder, images, pattern="{}.png", first=0):
-    """Writes images by number into a folder that is made where it is not there."""
+    """Writes numbered images into a folder, which is created if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images, start=first):
         assert cv2.imwrite(str(folder / pattern.format(number)), image)
@@ -19,14 +19,14 @@ def write_frames(folder, count, pattern="{:08d}.jpg", first=1, value=90):
 
 
 def save(path, content):
-    """Writes bytes, a text, or boxes a row each, into a folder that is made where it is not there."""
+    """Writes bytes, a text, or boxes, one per row; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, (str, bytes)) else rows(content)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
 
 
 def write_tree(root, files):
-    """Writes what ``save`` takes by path, and as many frames as a number says by pattern; returns ``root``."""
+    """Writes ``files``: path -> content for ``save``, or file name pattern -> number of frames; returns ``root``."""
     for place, content in files.items():
         if isinstance(content, int):
             write_frames((root / place).parent, content, (root / place).name, first=int(place.endswith("d}.jpg")))

@@ -1,4 +1,4 @@
-"""Every reader on a miniature of the published layout, on damaged files, and on other layouts."""
+"""Every reader on a miniature of its data set's published layout, on damaged files, and on other layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.datasets.miniature import drift, rows, save, write_frames, write_tree
 
 
 def read(name, root):
-    """All sequences of a data set, each by itself."""
+    """All sequences of a data set, each read on its own."""
     data = Dataset(name, root)
     return [data.sequence(one) for one in data.names]
 
@@ -27,7 +27,7 @@ def names(name, root):
 
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
-def test_other_layouts_are_refused_with_what_was_looked_for(name, tmp_path):
+def test_other_layouts_are_refused_and_the_expected_one_named(name, tmp_path):
     with pytest.raises(DatasetError, match="looked for"):
         Dataset(name, tmp_path)
     with pytest.raises(DatasetError, match="there is no folder"):
@@ -64,14 +64,14 @@ def test_got10k_val_labels_and_order(tmp_path):
         read("got10k-val", tmp_path)
 
 
-def test_got10k_train_shows_what_neither_label_hides(tmp_path):
+def test_got10k_train_uses_frames_that_no_label_excludes(tmp_path):
     got10k(tmp_path / "train", "GOT-10k_Train_000001", cover="8 0 3 8")
     for root in (tmp_path, tmp_path / "train"):
         boxes, usable, frames = Dataset("got10k-train", root).annotation(0)
         assert usable.tolist() == [0, 3] and boxes.dtype == np.float32
         assert boxes[3].tolist() == [7, 5, 10, 8] and frames[3].name == "00000004.jpg"
     write_tree(tmp_path / "own" / "a", {"{:d}.jpg": 3, "groundtruth.txt": [(4, 5, 10, 8), (4, 5, 10, 3), (4, 5, 3, 8)]})
-    assert Dataset("folder", tmp_path / "own").annotation(0).usable.tolist() == [0]  # others are too small
+    assert Dataset("folder", tmp_path / "own").annotation(0).usable.tolist() == [0]  # the other boxes are too small
     save(tmp_path / "own" / "a" / "groundtruth.txt", [(4, 5, 0, 8)] * 3)
     with pytest.raises(DatasetError, match="no ground-truth box to start"):
         read("folder", tmp_path / "own")
@@ -80,7 +80,7 @@ def test_got10k_train_shows_what_neither_label_hides(tmp_path):
 def test_otb_delimiters_ranges_and_two_targets(tmp_path):
     write_tree(tmp_path, {
         "Boy/img/{:04d}.jpg": 3, "Boy/groundtruth_rect.txt": rows(drift(3), "\t"),
-        "Boy/groundtruth_rect (1).txt": drift(3),  # as a browser names a second download
+        "Boy/groundtruth_rect (1).txt": drift(3),  # named as browsers name a second download
         "Football1/img/{:04d}.jpg": 76, "Football1/groundtruth_rect.txt": drift(74),
         "Jogging/img/{:04d}.jpg": 2,
         "Jogging/groundtruth_rect.1.txt": drift(2, x=1), "Jogging/groundtruth_rect.2.txt": drift(2, x=2),
@@ -125,7 +125,7 @@ def test_lasot_splits_in_both_layouts(tmp_path):
         read("lasot", tmp_path)
 
 
-def test_lasot_cuts_images_that_the_annotation_does_not_cover_and_says_so(tmp_path):
+def test_lasot_drops_images_beyond_the_annotation_and_says_so(tmp_path):
     for name in ("airplane-13", "airplane-15"):
         lasot(tmp_path / name, images=4)
     other, known = read("lasot", tmp_path)
@@ -180,7 +180,7 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     write_frames(tmp_path / "train2017", 1, "{:012d}.jpg", first=9)
     boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0), ([], 0)]
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
-    objects += [{**objects[0], "image_id": number} for number in (10, 77)]  # not unpacked, listed nowhere
+    objects += [{**objects[0], "image_id": number} for number in (10, 77)]  # its file is missing; not in "images"
     index = {"images": [{"id": i, "file_name": f"{i:012}.jpg"} for i in (9, 10)], "annotations": objects}
     save(tmp_path / "annotations" / "instances_train2017.json", json.dumps(index))
     data = Dataset("coco-train", tmp_path)
@@ -189,7 +189,7 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     assert data.annotation(1).frames[0].is_file()
 
 
-def test_mistakes_are_named(folder_set):
+def test_unknown_data_sets_and_attributes_are_refused(folder_set):
     with pytest.raises(UsageError, match="has no attribute files"):
         Dataset("folder", folder_set, attributes=folder_set)
     with pytest.raises(UsageError, match="unknown data set"):
@@ -208,7 +208,7 @@ def test_mistakes_are_named(folder_set):
         (None, "groundtruth.txt"),
     ],
 )
-def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set, damage, said, caplog):
+def test_a_bad_sequence_is_named_and_left_out(folder_set, damage, said, caplog):
     boxes = folder_set / "a" / "groundtruth.txt"
     boxes.unlink() if damage is None else boxes.write_text(damage)
     data = Dataset("folder", folder_set)
@@ -222,10 +222,10 @@ def test_a_bad_sequence_is_named_and_costs_only_those_who_ask_for_it(folder_set,
         data.read(["a", "x"])
     for _ in range(2):
         assert not len(data.annotation(0).usable)
-    assert [said in record.getMessage() for record in caplog.records] == [True]  # training: told once
+    assert [said in record.getMessage() for record in caplog.records] == [True]  # in training, reported once
 
 
-def test_hidden_files_of_other_systems_are_no_data(tmp_path):
+def test_hidden_files_of_other_systems_are_ignored(tmp_path):
     lasot(tmp_path / "airplane" / "airplane-1")
     hidden = ("airplane/airplane-1/img/._00000001.jpg", "._airplane/groundtruth.txt", "airplane/.x/groundtruth.txt")
     for place in (*hidden, "TEST/anno/._v.txt"):
@@ -237,7 +237,7 @@ def test_hidden_files_of_other_systems_are_no_data(tmp_path):
 
 @given(st.one_of(st.binary(max_size=200), st.text("0123456789.,-+ \t\n\rnaife", max_size=200).map(str.encode)))
 @settings(max_examples=300, deadline=None)
-def test_any_ground_truth_file_is_a_table_or_refused(tmp_path_factory, data):
+def test_any_ground_truth_file_is_read_as_a_table_or_refused(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "groundtruth.txt"
     path.write_bytes(data)
     for reader in (read_boxes, read_labels):
@@ -254,6 +254,6 @@ def test_any_ground_truth_file_is_a_table_or_refused(tmp_path_factory, data):
     ["1,2,3,4\n5,6,7,nan", "1;2;3;4\n5;6;7;NaN", "1\t2\t3\t4\n5\t6\t7\tnan\n", " 1, 2, 3, 4,\r\n\r\n5 6  7 nan \r\n",
      "1,2,3,4\r5 6\t7 nan\r"],
 )  # fmt: skip
-def test_numbers_of_any_separator(tmp_path, text):
+def test_numbers_with_any_separator(tmp_path, text):
     (tmp_path / "boxes.txt").write_bytes(text.encode())
     np.testing.assert_array_equal(read_boxes(tmp_path / "boxes.txt"), [[1, 2, 3, 4], [5, 6, 7, np.nan]])

@@ -53,9 +53,9 @@ SWITCHES: Dict[str, Dict[str, Any]] = {
 
 @pytest.mark.parametrize("changes", SWITCHES.values(), ids=SWITCHES.keys())
 def test_switches(changes: Dict[str, Any]) -> None:
-    """Gradients reach every parameter, items of a batch do not see each other, the template reaches the box."""
+    """Gradients reach every parameter, items of a batch are independent, every template feature affects the box."""
     variant = replace(SMALL, **changes)
-    # In evaluation mode: in training mode BatchNorm takes the biases before it out of the result.
+    # In evaluation mode, because in training mode BatchNorm cancels the biases before it.
     model = filled_model(variant).double()
     template, search = (t.double() for t in random_inputs(variant, 2))
     together = model(template, search)
@@ -74,7 +74,7 @@ def test_switches(changes: Dict[str, Any]) -> None:
     assert list(state) == list(variant.state_shapes)
 
 
-def test_gradients_in_bfloat16_on_a_cpu_are_those_of_pytorch() -> None:
+def test_gradients_in_bfloat16_on_a_cpu_are_close_to_fp32() -> None:
     torch.manual_seed(0)
     conv = DepthwiseConv(8, 7)
     x, above = torch.randn(2, 8, 9, 12).contiguous(memory_format=torch.channels_last), torch.randn(2, 8, 9, 12)
@@ -87,7 +87,7 @@ def test_gradients_in_bfloat16_on_a_cpu_are_those_of_pytorch() -> None:
 
 
 @pytest.mark.parametrize("variant", [SMALL, replace(SMALL, ope_stages=(1, 3), etm_stages=(2,))])
-def test_the_form_that_is_timed_gives_the_models_answers(variant: Variant) -> None:
+def test_the_reference_form_gives_the_models_predictions(variant: Variant) -> None:
     model = filled_model(variant)
     template, search = random_inputs(variant, batch=2)
     reference = ReferenceForm(model)

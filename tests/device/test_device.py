@@ -1,4 +1,4 @@
-"""What must hold on a device: Python 3.8, numpy, OpenCV, ONNX Runtime and at most OpenVINO.
+"""Tests for a device that has only Python 3.8, numpy, OpenCV, ONNX Runtime and perhaps OpenVINO.
 
 These tests use the installed package and the bundled weights only, and import no torch.
 """

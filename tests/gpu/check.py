@@ -1,8 +1,8 @@
-"""``make gpu-check``: what only a real NVIDIA GPU can show, without a network, in four minutes beside building engines.
+"""``make gpu-check``: checks that need a real NVIDIA GPU; they take four minutes, plus building engines.
 
 Usage: ``python -m tests.gpu.check [--dry] [--json FILE] [--only NAME,...]`` in the root of the repository. It needs
-numpy and OpenCV; with PyTorch, onnx, onnxruntime-gpu or TensorRT it checks more, and says what it could not.
-Exit code 1: a check failed.
+numpy and OpenCV, and no network. With PyTorch, onnx, onnxruntime-gpu or TensorRT it checks more; it lists the checks
+that it could not run. Exit code 1 means that a check failed.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from asymtrack_edge.runtime.sources.clip import default_clip, synthetic_clip
 from asymtrack_edge.variants import VARIANTS
 from tests.gpu.machine import PRECISIONS, Machine
 
-#: Seconds after which nothing new is begun, and no further tracker opened.
+#: Seconds after which no further check is started and no further tracker opened.
 LONGEST = 220.0
 
 BATCHES = (1, 8, 32)
-#: The measure that others are compared with.
+#: The measurement that others are compared with.
 REFERENCE = "reference, eager fp32"
 
-#: How libraries put an array into the GPU's memory, by the name of what has to be there.
+#: How each library copies an array into the GPU's memory; the key is the library that is needed.
 GPU_ARRAYS: Dict[str, Callable[[np.ndarray], Any]] = {
     "torch": lambda frame: importlib.import_module("torch").from_numpy(frame).cuda(),
     "cupy": lambda frame: importlib.import_module("cupy").asarray(frame),
@@ -61,7 +61,7 @@ Row = Dict[str, Any]
 
 
 def kernel_equals_opencv(machine: Machine) -> str:
-    """The crop kernel, compiled for this GPU, against OpenCV: floats and bytes, BGR and RGB."""
+    """Compares the crop kernel, compiled for this GPU, with OpenCV: floats and bytes, BGR and RGB."""
     frame = next(synthetic_clip(1))[0]
     cuda = open_cuda(0)
     worst, compared, size = 0, 0, 128
@@ -88,13 +88,13 @@ def kernel_equals_opencv(machine: Machine) -> str:
                 compared += 1
     name = cuda.name
     cuda.close()
-    allowed = int(machine.integrated)  # OpenCV on arm64 resizes by other code
+    allowed = int(machine.integrated)  # on arm64, OpenCV resizes with different code
     assert worst <= allowed, f"{compared} crops differ from OpenCV's by up to {worst}"
     return f"{compared} crops through the {name}, largest difference {worst}"
 
 
 def follow(tracker: Tracker, frames: Sequence[Any], box: Box) -> List[Box]:
-    """Boxes of the target in all frames but the first, in which it is marked."""
+    """Boxes of the target in all frames after the first, in which it is marked."""
     tracker.init(frames[0], box)
     return [tracker.update(frame).box for frame in frames[1:]]
 
@@ -109,7 +109,7 @@ def agrees(backend: str, precision: str, machine: Machine) -> str:
         code = check_command.main([str(model), "--backend", backend])
     said = output.getvalue().strip()
     assert code == 0, said
-    # What ONNX Runtime leaves to TensorRT it need not be able to capture.
+    # With the TensorRT provider, a CUDA graph is not guaranteed.
     assert graphs or backend == "onnxruntime-tensorrt", f"it runs without a CUDA graph: {said}"
     return said
 
@@ -127,10 +127,10 @@ def nothing_leaks(machine: Machine) -> str:
             watch.driver.call("cuMemGetInfo_v2", ctypes.byref(left), ctypes.byref(total))
         free.append(left.value)
     watch.close()
-    # The first ones load libraries and kernels, which stay.
+    # The first trackers load libraries and kernels, which stay in memory.
     lost = (free[5] - free[-1]) / 2**20
-    allowed = 256 if machine.integrated else 32  # an integrated GPU's memory is the system's
-    assert lost < allowed, f"{lost:.0f} MiB of device memory are gone after {len(free)} trackers"
+    allowed = 256 if machine.integrated else 32  # an integrated GPU shares the system's memory
+    assert lost < allowed, f"{len(free)} trackers leaked {lost:.0f} MiB of device memory"
     return f"{len(free)} trackers of {backend}, {lost:+.1f} MiB"
 
 
@@ -142,7 +142,7 @@ def two_threads_and_pytorch(machine: Machine) -> str:
     clip = default_clip(30)
     with Tracker(machine.open(backend, precision)) as alone:
         wanted = follow(alone, *clip)
-    # A graph is captured at the first update in a thread; nobody else may allocate meanwhile.
+    # Each thread captures a graph in its first update; until then no other thread may allocate.
     ready = threading.Barrier(3)
 
     def work() -> List[Box]:
@@ -152,33 +152,33 @@ def two_threads_and_pytorch(machine: Machine) -> str:
                 ready.wait(60)
                 return [follow(tracker, *clip) for _ in range(3)][-1]
         except BaseException:
-            ready.abort()  # the others do not wait for it
+            ready.abort()  # so that the others do not wait for it
             raise
 
     with ThreadPoolExecutor(2) as threads:
         working = [threads.submit(work) for _ in range(2)]
-        with contextlib.suppress(threading.BrokenBarrierError):  # what broke it is told below
+        with contextlib.suppress(threading.BrokenBarrierError):  # the cause is raised below
             ready.wait(60)
         a = torch.randn(1024, 1024, device="cuda")
         expected, rounds = float((a @ a).sum()), 0
         while not all(thread.done() for thread in working):
-            assert float((a @ a).sum()) == expected, "PyTorch computes something else beside the trackers"
+            assert float((a @ a).sum()) == expected, "PyTorch's result changes while the trackers run"
             rounds += 1
     working.sort(key=lambda thread: isinstance(thread.exception(), threading.BrokenBarrierError))
     for number, thread in enumerate(working):
         overlaps = [iou(ours, theirs) for ours, theirs in zip(thread.result(), wanted)]
-        assert min(overlaps) > 0.99, f"thread {number} tracks otherwise: least IoU {min(overlaps):.3f}"
-    return f"two trackers of {backend} as one alone, {rounds} products of PyTorch beside them"
+        assert min(overlaps) > 0.99, f"thread {number} gives different boxes: least IoU {min(overlaps):.3f}"
+    return f"two trackers of {backend} agree with a single one, during {rounds} matrix products of PyTorch"
 
 
 def frames_on_the_gpu(library: str, machine: Machine) -> str:
-    """A library's arrays as frames give what host frames give."""
+    """Frames in a library's GPU arrays give the same boxes as frames in host memory."""
     backend, precision = machine.backends()[0]
     frames, box = default_clip(12)
     there = list(map(GPU_ARRAYS[library], frames))
     with Tracker(machine.open(backend, precision)) as tracker:
         apart = float(np.abs(np.subtract(follow(tracker, frames, box), follow(tracker, there, box))).max())
-    assert apart < 0.01, f"frames on the GPU are tracked otherwise: boxes differ by {apart:.3f} pixels"
+    assert apart < 0.01, f"frames on the GPU give different boxes: they differ by {apart:.3f} pixels"
     return f"{len(frames)} frames, boxes within {apart:.4f} pixels"
 
 
@@ -190,7 +190,7 @@ def _time(call: Callable[[], Any]) -> float:
 
 
 def speed(backend: str, precision: str, machine: Machine) -> List[Row]:
-    """Search step and ``update()`` on 1280x720, in batches."""
+    """Times the search step and ``update()`` on 1280x720 frames, for each batch size."""
     frames = [frame for frame, _ in synthetic_clip(8, (1280, 720))]
     there = list(map(GPU_ARRAYS["torch"], frames)) if "torch" not in machine.missing else []
     opened = machine.open(backend, precision)
@@ -200,7 +200,7 @@ def speed(backend: str, precision: str, machine: Machine) -> List[Row]:
 
 
 def speed_of_reference(machine: Machine) -> List[Row]:
-    """The reference form in eager PyTorch, in fp32, which the others are compared with."""
+    """Times the reference form in eager PyTorch, in fp32, which the others are compared with."""
     import torch
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
@@ -244,7 +244,7 @@ def _backend_rows(
 
 
 class Check(NamedTuple):
-    """One check: ``run`` returns what to say, or rows, and raises where it fails; ``needs`` as in ``Machine.lacks``."""
+    """A check. ``run`` returns a text or rows, and raises on failure; ``needs`` is as in ``Machine.lacks``."""
 
     name: str
     run: Callable[[Machine], Any]
@@ -272,10 +272,10 @@ CHECKS = (
 def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu.check", description=(__doc__ or "").splitlines()[0])
     add, default = parser.add_argument, Path("gpu-check.json")
-    add("--dry", action="store_true", help="only say what would run here")
-    add("--json", type=Path, default=default, metavar="FILE", help="(default: %(default)s)")
-    add("--only", default="", metavar="NAME,...", help="checks whose names contain one of these")
-    add("--table", type=Path, metavar="FILE", help="only print the docs' table of a report")
+    add("--dry", action="store_true", help="only list what would run here")
+    add("--json", type=Path, default=default, metavar="FILE", help="the report (default: %(default)s)")
+    add("--only", default="", metavar="NAME,...", help="run only checks whose names contain one of these")
+    add("--table", type=Path, metavar="FILE", help="only print an existing report as the table of docs/gpu.md")
     arguments = parser.parse_args(argv)
     if arguments.table is not None:
         print(markdown(json.loads(arguments.table.read_text(encoding="utf-8"))))
@@ -297,7 +297,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             results.append(_run(check, machine))
             report["seconds"] = round(time.monotonic() - began, 1)
             _compare([row for result in results for row in result.get("rows", ())])
-            # After each: a library that crashes takes the process with it, not what was measured before.
+            # Written after each check: if a library crashes the process, earlier results are kept.
             arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(markdown(report))
     failed = [r["name"] for r in results if r["result"] == "failed"]
@@ -316,7 +316,7 @@ def _compare(rows: Sequence[Row]) -> None:
 def _run(check: Check, machine: Machine) -> Dict[str, Any]:
     lack = machine.lacks(check.needs)
     if lack is None and time.monotonic() - machine.began > LONGEST:
-        lack = "no time was left"
+        lack = "no time left"
     started = time.monotonic()
     result: Dict[str, Any] = {"name": check.name, "result": "not run", "detail": lack}
     if lack is None:
@@ -331,7 +331,7 @@ def _run(check: Check, machine: Machine) -> Dict[str, Any]:
             traceback.clear_frames(error.__traceback__)
         gc.collect()
     seconds = time.monotonic() - started
-    if "onnxruntime-tensorrt" in check.needs:  # it builds engines while it opens a model
+    if "onnxruntime-tensorrt" in check.needs:  # it builds engines when it opens a model
         machine.began += seconds
     result["seconds"] = round(seconds, 1)
     print(f"{result['result']:8} {result['seconds']:6.1f} s  {check.name}: {result['detail']}", flush=True)
@@ -346,7 +346,7 @@ def markdown(report: Row) -> str:
         table.setdefault(row["what"], {"step": row["what"]})[f"batch {row['batch']}"] = text
     card = (report["gpu"] or {"name": "no GPU"})["name"]
     libraries = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    note = f"{report['date']}; {libraries}. T; (x): times as fast as the reference."
+    note = f"{report['date']}; {libraries}. Model T; (x): speed relative to the reference."
     return markdown_table(card, list(table.values()), note)
 
 

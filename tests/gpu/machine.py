@@ -1,4 +1,4 @@
-"""The machine that ``make gpu-check`` runs on: what of a GPU and its libraries is there, and backends opened on it."""
+"""The machine that ``make gpu-check`` runs on: its GPU and libraries, and backends opened on it."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.variants import VARIANTS
 
-#: Networks of T to check, and the packages that have to be there to make them.
+#: Precisions of T to check, and what is needed to make each model.
 PRECISIONS = {"fp32": (), "fp16": ("export",)}
 
 
 class Machine:
-    """What is there to check: the GPU, by what is ``missing`` why, and models made in ``folder``."""
+    """What can be checked: the GPU, the reason for each ``missing`` part, and models made in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self.gpu: Optional[Gpu] = None
         self.missing: Dict[str, str] = {}
         self.folder = folder
-        self.began = time.monotonic()  # the checks' time counts from here, without that of building engines
+        self.began = time.monotonic()  # moved forward by the time that building engines takes
         for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export, _find_cupy, _find_numba):
             try:
                 find()
             except Exception as error:
-                said = " ".join(str(error).split())[:200]  # CuPy's begins with an empty line
+                said = " ".join(str(error).split())[:200]  # CuPy's message begins with an empty line
                 self.missing[find.__name__[len("_find_") :]] = said or type(error).__name__
 
     def _find_gpu(self) -> None:
@@ -59,7 +59,7 @@ class Machine:
         return [(name, precision) for name in names for precision, needs in PRECISIONS.items() if not self.lacks(needs)]
 
     def lacks(self, needs: Sequence[str]) -> Optional[str]:
-        """Why what needs such (keys of ``missing``, a backend, ``"any"`` backend) cannot run here; None if it can."""
+        """Why ``needs`` are not met, else None. A need is a key of ``missing``, a backend, or ``"any"`` backend."""
         for need in needs:
             reason = self.missing.get("gpu" if need in BACKENDS or need == "any" else need)
             if reason is None and need.startswith("onnxruntime-"):
@@ -74,7 +74,7 @@ class Machine:
                 return reason
         return None
 
-    @lru_cache(maxsize=None)  # noqa: B019 (there is one machine)
+    @lru_cache(maxsize=None)  # noqa: B019 (there is only one instance)
     def _lacks_tensorrt(self) -> Optional[str]:
         assert self.gpu is not None
         reasons, bundled = [], load_manifest(model_folder("T"))
@@ -82,7 +82,7 @@ class Machine:
             try:
                 tensorrt.fitting_engine(bundled, "search", tensorrt.load_tensorrt(flavour), self.gpu)
             except BackendError as error:
-                if "the export has no" in str(error):  # engine yet: nothing speaks against this GPU
+                if "the export has no" in str(error):  # only the engine is missing: TensorRT works on this GPU
                     return None
                 reasons.append(str(error))
         return "; ".join(reasons)
@@ -118,20 +118,20 @@ def _find_torch() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(f"PyTorch {torch.__version__} here has no CUDA")
+        raise RuntimeError(f"PyTorch {torch.__version__} finds no CUDA device")
 
 
 def _find_onnxruntime() -> None:
     import onnxruntime
 
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise RuntimeError(f"onnxruntime {onnxruntime.__version__} here has no CUDA: install onnxruntime-gpu instead")
+        raise RuntimeError(f"onnxruntime {onnxruntime.__version__} has no CUDA provider: install onnxruntime-gpu")
 
 
 def _find_export() -> None:
     absent = [name for name in ("torch", "onnx", "onnxsim", "safetensors") if importlib.util.find_spec(name) is None]
     if absent:
-        raise RuntimeError(f"{', '.join(absent)}: not there, needed to make its models (pip install '.[export]')")
+        raise RuntimeError(f"making models needs {', '.join(absent)}: pip install '.[export]'")
 
 
 def _find_cupy() -> None:

@@ -1,4 +1,4 @@
-"""``make gpu-check`` without a GPU: the checks can be listed, and a report is written whatever fails."""
+"""``make gpu-check`` without a GPU: the checks can be listed, and a report is written even if checks fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_dry_run_lists_every_check(capsys: pytest.CaptureFixture[str], monke
     assert len(lines) == len(CHECKS) + 1
 
 
-def test_a_report_is_written_whatever_fails(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+def test_a_report_is_written_even_if_checks_fail(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     def fails(machine: Machine) -> str:
         raise AssertionError("it leaks")
 

@@ -1,4 +1,4 @@
-"""Trackers for the tests, importable by worker processes."""
+"""Fake trackers that worker processes can import."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Still:
-    """Answers with the start box, shifted by one pixel to the right per frame; ``fail`` is called on black frames."""
+    """Returns the start box, shifted right by one pixel per frame; calls ``fail`` on black frames."""
 
     def init(self, frame, box):
         self.box = tuple(box)
@@ -25,14 +25,14 @@ class Still:
 
 
 class FailsOnBlack(Still):
-    """Raises."""
+    """Raises an exception."""
 
     def fail(self):
         raise ZeroDivisionError("nothing to see")
 
 
 class DiesOnBlack(Still):
-    """Ends its process, as a crash in native code would; once, where DIES_ONCE names a file that remembers."""
+    """Ends its process, like a crash in native code; only once if DIES_ONCE names a file, which records the death."""
 
     def fail(self):
         memory = Path(os.environ.get("DIES_ONCE", os.devnull))
@@ -42,7 +42,7 @@ class DiesOnBlack(Still):
 
 
 class NeverReturns(Still):
-    """Goes on for ever."""
+    """Loops forever."""
 
     def fail(self):
         while True:

@@ -1,4 +1,4 @@
-"""Readers and metrics together against the experiments of the got10k package, on the same folders."""
+"""Readers and metrics together, compared with the experiments of the got10k package on the same folders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("six", reason="got10k's data sets need six, which the packag
 
 
 def track(rng, count):
-    """Random ground truth in and beyond frames of 32 x 24, and a result near it."""
+    """Random ground truth, partly outside frames of 32 x 24, and a result near it."""
     truth = np.column_stack([rng.uniform(1, 24, (count, 2)), rng.uniform(3, 16, (count, 2))]).round(3)
     boxes = truth + rng.normal(0, 2, truth.shape)
     boxes[:, 2:] = np.abs(boxes[:, 2:]) + 1
@@ -63,7 +63,7 @@ def test_otb(tmp_path):
             truth, boxes = track(rng, min(images, 74))
             save(root / name / f"groundtruth_rect{target}.txt", rows(truth, "\t"))
             save(results / f"{name}{target}.txt", boxes)
-    # Not made by its constructor, which downloads the sequences that are not there.
+    # Made without its constructor, which downloads missing sequences.
     experiment = ExperimentOTB.__new__(ExperimentOTB)
     experiment.dataset = OTB(str(root), 2015, download=False)
     experiment.result_dir, experiment.report_dir = str(results.parent), str(tmp_path / "reports")

@@ -35,7 +35,7 @@ def output(tmp_path):
 
 @pytest.fixture
 def evaluate(tmp_path, output, capsys):
-    """Runs the command; what it returns, prints, and writes as JSON."""
+    """Returns a function that runs the command and returns its exit code, its output and its JSON document."""
 
     def run(*arguments, json_to=tmp_path / "report.json"):
         code = main(["--output", str(output), "--json", str(json_to), *map(str, arguments)])
@@ -47,14 +47,14 @@ def evaluate(tmp_path, output, capsys):
 
 
 def row(text, name):
-    """Cells of the last printed row that begins with ``name``."""
+    """Cells of the last table row that begins with ``name``."""
     lines = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
     return [cell.strip() for cell in lines[-1].strip("|").split("|")]
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Results of ``folder_set``: of a and b exact, of c not at all."""
+    """Results for ``folder_set``: exact for a and b, wrong for c."""
     for name, count in (("a", 6), ("b", 5), ("c", 4)):
         save(tmp_path / "other" / f"{name}.txt", drift(count, x=12))
     return tmp_path / "other"
@@ -69,7 +69,7 @@ def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
     assert times.shape == (6,) and (times > 0).all()
     tracker, metrics, sequences = ran.tracker, ran.tracker["metrics"], ran.tracker["sequences"]
     assert tracker["identity"]["tracker"] == STILL[1] and len(tracker["identity"]["sha256"][0]) == 64
-    # a and b are followed exactly (20 of 21 thresholds), c drifts 4 pixels a frame with a box 10 wide.
+    # a and b are followed exactly (20 of 21 thresholds); on c the box, 10 wide, drifts off by 4 pixels per frame.
     c = np.mean([(np.linspace(0, 1, 21) < o).mean() for o in (6 / 14, 2 / 18, 0)])
     assert [sequences[name]["auc"] for name in "abc"] == pytest.approx([20 / 21, 20 / 21, c])
     assert metrics["auc"] == pytest.approx((40 / 21 + c) / 3)
@@ -81,23 +81,23 @@ def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
     drawn = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert drawn == [f"{c}.{s}" for c in curves for s in ("png", "svg")]
     assert cv2.imread(str(tmp_path / "plots" / "success.png")).std() > 0
-    # JSON on standard output stands there alone.
+    # With JSON on standard output, nothing else is printed there.
     assert json.loads(evaluate("folder", folder_set, *STILL, json_to="-").out)["trackers"] == [tracker]
 
 
-def test_plots_that_nothing_can_draw_are_told_before_the_work(folder_set, output, evaluate, monkeypatch):
+def test_missing_matplotlib_is_reported_before_tracking(folder_set, output, evaluate, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     ran = evaluate("folder", folder_set, *STILL, "--plots", "plots")
     assert ran.code == 2 and "asymtrack-edge[bench]" in ran.err and not output.exists()
 
 
-def test_plots_take_names_that_are_no_formulas(folder_set, results, tmp_path, evaluate):
+def test_plots_take_names_with_dollars_and_leading_underscores(folder_set, results, tmp_path, evaluate):
     names = [str(shutil.copytree(folder_set, tmp_path / "a$b_{")), str(results.rename(tmp_path / "_c$d_{$\udcff"))]
     evaluate("folder", names[0], "--results", names[1], "--plots", tmp_path)
     assert all(printable(Path(name).name) in (tmp_path / "success.svg").read_text() for name in names)
 
 
-def test_what_is_wrong_with_any_tracker_is_told_before_the_work(folder_set, output, tmp_path, evaluate):
+def test_problems_of_any_tracker_are_reported_before_tracking(folder_set, output, tmp_path, evaluate):
     export = shutil.copytree(model_folder("T"), tmp_path / "export")
     (export / "search.onnx").write_bytes(b"half")
     for more, words in (("--results", "no folder of results"), ("--model", "altered or damaged")):
@@ -105,12 +105,12 @@ def test_what_is_wrong_with_any_tracker_is_told_before_the_work(folder_set, outp
         assert ran.code == 2 and words in ran.err and not output.exists()
 
 
-def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output, evaluate):
+def test_resuming_runs_only_missing_sequences_and_only_for_the_same_tracker(folder_set, output, evaluate):
     arguments = ("folder", folder_set, *STILL)
     assert evaluate(*arguments, "--jobs", 2).code == 0
     results = output / "folder" / LABEL
     (results / "b.txt").write_text("1,2,3,4\n")  # too short
-    (results / "a.txt").write_text(rows(drift(6, x=3)))  # of another folder: it begins elsewhere
+    (results / "a.txt").write_text(rows(drift(6, x=3)))  # another start box
     assert "1 sequences already have results" in evaluate(*arguments).out
     (results / "a.txt").write_text(rows(drift(6, x=12, step=2)))
     assert "3 sequences already have results" in evaluate(*arguments).out
@@ -125,7 +125,7 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     np.testing.assert_array_equal(np.loadtxt(results / "a.txt", delimiter=","), drift(6, x=12))
     save(output / "folder" / "asymtrack-t" / "a.txt", drift(6, x=12))
     assert evaluate("folder", folder_set, "--device", "cuda:99", "--fresh").code == 2
-    # The same names and boxes, other pictures; and a part of what others made.
+    # Other data with the same names and boxes is refused, and so is part of another tracker's results.
     (results / "a.txt").unlink()
     for more in (("--fresh", "--sequences", "b"), ("--sequences", "a")):
         ran = evaluate(*arguments, "--threads", 2, *more)
@@ -139,7 +139,7 @@ def test_resume_runs_only_what_is_missing_and_is_whose_it_is(folder_set, output,
     ("tracker", "jobs", "said"),
     [("FailsOnBlack", 1, "ZeroDivisionError: nothing to see"), ("DiesOnBlack", 2, "process died (exit code 7)")],
 )
-def test_a_failure_costs_its_sequence_alone(folder_set, output, evaluate, tracker, jobs, said):
+def test_a_tracker_failure_loses_only_its_sequence(folder_set, output, evaluate, tracker, jobs, said):
     ran = evaluate("folder", folder_set, "--tracker", f"python:{FAKES}:{tracker}", "--jobs", jobs)
     assert ran.code == 1 and f"{FAKES}-{tracker} failed on b: " in ran.err and said in ran.err
     assert sorted(ran.tracker["sequences"]) == ["a", "c"] and list(ran.tracker["failures"]) == ["b"]
@@ -155,7 +155,7 @@ def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
         done = output / "folder" / f"{FAKES}-NeverReturns" / "a.txt"
         while process.poll() is None and not done.exists():
             time.sleep(0.1)
-        time.sleep(0.5)  # b, the next in length, is being tracked
+        time.sleep(0.5)  # by then it tracks b, the next longest
         process.send_signal(signal.SIGTERM)
         _, error = process.communicate(timeout=10)
     assert process.returncode == 143 and f"{FAKES}-NeverReturns was interrupted in b" in error
@@ -175,7 +175,7 @@ def test_mistakes_with_ray_are_one_line(folder_set, evaluate, monkeypatch, modul
 
 
 @pytest.mark.slow
-def test_results_on_ray_are_those_of_local_processes_even_where_a_worker_dies(
+def test_results_on_ray_equal_those_of_local_processes_even_if_a_worker_dies(
     folder_set, output, tmp_path, evaluate, monkeypatch
 ):
     ray = pytest.importorskip("ray", reason="Ray, of the extra 'ray', is not installed")
@@ -213,7 +213,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
         for name, text in {**files, "Tiger1": drift(8)}.items():
             save(tmp_path / style / f"{name}.txt", text)
         ran = evaluate(dataset, tmp_path / dataset, "--results", tmp_path / style.split("/")[0])
-        # All are perfect: Tiger1's first five frames, which others keep, do not shift its boxes.
+        # All results are perfect: those of Tiger1 have five more frames at the start, which are dropped.
         assert ran.code == 0 and len(ran.tracker["sequences"]) == (3 if dataset == "otb" else 1)
         assert ran.tracker["metrics"]["auc"] == pytest.approx(20 / 21) and ran.tracker["metrics"]["precision"] == 1
     save(tmp_path / "nested" / "Bike1" / "Bike1_002.txt", drift(3))
@@ -225,7 +225,7 @@ def test_results_of_other_toolkits_are_found_by_their_names(tmp_path, evaluate):
     assert ran.code == 2 and "several runs: name one, such as" in ran.err
 
 
-def test_a_bad_sequence_costs_itself_alone(tmp_path, evaluate):
+def test_a_bad_sequence_is_left_out_and_the_others_are_scored(tmp_path, evaluate):
     root = tmp_path / "lasot"
     for name, images in (("airplane-1", 4), ("airplane-13", 5), ("bird-2", 4), ("bird-3", 4)):
         folder = root / name.split("-")[0] / name
@@ -245,7 +245,7 @@ def test_a_bad_sequence_costs_itself_alone(tmp_path, evaluate):
     assert ran.code == 2 and "no sequence can be read: sequence bird-3: " in ran.err
 
 
-def test_results_that_do_not_fit_cost_their_sequence_alone(folder_set, results, evaluate):
+def test_results_of_the_wrong_length_are_cut_or_fail(folder_set, results, evaluate):
     save(results / "a.txt", drift(9, x=12))
     (results / "b.txt").unlink()
     save(results / "c.txt", drift(2, x=12))
@@ -279,15 +279,15 @@ def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, evalua
     (folder_set / "b").rename(folder_set / odd)
     arguments = ("folder", folder_set, *STILL)
     (tmp_path / "names.txt").write_text("seq a\nc\n")
-    for names in (tmp_path / "names.txt", "seq a, c" + ",c" * 2000):  # longer than a name can be
+    for names in (tmp_path / "names.txt", "seq a, c" + ",c" * 2000):  # longer than a file name can be
         assert sorted(evaluate(*arguments, "--sequences", names).tracker["sequences"]) == ["c", "seq a"]
     assert r"s\udce9q" in evaluate(*arguments, "--per-sequence").out
     assert (output / "folder" / LABEL / f"{odd}.txt").is_file()
 
 
-def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluate):
+def test_results_are_packed_for_the_server(tmp_path, output, evaluate):
     write_frames(tmp_path / "test" / "seq-1", 4)
-    save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(4))  # of which only the first may be used
+    save(tmp_path / "test" / "seq-1" / "groundtruth.txt", drift(4))  # only the first box may be used
     for name in ("v1", "v2"):
         write_frames(tmp_path / "TEST" / "frames" / name, 3, "{}.jpg", first=0)
         save(tmp_path / "TEST" / "anno" / f"{name}.txt", drift(1))
@@ -301,7 +301,7 @@ def test_what_a_server_scores_is_packed_as_it_wants_it(tmp_path, output, evaluat
     assert sorted(packed["got10k-test"]) == ["seq-1/seq-1_001.txt", "seq-1/seq-1_time.txt"]
     assert packed["got10k-test"]["seq-1/seq-1_001.txt"].splitlines()[1] == "5.000,5.000,10.000,8.000"
     assert evaluate("got10k-test", tmp_path, *STILL, "--sequences", "seq-1", "--fresh").code == 0
-    assert not list(output.glob("got10k-test/*.zip")), "not of a part"
+    assert not list(output.glob("got10k-test/*.zip")), "some of the sequences are not packed"
     save(tmp_path / "test" / "list.txt", "seq-1\nseq-2\n")
     assert evaluate("got10k-test", tmp_path, *STILL).code == 1 and not list(output.glob("got10k-test/*.zip"))
 
@@ -315,7 +315,7 @@ def test_scores_by_attribute(tmp_path, evaluate):
         save(tmp_path / "weak" / f"{name}.txt", [drift(4)[0], *[(25, 20, 2, 2)] * 3] if name == "Car" else drift(4))
     found = ("--results", tmp_path / "weak", tmp_path / "strong", "--attributes", tmp_path / "toolkit")
     tables = evaluate("otb", tmp_path / "otb", *found).out.split(" by attribute")[1:]
-    # Of four frames weak has the first on Car: a quarter of 95.24.
+    # On Car, weak hits only the first of four frames: a quarter of 95.24.
     assert [[row(table, tag)[2] for tag in ("IV", "OCC")] for table in tables] == [["95.24", "23.81"], ["95.24"] * 2]
 
 
@@ -345,8 +345,8 @@ def test_mistakes_are_one_line_and_exit_2(folder_set, evaluate, monkeypatch, arg
     assert ran.code == 2 and error.startswith("error: ") and said in error
 
 
-def test_opencv_baseline_goes_through_the_same_harness(tmp_path, evaluate):
-    """MIL on a square that moves: the result must follow it; boxes it loops for ever on are refused."""
+def test_opencv_trackers_are_evaluated_in_the_same_way(tmp_path, evaluate):
+    """MIL must follow a moving square; boxes on which it would loop forever are refused."""
     noise = np.random.default_rng(0).integers(0, 60, (60, 80, 3), np.uint8)
     starts = {"square": (20, 16), "thin": (20, 5), "outside": (-60, 16), "cut": (-12, 16)}
     for name, (x, w) in starts.items():
@@ -365,8 +365,8 @@ def test_opencv_baseline_goes_through_the_same_harness(tmp_path, evaluate):
     assert all("too small for this OpenCV tracker" in failures[name] for name in ("thin", "cut"))
 
 
-def test_a_tracker_of_the_folder_one_works_in_is_found(tmp_path, monkeypatch):
-    """A command that pip installed has its own folder in the path, not the working one."""
+def test_a_tracker_in_the_working_directory_is_found(tmp_path, monkeypatch):
+    """A command installed by pip has its own folder on sys.path, not the working directory."""
     (tmp_path / "my_tracker_here.py").write_text("def make():\n    return None\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])

@@ -1,4 +1,4 @@
-"""Metrics against cases computed by hand."""
+"""Metrics compared with cases computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asymtrack_edge.errors import DatasetError
 
 
 class Drawn(Sequence):
-    """A sequence without files, of 640 x 480 pixels."""
+    """A sequence of 640 x 480 pixels without files."""
 
     def read(self, index):
         return np.zeros((480, 640, 3), np.uint8)
@@ -30,11 +30,11 @@ def score(protocol, truth, boxes, **kwargs):
 
 
 TRUTH = [(10, 10, 20, 20)] * 4
-#: Perfect, half covered, apart by 30 pixels, perfect.
+#: Perfect, half covered, 30 pixels away, perfect.
 BOXES = [(10, 10, 20, 20), (10, 10, 20, 10), (40, 10, 20, 20), (10, 10, 20, 20)]
-#: A true box, but at the border: none for the toolkits that want four positive numbers.
+#: The last box touches the border (x = 0): toolkits that require four positive numbers do not count it as a box.
 BORDER = [*BOXES, (0, 10, 20, 20)]
-#: Not a box where the target is half covered and where it is lost.
+#: Invalid boxes in the second and third frame.
 BROKEN = [BOXES[0], (np.nan,) * 4, (10, 10, 0, 20), BOXES[3]]
 NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
 
@@ -46,26 +46,26 @@ NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
         # above t = 0 .. 0.45 (10 thresholds), two above 0.5 .. 0.95. Errors 0, 5, 30, 0 pixels; 0, 0.25, 1.5, 0 boxes.
         ("otb", TRUTH, [(0, 0, 1, 1), *BOXES[1:]], None,
          {"auc": 12.5 / 21, "sr50": 0.5, "precision": 0.75, "norm_precision": 0.5}),
-        # Frame 0 does not count, nor do frames without annotation or with the target declared hidden.
+        # Frame 0 does not count, nor do frames without annotation or with the target labelled absent.
         ("folder", [*TRUTH, NONE, HERE], [*BOXES, (0, 0, 5, 5), (100, 100, 5, 5)], [0, 0, 0, 0, 0, 1],
          {"auc": 10 / 21, "ao": 0.5, "sr0.5": 1 / 3, "sr0.75": 1 / 3}),
-        # The toolkit gives frames without annotation an error of -1, which is within every threshold.
+        # The toolkit sets the error of frames without annotation to -1, which is below every threshold.
         ("uav123", [*TRUTH, NONE], [*BOXES, HERE], None,
          {"auc": 10 / 21, "precision": 4 / 5, "norm_precision": 3 / 5}),
         ("lasot", [*TRUTH, HERE], [*BOXES, HERE], [0, 0, 0, 0, 1],
          {"auc": 10 / 21, "precision": 3 / 5, "norm_precision": 2 / 5, "auc_visible": 12.5 / 21}),
-        # Whole pixels, halves to even. Trapezoids under the shares at 21 points: 0.75 x 10, 0.5 x 10, 0; 0.5 x 2,
-        # 0.75 x 10, 1 x 9 (errors 0, 5, 30, 0 at 0, 2.5, ... 50); 0.5 x 10, 0.75 x 11 (0, 0.25, 1.5, 0 boxes).
+        # Rounded to whole pixels, halves to even. Trapezoids under the shares at 21 points: 0.75 x 10, 0.5 x 10, 0;
+        # 0.5 x 2, 0.75 x 10, 1 x 9 (errors 0, 5, 30, 0 at 0, 2.5, ... 50); 0.5 x 10, 0.75 x 11 (0, 0.25, 1.5, 0 boxes).
         ("trackingnet", [(10.2, 10.4, 19.6, 20.4)] * 4, BOXES, None,
          {"success": 24.25 / 40, "precision": 33.5 / 40, "norm_precision": 25.25 / 40}),
         *((protocol, BORDER, BORDER, None, {"sr50": 4 / 5, "precision": 1}) for protocol in ("otb", "uav123", "lasot")),
         ("nfs", BORDER, BORDER, None, {"sr50": 1}),
-        ("otb", TRUTH, BROKEN, None, {"sr50": 1}),  # repaired as the toolkit does
-        ("otb", TRUTH, [HERE, BOXES[2], NONE, HERE], None, {"sr50": 0.5}),  # by the box of the frame before
+        ("otb", TRUTH, BROKEN, None, {"sr50": 1}),  # invalid boxes are replaced, as in the toolkit,
+        ("otb", TRUTH, [HERE, BOXES[2], NONE, HERE], None, {"sr50": 0.5}),  # by the box of the previous frame
         ("otb", TRUTH[:1], BOXES[:1], None, {"sr50": 1}),
         ("folder", TRUTH, BROKEN, None, {"sr50": 1 / 3}),
         ("trackingnet", TRUTH, BROKEN, None, {"success": 19.5 / 40}),
-        # An error of 20 pixels that rounding takes below 20.
+        # An error of 20 pixels, which the toolkits' formula rounds to slightly more than 20.
         ("nfs", [FAR] * 2, [FAR, (72.5, *FAR[1:])], None, {"precision": 0.5}),
     ],
 )  # fmt: skip
@@ -74,10 +74,10 @@ def test_metrics_by_hand(protocol, truth, boxes, absent, expected):
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
-def test_what_has_no_value_is_left_out_of_averages():
+def test_undefined_values_are_left_out_of_averages():
     scores = [score("lasot", TRUTH, BOXES, absent=absent) for absent in ([0] * 4, [1] * 4)]
     assert summarise(PROTOCOLS["lasot"], scores).metrics["auc_visible"] == pytest.approx(12.5 / 21)
-    assert speed([np.array([0.0, 0.5])])["frames"] == 1  # an untimed one does not count
+    assert speed([np.array([0.0, 0.5])])["frames"] == 1  # an untimed frame does not count
 
 
 def test_withheld_truth_and_wrong_lengths():

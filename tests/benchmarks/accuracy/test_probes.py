@@ -14,7 +14,7 @@ from tests.datasets.miniature import write_images
 
 @pytest.fixture
 def clips(tmp_path):
-    """Six sequences of seven frames; the third of each is not annotated, and in the last the target is absent."""
+    """Six sequences of seven frames. In each, the third frame is not annotated and the last lacks the target."""
     for seed in range(6):
         folder = tmp_path / f"s{seed}"
         clip = list(synthetic_clip(frames=7, size=(160, 120), seed=seed))
@@ -33,13 +33,13 @@ def test_starts_of_good_and_bad_sequences(clips, tmp_path, capsys):
     (clips / "s2" / "groundtruth.txt").write_text("60,40,40,30\n" + 6 * "nan,nan,nan,nan\n")
     assert main(["starts", str(clips), "--threads", "1", "--json", str(report)]) == 1
     answer = json.loads(report.read_text())
-    # Six tracks each; on mirrored frames the mirrored target is followed as well.
+    # Six tracks for each sequence; the target is followed on mirrored frames too.
     assert answer["tracks"] == 18 and 0.75 < answer["success AUC"] < 1
     assert set(answer["sequences"]) == {"s3", "s4", "s5"}
     assert capsys.readouterr().err.count("error: left out: sequence s") == 3 == len(answer["left_out"])
 
 
-def test_presence_the_score_falls_without_the_target(clips, folder_set, capsys):
+def test_presence_shows_a_lower_score_without_the_target(clips, folder_set, capsys):
     assert main(["presence", str(clips), "--threads", "1"]) == 0
     assert capsys.readouterr().out.split("\n")[1].startswith("present ")
     assert main(["presence", str(clips), "--threads", "1", "--json"]) == 0

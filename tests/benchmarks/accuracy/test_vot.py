@@ -17,7 +17,7 @@ STILL = TrackerSpec("python:tests.benchmarks.accuracy.fake_trackers:Still")
 
 @pytest.fixture
 def trax(monkeypatch):
-    """A module ``trax`` whose server is asked what is put into ``script``, and then hears nothing more."""
+    """A module ``trax`` whose server receives the requests in ``script``; after them the connection is lost."""
     module = MagicMock()
     module.TraxException = type("TraxException", (Exception,), {})
     module.Rectangle.create = lambda *box: box

@@ -1,4 +1,4 @@
-"""The command: mistakes in one line, small real runs, and reports as JSON and as a page."""
+"""asymtrack-bench: mistakes in one line, small real runs, reports in JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.helpers import SMALL, export_small, refusal
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """An export of the smallest model, batch axis free up to 4, made-up weights."""
+    """An export of ``SMALL`` with made-up weights, for batches of up to 4."""
     folder = export_small(tmp_path_factory.mktemp("exported"), max_batch=4)
     manifest = load_manifest(folder)
     replace(manifest, provenance={**manifest.provenance, "weights": "random, seed 0"}).save(folder)
@@ -83,11 +83,11 @@ def test_a_small_speed_run(exported, tmp_path, capsys):
 def test_a_model_against_itself_and_the_reference_form(exported, capsys):
     document = run(capsys, "ab", exported, exported, "--threads", "1", "--seconds", "2", "--reference")
     assert [r["base"] for r in document["ratios"]] == ["reference form, PyTorch"] * 2
-    # The small model is compared with the whole T, as its manifest says it is one.
+    # The reference form is that of the full T, because the small model's manifest says that it is a T.
     assert all(r["low"] <= r["speedup"] <= r["high"] and r["speedup"] > 1 for r in document["ratios"])
 
 
-def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
+def test_cases_that_cannot_run_are_left_out_and_named(exported, capsys):
     backends = "onnxruntime,onnxruntime-tensorrt"
     document = run(capsys, "ab", exported, "--backend", backends, "--threads", "1", "--seconds", "0.2", code=1)
     assert [r["case"]["name"] for r in document["rows"]] == ["onnxruntime"]
@@ -97,7 +97,7 @@ def test_what_cannot_be_here_is_left_out_and_named(exported, capsys):
         assert len(run(capsys, *command, *exclude, code=code)["rows"]) == 1
 
 
-def test_an_error_does_not_cost_what_was_measured_before(exported, tmp_path, capsys, monkeypatch):
+def test_an_error_keeps_what_was_measured_before(exported, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "updates", MagicMock(side_effect=BackendError("late at triton://me:secret@host")))
     (tmp_path / "report.json").mkdir()
     document = run(capsys, "speed", exported, "--threads", "1", "--seconds", "0.2", "--output", tmp_path, code=2)
@@ -155,7 +155,7 @@ def test_the_page_of_several_targets(exported, tmp_path, capsys):
         assert len({(len(line), line.count("|")) for line in table.splitlines()}) == 1, table
 
 
-def test_combinations_are_named_by_what_differs():
+def test_combinations_are_named_by_the_parts_that_differ():
     def combinations(*arguments):
         return cases.combinations(make_parser().parse_args(["speed", *arguments]))
 
@@ -167,7 +167,7 @@ def test_combinations_are_named_by_what_differs():
 
 
 def test_throughput_and_latency_of_the_same_calls():
-    """A device that works while the host goes on is asked for a burst that waits once."""
+    """On an asynchronous device, the throughput comes from a burst of calls with one wait."""
 
     def fixed(name, seconds, **more):
         return Case(name, lambda calls: [seconds] * calls, **more)
@@ -195,7 +195,7 @@ def test_the_reference_form_is_timed_in_another_process():
     case.close()
 
 
-def test_what_goes_wrong_in_the_other_process_is_said():
+def test_errors_in_the_other_process_are_reported():
     torch = pytest.importorskip("torch")
     with pytest.raises(BackendError, match="Error"):
         cases.reference_case(replace(SMALL, widths=(32, 64)))

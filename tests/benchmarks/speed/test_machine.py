@@ -13,13 +13,13 @@ from tests.datasets.miniature import write_tree
 
 @pytest.fixture(autouse=True)
 def forget():
-    """What was found out about a machine is kept while a program runs."""
+    """Clears the cached facts about the machine after each test."""
     yield
     machine.facts.cache_clear()
     machine._nvml.cache_clear()
 
 
-def test_what_a_jetson_says_of_itself(monkeypatch):
+def test_facts_of_a_jetson(monkeypatch):
     release = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64"
     monkeypatch.setattr(machine, "system_text", lambda path: release if path.name == "nv_tegra_release" else "")
     monkeypatch.setattr(machine, "output_of", lambda *command: "NV Fan Mode:quiet\nNV Power Mode: MODE_30W\n2\n")
@@ -41,7 +41,7 @@ def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
 
 
 def test_rails_of_a_jetson(tmp_path):
-    # AGX Orin on JetPack 5: two monitors; what is not connected is left out, sums are no rails.
+    # AGX Orin on JetPack 5: two monitors; unconnected channels (NC) and sums are not rails.
     files = {
         "hwmon3/name": "ina3221\n", "hwmon3/in1_label": "VDD_GPU_SOC\n", "hwmon3/in1_input": "19000\n",
         "hwmon3/curr1_input": "274\n", "hwmon3/in2_label": "NC\n", "hwmon3/in2_input": "0\n",
@@ -73,8 +73,8 @@ def test_rapl_counters(tmp_path):
 
 
 @pytest.mark.parametrize(("paced", "late"), [(None, None), (5.0, 0), (1000.0, 100)])
-def test_energy_of_frames_with_and_without_what_the_idle_machine_draws(monkeypatch, paced, late):
-    """2 W before the second frame, 6 W from then on; a counter that has nothing to say in its first reading."""
+def test_energy_per_frame_in_total_and_above_idle(monkeypatch, paced, late):
+    """2 W until the second frame, 6 W from then on; and a counter whose first reading is empty."""
     monkeypatch.setattr(energy, "IDLE_SECONDS", 0.3)
     monkeypatch.setattr(energy, "INTERVAL", 0.01)
     frames = []

@@ -1,4 +1,4 @@
-"""Statistics by hand-computed cases, and races under a clock that obeys."""
+"""Statistics against cases computed by hand, and races under a simulated clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asymtrack_edge.benchmarks.speed.race import LEAST_ROUNDS, Case, compare, ju
 
 
 class World:
-    """A clock that only the calls move; ``slowdown`` is what the machine does to everybody."""
+    """A simulated clock that only the calls advance; ``slowdown`` of the machine affects all cases."""
 
     def __init__(self, slowdown=lambda now: 1.0):
         self.now = 0.0
@@ -29,15 +29,15 @@ class World:
         return race(cases, seconds, calls, warmup, clock=lambda: self.now)
 
 
-def test_a_race_finds_the_ratio_though_the_machine_changes_speed():
-    # Three times slower in the second half: timed one after the other, they would be off by far.
+def test_a_race_finds_the_ratio_although_the_machine_changes_speed():
+    # Three times slower in the second half: timed one after the other, the cases would give a wrong ratio.
     world = World(lambda now: 3.0 if now > 5 else 1.0)
     seen = world.race([world.case("a", 0.010), world.case("b", 0.005)], 10)
     (ratio,) = compare("P2", seen, "a")
     assert (ratio["name"], ratio["base"], ratio["verdict"], ratio["warning"]) == ("b", "a", "faster", "")
     assert (ratio["low"], ratio["speedup"], ratio["high"]) == pytest.approx((2, 2, 2), rel=0.05)
     assert compare("P2", seen, "b")[0]["verdict"] == "slower"
-    world = World(lambda now: 1 + now)  # ever slower: who began a round ends the next
+    world = World(lambda now: 1 + now)  # ever slower: the order of the cases alternates
     assert compare("P2", world.race([world.case("a", 0.01), world.case("b", 0.01)], 20), "a")[0]["verdict"] == "equal"
 
 
@@ -56,7 +56,7 @@ def test_verdicts(ratios, verdict, warns):
     assert found["verdict"] == verdict and bool(found["warning"]) == warns
 
 
-def test_all_calls_are_made_without_a_time_limit_and_the_first_of_a_turn_is_not_recorded():
+def test_without_a_time_limit_all_calls_are_made_and_the_first_of_a_turn_is_not_recorded():
     world = World()
     case = world.case("a", 0.02)
     case.subject = world

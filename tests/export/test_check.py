@@ -1,4 +1,4 @@
-"""``asymtrack-check``: a backend is held against ONNX Runtime on the CPU."""
+"""``asymtrack-check`` compares a backend with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.datasets.miniature import write_images
 from tests.runtime.simulated import as_argument
 
 
-def test_agreement_is_printed_on_any_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_agreement_is_printed_for_any_clip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openvino")
     assert main(["T", "--backend", "onnxruntime"]) == 2 and "with itself" in capsys.readouterr().err
     assert main(["T", "--backend", "openvino", "--threads", "1"]) == 0
@@ -44,7 +44,7 @@ def test_agreement_is_printed_on_any_clip(tmp_path: Path, capsys: pytest.Capture
         (1, 0, 0.001, "several targets at once by 0.001"),
     ],
 )
-def test_what_differs_is_an_error(first: int, column: int, by: Any, words: str, monkeypatch: Any, capsys: Any) -> None:
+def test_a_difference_is_an_error(first: int, column: int, by: Any, words: str, monkeypatch: Any, capsys: Any) -> None:
     pytest.importorskip("openvino")
     from asymtrack_edge.runtime.backends.openvino import OpenVinoBackend
 
@@ -69,7 +69,7 @@ def test_what_differs_is_an_error(first: int, column: int, by: Any, words: str, 
     [
         (False, "fp16", "x86_64", HALF_ARITHMETIC),
         (False, "fp32", "x86_64", LIMITS["fp32"]),
-        (False, "fp32", "aarch64", OTHER_CROPS),  # OpenCV on arm64 crops by other code than the kernel's
+        (False, "fp32", "aarch64", OTHER_CROPS),  # on arm64, OpenCV's crops differ from the kernel's
         (True, "fp32", "aarch64", LIMITS["fp32"]),  # both crop with the same OpenCV
         (True, "fp16", "aarch64", LIMITS["fp16"]),
         (True, "bf16", "x86_64", HALF_ARITHMETIC),

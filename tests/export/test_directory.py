@@ -1,4 +1,4 @@
-"""Export directories are replaced as a whole, whoever reads or writes them meanwhile."""
+"""Export directories are replaced atomically, even while others read or write them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _export_in_turn(folder: str, mark: int, times: int) -> None:
 
 
 def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
-    """A reader at any time finds a whole export of the one or the other, or for a moment none."""
+    """At any time a reader finds a complete export of one of them, or for a moment none."""
     folder = tmp_path / "export"
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_export_in_turn, args=(str(folder), mark, 60)) for mark in (1, 2)]
@@ -43,7 +43,7 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
                     read.append(file.read())
             assert json.loads(read[0])["mark"] == int(read[1])
         except FileNotFoundError:
-            pass  # it was replaced and removed while we held it
+            pass  # it was replaced and removed while it was open here
         finally:
             os.close(handle)
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -51,7 +51,7 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
 
 
 class _Signal(BaseException):
-    """As of a handler, which may come between any two lines."""
+    """Stands for the exception of a signal handler, which may be raised between any two lines."""
 
 
 @pytest.mark.parametrize("when", ["full", 0, 1, 2, 3])
@@ -74,7 +74,7 @@ def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_
     with monkeypatch.context() as patch, pytest.raises((ExportError, _Signal)):
         patch.setattr(os, "rename", rename)
         _export_in_turn(str(folder), 2, 1)
-    # After the last renaming the new one is there.
+    # Only after the last rename the new export is in place.
     assert (folder / "search.onnx").read_text() == ("2" if when == 3 else "1")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export", "link"] and link.is_symlink()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
@@ -82,10 +82,10 @@ def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_
 
 @pytest.mark.parametrize("name", ["tracked.mp4", "check.json", "detector.onnx"])
 def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
-    """Neither those that are there before the work, nor those that come meanwhile."""
+    """Neither files that exist before the export, nor files that appear during it."""
     folder = tmp_path / "export"
     _export_in_turn(str(folder), 1, 1)
-    (folder / ".search.123.part.engine").touch()  # of a build that was killed
+    (folder / ".search.123.part.engine").touch()  # left by a build that was killed
     with pytest.raises(ExportError, match=f"{name} is not part of a model"), replaced_directory(folder):
         (folder / name).touch()
     with pytest.raises(ExportError, match="is not part of a model"), replaced_directory(folder):
@@ -94,7 +94,7 @@ def test_files_of_others_are_not_replaced(name: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_of_others_is_not_replaced(tmp_path: Path) -> None:
-    """Web pages and browser extensions have a manifest.json too."""
+    """Web apps and browser extensions have a manifest.json too."""
     (tmp_path / "manifest.json").write_text('{"manifest_version": 3}')
     (tmp_path / "src.js").write_text("mine")
     with pytest.raises(ExportError, match="is not a model directory"), replaced_directory(tmp_path):

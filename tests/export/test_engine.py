@@ -1,4 +1,4 @@
-"""Building engines: what is built with which types for which GPU, and what is kept, on a mock TensorRT."""
+"""Building engines with a mock TensorRT: types and target GPUs, and which engines are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ XAVIER = Gpu(0, "Xavier", (7, 2), True, 8, 31 << 30)
 
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An export for a Xavier, on a Xavier with TensorRT 8.5."""
+    """An export for the target xavier, on a Xavier with TensorRT 8.5."""
     monkeypatch.setattr(build, "open_cuda", MagicMock())
     monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.5.2.2"))
     monkeypatch.setattr(build, "find_gpu", lambda index: replace(XAVIER, index=index))
@@ -32,7 +32,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fake_tensorrt(version: str, refuses: Collection[str] = ()) -> TensorRT:
-    """A TensorRT that builds nothing while a flag of ``refuses`` is set; its module notes ``flags`` and ``layers``."""
+    """Builds nothing while a flag in ``refuses`` is set; its module has the ``flags`` and ``layers``."""
 
     def layer(kind: str, output: str, source: str = "") -> Any:
         tensors = [SimpleNamespace(dtype=t.split(" ")[0], is_shape_tensor="shape" in t) for t in (output, source)]
@@ -70,7 +70,7 @@ def fake_tensorrt(version: str, refuses: Collection[str] = ()) -> TensorRT:
     ("version", "fp16", "kind", "flags"),
     [("10.3.0", True, 2, set()), ("8.5.2.2", True, 1, {"FP16", "OBEY"}), ("8.5.2.2", False, 1, set())],
 )
-def test_types_of_the_model_are_the_contract(version: str, fp16: bool, kind: int, flags: Any, tmp_path: Path) -> None:
+def test_engines_keep_the_types_of_the_model(version: str, fp16: bool, kind: int, flags: Any, tmp_path: Path) -> None:
     tensorrt = fake_tensorrt(version)
     trt, builder = tensorrt.module, tensorrt.module.Builder.return_value
     trt.flags.add("TF32")
@@ -85,7 +85,7 @@ def test_types_of_the_model_are_the_contract(version: str, fp16: bool, kind: int
     assert pinned == (["NORMALIZATION"] if "OBEY" in flags else [])
 
 
-def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) -> None:
+def test_a_layer_without_an_fp32_implementation_does_not_prevent_an_engine(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"model")
     lines: List[str] = []
     arguments = tmp_path / "m.onnx", True, (1, 1, 1), lines.append
@@ -102,8 +102,8 @@ def test_a_layer_without_an_fp32_implementation_costs_no_engine(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rtx_builds_without_a_gpu_and_for_turing_apart(precision: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """Turing has no fp32 matrix products there, so that a model in fp16 gets engines of its own for it."""
+def test_rtx_builds_without_a_gpu_and_separately_for_turing(precision: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """TensorRT-RTX has no fp32 matrix products for Turing, so an fp16 model gets separate engines for it."""
     rtx = replace(fake_tensorrt("1.7"), flavour=RTX)
     for name, found in (("load_tensorrt", lambda flavour: rtx), ("find_gpu", None), ("open_cuda", None)):
         monkeypatch.setattr(build, name, found)
@@ -122,13 +122,13 @@ def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.Mo
     assert manifest.engines["search.engine"]["gpu"] == "Xavier" and "compute capability 7.2" in lines[1]
     build.build_in_place(jetson, report=lines.append)
     assert lines[2:] == ["template.engine: kept", "search.engine: kept"]
-    # A new export takes engines over.
+    # A new export takes over the engines of the old one.
     new = tmp_path / "new"
     shutil.copytree(jetson, new, ignore=shutil.ignore_patterns("*.engine"))
     bare = replace(manifest, engines={}, files={n: f for n, f in manifest.files.items() if n.endswith("onnx")})
     assert build.engines_or_note(new, bare, jetson, lines.append) == manifest
     assert lines[4:] == lines[2:4]
-    # A damaged engine is made anew; with another TensorRT both are.
+    # A damaged engine is rebuilt; with another TensorRT, both are.
     (jetson / "search.engine").write_bytes(b"damaged")
     build.build_in_place(jetson, report=lines.append)
     assert "rebuilding" in lines[7] and "altered" in lines[7]
@@ -142,7 +142,7 @@ def test_an_interrupted_rebuild_leaves_a_directory_that_loads(jetson: Path, monk
     build.build_in_place(jetson)
 
     def build_engine(tensorrt: Any, model: Path, *_: Any) -> bytes:
-        load_manifest(jetson)  # somebody may start right now
+        load_manifest(jetson)  # another process may load the model right now
         if model.stem == broken:
             raise KeyboardInterrupt
         return b"another engine"
@@ -153,7 +153,7 @@ def test_an_interrupted_rebuild_leaves_a_directory_that_loads(jetson: Path, monk
     assert set(load_manifest(jetson).engines) == {"template.engine", "search.engine"}
 
 
-def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_models_are_kept_if_no_engine_can_be_built(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(tensorrt: Any, model: Path, *_: Any) -> bytes:
         if model.stem == "search":
             raise ExportError("TensorRT cannot build an engine from search.onnx: out of memory")
@@ -173,14 +173,14 @@ def test_where_no_engine_can_be_built_the_models_stay(jetson: Path, monkeypatch:
             patch.setattr(build, name, broken)
             assert build.engines_or_note(jetson, manifest, jetson, report=lines.append) == manifest
             assert words in lines[-1] and f"asymtrack-build {jetson}" in lines[-1]
-            assert not list(jetson.glob("*.engine")), "half a pair of engines is of no use"
+            assert not list(jetson.glob("*.engine")), "one engine of two is useless"
 
 
-def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
+def test_every_field_of_the_key_matters(tmp_path: Path) -> None:
     manifest = load_manifest(export_small(tmp_path / "export", "fp16", "xavier"))
     tensorrt = TensorRT(None, TENSORRT, "8.5.2.2")
     key = engine_key(manifest, "search", tensorrt, XAVIER)
-    assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "31 of 32 GB are left by the system"
+    assert (key["multiprocessors"], key["memory_gb"]) == ("8", "32"), "the system reports 31 of 32 GB"
     agx_orin, orin_nx = (Gpu(0, "Orin", (8, 7), True, count, gb << 30) for count, gb in ((16, 30), (8, 15)))
     agx, nx = (engine_key(manifest, "search", tensorrt, gpu) for gpu in (agx_orin, orin_nx))
     assert "its multiprocessors is 16, here 8" in str(difference(agx, nx))
@@ -189,13 +189,13 @@ def test_every_part_of_the_key_counts(tmp_path: Path) -> None:
 
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:
-    """Nor does one with float crops: in fp16 its LayerNorm has no fp32."""
+    """Float crops are not supported either: in fp16 such an export has no fp32 LayerNorm."""
     manifest = replace(load_manifest(export_small(tmp_path / "export", "fp16", "orin")), target="onnx")
     with pytest.raises(ExportError, match="--target xavier"):
         build.build_engines(tmp_path, manifest, print)
 
 
-def test_a_tensorrt_that_is_there_but_cannot_be_used_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_but_unusable_tensorrt_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     old = SimpleNamespace(__version__="8.4.1", Builder=None)
     for found, words in ((old, "8.4.1 is too old"), (OSError("no libnvinfer"), "does not load: no libnvinfer")):
         with monkeypatch.context() as patch, pytest.raises(BackendError, match=words):

@@ -1,4 +1,4 @@
-"""Whole exports: what they contain, that they equal the model, that they replace nothing when they fail."""
+"""Complete exports: their content, their agreement with the model, and that a failed one replaces nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_what_cannot_be_published_replaces_nothing(tmp_path: Path) -> None:
+def test_an_export_that_fails_to_publish_replaces_nothing(tmp_path: Path) -> None:
     def publish(folder: Path, manifest: Any) -> None:
         assert load_manifest(folder) == manifest
         raise ExportError("refused")
@@ -49,12 +49,12 @@ def test_what_cannot_be_published_replaces_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["T", "B"])
 def test_tracks_are_the_published_ones(name: str, exported: Path) -> None:
-    """T as it is exported, B in PyTorch."""
+    """T as exported, B in PyTorch."""
     backend = TorchBackend(filled_model(VARIANTS[name])) if name == "B" else None
     tracker = Tracker(backend, recover=False) if backend else Tracker.load(exported, threads=1, recover=False)
     frames = np.ascontiguousarray(np.load(GOLDEN / "frames.npz")["frames"][..., ::-1])
     for wanted in golden_answers(name)["tracked_xywh"]:
-        # One tracker for all six starts: init() must forget the last target.
+        # One tracker for all six starts: init() must forget the previous target.
         tracker.init(frames[0], wanted[0])
         for frame, box in zip(frames[1:], wanted[1:]):
             assert np.abs(np.array(tracker.update(frame).box) - box).max() < 0.05
@@ -74,7 +74,7 @@ def test_predictions_and_sizes_are_the_published_ones(name: str, tmp_path: Path)
 
 
 def test_half_precision_stays_close_and_small_or_is_refused(exported: Path, tmp_path: Path) -> None:
-    # Ordinary weights: the filled ones have corner maps of several hundreds, which no trained model has.
+    # Default weights: with the made-up ones, corner maps reach several hundred, unlike those of any trained model.
     torch.manual_seed(0)
     model = AsymTrack(T).eval()
     manifest = Export(model, ExportOptions("fp16"), clip=SHORT).run(tmp_path / "half")
@@ -82,8 +82,8 @@ def test_half_precision_stays_close_and_small_or_is_refused(exported: Path, tmp_
     assert 0 < manifest.verification["largest_half"] < 32752
     assert manifest.files["search.onnx"].bytes < 0.55 * load_manifest(exported).files["search.onnx"].bytes
     with torch.no_grad():
-        # The norm of the head's first layer makes its features larger, the next layer undoes that. A CPU computes the
-        # fp16 graph in fp32: boxes and tracks agree, on a GPU they would be nan.
+        # The norm of the head's first layer enlarges the features, and the next layer undoes that. A CPU computes the
+        # fp16 graph in fp32, so boxes and tracks agree; on a GPU they would be NaN.
         for parameter in (model.box_head.conv1_tl[1].weight, model.box_head.conv1_tl[1].bias):
             parameter *= 1e5
         model.box_head.conv2_tl[0].weight /= 1e5
@@ -134,7 +134,7 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
             load_manifest(tmp_path)
 
 
-def test_the_weights_taken_are_said(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_chosen_weights_are_reported(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(pipeline, "default_clip", lambda: SHORT)
     raw, averaged = filled_model(T, 1).state_dict(), filled_model(T, 2).state_dict()
     torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")
@@ -145,10 +145,10 @@ def test_the_weights_taken_are_said(tmp_path: Path, monkeypatch: Any, capsys: An
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])
-def test_bundled_weights_can_be_exported_in_fp16_though_no_engine_can_be_built(
+def test_bundled_weights_can_be_exported_in_fp16_even_if_no_engine_can_be_built(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The README's first export. Tracks on the synthetic clip amplify what fp16 rounds."""
+    """The README's first export. Tracks on the synthetic clip amplify the rounding of fp16."""
     monkeypatch.setattr(build, "load_tensorrt", MagicMock(side_effect=AttributeError("there is no TensorRT")))
     output = tmp_path / "out"
     assert export_command(["--variant", "t", "--fp16", "--target", target, "--output", str(output)]) == 0

@@ -1,4 +1,4 @@
-"""The folded networks answer as the trained model does; the ONNX files: how they are written, and their answers."""
+"""The folded networks and the ONNX files: their format, and predictions that equal the trained model's."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model, random_inputs
 
-#: What TensorRT 8.5 (JetPack 5) reads as it is meant, of the operators of opset 16 and the types of casts. It refuses
-#: others, and from opset 18 on it reads some differently from what they say (reductions whose axes are an input).
+#: Operators of opset 16 and types of casts that TensorRT 8.5 (JetPack 5) interprets correctly. It refuses others, and
+#: from opset 18 on it misinterprets some (reductions whose axes are an input).
 TENSORRT8 = (
     "Add AveragePool Cast Concat Constant Conv Div Erf Flatten Gather Gemm Identity MatMul MaxPool Mul Pad Pow "
     "ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Transpose "
@@ -38,7 +38,7 @@ def session(path: Path) -> ort.InferenceSession:
 
 
 def predict(folder: Path, manifest: Manifest, template: np.ndarray, search: np.ndarray) -> np.ndarray:
-    """What the manifest says and ONNX Runtime give, without this package."""
+    """The prediction of ONNX Runtime, run as the manifest says, without this package."""
     names = [spec.name for spec in manifest.state]
     state = session(folder / "template.onnx").run(names, {"image": template})
     feed: Dict[str, np.ndarray] = {"image": search, **dict(zip(names, state))}
@@ -67,7 +67,7 @@ def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> 
     assert [128, 128, 3, 3] in kernels, "OPE of stage 3 is not one convolution"
 
 
-def test_a_batch_answers_item_by_item(tmp_path: Path) -> None:
+def test_items_of_a_batch_do_not_affect_each_other(tmp_path: Path) -> None:
     manifest = Export(filled_model(SMALL), ExportOptions(max_batch=8)).write(tmp_path)
     made = crops(manifest, 3)
     together = predict(tmp_path, manifest, made["template"], made["search"])
@@ -80,7 +80,7 @@ def test_a_batch_answers_item_by_item(tmp_path: Path) -> None:
 def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
     model = filled_model(VARIANTS["T"])
     manifest = Export(model).write(tmp_path)
-    # OPE and downsampling of every stage, and the first two layers of each tower
+    # OPE and downsampling of every stage, and the first two layers of each tower of the head.
     assert len(costly_convolutions(onnx.load(str(tmp_path / "search.onnx")))) == 3 + 3 + 4
     made = crops(manifest, 1)
     wanted = predict(tmp_path, manifest, made["template"], made["search"])
@@ -94,8 +94,8 @@ def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
     assert len(kernels) == 10
 
 
-def test_products_are_spelled_out_for_turing(tmp_path: Path) -> None:
-    """The fp16 form for TensorRT-RTX has no fp32 matrix product, and the same numbers as the one for Orin."""
+def test_the_rtx_export_avoids_fp32_matrix_products(tmp_path: Path) -> None:
+    """In fp16, for Turing, the export for TensorRT-RTX has none, and it predicts the same as the one for Orin."""
     model, predictions = filled_model(SMALL), []
     template, search = (crop.numpy() for crop in random_inputs(SMALL, 2))
     for platform in ("orin", "rtx"):
@@ -109,7 +109,7 @@ def test_products_are_spelled_out_for_turing(tmp_path: Path) -> None:
             assert all(n in single for n in inferred.node if n.op_type == "LayerNormalization"), "TensorRT needs casts"
         assert (products > 0) == (platform == "orin")
         predictions.append(predict(tmp_path, manifest, template, search))
-    # fp16 rounds what follows; the limits of an fp16 export are the measure.
+    # Later layers round to fp16, so the limits of an fp16 export apply.
     np.testing.assert_allclose(predictions[0], predictions[1], atol=2e-3)
 
 
@@ -127,7 +127,7 @@ def test_folded_equals_trained(variant: Variant) -> None:
     with torch.no_grad():
         wanted = model(template, search)
         got = fold(model)(template, search)
-        assert torch.equal(model(template, search).box, wanted.box), "the trained model is left alone"
+        assert torch.equal(model(template, search).box, wanted.box), "folding changed the trained model"
     torch.testing.assert_close(got.box, wanted.box, rtol=0, atol=2e-5)
     scale = float(wanted.score_tl.abs().max())
     torch.testing.assert_close(got.score_tl, wanted.score_tl, rtol=0, atol=2e-5 * scale)
@@ -136,5 +136,5 @@ def test_folded_equals_trained(variant: Variant) -> None:
 
 def test_the_score_is_the_geometric_mean_of_the_heaviest_cells_of_both_corners() -> None:
     maps = torch.zeros(1, 2, 8, 8)
-    maps[0, 0, 1:3, 1:3], maps[0, 1] = 0.25, 1 / 64  # all of it in 2 x 2 cells; even
+    maps[0, 0, 1:3, 1:3], maps[0, 1] = 0.25, 1 / 64  # all weight in 2 x 2 cells; uniform
     assert localisation_score(maps).item() == pytest.approx(0.25)

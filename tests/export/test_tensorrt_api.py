@@ -1,6 +1,6 @@
-"""Every name of TensorRT's Python interface that the code uses exists in every version it claims.
+"""Every name of TensorRT's Python API that the code uses exists in every supported version.
 
-``tests/data/tensorrt`` holds the interfaces of four versions, as their bindings list them.
+``tests/data/tensorrt`` has the API of four versions, as listed by their bindings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from asymtrack_edge.runtime.backends.tensorrt import backend, build
 
 SURFACES = sorted((Path(__file__).parents[1] / "data" / "tensorrt").glob("python-api-*.json"))
 
-#: Variables by the class of TensorRT that they hold; by empty names those that hold the module itself.
+#: Variable -> the TensorRT class of its value; empty for variables that hold the module itself.
 HOLDS: Dict[str, str] = {
     "builder": "Builder.",
     "config": "IBuilderConfig.",
@@ -31,7 +31,7 @@ HOLDS: Dict[str, str] = {
     **dict.fromkeys(("trt", "_trt", "module"), ""),
 }
 
-#: Used only where they exist, or only with the flavour or version named.
+#: Names that are used only with TensorRT 8 or only with TensorRT-RTX.
 ONLY_8 = {f"BuilderFlag.{name}" for name in ("FP16", "OBEY_PRECISION_CONSTRAINTS", "PREFER_PRECISION_CONSTRAINTS")}
 ONLY_8 |= {"ILayer.precision", "ILayer.set_output_type", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH"}
 ONLY_RTX = {f"IBuilderConfig.{name}" for name in ("num_compute_capabilities", "set_compute_capability")}
@@ -40,7 +40,7 @@ ONLY_RTX |= {"ICudaEngine.create_runtime_config"}
 
 
 def names_used() -> Set[str]:
-    """``Class.attribute`` for attributes, ``Name`` for names of the module itself."""
+    """``Class.attribute`` for attributes, ``Name`` for names in the module."""
     text = "".join(Path(str(module.__file__)).read_text() for module in (backend, build))
     pairs = re.findall(r"(?=\b(\w+)\.(\w+)(?![\w.]*`))", text.partition("import annotations")[2])
     return {HOLDS[owner] + name for owner, name in pairs if owner in HOLDS}

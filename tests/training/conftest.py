@@ -1,4 +1,4 @@
-"""Miniature data, made on the spot."""
+"""Miniature training data, generated when the tests run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.datasets.miniature import save, write_images
 from tests.helpers import random_inputs
 
 CPU = torch.device("cpu")
-#: Where the square of ``moving`` is, frame by frame.
+#: The box of the square in ``moving``, frame by frame.
 BOXES = [[20.0 + 3 * i, 30.0 + i, 24.0, 24.0] for i in range(24)]
 
 
@@ -32,7 +32,7 @@ def _one_thread() -> Any:
 
 
 def random_pairs(variant: Variant, batch: int) -> Pairs:
-    """Noise with known targets, always the same."""
+    """Noise with known targets; always the same values."""
     low = 0.2 + 0.2 * torch.rand(batch, 2, generator=torch.Generator().manual_seed(0))
     yes = torch.ones(batch, dtype=torch.bool)
     return Pairs(*random_inputs(variant, batch), torch.cat([low, low + 0.3], 1), yes, yes, torch.ones(batch))
@@ -49,7 +49,7 @@ def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
 
 
 def moving(seed: int, frames: int) -> List[np.ndarray]:
-    """A textured square of 24 pixels that moves by 3, 1 from (20, 30) over a still scene of 120 x 90."""
+    """A textured square of 24 pixels, at (20, 30) in the first of 120 x 90 frames, that moves by (3, 1) per frame."""
     patch = np.random.default_rng(seed + 1).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     patch = cv2.resize(patch, (24, 24), interpolation=cv2.INTER_NEAREST)
     out = [picture(seed) for _ in range(frames)]
@@ -60,7 +60,7 @@ def moving(seed: int, frames: int) -> List[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def got10k(tmp_path_factory: Any) -> Path:
-    """Two sequences of six frames; of each, two are hidden."""
+    """Two sequences of six frames; in each, the target is hidden in two frames."""
     root = tmp_path_factory.mktemp("data") / "GOT-10k"
     for n in (1, 2):
         folder = root / "train" / f"GOT-10k_Train_{n:06d}"
@@ -74,7 +74,7 @@ def got10k(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: Any) -> Path:
-    """Four stills with a box each, two clips with a track each."""
+    """Four stills with one box each, two clips with one track each."""
     root = tmp_path_factory.mktemp("data") / "collection"
     images = {f"s{i}.png": moving(i, 1)[0] for i in range(4)}
     stills = [{"file": name, "boxes": BOXES[:1], "source": "a", "shard": "all.tar"} for name in images]

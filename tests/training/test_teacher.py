@@ -1,4 +1,4 @@
-"""The teacher: graphs run in torch as ONNX Runtime runs them, its labels, and what learns from it."""
+"""The teacher: its ONNX graphs run in torch, its labels, and training from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def save_graph(path: Path, nodes: List[Any], inputs: Shapes, outputs: Shapes, co
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: Any) -> Path:
-    """Small graphs with the teacher's names, shapes and operators; the shapes have a batch of one baked in."""
+    """Small graphs with the teacher's names, shapes and operators; their shapes are fixed to a batch of one."""
     folder = tmp_path_factory.mktemp("teacher")
     random = np.random.default_rng(0)
 
@@ -70,7 +70,7 @@ def graphs(tmp_path_factory: Any) -> Path:
     return folder
 
 
-def test_a_batch_gives_what_onnx_runtime_gives_for_each(graphs: Path) -> None:
+def test_a_batch_equals_onnx_runtimes_output_for_each_item(graphs: Path) -> None:
     random = np.random.default_rng(1)
     given = {
         "image": random.uniform(0, 255, (3, 3, 256, 256)).astype(np.float32),
@@ -85,10 +85,10 @@ def test_a_batch_gives_what_onnx_runtime_gives_for_each(graphs: Path) -> None:
             np.testing.assert_allclose(ours[i : i + 1].numpy(), theirs, rtol=2e-3, atol=1e-3)
 
 
-def test_the_teacher_sees_squeezed_views_and_answers_in_the_coordinates_of_pairs(graphs: Path) -> None:
+def test_the_teacher_sees_squeezed_views_and_returns_the_coordinates_of_pairs(graphs: Path) -> None:
     teacher, reach = Teacher(graphs, CPU), torch.tensor([10.0, 20.0, 30.0, 40.0])
 
-    def spot(size: int) -> Any:  # a bright one, right of the middle and above it
+    def spot(size: int) -> Any:  # a bright spot, to the upper right of the centre
         x, y = np.meshgrid(*[np.arange(size) / size] * 2)
         spot = torch.from_numpy(np.exp(-30 * ((x - 0.56) ** 2 + (y - 0.41) ** 2))).float()
         return (spot.expand(3, 3, -1, -1) * 255 - teacher.mean) / teacher.std
@@ -99,7 +99,7 @@ def test_the_teacher_sees_squeezed_views_and_answers_in_the_coordinates_of_pairs
     pairs = random_pairs(VARIANTS["T"], 3)._replace(template=spot(128), search=spot(256))
     opinion = teacher(pairs._replace(aspect=torch.tensor([0.5, 1.0, 2.0])))
     np.testing.assert_allclose(opinion.view[2], [0.7 * 2**0.5, 0.7 / 2**0.5], rtol=1e-5)
-    pixel = 1.25 / 0.7 / 256 * opinion.view.repeat(1, 2)  # of the teacher, which sees five times the box, not four
+    pixel = 1.25 / 0.7 / 256 * opinion.view.repeat(1, 2)  # the teacher's pixel: it sees five times the box, not four
     middle = opinion.corners + torch.cat([reach[:2], -reach[2:]]) * pixel
     np.testing.assert_allclose(middle, [[0.56, 0.41] * 2] * 3, atol=0.06)
     assert [divmod(int(i), 16) for i in opinion.response.flatten(1).argmax(1)] == [(7, 9)] * 3
@@ -108,20 +108,20 @@ def test_the_teacher_sees_squeezed_views_and_answers_in_the_coordinates_of_pairs
     assert right["features"] < 0.001 < wrong["features"]
 
 
-def test_labels_come_from_a_teacher_that_is_sure() -> None:
+def test_only_a_confident_teacher_changes_labels() -> None:
     pairs = random_pairs(replace(VARIANTS["T"], template_size=32, search_size=32), 6)
     known = torch.tensor([False, False, False, True, True, True])
     present = torch.tensor([True, True, True, True, False, False])
     peak = torch.tensor([0.99, 0.5, 0.01, 0.01, 0.99, 0.6])
     box = torch.full((6, 4), 0.5)
     labelled = relabel(pairs._replace(known=known, present=present), Opinion(peak, peak, box, peak, peak))
-    # Sure, unsure, absent; a label stays; a negative that the teacher is sure of is none, another stays.
+    # Unlabelled: sure, unsure, absent. Labelled: stays. Negatives: becomes unknown where the teacher is sure, or stays.
     assert labelled.known.tolist() == [True, False, True, True, False, True]
     assert labelled.present.tolist() == [True, False, False, True, False, False]
     assert torch.equal(labelled.corners[:3], box[:3]) and torch.equal(labelled.corners[3:], pairs.corners[3:])
 
 
-def test_read_outs_fall_to_nothing_where_they_agree() -> None:
+def test_the_loss_vanishes_if_student_and_teacher_agree() -> None:
     response, features = torch.rand(2, 16, 16), torch.randn(2, 256, 8, 8)
     opinion = Opinion(response.round(), response, response, features, torch.ones(2, 2))
     terms = teacher_loss(100 * (response.round() - 0.5), 3 * features, opinion)
@@ -130,18 +130,18 @@ def test_read_outs_fall_to_nothing_where_they_agree() -> None:
     assert terms["response"].item() == pytest.approx(np.log(2)) and terms["features"].item() == pytest.approx(2)
 
 
-def test_learning_from_a_teacher_and_going_on(graphs: Path, collection: Path, tmp_path: Path) -> None:
+def test_learning_from_a_teacher_and_resuming(graphs: Path, collection: Path, tmp_path: Path) -> None:
     folder = tmp_path / "r"
     quick = ["--device", "cpu", "--threads", "1", "--time-budget", "0.1", "--fp32"]
     data = ["--data", str(collection), "--canvas", "128", "--preset", "small", "--batch", "2"]
     assert main([*data, "--teacher", str(graphs), "--output", str(folder), *quick]) == 0
     assert set(load_file(str(folder / "weights.safetensors"))) == set(AsymTrack(VARIANTS["T"]).state_dict())
     assert main(["--resume", str(folder), *quick]) == 0
-    first, second = read_log(folder)  # each call begins with a row
+    first, second = read_log(folder)  # each run logs its first step
     assert {"response", "features"} <= set(first) and second["pairs"] > first["pairs"]
 
 
-def test_what_a_teacher_lacks_is_named(tmp_path: Path) -> None:
+def test_invalid_teachers_are_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no fear_xs_init\.onnx"):
         Teacher(tmp_path, CPU)
     (tmp_path / "bad.onnx").write_bytes(b"no graph at all")

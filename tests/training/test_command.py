@@ -1,4 +1,4 @@
-"""``asymtrack-train`` as it is typed."""
+"""``asymtrack-train`` from its command line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUICK = ["--batch", "2", "--device", "cpu", "--threads", "1", "--time-budget", "
 
 
 class Follower:
-    """Finds the moving square by its texture; one that drifts moves on to the right, whatever it sees."""
+    """Finds the moving square by its texture; with ``drift``, its box only moves right by so many pixels per frame."""
 
     def __init__(self, drift: float = 0.0) -> None:
         self.drift = drift
@@ -58,12 +58,12 @@ class Follower:
 
 
 def weights_of(folder: Path) -> Any:
-    """A tensor of the weights that a run wrote, and after how many pairs."""
+    """A tensor of the weights that a run wrote, and the number of pairs it had trained on."""
     with safe_open(str(folder / "weights.safetensors"), "pt") as file:
         return file.get_tensor("bottleneck.weight").float(), int(file.metadata()["pairs"])
 
 
-def test_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) -> None:
+def test_the_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) -> None:
     assert main(["--preset", "paper", "--got10k", str(got10k), "--output", str(tmp_path), *QUICK]) == 0
     expected = RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)})
     assert RunConfig.load(tmp_path) == expected
@@ -79,7 +79,7 @@ def test_data_without_pairs_leaves_no_run(got10k: Path, tmp_path: Path) -> None:
     assert not has_state(tmp_path / "r")
 
 
-def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
+def test_a_run_resumes_with_its_recipe_and_its_weights_start_another_run(
     collection: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     folder, other, result = tmp_path / "runs" / "a", tmp_path / "runs" / "b", tmp_path / "result.json"
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     said = json.loads(result.read_text())
     assert said["folder"] == str(folder) and said["pairs"] >= 2 and not said["finished"]
     assert f"--resume {folder}" in capsys.readouterr().err
-    # Fine-tuning. To go on, the weights it began with are not needed; a new rate is taken as it is.
+    # Fine-tuning. Resuming does not need the initial weights; a new --lr resets the factor that lowers the rate.
     init = Path(shutil.copy(folder / "weights.safetensors", tmp_path))
     assert main([*first, "--init", str(init), "--seed", "9", "--lr", "1e-9", "--output", str(other)]) == 0
     torch.testing.assert_close(weights_of(other)[0], start, atol=1e-4, rtol=0)
@@ -102,7 +102,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
         assert main(["--resume", str(other), "--lr", lr, "--time-budget", "0.1", "--device", "cpu"]) == 0
         with safe_open(state, "pt") as file:
             assert json.loads(file.metadata()["counts"])["rate"] == rate
-    # The mean of two runs, as docs/training.md has it.
+    # The mean of two runs, with the code in docs/training.md.
     monkeypatch.chdir(tmp_path)
     (averaging,) = blocks(Path(__file__).parents[2] / "docs" / "training.md", "python")
     exec(averaging, {})
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     (folder / "plot.png").unlink()
     assert main(["plot", str(folder)]) == 0 and "plot.png" in capsys.readouterr().out
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
-    # The same folder is not trained over by accident.
+    # A new run does not overwrite the folder of an old one.
     assert main([*first, "--output", str(folder)]) == 2
     assert "--resume" in capsys.readouterr().err
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"ema"', '"momentum"'))
@@ -123,7 +123,7 @@ def test_a_run_goes_on_with_its_own_recipe_and_starts_another(
     assert "does not fit this version" in capsys.readouterr().err
 
 
-def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
+def test_a_run_ended_by_a_signal_is_saved(collection: Path, tmp_path: Path) -> None:
     words = ["--preset", "small", "--data", str(collection), "--output", str(tmp_path / "r"), *QUICK[:-2]]
     run = subprocess.Popen([sys.executable, "-m", "asymtrack_edge", "train", *words], stderr=subprocess.PIPE, text=True)
     log = tmp_path / "r" / "log.jsonl"
@@ -153,7 +153,7 @@ def test_a_signal_ends_a_run_saved(collection: Path, tmp_path: Path) -> None:
         (["--preset", "small", "--data", "."], "lies in the data"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_code_2(
+def test_mistakes_are_one_line_and_exit_2(
     arguments: List[str], says: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def test_a_users_mistake_is_one_line_and_code_2(
 @pytest.mark.parametrize(
     ("more", "trained"), [((), "T"), (("--init", "s"), "S"), (("--init", "S", "--variant", "B"), "B")]
 )
-def test_bundled_weights_name_the_variant(more: Sequence[str], trained: str) -> None:
+def test_bundled_initial_weights_decide_the_variant(more: Sequence[str], trained: str) -> None:
     arguments = command.make_parser().parse_args(["run", "--preset", "small", "--data", ".", *more])
     assert command._configure(arguments, None).variant == trained
 
@@ -175,14 +175,14 @@ def test_too_little_memory_is_one_line(words: str, tmp_path: Path, monkeypatch: 
     assert capsys.readouterr().err == "error: not enough memory: give a smaller --batch or --canvas, or less --data\n"
 
 
-def test_what_is_followed_both_ways_is_kept(tmp_path: Path, monkeypatch: Any) -> None:
+def test_tracks_are_kept_if_forward_and_backward_agree(tmp_path: Path, monkeypatch: Any) -> None:
     assert labels.forward_backward(Follower(), moving(1, 8), BOXES[0])[1] == pytest.approx([1] * 8)
     monkeypatch.setattr(labels, "read_clips", lambda _: iter([moving(0, 16)]))
     monkeypatch.setattr(labels, "forward_backward", lambda *_: ([[1.0] * 4] * 16, [1.0] * 15 + [0.4]))
     assert labels.label_video(tmp_path, None, tmp_path / "v.avi")[1] == []
 
 
-def test_a_damaged_frame_costs_its_clip_alone(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_damaged_frame_loses_only_its_clip(tmp_path: Path, monkeypatch: Any) -> None:
     length = labels.FRAMES * labels.STRIDE
     numbers, now = iter(range(40 * length)), [0]
 
@@ -200,7 +200,7 @@ def test_a_damaged_frame_costs_its_clip_alone(tmp_path: Path, monkeypatch: Any) 
     assert len(clips) > 2 and all(0 < clip[-1] - clip[0] < length for clip in clips)
 
 
-def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_folders_of_videos_become_training_data(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     (videos / "deep").mkdir(parents=True)
     for n in range(2):
@@ -217,12 +217,12 @@ def test_any_folder_of_videos_becomes_training_data(tmp_path: Path, monkeypatch:
     pool = load_pool([out], 256)
     assert set(pool.kind.tolist()) == {CLIP} and f": {len(pool)} tracks" in said.out and len(pool) > 0
     assert pool.length.max() == 8 and pool.sizes.max() == 256
-    # What is done already is not done again.
+    # Videos that are already labelled are not labelled again.
     (videos / "broken.avi").unlink()
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
     assert main(["label", str(videos), "--output", str(out)]) == 0
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.*")} == before
-    # A run does the same before it trains.
+    # A training run labels videos in the same way before it trains.
     cv2.imwrite(str(videos / "still.png"), picture(0))
     assert main(["--preset", "small", "--data", str(videos), "--output", str(tmp_path / "r"), *QUICK]) == 0
     (index,) = (tmp_path / "r" / "labels").glob("0-*/deep/1.avi/clips.json")

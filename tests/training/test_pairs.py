@@ -1,4 +1,4 @@
-"""Crops, augmentation and pairs: geometry is checked on pictures whose content tells positions."""
+"""Crops, augmentation and pairs: the geometry is checked on images whose content reveals positions."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_batched_sampling_agrees_with_the_trackers_crop(corner: tuple, side: flo
     one = Windows(torch.tensor([corner], dtype=torch.float32), torch.tensor([side]), torch.tensor([flip]))
     index, sizes = torch.zeros(1, dtype=torch.int64), torch.tensor([[120.0, 90.0]])
     by_cropper = cut(canvas, index, sizes, one, 64)
-    # A fourth channel takes the batched way, which GPUs use.
+    # An image with a fourth channel is sampled in batches, as on GPUs.
     sampled = cut(torch.cat([canvas, canvas[..., :1]], -1), index, sizes, one, 64)[:, :3]
     seen = inside(one, sizes, 64)
-    # At the picture's rim both fade to black, half a pixel apart.
+    # At the image border both fade to black, half a pixel apart.
     core = -F.max_pool2d(-seen.float(), 9, 1, 4) > 0
     assert core.any() and ((by_cropper.float() - sampled.float()).abs() * core).max() <= 2
     assert (by_cropper * (F.max_pool2d(seen.float(), 3, 1, 1) == 0)).sum() == 0
@@ -67,14 +67,14 @@ def test_windows_and_targets_follow_the_published_formula() -> None:
     assert own.corner.tolist() == [[published.left, published.top]] and own.side.item() == published.side
     boxes = torch.tensor([[400.0, 300.0, 40.0, 20.0]]).expand(2000, 4)
     template, search, corners, _ = plan_windows(boxes, boxes, VARIANTS["T"], Augmentation(), rng(1))
-    # The published window is rounded, its target is not: up to half a pixel of the frame between them.
+    # The published window is rounded but its target is not, so they differ by up to half a pixel of the frame.
     side = search.side[:, None]
     low, extent = (boxes[:, :2] - search.corner) / side - 0.5 / 256, boxes[:, 2:] / side
     left = torch.where(search.flip, 255 / 256 - low[:, 0] - extent[:, 0], low[:, 0])
     assert search.flip.float().mean() == pytest.approx(0.5, abs=0.05)
     assert ((corners[:, :2] - torch.stack([left, low[:, 1]], 1)).abs() <= 0.51 / side + 1e-4).all()
     torch.testing.assert_close(corners[:, 2:] - corners[:, :2], extent)
-    # Jitter: the size's logarithm is normal per axis, the centre moves by half of 3.5 scales at most.
+    # Jitter: the size's logarithm is normally distributed per axis; the centre moves by at most half of 3.5 scales.
     scale = search.side / 4
     assert scale.log().std() == pytest.approx(0.5 / 2**0.5, rel=0.1)
     moved = (search.corner + side / 2 - torch.tensor([420.0, 310.0])) / scale[:, None]
@@ -87,7 +87,7 @@ def test_pairs_show_the_object_where_the_target_says(collection: Path) -> None:
     pairs = PairSampler(pool, TINY, replace(PLAIN, centre_jitter=2.0, flip=0.5)).draw(32, 3)
     assert pairs.template.shape == (32, 3, 64, 64) and pairs.present.all()
     for template, search, corners in zip(pixels(pairs.template), pixels(pairs.search), pairs.corners):
-        # The object fills the middle half of the template; cut it out of the search crop, compare.
+        # The object fills the middle half of the template: compare it with the box in the search crop.
         x0, y0, x1, y1 = ((corners + 0.5 / 128) * 128).round().int().tolist()
         if min(x0, y0) >= 0 and max(x1, y1) <= 128:
             found = F.interpolate(search[None, :, y0:y1, x0:x1], size=(32, 32), mode="area")[0]
@@ -95,8 +95,8 @@ def test_pairs_show_the_object_where_the_target_says(collection: Path) -> None:
             assert torch.corrcoef(both)[0, 1] > 0.75
 
 
-def test_a_pool_holds_what_the_collection_says(collection: Path) -> None:
-    pool = load_pool([collection.parent], 100)  # found below the folder, too
+def test_a_pool_has_the_content_of_the_collection(collection: Path) -> None:
+    pool = load_pool([collection.parent], 100)  # collections are also found in subfolders
     assert pool.canvases.shape == (16, 100, 100, 3)
     assert pool.kind.tolist() == [STILL] * 4 + [CLIP] * 2
     assert pool.length.tolist() == [1, 1, 1, 1, 5, 5]  # the unknown box is left out
@@ -109,7 +109,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
     root = tmp_path / "set"
     shutil.copytree(collection, root)
     stills = json.loads((root / "stills.json").read_text())
-    # On a canvas of 10 pixels 24 are 2: nothing can be learnt from them.
+    # On a canvas of 10 pixels, the boxes of 24 pixels shrink to 2, which is too small to learn from.
     assert load_pool([root], 10).start.tolist() == []
     for text, says in (
         (json.dumps([{**stills[0], "file": "lost.png"}]), r"lacks 'lost\.png'"),
@@ -124,7 +124,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
         with pytest.raises(DatasetError, match=says):
             load_pool([root])
     huge = bytearray(cv2.imencode(".png", picture(0))[1].tobytes())
-    huge[16:24] = b"\0\3\0\0\0\3\0\0"  # as the header has it, 196,608 pixels wide and high
+    huge[16:24] = b"\0\3\0\0\0\3\0\0"  # a header that claims 196,608 pixels in width and height
     write_tree(tmp_path / "bad", {"1.png": b"no image", "2.png": b"", "3.png": bytes(huge)})
     with pytest.raises(DatasetError, match="no image can be read"):
         load_pool([tmp_path / "bad"])
@@ -142,13 +142,13 @@ def test_any_folder_of_images_gives_pairs(tmp_path: Path) -> None:
     pool = load_pool([tmp_path], 96)
     assert len(pool) == 0 and len(pool.canvases) == 5
     pairs, other = (PairSampler(pool, TINY, SMALL.augmentation, rank=rank).draw(200, 0) for rank in (0, 1))
-    assert not torch.equal(pairs.search, other.search)  # of another process
+    assert not torch.equal(pairs.search, other.search)  # each process draws its own pairs
     assert pixels(pairs.search).min() > -0.01 and pixels(pairs.search).max() < 255.01
     assert (pairs.corners[:, 2:] > pairs.corners[:, :2]).all()
     assert 1 - pairs.present.float().mean().item() == pytest.approx(SMALL.augmentation.negatives, abs=0.08)
 
 
-def test_annotated_clips_are_targets_and_other_images_are_not(tmp_path: Path, capsys: Any) -> None:
+def test_annotated_clips_give_targets_and_other_images_do_not(tmp_path: Path, capsys: Any) -> None:
     data, there = tmp_path / "data", tmp_path / "elsewhere"
     for images in (there, data / "b" / "img"):
         write_images(images, moving(1, 4))
@@ -173,18 +173,18 @@ def test_each_process_reads_its_own_share(tmp_path: Path) -> None:
     pools = [load_pool([tmp_path], 32, share) for share in ((0, 1), (0, 2), (1, 2))]
     whole, *parts = (set(pool.canvases[:, 5, 5, 0].tolist()) for pool in pools)
     assert whole == parts[0] | parts[1] and not parts[0] & parts[1]
-    # Too little to divide: all of it for each.
+    # If there are too few images to divide, each process reads all of them.
     assert len(load_pool([tmp_path], 32, share=(3, 4)).canvases) == 20
 
 
 def test_a_deformed_target_lies_where_its_corners_say() -> None:
-    """An ellipse that fills its box does so after the turn as well."""
+    """An ellipse that fills its box still does so after the deformation."""
     size, box = 128, (40, 30, 84, 70)
     image = np.zeros((size, size, 3), np.uint8)
     middle = ((box[0] + box[2] - 1) / 2, (box[1] + box[3] - 1) / 2)
     cv2.ellipse(image, (middle, (box[2] - box[0], box[3] - box[1]), 0), (255, 255, 255), -1)
     search = torch.from_numpy(image).permute(2, 0, 1)[None].repeat(16, 1, 1, 1)
-    # A pixel's index in the crop is half a pixel below its place, as in the published convention.
+    # In the published convention, a pixel's index in the crop is its position minus half a pixel.
     corners = ((torch.tensor([box], dtype=torch.float32) - 0.5) / size).repeat(16, 1)
     turned, moved = deform(search, corners, Augmentation(deformation=1.0), rng(4))
     assert (moved - corners).abs().max() > 0.05
@@ -194,7 +194,7 @@ def test_a_deformed_target_lies_where_its_corners_say() -> None:
         assert torch.allclose(seen, expected * size, atol=1.6)
 
 
-def test_colours_change_about_luminance_and_mean() -> None:
+def test_greyscale_keeps_luminance_and_contrast_and_blur_keep_the_mean() -> None:
     image = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     grey = pixels(colour(image, torch.tensor([True]), PLAIN, rng(1)))
     assert (grey - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)).abs().max() < 0.1
@@ -206,7 +206,7 @@ def test_colours_change_about_luminance_and_mean() -> None:
     assert coarse.std() < 60 and (coarse.mean() - 127.5).abs() < 3  # 127.5 before
 
 
-def test_what_changes_its_shape_is_drawn_more_often(collection: Path) -> None:
+def test_targets_that_change_their_shape_are_drawn_more_often(collection: Path) -> None:
     pool = load_pool([collection], 100)
     clip = int((pool.kind == CLIP).nonzero()[0])
     pool.box[pool.start[clip] : pool.start[clip] + 2, 2] = torch.tensor([8.0, 40.0])
@@ -218,7 +218,7 @@ def test_what_changes_its_shape_is_drawn_more_often(collection: Path) -> None:
     assert shares[2] > 1.2 * shares[0] and shares[3] > 1.5 * shares[1]
 
 
-def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> None:
+def test_negatives_have_the_template_of_another_pair() -> None:
     level = (20 * torch.arange(12)).to(torch.uint8).view(-1, 1, 1, 1)
     template, search = level.expand(-1, 3, 32, 32), level.expand(-1, 3, 64, 64)
     corners, known = torch.tensor([[0.4, 0.4, 0.6, 0.6]]).expand(12, -1), torch.ones(12, dtype=torch.bool)
@@ -234,7 +234,7 @@ def test_negatives_are_of_another_target_and_of_a_picture_not_in_the_pair() -> N
     assert finish_pairs(drawn, torch.zeros(12, dtype=torch.int64), lively, rng(4)).present.all()
 
 
-def test_a_teachers_regions_are_looked_for_in_other_frames_of_their_clip(collection: Path) -> None:
+def test_with_a_teacher_regions_are_searched_in_other_frames_of_their_clip(collection: Path) -> None:
     pool = load_pool([collection], 128)
     image, box, known = PairSampler(pool, TINY, replace(PLAIN, max_gap=2), teacher=True)._regions(200)
     assert torch.equal(pool.group[image[:, 0]], pool.group[image[:, 1]])
@@ -244,7 +244,7 @@ def test_a_teachers_regions_are_looked_for_in_other_frames_of_their_clip(collect
 
 
 def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tmp_path: Path) -> None:
-    """The same windows on the same frames give the same pairs, whatever holds the frames."""
+    """The same windows on the same frames give the same pairs, from disk or from memory."""
     aug = Augmentation(greyscale=0.0, brightness=0.0)
     root = tmp_path / "train"
     shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
@@ -279,12 +279,12 @@ def test_disk_pairs_are_reproducible_and_drawn_in_equal_parts(got10k: Path, tmp_
     chosen = [near._choose(near.planning) for _ in range(900)]
     assert sum(other in files[0].parents for files, *_ in chosen) == pytest.approx(450, abs=80)
     assert {int(b.stem) - int(a.stem) for (a, b), *_ in chosen} == {-1, 0, 1}
-    # Each process draws targets of its own.
+    # Each process draws different targets.
     shares = (DiskPairs(data[:1], TINY, Augmentation(), CPU, share=(rank, 2), workers=1) for rank in (0, 1))
     assert [set(disk._submit(60, 0)[1].tolist()) for disk in shares] == [{0}, {1}]
 
 
-def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsys: Any) -> None:
+def test_damaged_images_and_annotations_on_disk_are_left_out(got10k: Path, tmp_path: Path, capsys: Any) -> None:
     root = tmp_path / "got"
     shutil.copytree(got10k, root)
     min(root.glob("train/*/*.jpg")).write_bytes(b"no image")
@@ -306,7 +306,7 @@ def test_what_is_damaged_on_disk_is_left_out(got10k: Path, tmp_path: Path, capsy
 
 
 def test_few_clips_make_no_negatives(collection: Path, tmp_path: Path) -> None:
-    """They may all show one object; a teacher would see it."""
+    """All clips may show the same object. With a teacher negatives are safe, because it would notice."""
     for teacher in (None, "fear"):
         config = RunConfig(SMALL, "T", (str(collection),), teacher=teacher)
         draw, _ = run._open_data(config, tmp_path, World(), LeftOut())

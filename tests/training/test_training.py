@@ -1,4 +1,4 @@
-"""The loop: overfitting, resuming, diverging, several processes; its state, its recipes and its losses."""
+"""The training loop: overfitting, resuming, divergence, several processes; its state, recipes and losses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def state_of(recipe: Recipe, folder: Optional[Path] = None) -> RunState:
 
 
 def short(steps: int) -> Recipe:
-    """The recipe ``small`` without cool-down at batch 2, for so many steps."""
+    """The recipe ``small`` with batch 2 and without warm-up and cool-down, for this many steps."""
     return replace(SMALL, batch=2, pairs_per_epoch=2, epochs=steps, warmup=0, cooldown=0.0, budget_is_length=False)
 
 
@@ -50,7 +50,7 @@ def trainer(folder: Path, recipe: Recipe, **more: Any) -> Trainer:
     return Trainer(state_of(recipe), lambda batch, step: random_pairs(MINI, 2), recipe, folder, **more)
 
 
-def test_a_step_clips_gradients_and_slows_the_encoder(tmp_path: Path) -> None:
+def test_a_step_clips_gradients_and_scales_the_encoders_rate(tmp_path: Path) -> None:
     one = trainer(tmp_path, replace(short(1), backbone_lr_scale=0.1))
     one.state.model.eval()
     assert one.run() and one.state.step == 1 and one.state.model.training
@@ -80,13 +80,13 @@ def test_the_rate_is_zero_when_the_time_is_over(tmp_path: Path) -> None:
     assert run.state.optimiser.param_groups[1]["lr"] == 0
 
 
-def test_a_state_is_averaged_and_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_averaged_and_saved_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, name = state_of(SMALL), "bottleneck.bias"
     state.update_ema(0.9)
     before = state.ema[name].clone()
     with torch.no_grad():
         state.model.bottleneck.bias += 1
-    for step, moved in ((0, 0.9), (10**6, 0.91)):  # at first by what was seen, later by the decay
+    for step, moved in ((0, 0.9), (10**6, 0.91)):  # at first the decay depends on the step, later it is 0.9
         state.step = step
         state.update_ema(0.9)
         torch.testing.assert_close(state.ema[name] - before, torch.full_like(before, moved))
@@ -98,7 +98,7 @@ def test_a_state_is_averaged_and_kept_whole(tmp_path: Path, monkeypatch: pytest.
     other.load(tmp_path)
     assert not other.optimiser.state and taught.student and other.student
     assert all(map(torch.equal, taught.student.readouts.parameters(), other.student.readouts.parameters()))
-    # Killed while it writes, a run leaves the state before.
+    # A run that is killed while it writes keeps the previous state.
     monkeypatch.setattr(os, "fsync", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         replace(taught, step=9).save(tmp_path)
@@ -108,7 +108,7 @@ def test_a_state_is_averaged_and_kept_whole(tmp_path: Path, monkeypatch: pytest.
 
 def test_small_recipe_overfits_eight_pairs(collection: Path, tmp_path: Path) -> None:
     recipe = replace(SMALL, batch=8, pairs_per_epoch=8, epochs=50, warmup=5, lr=1e-3)
-    # The corner maps reach (side - 1) / side of the crop, so the targets stay near its middle.
+    # The corner maps reach only (side - 1) / side of the crop, so the targets stay near its centre.
     plain = Augmentation(centre_jitter=0.6, size_jitter=0.1, stills=0.5)
     fixed = PairSampler(load_pool([collection], 128), MINI, plain).draw(8, 0)
     state = state_of(recipe)
@@ -143,7 +143,7 @@ def test_resuming_is_bit_exact(collection: Path, tmp_path: Path) -> None:
     for a, b in zip(whole.model.parameters(), parts.model.parameters()):
         for moment in ("step", "exp_avg", "exp_avg_sq"):
             assert torch.equal(whole.optimiser.state[a][moment], parts.optimiser.state[b][moment])
-    # Deployed are the averaged weights, in half precision.
+    # The averaged weights are written for use, in half precision.
     weights = open_checkpoint(tmp_path / "parts" / "weights.safetensors").tensors(MINI)
     assert all(torch.equal(weights[name], value.half().float()) for name, value in parts.ema.items() if value.ndim)
     row = read_log(tmp_path / "parts")[-1]
@@ -161,7 +161,7 @@ def test_a_state_of_another_variant_or_damaged_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("retry", "bad"), [(False, 1), (True, 1), (True, 9)])
-def test_nan_goes_back_to_the_last_good_state(retry: bool, bad: int, tmp_path: Path, capsys: Any) -> None:
+def test_after_nan_training_returns_to_the_last_good_state(retry: bool, bad: int, tmp_path: Path, capsys: Any) -> None:
     recipe, good = short(4), random_pairs(MINI, 2)
     drawn: List[int] = []
 
@@ -194,7 +194,7 @@ def test_a_rate_far_too_high_ends_the_run_within_300_steps(collection: Path, tmp
     assert all(torch.equal(value, before[name]) for name, value in fresh.model.state_dict().items())
 
 
-def test_the_guard_forgives_noise_and_short_rises() -> None:
+def test_the_guard_tolerates_noise_and_short_rises() -> None:
     guard = Guard()
     for loss in [3.0, 1.0] * 60 + [9.0] * 30 + [2.0] * 100:
         guard.add(loss)
@@ -208,7 +208,7 @@ def test_the_guard_forgives_noise_and_short_rises() -> None:
     assert guard.above == 0
 
 
-def test_rates_of_the_published_recipe_and_of_one_that_cools_down() -> None:
+def test_learning_rates_of_the_published_recipe_and_of_one_with_cool_down() -> None:
     groups = [make_state(AsymTrack(VARIANTS[name]), PAPER).optimiser.param_groups for name in "TB"]
     assert [[group["scale"] for group in one] for one in groups] == [[0.1, 1.0], [1.0, 1.0]]
     rates = [PAPER.learning_rate(step, progress) for step, progress in ((0, 0.0), (10**6, 0.799), (10**6, 0.8))]
@@ -222,7 +222,7 @@ def test_losses_of_known_boxes() -> None:
     b = torch.tensor([[1.0, 0.0, 3.0, 2.0], [2.0, 0.0, 3.0, 1.0]])
     iou, giou = iou_and_giou(a, b)
     assert iou.tolist() == pytest.approx([1 / 3, 0.0]) and giou.tolist() == pytest.approx([1 / 3, -1 / 3])
-    # The maps that are asked for have the corners as expectation.
+    # The expectation of each target map is its corner.
     maps = corner_targets(torch.tensor([[0.21, 0.34, 0.55, 0.8]]), 8).view(2, 8, 8)
     cells = torch.arange(8.0) / 8
     assert torch.stack([maps.sum(1) @ cells, maps.sum(2) @ cells], 1).flatten().tolist() == pytest.approx(
@@ -230,7 +230,7 @@ def test_losses_of_known_boxes() -> None:
     )
 
 
-def test_pairs_without_the_target_teach_flat_maps_only() -> None:
+def test_pairs_without_the_target_only_teach_flat_maps() -> None:
     torch.manual_seed(0)
     pairs = random_pairs(MINI, 2)._replace(present=torch.zeros(2, dtype=torch.bool))
     prediction = AsymTrack(MINI)(pairs.template, pairs.search)
@@ -242,7 +242,7 @@ def test_pairs_without_the_target_teach_flat_maps_only() -> None:
     assert tracking_loss(prediction, unknown, 0.5)[0] == 0
 
 
-def test_a_grown_network_answers_as_the_smaller_one_and_learns(tmp_path: Path) -> None:
+def test_a_grown_network_predicts_as_the_smaller_one_and_learns(tmp_path: Path) -> None:
     small = filled_model(VARIANTS["T"])
     save_weights(tmp_path / "t", small.state_dict(), {"variant": "T"}, half=False)
     large, other, smaller = (AsymTrack(VARIANTS[name]).eval() for name in "SBT")
@@ -253,7 +253,7 @@ def test_a_grown_network_answers_as_the_smaller_one_and_learns(tmp_path: Path) -
     answer.corners.sum().backward()
     gamma = large.backbone.layers[2].blocks[2].gamma_1
     assert gamma.eq(0).all() and gamma.grad.abs().sum() > 0
-    # S and B have the same tensors; a larger network does not become a smaller one.
+    # S and B have the same tensors; larger weights do not fit a smaller network.
     save_weights(tmp_path / "s", large.state_dict(), {"variant": "S"}, half=False)
     load_initial(other, tmp_path / "s")
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in large.state_dict().items())
@@ -281,7 +281,7 @@ with join_world("cpu") as world:
     torch.manual_seed(world.rank)
     state = make_state(AsymTrack(SMALL), recipe)
     whole = random_pairs(SMALL, 4)
-    # Of four pairs one has no target: the processes do not have equally many.
+    # One of the four pairs has no target, so the processes have different numbers of targets.
     whole = whole._replace(present=torch.tensor([True, True, True, False]))
     mine = slice(world.rank * recipe.batch, (world.rank + 1) * recipe.batch)
     pairs = type(whole)(*(part[mine] for part in whole))
@@ -294,7 +294,7 @@ with join_world("cpu") as world:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does_with_twice_the_batch(tmp_path: Path) -> None:
+def test_two_processes_learn_the_same_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     script, results = tmp_path / "worker.py", []
     script.write_text(WORKER)
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])

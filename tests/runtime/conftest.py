@@ -1,4 +1,4 @@
-"""Models to run, small and untrained, and a GPU that is not there."""
+"""Small untrained models, and an imitated GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @pytest.fixture
 def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imitation.Calls]:
-    """The driver, as new before the test; nothing of it may be left after."""
+    """The driver's counters. The driver is reset before the test, and the test must release everything."""
     gc.collect()
     driver.fake_gpu(0, 87, 16, 31)
     monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
@@ -51,15 +51,15 @@ def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imit
     driver.fake_largest(-1)
     assert driver.fake_contexts() == 0, "a context was left current"
     assert driver.fake_allocated() == 0, "device memory was not given back"
-    assert driver.fake_pending() == 0, "work is in flight"
-    assert driver.fake_retained() == 0, "the primary context is released as often as it was retained"
+    assert driver.fake_pending() == 0, "work is still queued"
+    assert driver.fake_retained() == 0, "the primary context was not released as often as it was retained"
 
 
 @pytest.fixture(params=["fp32 3"])
 def imitated(
     request: Any, exports: Dict[str, Path], calls: imitation.Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> imitation.Imitated:
-    """An imitation in the place of TensorRT: precision, largest batch, version."""
+    """An imitation in place of TensorRT; the parameter is precision, largest batch and version."""
     precision, batch, *version = request.param.split()
     trt = imitation.tensorrt(calls.driver, *version)
     monkeypatch.setattr(tensorrt, "load_tensorrt", lambda flavour: trt)

@@ -1,6 +1,6 @@
 """``asymtrack-track`` with a stand-in for the networks: ``python -m tests.runtime.fake_command ...``.
 
-``FAKE_PAUSE`` is how many seconds a search takes.
+``FAKE_PAUSE`` is the duration of a search in seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What tests of the runtime share: stand-ins for cameras and networks, frames, and a check of several targets."""
+"""Helpers for the tests of the runtime: stand-ins for cameras and networks, frames, a check of several targets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from asymtrack_edge.runtime.backends.base import Backend
 
 
 class FakeCapture:
-    """The part of ``cv2.VideoCapture`` that a live source uses, at ``rate`` frames per second; 0 for as fast as asked.
+    """The part of ``cv2.VideoCapture`` that a live source uses, at ``rate`` frames per second; 0 for no limit.
 
-    After ``dies_after`` frames ``grab`` fails, after ``hangs_after`` it blocks for ``hang`` seconds.
+    After ``dies_after`` frames ``grab`` fails; after ``hangs_after`` frames it blocks for ``hang`` seconds.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class FakeCapture:
 
 
 def fake_manifest() -> Manifest:
-    """A manifest for engines that need none."""
+    """A manifest for backends without a model."""
     image = TensorSpec("image", "uint8", (128, 128, 3))
     state, output = (TensorSpec("colour", "float32", (3,)),), TensorSpec("prediction", "float32", (5,))
     zeros, ones = (0.0,) * 3, (1.0,) * 3
@@ -67,9 +67,9 @@ def fake_manifest() -> Manifest:
 
 
 class ColourBackend(Backend):
-    """Follows patches of one colour: a stand-in for the networks that really finds its targets.
+    """Follows patches of one colour: a stand-in for the networks that does find its targets.
 
-    Every search takes ``pause`` seconds longer.
+    Every search takes an extra ``pause`` seconds.
     """
 
     def __init__(self, pause: float = 0.0) -> None:
@@ -115,7 +115,7 @@ PATCHES = ((0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255), (255, 0, 255), 
 
 
 def coloured_patches(frames: int, count: int = 3) -> Iterator[Tuple[np.ndarray, List[Box]]]:
-    """Yields frames with ``count`` patches of different colours on their ways, and their boxes."""
+    """Yields frames with ``count`` moving patches of different colours, and their boxes."""
     width, height, side = 320, 240, 24
     for i in range(frames):
         frame = np.full((height, width, 3), 60, np.uint8)
@@ -152,7 +152,7 @@ def as_argument(box: Box) -> str:
 def check_several(
     many: MultiTracker, single: Tracker, frames: Sequence[np.ndarray], boxes: Sequence[Any], pixels: float, score: float
 ) -> None:
-    """Targets that come and go are tracked as by a tracker of one, but for so many ``pixels`` and so much ``score``."""
+    """Targets that come and go get the same tracks as from single trackers, within ``pixels`` and ``score``."""
     alone = {}
     for box in boxes:
         single.init(frames[0], box)

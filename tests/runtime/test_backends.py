@@ -1,4 +1,4 @@
-"""Which backend opens, with how many threads, and what it leaves on the machine."""
+"""Which backend opens, how many threads it uses, and that it leaves nothing on the machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.runtime.simulated import ColourBackend
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Optional[str]]:
-    """Why a backend cannot open, by its name; one that is not in it opens. There is a GPU."""
+    """Backend name -> why it cannot open; all other backends open. There is a GPU."""
     reasons: Dict[str, Optional[str]] = {}
 
     def open_(folder: Path, manifest: Any, name: str, *_: Any) -> Any:
@@ -43,20 +43,20 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Optional[str]]:
     return reasons
 
 
-def test_auto_takes_the_best_that_runs_and_says_once_why_not_a_better(opened: Any, caplog: Any) -> None:
+def test_auto_takes_the_best_backend_that_runs_and_says_why_not_a_better_one(opened: Any, caplog: Any) -> None:
     caplog.set_level(logging.INFO, "asymtrack_edge")
     assert open_backend("T").name == "tensorrt"
     opened["tensorrt"] = "no engine for this GPU"
     assert open_backend("T", device="cuda:1").name == "onnxruntime-cuda"
     opened["onnxruntime-cuda"] = "install onnxruntime-gpu"
     assert open_backend("T").name == "onnxruntime"
-    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"], "only the GPU lies idle"
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"], "an unused GPU is a warning"
     last = caplog.records[-1].getMessage()
     assert last.startswith("T in fp32 runs on onnxruntime")
     assert "not tensorrt: no engine" in last and "not onnxruntime-cuda: install onnxruntime-gpu" in last
 
 
-def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_gpu_is_used_or_an_error(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     opened.update({"tensorrt": "no engine", "onnxruntime-cuda": "install onnxruntime-gpu"})
     with pytest.raises(BackendError, match="on cuda; not tensorrt: no engine; not onnxruntime-cuda: install"):
         open_backend("T", device="cuda")
@@ -86,7 +86,7 @@ def test_a_gpu_that_is_asked_for_is_used_or_missed_by_name(opened: Any, monkeypa
         ({"precision": "fp16"}, "cannot compute it in fp16: give a model that was exported in fp16"),
     ],
 )
-def test_arguments_that_contradict_each_other_are_one_line(arguments: Any, words: str) -> None:
+def test_invalid_and_contradictory_arguments_are_refused(arguments: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         open_backend("T", **arguments)
 
@@ -100,9 +100,9 @@ CGROUP = "sys/fs/cgroup"
         ("", {}, math.inf),
         ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
         ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
-        # The tightest of a group and those around it.
+        # The smallest quota among a group and its parents.
         ("0::/user/job\n", {"user/job/cpu.max": "max 100000", "user/cpu.max": "200000 100000"}, 2),
-        # A container of version 1 sees the host's path and its own group at the mount.
+        # With cgroup v1, a container sees the host's path, but its own group at the mount point.
         (
             "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/docker/ab\n",
             {"cpu,cpuacct/cpu.cfs_quota_us": "50000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
@@ -116,7 +116,7 @@ def test_a_containers_quota_is_found(cgroup: str, files: Dict[str, str], quota: 
     assert cpu_quota(write_tree(tmp_path, {"proc/self/cgroup": cgroup, **there} if cgroup else {})) == quota
 
 
-def test_threads_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert processors(tmp_path) == 8
     siblings = {
@@ -138,7 +138,7 @@ def track():
     with Tracker.load(sys.argv[1], sys.argv[2], threads=1) as tracker:
         tracker.init(frame, (40, 40, 30, 30))
         return tracker.update(frame)
-track()  # what is imported later may be readable to its owner only
+track()  # imports everything now: another user may not be able to read the modules
 if os.geteuid() == 0:
     os.setuid(54321)
 print(track().state.value, os.environ["ORT_DISABLE_TELEMETRY"])
@@ -147,7 +147,7 @@ print(track().state.value, os.environ["ORT_DISABLE_TELEMETRY"])
 
 @pytest.mark.parametrize("home", [None, "/proc/nowhere", "here"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_no_home_or_user_is_needed_and_nothing_is_written_or_told(backend: str, home: Optional[str]) -> None:
+def test_no_home_or_user_is_needed_and_nothing_is_written_or_sent(backend: str, home: Optional[str]) -> None:
     pytest.importorskip(backend)
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     with TemporaryDirectory() as folder:
@@ -164,7 +164,7 @@ def test_no_home_or_user_is_needed_and_nothing_is_written_or_told(backend: str, 
         assert not list(place.iterdir()), f"{backend} left usage data"
 
 
-def test_networks_that_are_not_as_the_manifest_says_are_refused(batch_model: Path, tmp_path: Path) -> None:
+def test_networks_that_contradict_the_manifest_are_refused(batch_model: Path, tmp_path: Path) -> None:
     model, manifest = shutil.copytree(batch_model, tmp_path / "m"), load_manifest(batch_model)
     half = tuple(replace(spec, dtype="float16") for spec in manifest.state)
     for change in ({"state": manifest.state[1:]}, {"state": half}, {"output": replace(manifest.output, shape=(6,))}):

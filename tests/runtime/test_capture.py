@@ -1,4 +1,4 @@
-"""Readers: newest frame for what is live, read-ahead for files, stalls and reconnects."""
+"""Readers: the newest frame of live sources, read-ahead for files, stalls and reconnects."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Counted(Source):
-    """Numbers its frames, of which 3 is unreadable, and remembers how many were asked for; fails after ``count``."""
+    """Gives ``count`` numbered frames, of which frame 3 is unreadable, and counts requests; then may fail."""
 
     given, closed = 0, False
 
@@ -52,7 +52,7 @@ class Counted(Source):
 
 
 def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
-    """A 60 Hz camera, a tracker of 20 Hz: frames younger than two periods, two of three dropped."""
+    """With a 60 Hz camera and a 20 Hz tracker, frames are younger than two periods and two of three are dropped."""
     period = 1 / 60
     reader = Reader(LiveSource("fake", lambda: FakeCapture(60, size=(640, 480))))
     ages, indices = [], []
@@ -69,7 +69,7 @@ def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
         del frame
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
-    # Three of thirty may be older: the machine of a test is not ours alone.
+    # Three of thirty may be older, because other programs run on a test machine.
     assert sorted(ages)[-4] < 2 * period, f"oldest frames at decision {sorted(ages)[-4:]}"
     assert np.all(np.diff(indices) >= 1)
     assert reader.dropped >= 40
@@ -77,7 +77,7 @@ def test_slow_tracker_gets_fresh_frames_and_memory_stays_flat() -> None:
     assert peak < 5 * 640 * 480 * 3, f"{peak / 1e6:.1f} MB for frames of 0.9 MB"
 
 
-def test_source_that_dies_and_returns_goes_on() -> None:
+def test_a_source_that_dies_is_reconnected() -> None:
     captures = FakeCapture(500, dies_after=3), FakeCapture(500, dies_after=4)
     steps = [captures[0], SourceError("not yet"), captures[1], *[SourceError("nobody answers")] * 99]
     lines = []
@@ -90,18 +90,18 @@ def test_source_that_dies_and_returns_goes_on() -> None:
     reader.close()
 
 
-def test_stall_is_reported_then_given_up_although_the_read_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
     source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
     reader = Reader(source, PATIENCE, lines.append)
     began = monotonic()
     with pytest.raises(SourceError, match="no frame for"):
         list(reader)
-    assert 0.5 < monotonic() - began < 1.4, "waited for the hanging read"
+    assert 0.5 < monotonic() - began < 1.4, "it waited for the hanging read"
     assert reader.stalls == 1
     assert any("no frame for 0.1" in line for line in lines)
     reader.close()
-    monkeypatch.setattr("asymtrack_edge.runtime.sources.videos.STREAM_TIMEOUT", 10)  # old frames come after it
+    monkeypatch.setattr("asymtrack_edge.runtime.sources.videos.STREAM_TIMEOUT", 10)  # ms, after which frames are old
     assert _Stream("rtsp://x", lambda: FakeCapture(20)).read() is None
 
 
@@ -115,7 +115,7 @@ def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) 
     assert len({round(frame.time) for frame in frames}) > 1
 
 
-def test_closing_wakes_whoever_waits_and_ends_the_thread() -> None:
+def test_closing_wakes_a_waiting_caller_and_ends_the_thread() -> None:
     reader = Reader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
     threading.Timer(0.1, reader.close).start()
     assert list(reader) == []
@@ -125,7 +125,7 @@ def test_closing_wakes_whoever_waits_and_ends_the_thread() -> None:
     assert source.closed and list(reader) == []
 
 
-def test_read_ahead_keeps_order_drops_nothing_is_bounded_and_passes_errors_on() -> None:
+def test_read_ahead_is_bounded_keeps_all_frames_in_order_and_passes_errors_on() -> None:
     source = Counted(40, fails=True)
     reader = Reader(source)
     frames = [next(reader)]
@@ -138,12 +138,12 @@ def test_read_ahead_keeps_order_drops_nothing_is_bounded_and_passes_errors_on() 
     assert reader.dropped == 0 and source.closed
 
 
-def test_a_run_counts_lost_frames_tells_ages_and_ends_for_good() -> None:
+def test_a_run_counts_lost_frames_and_cannot_be_used_after_its_end() -> None:
     camera = FakeCapture(100)
     unreadable, real = [True], camera.retrieve
     camera.retrieve = lambda: (False, None) if unreadable and unreadable.pop() else real()
     run = Run(MultiTracker(ColourBackend()), Reader(LiveSource("fake", lambda: camera)))
-    run.first_frame()  # that of a camera is the first that can be read
+    run.first_frame()  # the first readable frame of a camera
     sleep(0.2)
     run.start([])
     assert run.latest.latency > 0.15
@@ -160,7 +160,7 @@ def test_a_run_counts_lost_frames_tells_ages_and_ends_for_good() -> None:
     ("shown", "recording"),
     [([1, 2, 3], True), ([1, 2, 1], True), ([1, 2, None], True), ([1, 1, 1], False), ([], False)],
 )
-def test_a_stream_that_gives_the_same_frames_again_is_a_recording_unless_nothing_moves(
+def test_a_stream_that_repeats_its_frames_is_a_recording_unless_nothing_moves(
     shown: List[Optional[int]], recording: bool
 ) -> None:
     def connect() -> FakeCapture:

@@ -1,4 +1,4 @@
-"""asymtrack-track from its command line, with a stand-in for the networks."""
+"""``asymtrack-track`` from its command line, with a stand-in for the networks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_one_target_to_all_files(video: Path, tmp_path: Path, capsys: Printed) -
 
 
 def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Path, capfd: Printed) -> None:
-    """Messages are alone on stdout; nobody at another address does not stop the run; the csv has a last column."""
+    """Only messages are on stdout; an address without a receiver does not stop the run; the CSV has a target column."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(5)
@@ -96,7 +96,7 @@ def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("fps", [105.613, 66.667, 29.97, 999.99, 0.5, 0])
 def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
-    """MPEG-4's time base has 16 bits."""
+    """MPEG-4's time base has only 16 bits."""
     writer = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
     writer.write(Result(Captured(np.zeros((48, 64, 3), np.uint8), 0, 0.0, 0.0), {}, 0.0))
     writer.close()
@@ -105,10 +105,10 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps or 30, rel=5e-4)
 
 
-def test_what_the_pictures_of_a_run_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strip is never wider than a JPEG can be; a window that is closed shows nothing more and ends the run."""
+def test_limits_of_the_strip_and_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A strip is never wider than a JPEG can be; closing the window ends the run."""
     strip, window, ended = StripWriter(tmp_path / "s.jpg", 1), Window(), []
-    seen = iter([0.0, 1.0, 1.0, -1.0])  # not on the screen yet, there, there, closed
+    seen = iter([0.0, 1.0, 1.0, -1.0])  # not on the screen yet, open, open, closed
     for name, answer in (("imshow", None), ("waitKey", -1)):
         monkeypatch.setattr(cv2, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(seen))
@@ -127,7 +127,7 @@ def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> N
         (folder / name).write_bytes(b"")
     (folder / "6.png").write_bytes((folder / "5.png").read_bytes()[:99])
     arguments = ("--boxes", tmp_path / "b.csv", "--max-frames", 10, "--json")
-    assert track(folder, *arguments) == 1, "frames of the folder were not read"
+    assert track(folder, *arguments) == 1, "unreadable frames must give exit code 1"
     summary = json.loads(capsys.readouterr().out)
     assert summary["frames"] == 10 and summary["unreadable"] == 2
     written = rows(tmp_path / "b.csv")
@@ -163,17 +163,17 @@ BOX = ["--box", "5,5,9,9"]
 )
 def test_mistakes_are_one_line(arguments: List[str], message: str, video: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(video.parent)
-    monkeypatch.setenv("DISPLAY", ":77")  # which nobody serves
+    monkeypatch.setenv("DISPLAY", ":77")  # a display that does not exist
     assert fake_command.main(["in.avi", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
     assert count_frames(video) == 40 and os.listdir(".") == ["in.avi"]
 
 
-def test_failed_output_is_completed_and_the_others_go_on(
+def test_a_failed_output_is_completed_and_the_others_continue(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Printed
 ) -> None:
-    """The disk fills up: the csv holds whole rows, the video all frames."""
+    """The disk fills up: the CSV has complete rows, the video all frames."""
 
     def full(descriptor: int, data: memoryview) -> int:
         if bytes(data[:3]) == b"20,":
@@ -227,10 +227,10 @@ def test_a_run_that_does_not_start_leaves_earlier_files_alone(
     assert {name: Path(name).read_text() for name in os.listdir(".") if name != "in.avi"} == earlier
 
 
-def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
+def test_signals_do_not_interrupt_the_completion_of_outputs(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The source ends by itself; Ctrl-C and SIGTERM come just when the first output is completed."""
+    """The source ends by itself; SIGINT and SIGTERM arrive while the first output is completed."""
     if threading.current_thread() is not threading.main_thread():
         pytest.skip("handlers belong to the main thread: a signal would end the test run")
 
@@ -247,8 +247,8 @@ def test_a_signal_while_the_outputs_are_completed_does_not_cut_that_short(
     assert len(rows(tmp_path / "b.csv")) == 40 == len((tmp_path / "o.jsonl").read_text().splitlines())
 
 
-def test_no_frame_is_kept(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run goes on for days: what holds on to frames, of 230 KB here, would fill the memory."""
+def test_frames_are_not_kept(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a run of days, references to old frames (230 KB each here) would fill the memory."""
     memory: List[int] = []
     monkeypatch.setattr(RowWriter, "write", lambda *_: memory.append(tracemalloc.get_traced_memory()[0]))
     tracemalloc.start()

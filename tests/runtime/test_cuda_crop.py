@@ -1,4 +1,4 @@
-"""The crop kernel, compiled for the host from its very source, against OpenCV: equal to the bit."""
+"""The crop kernel, compiled for the host from its real source, equals OpenCV bit for bit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def by_kernel(
     out = np.zeros((size, size, 3), np.uint8) if as_bytes else np.zeros((3, size, size), np.float32)
     left, top, right, bottom = kernel.covered((window,), frame.shape)
     assert left <= right and top <= bottom
-    shown = np.full_like(frame, 77)  # no more of a frame than this is sent to a GPU
+    shown = np.full_like(frame, 77)  # a GPU only gets the part of the frame that is copied below
     shown[top:bottom, left:right] = frame[top:bottom, left:right]
     kernel.write_windows(record, (window,), shown.ctypes.data, frame.strides[0], frame.shape, rgb)
     grid = (ctypes.c_int * 6)(*kernel.grid(size, 1), *kernel.BLOCK)
@@ -72,16 +72,16 @@ def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (kept,) = tmp_path.rglob("*sm72.cubin")
     kept.write_bytes(b"cut short")
     kernel.crop_module((7, 2))
-    assert compile_.call_count == 3, "what is no machine code is not loaded"
+    assert compile_.call_count == 3, "a damaged file must not be loaded"
     monkeypatch.setattr(kernel, "SOURCE", kernel.SOURCE + " ")
     kernel.crop_module((8, 7))
-    assert compile_.call_count == 4, "another source"
-    # Where nothing can be kept.
+    assert compile_.call_count == 4, "another source must be compiled"
+    # A folder in which nothing can be stored.
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
     assert kernel.crop_module((8, 9)).startswith(b"\x7fELF")
 
 
-def test_compilers_are_tried_in_turn_and_their_answers_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compilers_are_tried_in_turn_and_their_results_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def nvrtc(fails: str) -> Any:
         calls = ("nvrtcCreateProgram", "nvrtcCompileProgram", "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
         calls += ("nvrtcGetCUBINSize", "nvrtcGetCUBIN", "nvrtcDestroyProgram")
@@ -91,7 +91,7 @@ def test_compilers_are_tried_in_turn_and_their_answers_checked(monkeypatch: pyte
         monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([nvrtc(fails)]))  # noqa: B023
         with pytest.raises(BackendError, match="NVRTC failed with error 7"):
             kernel.compile_kernel("", (8, 7))
-    older = nvrtc("nvrtcCompileProgram")  # than the GPU, which another one need not be
+    older = nvrtc("nvrtcCompileProgram")  # a compiler older than the GPU; another one may be newer
     monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older, nvrtc("")]))
     assert kernel.compile_kernel("", (12, 0)) == b""
     monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older]))

@@ -1,4 +1,4 @@
-"""The device pipeline on an imitated GPU: the CPU's tracks on both engines, and what no GPU at hand would show."""
+"""The device pipeline on an imitated GPU: the same tracks as on the CPU, and errors that a real GPU rarely shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
-from asymtrack_edge.benchmarks.speed import measure  # noqa: F401 - or it would first be imported with the imitation in place
+from asymtrack_edge.benchmarks.speed import measure  # noqa: F401 - imported before the imitation is in place
 from asymtrack_edge.benchmarks.speed.command import main as bench
 from asymtrack_edge.errors import BackendError, FrameError, ManifestError, UsageError
 from asymtrack_edge.geometry import CropWindow
@@ -56,7 +56,7 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
 
 
 @pytest.mark.parametrize("integrated", [True, False])
-def test_bench_times_both_ways_of_a_frame_on_a_jetson(imitated: Imitated, integrated: bool, capsys: Any) -> None:
+def test_bench_times_copied_and_mapped_frames_on_a_jetson(imitated: Imitated, integrated: bool, capsys: Any) -> None:
     imitated.calls.driver.fake_gpu(integrated, 87, 16, 31)
     clip = imitated.folder.with_name("clip.avi")
     box = write_video(clip, 4)[0][0]
@@ -65,7 +65,7 @@ def test_bench_times_both_ways_of_a_frame_on_a_jetson(imitated: Imitated, integr
     assert (", mapped" in capsys.readouterr().out) == integrated
 
 
-def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
+def test_driver_calls_per_frame(imitated: Imitated) -> None:
     calls, backend = imitated.calls, imitated.open()
     tracker = Tracker(backend)
     tracker.init(FRAMES[0], BOX)
@@ -74,7 +74,7 @@ def test_a_frame_costs_what_was_promised(imitated: Imitated) -> None:
     for frame in FRAMES[2:]:
         tracker.update(frame)
     frames = len(FRAMES) - 2
-    assert calls.driver.fake_bytes_up() < frames * FRAMES[0].nbytes, "only what the window shows is copied"
+    assert calls.driver.fake_bytes_up() < frames * FRAMES[0].nbytes, "more than the window was copied"
     assert calls["kernel"] == calls["download"] == frames and calls["upload"] == 2 * frames
     assert (calls["enqueue"], calls["cuGraphLaunch"], calls["cuStreamSynchronize"]) == (0, frames, frames)
     tracker.init(FRAMES[3], BOX)
@@ -88,19 +88,19 @@ RUNS = [("fp32 3", "tensorrt"), ("fp32 3", "onnxruntime"), ("fp16 1", "tensorrt"
 
 @pytest.mark.parametrize(("imitated", "engine"), RUNS, indirect=["imitated"])
 def test_targets_come_and_go(imitated: Imitated, engine: str, monkeypatch: Any) -> None:
-    """Batches, several groups and moved slots give what single trackers give; before 10 each context has an engine."""
+    """Batches, groups and moved slots give single trackers' tracks; before TensorRT 10, each context has an engine."""
     starts = (BOX, (20, 20, 60, 50), (150, 100, 40, 70), (30, 150, 90, 60), (200, 40, 50, 50), (90, 90, 50, 60))
     manifest = load_manifest(imitated.folder)
     monkeypatch.setattr(onnxruntime_gpu, "ort", imitation.onnxruntime_gpu(imitated.calls.driver))
     opened = imitated.open() if engine == "tensorrt" else OnnxRuntimeGpuBackend(imitated.folder, manifest, "tensorrt")
     with MultiTracker(opened) as many:
         single = Tracker(OnnxRuntimeBackend(imitated.folder, manifest))
-        # One run of a batch rounds differently from several of one.
+        # One run of a batch rounds differently from several runs of one target.
         pixels, score = (0.3, 0.02) if manifest.precision == "fp16" else (1e-2, 1e-3)
         check_several(many, single, FRAMES, starts, pixels, score)
 
 
-def test_every_number_of_targets_keeps_its_step(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_number_of_targets_keeps_its_captured_step(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
     for kept, counts, captures in ((8, (1, 2, 3, 2, 1, 3, 1), 3), (2, (1, 2, 1, 3, 1, 2), 4)):
         monkeypatch.setattr(device, "KEPT", kept)
         backend = imitated.open()
@@ -108,11 +108,11 @@ def test_every_number_of_targets_keeps_its_step(imitated: Imitated, monkeypatch:
         imitated.calls.forget()
         for count in counts:
             backend.search(FRAMES[0], [WINDOW] * count)
-        assert imitated.calls["capture"] == captures, "the one that was not used for longest goes first"
+        assert imitated.calls["capture"] == captures, "the least recently used is not dropped first"
         backend.close()
 
 
-def test_where_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_onnxruntime_cannot_run_it_says_why(imitated: Imitated, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load_manifest(imitated.folder)
     ort = imitation.onnxruntime_gpu(imitated.calls.driver)
     for name, broken, words in (
@@ -137,7 +137,7 @@ def test_the_tensorrt_providers_engines_are_kept_by_weights_and_batch(imitated: 
     assert len(kept) == 3, "of the template network, of the search network for one and for two"
 
 
-def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitated) -> None:
+def test_dropped_backends_release_everything_before_the_gpus_context(imitated: Imitated) -> None:
     for _ in range(3):
         boxes(imitated.open())
     assert imitated.calls["cuDevicePrimaryCtxRelease"] == 3 and imitated.calls.driver.fake_allocated() == 0
@@ -150,8 +150,8 @@ def test_what_is_dropped_is_given_back_before_the_gpus_context(imitated: Imitate
 
 
 @pytest.mark.parametrize("fails", ["upload", "download", "kernel"])
-def test_a_call_that_fails_leaves_nothing_in_flight(imitated: Imitated, fails: str) -> None:
-    imitated.refuse("end capture", 900)  # runs call by call
+def test_a_failed_call_leaves_no_queued_work(imitated: Imitated, fails: str) -> None:
+    imitated.refuse("end capture", 900)  # so that it runs without a graph
     tracker = Tracker(imitated.open())
     tracker.init(FRAMES[0], BOX)
     wanted = tracker.update(FRAMES[1])
@@ -164,7 +164,7 @@ def test_a_call_that_fails_leaves_nothing_in_flight(imitated: Imitated, fails: s
     assert tracker.update(FRAMES[1]) == wanted
 
 
-def test_warnings_of_tensorrt_at_load_are_told(caplog: Any) -> None:
+def test_warnings_of_tensorrt_at_load_are_logged(caplog: Any) -> None:
     made = imitation.tensorrt(MagicMock())
     words = lambda logger: lambda _: logger.log(made.module.ILogger.WARNING, "a\n b")  # noqa: E731
     made.module.Runtime = lambda logger: MagicMock(deserialize_cuda_engine=words(logger))
@@ -175,7 +175,7 @@ def test_warnings_of_tensorrt_at_load_are_told(caplog: Any) -> None:
 
 
 @pytest.mark.parametrize("call", ["end capture", "instantiate"])
-def test_a_capture_that_fails_is_said_and_does_no_harm(imitated: Imitated, call: str, caplog: Any) -> None:
+def test_a_failed_capture_is_reported_and_does_no_harm(imitated: Imitated, call: str, caplog: Any) -> None:
     imitated.refuse(call, 900)
     backend = imitated.open()
     boxes(backend)
@@ -205,10 +205,10 @@ def test_frames_and_targets_too_large_for_the_memory_do_no_harm(imitated: Imitat
 
 
 def there(frame: np.ndarray, version: Optional[int] = 3, dlpack: Optional[int] = None, **more: Any) -> Any:
-    """A frame in the imitated device memory, as other packages offer theirs.
+    """A frame in the imitated device memory, with the interfaces that other packages' arrays have.
 
-    ``version`` is the array interface's, ``dlpack`` the GPU that DLPack says, None without it; ``more`` the attribute
-    ``format``, or entries of the interface.
+    ``version`` is that of the CUDA array interface and ``dlpack`` the GPU that DLPack names; None leaves the interface
+    out. ``more`` has the attribute ``format``, or further entries of the array interface.
     """
     found = SimpleNamespace(frame=frame, shape=frame.shape, asked=[])
     if "format" in more:
@@ -232,7 +232,7 @@ def padded(frame: np.ndarray) -> np.ndarray:
     return np.pad(frame, ((0, 0), (0, 5), (0, 0)))[:, : frame.shape[1]]
 
 
-#: How a frame is put on the device; calls of a frame that wait for its stream, and for the whole GPU.
+#: How a frame is put on the device, and how many calls per frame wait for its stream and for the whole GPU.
 PLACES = {
     "stream": (lambda f: there(f, stream=1), 1, 0),
     "version 2": (lambda f: there(f, version=2), 0, 1),
@@ -257,7 +257,7 @@ def test_frames_on_the_device_are_read_in_place(imitated: Imitated, kind: str) -
     assert imitated.calls["cuStreamWaitEvent"] == waits * len(FRAMES)
     assert imitated.calls["cuCtxSynchronize"] == stops * len(FRAMES)
     for frame in frames:
-        assert frame.asked == ([5] if hasattr(frame, "__dlpack__") else []), "once, and told our stream"
+        assert frame.asked == ([5] if hasattr(frame, "__dlpack__") else []), "not asked once, with our stream"
 
 
 def test_unusable_frames_are_refused(imitated: Imitated) -> None:
@@ -300,7 +300,7 @@ def test_rtx_says_which_gpus_it_does_not_support(imitated: Imitated, monkeypatch
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
+def test_pycuda_is_used_if_it_works_and_silently_skipped_otherwise(
     works: bool, calls: imitation.Calls, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     class Host(np.ndarray):
@@ -312,7 +312,7 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
     monkeypatch.setitem(sys.modules, "pycuda", MagicMock(driver=cuda) if works else None)
     monkeypatch.setitem(sys.modules, "pycuda.driver", cuda)
     monkeypatch.setitem(sys.modules, "asymtrack_edge.runtime.backends.cuda.pycuda", None)
-    del sys.modules["asymtrack_edge.runtime.backends.cuda.pycuda"]  # imported here, and forgotten after the test
+    del sys.modules["asymtrack_edge.runtime.backends.cuda.pycuda"]  # so that it is imported for this test only
     opened: Any = cuda_driver.open_cuda(0)
     assert opened.name == ("PyCUDA" if works else "CUDA driver") and not recwarn.list
     if not works:
@@ -327,6 +327,6 @@ def test_pycuda_serves_where_it_works_and_is_not_noticed_where_not(
         opened.pinned(16)
     assert cuda.module_from_buffer().get_function().prepared_async_call.call_count == 1
     opened.driver.get(cuda_driver.c_void_p, "cuDevicePrimaryCtxRetain", 0)  # as PyCUDA does
-    ThreadPoolExecutor(1).submit(opened.close).result()  # where PyCUDA does not give it back
-    assert left == [(0, 1)], "stream and memory go before the context"
+    ThreadPoolExecutor(1).submit(opened.close).result()  # in another thread, PyCUDA does not release the context
+    assert left == [(0, 1)], "stream and memory must be released before the context"
     assert context.push.call_count == cuda.Context.pop.call_count

@@ -1,4 +1,4 @@
-"""However a run ends, what was written stays readable."""
+"""Output files stay readable, however a run ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOX = as_argument(next(coloured_patches(1, 1))[1][0])
 
 
 def _default_signals() -> None:
-    """A run under nohup or in a script's background ignores signals: its children must not."""
+    """Restores default handling: tests under nohup or in a script's background ignore signals, children must not."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -67,7 +67,7 @@ def check_whole(folder: Path, csv_name: str = "o.csv", lines_name: str = "o.json
     ("number", "times"), [(signal.SIGTERM, 1), (signal.SIGHUP, 1), (signal.SIGINT, 1), (signal.SIGINT, 6)]
 )
 def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.Signals, times: int) -> None:
-    """Of impatient ones the last may come after the files are complete, and end what is left of the process."""
+    """If a signal is repeated, a late one may end the process after its files are complete."""
     process = start(video, tmp_path, "--json")
     for _ in range(times):
         process.send_signal(number)
@@ -82,7 +82,7 @@ def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.S
 
 
 def test_a_signal_before_the_first_frame_leaves_nothing(video: Path, tmp_path: Path) -> None:
-    """Nobody reads the FIFO: opening it waits."""
+    """Nothing reads the FIFO, so opening it blocks."""
     os.mkfifo(tmp_path / "pipe.jsonl")
     command = "$TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl & sleep 3; kill -TERM $!; wait $!"
     ended = run(command, video, tmp_path)
@@ -91,7 +91,7 @@ def test_a_signal_before_the_first_frame_leaves_nothing(video: Path, tmp_path: P
 
 
 def test_kill_loses_no_row(video: Path, tmp_path: Path) -> None:
-    """SIGKILL, a power switch: rows already written are in the unfinished files, whole."""
+    """After SIGKILL or a power failure, the unfinished files have complete rows."""
     process = start(video, tmp_path)
     process.kill()
     process.communicate(timeout=30)
@@ -99,7 +99,7 @@ def test_kill_loses_no_row(video: Path, tmp_path: Path) -> None:
 
 
 def run(shell: str, video: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a shell line; ``$TRACK`` is the command with its source and box."""
+    """Runs a shell line, in which ``$TRACK`` is the command with its source and box."""
     track = f"{sys.executable} -m tests.runtime.fake_command {video} --box {BOX} --max-frames 100"
     environment = {**os.environ, "TRACK": track, "OUT": str(folder)}
     return subprocess.run(["bash", "-c", shell], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
@@ -119,7 +119,7 @@ def run(shell: str, video: Path, folder: Path) -> subprocess.CompletedProcess[st
         "$TRACK --boxes $OUT/o.csv --pts 2> /dev/full",
         "$TRACK --boxes >(cat > $OUT/o.csv); wait $!",
         "head -n 1 $OUT/pipe.jsonl >/dev/null & $TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl",
-        # A file may be larger than the system allows one to be: the encoder does not tell.
+        # A video exceeds the system's limit on file size, which the encoder does not report.
         "(ulimit -f 4; $TRACK --output $OUT/o.mp4); test $? = 2 -a ! -e $OUT/o.mp4 && $TRACK --boxes $OUT/o.csv",
     ],
 )
@@ -131,6 +131,6 @@ def test_closed_streams_do_not_end_a_run(video: Path, tmp_path: Path, shell: str
     assert len(lines) == 101 and lines[-1].startswith("99,")
 
 
-def test_a_run_whose_only_reader_goes_away_ends_quietly(video: Path, tmp_path: Path) -> None:
+def test_a_run_whose_only_reader_ends_also_ends_quietly(video: Path, tmp_path: Path) -> None:
     ended = run("$TRACK --send - | head -n 2; exit ${PIPESTATUS[0]}", video, tmp_path)
     assert ended.returncode == 0 and ended.stdout.count("\n") == 2 and "Traceback" not in ended.stderr

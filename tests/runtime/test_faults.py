@@ -1,4 +1,4 @@
-"""Faults injected into what the runtime reads: frames, boxes, manifests, export directories."""
+"""Invalid or damaged input to the runtime: frames, boxes, manifests, export directories."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FRAMES = [frame for frame, _ in synthetic_clip(6, (200, 160))]
 
 
 def test_frames_of_any_size_layout_and_lifetime() -> None:
-    """Resized between updates, views with gaps, read-only memory, a single column of pixels."""
+    """Resized between updates, strided views, read-only memory, two columns of pixels."""
     tracker = Tracker.load("T", threads=1)
     tracker.init(FRAMES[0], (60, 50, 32, 32))
     big = np.random.RandomState(0).randint(0, 256, (700, 900, 3)).astype(np.uint8)
@@ -72,7 +72,7 @@ def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_p
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Path, tmp_path: Path) -> None:
-    """A value anywhere in a real manifest replaced, removed, or the text cut."""
+    """In a real manifest, any value is replaced or removed, or the text is cut off."""
     text = (batch_model / "manifest.json").read_text()
     content = json.loads(text)
     for key in ("how_to", "provenance", "verification"):

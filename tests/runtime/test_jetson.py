@@ -1,4 +1,4 @@
-"""jetson:// sources and outputs, with a stand-in for jetson-utils over the imitated GPU's memory."""
+"""jetson:// sources and outputs, with a stand-in for jetson-utils that uses the imitated GPU's memory."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Image:
 
 
 class Utils(ModuleType):
-    """jetson-utils, whose sources give ``FRAMES`` four times in a buffer that they use again, then fail."""
+    """jetson-utils. Its sources give ``FRAMES`` four times, in a buffer that they reuse, and then fail."""
 
     def __init__(self) -> None:
         super().__init__("jetson_utils")
@@ -99,12 +99,12 @@ def test_a_file_is_tracked_without_a_copy_to_the_host(
 ) -> None:
     backend = imitated.open()
     wanted = boxes(backend)
-    monkeypatch.setattr(JetsonFrame, "copy", lambda self: pytest.fail("the frame came to the host"))
+    monkeypatch.setattr(JetsonFrame, "copy", lambda self: pytest.fail("the frame was copied to the host"))
     (tmp_path / "clip.mp4").write_bytes(b"video")
     tracker = Tracker(backend)
     with open_source(f"jetson://file://{tmp_path}/clip.mp4") as source:
         assert source.fps == 30 and not source.live
-        frames = list(islice(source, len(FRAMES)))  # read ahead: they outlive jetson-utils' buffers
+        frames = list(islice(source, len(FRAMES)))  # read ahead: frames must outlive jetson-utils' buffers
         tracker.init(frames[0], BOX)
         np.testing.assert_array_equal([tracker.update(frame).box for frame in frames[1:]], wanted)
     assert utils.closed == 1
@@ -115,7 +115,7 @@ def test_targets_are_marked_in_the_frame_that_was_shown(imitated: Imitated, util
     backend = imitated.open()
     wanted, run = boxes(backend)[0], Run(MultiTracker(backend), Reader(open_source(f"jetson://{tmp_path}/clip.mp4")))
     np.testing.assert_array_equal(run.first_frame(), FRAMES[0])
-    run.latest.frame.image.image.pixels[:] = 0  # the camera uses its memory again
+    run.latest.frame.image.image.pixels[:] = 0  # the camera reuses its memory
     run.start([BOX])
     np.testing.assert_array_equal(run.tracker.update(FRAMES[1])[0].box, wanted)
     run.close()
@@ -129,17 +129,17 @@ def test_cameras_and_streams_are_live(utils: Utils) -> None:
     frames = list(source)
     np.testing.assert_array_equal(frames[-1].copy(), FRAMES[-1])
     np.testing.assert_array_equal(np.asarray(frames[-1]), FRAMES[-1])
-    assert len({id(frame.image) for frame in frames}) == jetson.KEPT < len(frames), "memory is used again"
+    assert len({id(frame.image) for frame in frames}) == jetson.KEPT < len(frames), "memory must be reused"
     source.reconnect()
     assert source.read() is not None
     source.close()
     open_source("jetson://rtsp://camera/live?channel=1")
-    assert utils.opened[-1] == ("rtsp://camera/live?channel=1", []), "the server's option"
+    assert utils.opened[-1] == ("rtsp://camera/live?channel=1", []), "the option is for the server"
     assert "secret" not in open_source("jetson://rtsp://user:secret@camera/live").name
     assert utils.opened[-1] == ("rtsp://user:secret@camera/live", [])
 
 
-def test_what_is_wrong_is_said(utils: Utils, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_explained(utils: Utils, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, message in (
         ("missing.mp4", "there is no file missing"),
         ("csi://nobody", "cannot open csi://nobody: failed to create"),
@@ -160,8 +160,8 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     result = Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0)
     writer.write(result)
     (drawn,) = utils.rendered
-    assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "an orange box, in RGB"
-    assert not drawn[20, 30].any() and not np.asarray(frame).any(), "others may still read the frame itself"
+    assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "the box must be orange, in RGB"
+    assert not drawn[20, 30].any() and not np.asarray(frame).any(), "the frame itself must not change"
     writer.close()
     assert utils.closed == 1
     with pytest.raises(OSError, match="cannot write it: videoOutput failed"):

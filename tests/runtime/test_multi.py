@@ -1,4 +1,4 @@
-"""Several targets: each as if alone, coming and going at any time, in one call."""
+"""Several targets in one call: each is tracked as if alone, and may be added and removed at any time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRAMES = list(coloured_patches(40, 5))
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30))
 def test_any_order_of_coming_and_going(steps) -> None:
-    """After each step every followed target is where it is, under its own id, in gapless slots."""
+    """After each step, every target is tracked correctly under its own id, in slots without gaps."""
     many = MultiTracker(ColourBackend())
     followed: Dict[int, int] = {}  # patch -> id
     for (patch, _), (frame, boxes) in zip(steps, FRAMES):
@@ -41,24 +41,24 @@ def test_any_order_of_coming_and_going(steps) -> None:
             assert iou(tracks[number].box, boxes[k]) > 0.99
 
 
-def test_a_target_can_be_moved_under_its_id() -> None:
+def test_a_target_can_be_reset_under_its_id() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     ids = [many.add(frame, box) for box in boxes[:3]]
     many.reset(np.int64(ids[1]), frame, boxes[4])
     tracks = many.update(FRAMES[1][0])
-    assert [type(number) for number in tracks] == [int] * 3, "an id is what add gave"
-    assert many.backend.calls == [3], "one call for all"
+    assert [type(number) for number in tracks] == [int] * 3, "ids must keep the type that add returned"
+    assert many.backend.calls == [3], "all targets must share one call"
     assert [iou(tracks[i].box, FRAMES[1][1][k]) > 0.99 for i, k in zip(ids, (0, 4, 2))] == [True] * 3
 
 
-def test_mistakes_leave_the_others_as_they_were() -> None:
+def test_mistakes_do_not_affect_other_targets() -> None:
     many = MultiTracker(ColourBackend())
     frame, boxes = FRAMES[0]
     first = many.add(frame, boxes[0])
     many.remove(first)
     number = many.add(frame, boxes[0])
-    assert number != first, "ids are never used again"
+    assert number != first, "ids must not be reused"
     with pytest.raises(UsageError, match=f"no target with id {first}; ids: {number}"):
         many.remove(first)
     with pytest.raises(BoxError):
@@ -75,7 +75,7 @@ def test_mistakes_leave_the_others_as_they_were() -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: int, backend: str) -> None:
-    """However they share the threads, and though the backend has to grow for them."""
+    """With any distribution over the threads, and even if the backend has to grow."""
     pytest.importorskip(backend)
     frames, boxes = default_clip(9)[0], [(10 + 30 * k, 20 + 20 * k, 30 + 4 * k, 40 - 3 * k) for k in range(6)]
     single = Tracker.load(batch_model, "onnxruntime", threads=1)
@@ -89,7 +89,7 @@ def test_several_targets_agree_with_single_trackers(batch_model: Path, threads: 
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_one_that_fails_is_an_error_after_all_have_stopped(backend: str, batch_model: Path, monkeypatch: Any) -> None:
+def test_a_failing_search_raises_after_all_have_stopped(backend: str, batch_model: Path, monkeypatch: Any) -> None:
     pytest.importorskip(backend)
     many = MultiTracker.load(batch_model, backend, threads=2, capacity=4)
     numbers = [many.add(FRAMES[0][0], (10, 20, 30, 40)) for _ in range(4)]
@@ -111,12 +111,12 @@ def test_one_that_fails_is_an_error_after_all_have_stopped(backend: str, batch_m
             many.update(FRAMES[0][0])
     stopped = list(ran)
     sleep(0.1)
-    assert ran == stopped, "a lane still wrote"
+    assert ran == stopped, "a thread was still running"
     assert list(many.update(FRAMES[0][0])) == numbers
     many.close()
 
 
-def test_a_forked_process_tracks_on_without_the_threads_and_ends(batch_model: Path) -> None:
+def test_a_forked_process_tracks_without_the_parents_threads_and_ends(batch_model: Path) -> None:
     program = f"""if True:
         import numpy, os, signal, sys
         from asymtrack_edge import MultiTracker

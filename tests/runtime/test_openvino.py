@@ -1,4 +1,4 @@
-"""What is OpenVINO's own: precisions, threads, versions; that it tracks as the others do is in ``test_multi``."""
+"""Tests of OpenVINO alone: precisions and versions. ``test_multi`` compares its tracks with the others'."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ needs_bf16 = pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_exports_of_a_fixed_batch(precision: str, tmp_path: Path) -> None:
+def test_exports_with_a_fixed_batch_agree(precision: str, tmp_path: Path) -> None:
     export_small(tmp_path, precision)
     reference, engine = (open_backend(tmp_path, name) for name in ("onnxruntime", "openvino"))
     report = compare(reference, engine, *CLIP)
-    # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights make much of it.
+    # ONNX Runtime rounds to fp16 between operators, OpenVINO need not; made-up weights amplify the difference.
     limit = 0.05 if precision == "fp16" else 1e-4
     assert report["box_difference"] < limit and report["score_difference"] < limit
 
 
 @needs_bf16
-def test_bf16_is_near_and_is_said() -> None:
+def test_bf16_is_close_and_reported() -> None:
     reference, whole, half = (
         open_backend("T", name, precision=precision)
         for name, precision in (("onnxruntime", None), ("openvino", None), ("openvino", "bf16"))
@@ -50,21 +50,21 @@ def test_bf16_is_near_and_is_said() -> None:
     report = compare(reference, half, *CLIP)
     assert within(report, HALF_ARITHMETIC)
     assert report["box_difference"] > 1e-6, "it was not computed in bf16"
-    # The template runs once per target: it is not worth a rounding.
+    # The template network runs only once per target, so it stays in fp32.
     for engine in (whole, half):
         engine.template(CLIP[0][0], crop_window(CLIP[1], 2.0))
     for name, values in whole.state.items():
         np.testing.assert_array_equal(half.state[name], values)
 
 
-def test_a_cpu_without_bf16_is_told(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(backend, "_import", MagicMock)  # its processor is capable of nothing
+def test_a_cpu_without_bf16_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(backend, "_import", MagicMock)  # its CPU has no capabilities
     assert track(["0", "--backend", "openvino", "--precision", "bf16", "--box", "1,2,3,4"]) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and "has no bf16" in error
 
 
-def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_that_computes_wrongly_is_refused(batch_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(run=lambda *_: [np.full((1, 5), np.nan, np.float32)])
     real = backend.OpenVinoBackend._open_session
     fake = lambda self, name, threads: other if name == "search" else real(self, name, threads)  # noqa: E731
@@ -73,7 +73,7 @@ def test_a_version_that_answers_wrongly_is_refused(batch_model: Path, monkeypatc
         backend.OpenVinoBackend(batch_model, load_manifest(batch_model))
 
 
-def test_absent_and_broken_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_broken_installations_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingDependencyError, match=r"asymtrack-edge\[openvino\]"):
         backend._import()
@@ -84,7 +84,7 @@ def test_absent_and_broken_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mo
         backend._import()
 
 
-def test_a_model_it_cannot_read_is_one_line(batch_model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_model_is_reported_in_one_line(batch_model: Path, tmp_path: Path) -> None:
     shutil.copy(batch_model / "template.onnx", tmp_path)
     (tmp_path / "search.onnx").write_bytes(b"no model")
     with pytest.raises(BackendError, match="OpenVINO cannot load") as caught:

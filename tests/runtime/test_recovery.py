@@ -1,4 +1,4 @@
-"""Lost and found: a target that comes back is found again."""
+"""Recovery: a lost target that comes back is found again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = (480, 640)
 
 
 def disappearing(frames: int, back_at: int, where: int, size: int = 24) -> List[np.ndarray]:
-    """A red patch that rests, is gone from frame ``WAY_OUT`` on and comes back elsewhere."""
+    """Frames with a red patch that stands still, disappears at frame ``WAY_OUT`` and comes back elsewhere."""
     made = []
     for i in range(frames):
         frame = np.full((240, 320, 3), 60, np.uint8)
@@ -41,18 +41,18 @@ def follow(frames: List[np.ndarray], **options: bool) -> List[Track]:
     return tracks
 
 
-def test_target_that_comes_back_far_away_is_found_with_one_crop_a_frame() -> None:
+def test_a_target_that_comes_back_far_away_is_found_with_one_crop_per_frame() -> None:
     frames = disappearing(90, 40, 250)
     without, found = follow(frames, recover=False), follow(frames)
     assert without[-1].state is State.LOST and iou(without[-1].box, (250, 100, 24, 24)) == 0
     assert found[-1].state is State.TRACKING and iou(found[-1].box, (250, 100, 24, 24)) > 0.99
-    # While it was lost the box was the published one, which has not moved here.
+    # While the target is lost, the box is that of the published tracker, which does not move here.
     lost = [track.box for track in found if track.state is State.LOST]
     assert lost and set(lost) == {Box(40, 100, 24, 24)}
 
 
 @pytest.mark.parametrize("size", [10, 100])
-def test_something_of_another_size_is_not_believed(size: int) -> None:
+def test_an_object_of_another_size_is_not_accepted(size: int) -> None:
     assert follow(disappearing(120, 30, 200, size=size))[-1].state is State.LOST
 
 
@@ -63,7 +63,10 @@ def make_target(**settings: int) -> Target:
 def scripted(
     target: Target, here: Callable[[int], float], frames: int, there: Optional[Callable[[int], float]] = None
 ) -> Tuple[List[Track], Dict[int, CropWindow]]:
-    """Tracks where the published crop drifts and scores ``here(i)``, look n elsewhere ``there(n)``; the looks."""
+    """Tracks with a drifting published crop of score ``here(i)`` and the n-th crop elsewhere of score ``there(n)``.
+
+    Returns the tracks, and the windows of the crops elsewhere by frame.
+    """
     tracks, looks = [], {}
     for i in range(frames):
         window, prediction = target.window(SHAPE), (0.51, 0.5, 0.25, 0.25, here(i))
@@ -74,8 +77,8 @@ def scripted(
     return tracks, looks
 
 
-def test_it_is_looked_for_where_it_was_last_seen_well_around_there_and_everywhere() -> None:
-    """One good score while it is lost does not count as seen well; found again elsewhere it begins anew."""
+def test_the_search_alternates_between_the_last_sure_place_its_surroundings_and_a_grid() -> None:
+    """One good score while it is lost does not make a place sure; once found elsewhere, the search starts there."""
     target = make_target(patience=2)
     for box, once in ((target.box, 99), (Box(400, 300, 40, 40), 7)):
         target.box = box
@@ -88,12 +91,12 @@ def test_it_is_looked_for_where_it_was_last_seen_well_around_there_and_everywher
 
 
 @pytest.mark.parametrize("worse", [0.1, np.nan])
-def test_good_looks_that_do_not_follow_each_other_are_not_enough(worse: float) -> None:
+def test_good_scores_elsewhere_must_be_consecutive(worse: float) -> None:
     tracks, looks = scripted(make_target(patience=2, confirm=3), lambda i: 0.1, 60, lambda n: 0.95 if n % 3 else worse)
     assert len(looks) > 20 and all(track.state is State.LOST for track in tracks[5:])
 
 
-def test_a_lost_target_is_waited_for_as_published_and_one_good_look_elsewhere_is_not_enough() -> None:
+def test_the_search_elsewhere_waits_for_patience_and_needs_several_good_scores() -> None:
     tracks, looks = scripted(make_target(patience=10, confirm=5), lambda i: 0.1, 40)
     elsewhere = list(looks)
     lost = next(i for i, track in enumerate(tracks) if track.state is State.LOST)
@@ -101,17 +104,17 @@ def test_a_lost_target_is_waited_for_as_published_and_one_good_look_elsewhere_is
     assert elsewhere[0] == lost + 10 and elsewhere.index(found) == 5 - 1
     assert [i - elsewhere[0] for i in elsewhere[:5]] == [0, 1, 3, 4, 6]
     assert all(track.box.x < 160 for track in tracks[:found]) and tracks[found].box.x > 200
-    # One good score of the published crop, and the looks are counted anew.
+    # One good score of the published crop restarts the count of good scores elsewhere.
     tracks, looks = scripted(make_target(patience=10, confirm=5), lambda i: 0.9 if i == elsewhere[1] + 1 else 0.1, 60)
     again = next(i for i, t in enumerate(tracks) if i > elsewhere[1] + 1 and t.state is State.TRACKING)
     assert sum(elsewhere[1] + 1 < i <= again for i in looks) == 5
-    # Found again counts by the smoothed score.
+    # The smoothed score decides when the target counts as found again.
     tracks, _ = scripted(make_target(patience=30), lambda i: 0.1 if i < 20 else 0.9, 30)
     assert tracks[20].state is State.LOST and tracks[22].state is State.TRACKING
 
 
-def test_a_place_whose_own_score_recovers_is_not_left() -> None:
-    """What scores well elsewhere is dropped as soon as the published crop does."""
+def test_the_published_place_is_kept_if_its_own_score_recovers() -> None:
+    """Then good scores elsewhere are dropped."""
     tracks, looks = scripted(make_target(patience=10, confirm=8), lambda i: 0.1 if i < 20 else 0.9, 30)
     assert looks and max(looks) <= 21
     assert tracks[-1].state is State.TRACKING and tracks[-1].box.x < 160

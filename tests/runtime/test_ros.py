@@ -61,7 +61,7 @@ def test_images(padding: int) -> None:
 
 
 class FakeNode:
-    """As much of ``rclpy.node.Node`` as is used."""
+    """The part of ``rclpy.node.Node`` that is used."""
 
     def __init__(self, **parameters: Any) -> None:
         self.parameters, self.callbacks = parameters, {}
@@ -100,12 +100,12 @@ def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> No
     node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
     receive(image("bgr8", frames[1][0]))
     receive(image("bgr8", frames[2][0]))
-    for number in (1, 7):  # the second is not followed
+    for number in (1, 7):  # there is no target 7
         node.callbacks["~/remove"](space(data=number))
     receive(image("bgr8", frames[2][0]))
     receive(image("16UC1", frames[2][0]))
     node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
-    node.callbacks["~/clear"](None)  # of what is waiting, too
+    node.callbacks["~/clear"](None)  # also clears the target that is still waiting
     receive(image("bgr8", frames[3][0]))
     receive(image("bgr8", frames[3][0]))
     assert [len(array.detections) for array in node.published] == [0, 0, 2, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""Every kind of source, over real decoders, servers and pipelines where they are installed."""
+"""Every kind of source: real decoders, a real HTTP server, and a stand-in for GStreamer."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.sources.reader import Reader
 
 HERE = Path(__file__).parent
-PROBED: Dict[str, Any] = {}  # what was sent along to look whether there is a length, by path
+PROBED: Dict[str, Any] = {}  # path -> Authorization header of the request that asks for the length
 PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in synthetic_clip(8, (320, 240))]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """``/live``: a camera without end; ``/sized`` and ``/unsized``: eight pictures one after the other."""
+    """``/live`` is an endless camera; ``/sized`` and ``/unsized`` are eight pictures one after the other."""
 
     def do_GET(self) -> None:
         if "0-0" in self.headers.get("Range", ""):
@@ -75,21 +75,21 @@ def test_http_stream(server: str) -> None:
 
 
 def test_recordings_over_http_have_an_end(server: str) -> None:
-    """Raw JPEG pictures, of which OpenCV cannot tell how many there are."""
+    """Recordings of raw JPEG pictures, whose number OpenCV does not know."""
     with Reader(open_source(f"{server}/sized")) as reader:
         assert not reader.source.live and reader.source.length is None
-        assert len([sleep(0.01) for _ in reader]) == 8, "it does not wait"
+        assert len([sleep(0.01) for _ in reader]) == 8, "frames of a recording must not be dropped"
     open_source(server.replace("//", "//me:secret@") + "/moved").close()
-    assert PROBED["/moved"] and not PROBED["/sized"], "a password is for its own host"
+    assert PROBED["/moved"] and not PROBED["/sized"], "a password must not follow a redirect"
     lines: List[str] = []
-    # Where nobody tells a length it is played twice, because only then it is known not to be live.
+    # Without a length it is played twice: only the repetition shows that it is not live.
     with Reader(open_source(f"{server}/unsized"), report=lines.append) as reader:
         assert reader.source.live and list(reader)
         assert reader.received == 16
     assert any("a recording, which ends here" in line for line in lines)
 
 
-#: Writes its number to a file, a header and a picture to the descriptor it is told, and is silent from then on.
+#: Writes its process id to a file, and a header and a picture to the given descriptor; then it stays silent.
 SCRIPT = """#!/bin/sh
 echo $$ > "{pid}"
 echo a word of a driver
@@ -112,7 +112,7 @@ def launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def gone(folder: Path) -> bool:
-    """Whether the process is no more, after some time at most."""
+    """Whether the process has ended; waits up to two seconds for it."""
     number = int((folder / "pid").read_text())
     for _ in range(100):
         try:
@@ -136,14 +136,14 @@ def test_a_pipeline_is_read_and_started_again_when_it_ends(launcher: Path, tmp_p
             next(reader)
 
 
-def test_pictures_come_until_it_is_released(launcher: Path, tmp_path: Path) -> None:
+def test_a_pipeline_gives_pictures_until_it_is_released(launcher: Path, tmp_path: Path) -> None:
     pipeline = Pipeline("videotestsrc")
     assert pipeline.grab()
     assert pipeline.retrieve()[1].shape == (2, 8, 3)
     pipeline.release()
     pipeline.release()
     assert gone(tmp_path)
-    # The number of its descriptor may belong to somebody else now.
+    # Another file may now have the number of its descriptor.
     reading, writing = os.pipe()
     os.write(writing, b"somebody's request")
     assert not pipeline.grab()
@@ -167,13 +167,13 @@ def test_padded_rows_of_old_gstreamer_are_read(launcher: Path, tmp_path: Path, w
     assert shown[0] == shown[1] and len(shown[0]) == 3
 
 
-def test_a_program_that_ends_without_releasing_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
+def test_a_program_that_does_not_release_its_pipeline_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
     code = "from asymtrack_edge.runtime.sources.cameras import Pipeline; kept = Pipeline('videotestsrc')"
     subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], check=True, timeout=30)
     assert gone(tmp_path)
 
 
-def test_one_line_says_why_it_does_not_start(launcher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_says_why_a_pipeline_does_not_start(launcher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher.write_text("#!/bin/sh\necho 'no element nosuchsrc' >&2\n")
     with pytest.raises(SourceError, match="no element nosuchsrc"):
         Pipeline("nosuchsrc")
@@ -199,7 +199,7 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     ("source", "message"),
     [
         ("no/such/file.mp4", "there is no file"),
-        (str(HERE.parents[1] / "constraints.txt"), "not a video"),  # FFmpeg would draw the text
+        (str(HERE.parents[1] / "constraints.txt"), "not a video"),  # FFmpeg would render the text
         ("97", "cannot open camera 97"),
         ("/dev/video97", "cannot open camera /dev/video97"),
         ("/dev/v4l/by-id/none?fps=30", "cannot open camera /dev/v4l/by-id/none"),
@@ -210,7 +210,7 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("videotestsrc ! fakesink", r"gstreamer1\.0-tools"),
     ],
 )
-def test_what_is_not_there_is_said_soon(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_sources_are_reported_soon(source: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     began = monotonic()
     with pytest.raises(SourceError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""The tracker over an engine that answers what the test wants, and over the bundled weights."""
+"""The tracker with a backend that returns scripted predictions, and with the bundled weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FRAME = np.zeros((240, 320, 3), np.uint8)
 
 
 class ScriptedBackend(ColourBackend):
-    """Answers from a list of predictions."""
+    """Returns predictions from a list."""
 
     def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ def test_lost_and_found_with_hysteresis() -> None:
     tracker = Tracker(engine, settings=TrackerSettings(lost_below=0.3, found_above=0.5, smoothing=0.5))
     tracker.init(FRAME, (100, 80, 40, 40))
     states = [tracker.update(FRAME).state for _ in scores]
-    # One bad frame does not lose it; middling scores do not bring it back; good ones do.
+    # One bad frame does not lose the target; medium scores do not bring it back; good scores do.
     assert states[:3] == [State.TRACKING] * 3
     assert states[6:10] == ["lost"] * 4 and f"{states[6]}" == "lost"  # in every version of Python
     assert states[-1] is State.TRACKING
@@ -45,7 +45,7 @@ def test_lost_and_found_with_hysteresis() -> None:
 
 @pytest.mark.parametrize("nonsense", [(np.nan, 0.5, np.inf, 0.25, np.nan), (0.5, 0.5, 0.25, 0.25, np.nan)])
 @pytest.mark.parametrize("recover", [False, True])
-def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recover: bool, nonsense: Any) -> None:
+def test_a_prediction_of_nan_counts_as_one_bad_frame(recover: bool, nonsense: Any) -> None:
     answers = [(0.5, 0.5, 0.25, 0.25, 0.9), nonsense, (0.5, 0.5, 0.25, 0.25, 0.9), *[nonsense] * 12]
     tracker = Tracker(ScriptedBackend(answers), recover)
     tracker.init(FRAME, (100, 80, 40, 40))
@@ -55,7 +55,7 @@ def test_an_answer_that_is_no_number_is_a_bad_frame_and_nothing_more(recover: bo
     assert tracks[-1].state is State.LOST and np.isfinite(tracks[-1].box).all() and tracks[-1].score == 0
 
 
-def test_mistakes_are_named() -> None:
+def test_misuse_is_refused() -> None:
     tracker = Tracker(ScriptedBackend([]))
     with pytest.raises(UsageError, match="init"):
         tracker.update(FRAME)
@@ -71,14 +71,14 @@ def test_mistakes_are_named() -> None:
             TrackerSettings(**wrong)
 
 
-def test_update_allocates_next_to_nothing() -> None:
+def test_update_allocates_almost_no_memory() -> None:
     frames = [frame for frame, _ in synthetic_clip(frames=12)]
     tracker = Tracker.load("T", threads=1)
     box = (150, 110, 50, 45)
     tracker.init(frames[0], box)
     for frame in frames[1:]:
         tracker.update(frame)
-    # The same windows once more: scratch memory for larger ones would rightly grow.
+    # The same windows once more, because scratch memory may grow for larger ones.
     tracker.init(frames[0], box)
     tracemalloc.start()
     try:
@@ -94,7 +94,7 @@ def test_update_allocates_next_to_nothing() -> None:
     assert peak < 20_000
 
 
-def test_a_closed_tracker_says_so_and_a_dropped_one_gives_back_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_tracker_says_so_and_a_dropped_one_closes_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     with Tracker(ScriptedBackend([])) as tracker, MultiTracker(ScriptedBackend([])) as many:
         tracker.init(FRAME, (100, 80, 40, 40))
         number = many.add(FRAME, (100, 80, 40, 40))

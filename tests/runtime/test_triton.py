@@ -1,4 +1,4 @@
-"""A Triton server as backend: the same tracks, its absence survived, the wrong model refused."""
+"""A Triton server as backend: the same tracks, outages are survived, a wrong model is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BOXES = [BOX, (40, 60, 50, 40), (200, 150, 40, 60)]
 
 
 class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """A small inference server: KServe v2 over gRPC, for what ``asymtrack-export --triton`` writes."""
+    """A small inference server (KServe v2 over gRPC) for repositories that ``asymtrack-export --triton`` writes."""
 
     def __init__(self, repository: Path, port: int = 0) -> None:
         self.configs: Dict[str, Any] = {}
@@ -98,7 +98,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(repository: Path) -> Iterator[Any]:
-    """Starts a server of the repository, on a port of one's choice."""
+    """Returns a function that starts a server for the repository, on a given or any port."""
     with contextlib.ExitStack() as servers:
         yield lambda port=0: servers.enter_context(contextlib.closing(SmallServer(repository, port)))
 
@@ -111,7 +111,7 @@ def parsed(path: Path) -> Any:
     return text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
 
 
-def test_a_repository_says_what_the_networks_take_and_which_they_are(repository: Path) -> None:
+def test_a_repository_describes_and_identifies_the_networks(repository: Path) -> None:
     manifest = replace(load_manifest(model_folder("T")), max_batch=8)
     config = parsed(repository / SEARCH / "config.pbtxt")
     assert (config.name, config.backend, config.max_batch_size) == (SEARCH, "onnxruntime", 8)
@@ -121,7 +121,7 @@ def test_a_repository_says_what_the_networks_take_and_which_they_are(repository:
     assert (repository / SEARCH / "1" / "model.onnx").read_bytes() == (model_folder("T") / "search.onnx").read_bytes()
     template = parsed(repository / "asymtrack-t-fp32-template" / "config.pbtxt")
     assert [o.name for o in template.output] == [i.name for i in config.input[1:]]
-    # In half precision with engines; made-up ones: Triton's own TensorRT is not here.
+    # In half precision with engines, which are made up because TensorRT is not installed here.
     half = tuple(replace(spec, dtype="float16") for spec in manifest.state)
     engines = {f"{n}.engine": {"flavour": "tensorrt"} for n in ("template", "search")}
     for name in engines:
@@ -135,11 +135,11 @@ def test_a_repository_says_what_the_networks_take_and_which_they_are(repository:
     assert parsed(repository / "asymtrack-t-fp16-template" / "config.pbtxt").max_batch_size == 1
 
 
-def test_a_new_model_becomes_the_next_version_and_one_that_is_there_keeps_its_own(repository: Path) -> None:
+def test_a_new_model_becomes_the_next_version_and_an_existing_one_keeps_its_version(repository: Path) -> None:
     folder = model_folder("T")
     manifest = replace(load_manifest(folder), max_batch=8)
     other = replace(manifest, files={**manifest.files, "search.onnx": FileEntry(1, "0" * 64)})
-    shutil.copytree(repository / SEARCH / "1", repository / SEARCH / "1.bak")  # set aside by somebody
+    shutil.copytree(repository / SEARCH / "1", repository / SEARCH / "1.bak")  # a user's backup
     assert write_repository(folder, other, repository) == 2
     assert write_repository(folder, manifest, repository) == 1
     hashes = {key: p.string_value for key, p in parsed(repository / SEARCH / "config.pbtxt").parameters.items()}
@@ -161,7 +161,7 @@ def test_several_targets_come_and_go(start: Any, shared: bool, monkeypatch: pyte
     assert '"device": "server"' in capsys.readouterr().out
 
 
-def test_a_run_reports_a_server_that_goes_away_and_goes_on(
+def test_a_run_reports_a_lost_server_and_continues_when_it_is_back(
     start: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path, FRAMES)
@@ -192,7 +192,7 @@ def test_a_run_reports_a_server_that_goes_away_and_goes_on(
             np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
 
 
-def test_another_model_is_refused_at_once_and_on_return(start: Any, repository: Path, capsys: Any) -> None:
+def test_another_model_is_refused_at_the_start_and_after_an_outage(start: Any, repository: Path, capsys: Any) -> None:
     server = start()
     with Tracker.load("T", backend=address(server)) as tracker:
         tracker.init(FRAMES[0], BOX)
@@ -209,7 +209,7 @@ def test_another_model_is_refused_at_once_and_on_return(start: Any, repository: 
     assert f"has other networks as {SEARCH}" in told and told.count("\n") == 1
 
 
-def test_what_cannot_be_an_address_or_an_argument_is_said() -> None:
+def test_invalid_addresses_and_arguments_are_refused() -> None:
     for wrong in ("triton://", "triton://host:port", "triton://host/path", "triton://me@host"):
         with pytest.raises(UsageError, match="triton://HOST"):
             Tracker.load("T", backend=wrong)

@@ -1,4 +1,4 @@
-"""Videos: damaged, cut off, turned, of variable frame rate."""
+"""Videos that are damaged, truncated, rotated, or of variable frame rate."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(path: Path) -> Tuple[str, Source]:
     ("damaged", "expected"),
     [([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)), (range(11, 30), ("1" * 11, 19, True))],
 )
-def test_damaged_frames_of_a_video_are_left_out_not_the_rest(tmp_path: Path, damaged: Any, expected: Any) -> None:
+def test_only_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: Any, expected: Any) -> None:
     write_video(tmp_path / "v.avi", 30)
     damage(tmp_path / "v.avi", *damaged)
     readable, source = read(tmp_path / "v.avi")
@@ -57,12 +57,12 @@ def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:
         with Reader(open_source(str(tmp_path / "v.avi"))) as reader:
             next(reader)
         held.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
-    # Fewer if something of an earlier test was given back meanwhile.
+    # There may be fewer, if resources of an earlier test were released meanwhile.
     assert held[-1][0] <= held[5][0] and held[-1][1] <= held[5][1]
 
 
 def edited(data: bytes, path: Any, new: Callable[[bytes], bytes]) -> bytes:
-    """An mp4 in which the content of the box at ``path`` is replaced, and the sizes around it are right."""
+    """An mp4 with the content of the box at ``path`` replaced and all enclosing sizes corrected."""
     out = b""
     while data:
         size, name = int.from_bytes(data[:4], "big"), data[4:8]
@@ -74,7 +74,7 @@ def edited(data: bytes, path: Any, new: Callable[[bytes], bytes]) -> bytes:
 
 
 def moov_first(data: bytes) -> bytes:
-    """An mp4 that can be read although its end is missing."""
+    """An mp4 with its index first, so that it can be read although its end is missing."""
     media, moov = data.index(b"free") - 4, data.index(b"moov") - 4
 
     def moved(table: bytes) -> bytes:
@@ -85,7 +85,7 @@ def moov_first(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["avi", "mp4", "mkv"])
-def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_video_ends_early_and_says_so(tmp_path: Path, kind: str) -> None:
     write_video(tmp_path / f"v.{kind}", 20)
     data = (tmp_path / f"v.{kind}").read_bytes()
     if kind == "mp4":
@@ -104,10 +104,10 @@ def test_a_video_that_is_cut_off_anywhere_ends_early_and_says_so(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
-def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+def test_images_of_16_bits_are_scaled_to_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7)).astype(kind) for i in range(3)]
     if kind is np.float32:
-        counts[0][0, 0] = np.inf  # nothing came back to a depth camera
+        counts[0][0, 0] = np.inf  # as from a depth camera without an echo
     write_images(tmp_path / "0012", counts, "{}.tiff")
     monkeypatch.chdir(tmp_path)
     evaluated = Sequence("thermal", Frames("0012"), np.ones((3, 4)))
@@ -119,7 +119,7 @@ def test_images_of_16_bits_show_what_a_sensor_saw(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 3), (180, 2), (270, 1)])
 def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, turns: int) -> None:
-    """The matrix in the track's header turns the picture clockwise; OpenCV 4.6 and 4.11 get it wrong."""
+    """The matrix in the track's header rotates the picture clockwise; OpenCV 4.6 and 4.11 get it wrong."""
     write_video(tmp_path / "v.mp4", 3)
     cos, sin = round(np.cos(np.deg2rad(degrees))), round(np.sin(np.deg2rad(degrees)))
     matrix = b"".join((v << 16).to_bytes(4, "big", signed=True) for v in (cos, sin, 0, -sin, cos, 0, 0, 0))
@@ -134,7 +134,7 @@ def test_videos_of_phones_are_upright(tmp_path: Path, degrees: int, turns: int) 
 
 
 def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Four frames of a 25th of a second, then frames that last three times as long."""
+    """Four frames of 1/25 second each, then frames that last three times as long."""
     write_video(tmp_path / "v.mp4", 11)
 
     def varied(table: bytes) -> bytes:
@@ -144,7 +144,7 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.Capt
     data = edited((tmp_path / "v.mp4").read_bytes(), [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"], varied)
     (tmp_path / "v.mp4").write_bytes(data)
     readable, source = read(tmp_path / "v.mp4")
-    # The edit list ends the video where it ended before: announced and not shown is not damaged.
+    # The edit list still ends the video at its old end: frames that it cuts off are missing, but not damaged.
     assert (readable, source.length, source.missing, source.damaged) == ("1" * 7, 11, 4, False)
     (tmp_path / "v.mp4").write_bytes(data.replace(b"edts", b"free"))
     with Reader(open_source(str(tmp_path / "v.mp4"))) as reader:

@@ -1,4 +1,4 @@
-"""The web view: what browsers may say and who may, and its server over real sockets."""
+"""The web view: commands from browsers, access control, and its server over real sockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ messages = junk | st.fixed_dictionaries({}, optional=fields)
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=300) | st.sampled_from(["[" * 99999, '{"action":' * 5000]) | messages.map(json.dumps))
-def test_any_text_is_a_sound_command_or_a_usage_error(text: str) -> None:
+def test_any_text_is_a_valid_command_or_a_usage_error(text: str) -> None:
     try:
         command = view.parse_command(text)
     except UsageError as error:
@@ -76,7 +76,7 @@ COOKIE = view.cookie_name("secret")
         (asked(host=THERE, query="token=secret"), "secret", True),
         (asked(host=THERE, cookie=f"a=b; {COOKIE}=secret"), "secret", True),
         (asked(host=THERE, cookie=f"{COOKIE}=secre"), "secret", False),
-        # Another view of the same host has its own cookie, which must not take this one's place.
+        # Another view on the same host has its own cookie, which must not be accepted here.
         (asked(host=THERE, cookie=view.cookie_name("other") + "=secret"), "secret", False),
         (asked(host="["), None, False),
         (asked("websocket", host="localhost:8080", origin="http://["), None, False),
@@ -84,12 +84,12 @@ COOKIE = view.cookie_name("secret")
         (asked(path="/health", host=THERE), "secret", True),
     ],
 )
-def test_who_may_ask(request_: Any, token: Optional[str], allowed: bool) -> None:
+def test_access_control(request_: Any, token: Optional[str], allowed: bool) -> None:
     assert (view.refusal(request_, token) is None) == allowed
 
 
 class Running:
-    """A run with a web view on a thread of its own."""
+    """A run with a web view, in its own thread."""
 
     def __init__(
         self, source: Any, host: str = "127.0.0.1", pause: float = 0.01, marked: int = 0, port: int = 0
@@ -146,7 +146,7 @@ def run(video: Path) -> Iterator[Callable[..., Running]]:
 
 
 def answer_to(socket: Any, text: str = "", **command: Any) -> Dict[str, Any]:
-    """Sends a command or any text and returns the next text message, acknowledging pictures on the way."""
+    """Sends a command or any text and returns the next text message; acknowledges pictures that come before it."""
     socket.send(json.dumps(command) if command else text)
     while True:
         data = socket.recv(timeout=10)
@@ -156,7 +156,7 @@ def answer_to(socket: Any, text: str = "", **command: Any) -> Dict[str, Any]:
 
 
 def next_header(socket: Any, least: int = 0) -> Dict[str, Any]:
-    """What comes with the next picture of frame ``least`` or a later one."""
+    """The header of the next picture of frame ``least`` or a later one."""
     while True:
         data = socket.recv(timeout=10)
         if isinstance(data, bytes):
@@ -197,7 +197,7 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
 
 
 def test_a_box_is_taken_from_the_frame_it_was_drawn_on_or_refused(run: Callable[..., Running]) -> None:
-    """The user draws slowly on a picture that the tracker has long left behind; without a hold nobody knows it."""
+    """The user draws slowly, on a frame that is long past; it is only kept if it was held."""
     running = run(marked=1, pause=0.005)
     with running.connect() as socket:
         start = next_header(socket)["frame"]
@@ -209,14 +209,14 @@ def test_a_box_is_taken_from_the_frame_it_was_drawn_on_or_refused(run: Callable[
         next_header(socket, held + 60)
         assert answer_to(socket, action="mark", frame=held, box=list(TRUTH[held][2]))["target"] == 1
         colour = running.run.tracker.backend.colours[1]
-    assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "template cut from another frame"
+    assert np.abs(colour - np.array((255, 0, 0))).max() < 70, "the template was cut from another frame"
 
 
 def test_page_and_its_parts(run: Callable[..., Running]) -> None:
     running = run()
     status, page, headers = running.get("/")
     assert status == 200 and b"<canvas" in page and "default-src 'self'" in headers["content-security-policy"]
-    assert b"//" not in page, "the page fetches something from elsewhere"
+    assert b"//" not in page, "the page loads something from another host"
     for path, expected in (("/app.js", 200), ("/style.css", 200), ("/health", 200), ("/../setup.cfg", 404)):
         assert running.get(path)[0] == expected
     assert running.get("/", Host="evil.example")[0] == 403
@@ -253,29 +253,29 @@ def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> N
     with running.connect() as socket:
         for text in ("", "{", "[]", '{"action": "fly"}', '{"action": "mark", "frame": 0, "box": "1234"}'):
             assert "error" in answer_to(socket, text)
-    # Bytes where text belongs, and a message of 100 MB: the connection ends, the server does not.
+    # Binary data instead of text, and a message of 100 MB: the connection ends, the server does not.
     for data in (b"\x00\xff", "x" * 100_000_000):
         with pytest.raises((websockets.exceptions.ConnectionClosed, OSError)), running.connect() as socket:
             socket.send(data)
             for _ in range(100):
                 socket.recv(timeout=10)
     with running.connect() as socket:
-        assert next_header(socket)["frame"] == 0, "the server does not serve any more"
+        assert next_header(socket)["frame"] == 0, "the server no longer answers"
 
 
-def test_slow_viewer_gets_few_pictures_but_fresh_ones(run: Callable[..., Running]) -> None:
+def test_a_slow_viewer_gets_few_but_fresh_pictures(run: Callable[..., Running]) -> None:
     running = run(marked=1, pause=0.005)
     with running.connect() as socket:
         next_header(socket)
         while running.run.count < 150:
-            sleep(0.02)  # shows nothing for long
+            sleep(0.02)  # the viewer reads nothing meanwhile
         before = running.run.count
-        socket.recv(timeout=10)  # the one that was under way
+        socket.recv(timeout=10)  # the picture that was already sent
         socket.send('{"action": "ack"}')
         assert next_header(socket)["frame"] >= before - 5
 
 
-def test_rows_of_a_run_without_end_are_the_newest(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_newest_rows_of_a_run_are_kept(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(view, "MOST_ROWS", 20)
     running = run(marked=2, pause=0)
     while running.run.count < 30:

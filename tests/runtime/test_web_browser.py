@@ -1,4 +1,4 @@
-"""The page in a real browser: draw a box, see it move. Needs Chromium and Playwright."""
+"""The web page in a real browser: draw a box, see it move. Needs Chromium and Playwright."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ playwright = pytest.importorskip("playwright.sync_api")
 from tests.runtime.test_web import TRUTH, Running  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-#: As in a container, and silent: this Chromium asks nobody but the page.
+#: Options for a container; with them Chromium contacts nothing but the page.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
-#: Where a point of the frame is on the screen: the canvas may be shown with bars beside it.
+#: The position of a frame's point on the screen; there may be bars beside the picture on the canvas.
 _PLACE = """([x, y]) => {
   const shown = canvas.getBoundingClientRect(), [width, height] = header.size;
   const fit = Math.min(shown.width / width, shown.height / height);
@@ -68,10 +68,10 @@ def open_page(browser: Any, run: Running) -> Iterator[Callable[..., Any]]:
 
 
 def until(page: Any, condition: str) -> None:
-    """Waits for an expression to hold. (The page's security policy forbids Playwright's own way.)"""
+    """Waits until an expression is true. (The page's security policy blocks Playwright's own method.)"""
     deadline = monotonic() + 20
     while not page.evaluate(condition):
-        assert monotonic() < deadline, f"never came true: {condition}"
+        assert monotonic() < deadline, f"never became true: {condition}"
         page.wait_for_timeout(30)
 
 
@@ -90,7 +90,7 @@ def drag(page: Any, box: Any) -> None:
 
 
 def follow(page: Any, frame: int) -> Dict[str, Any]:
-    """Goes on until a frame is shown, pauses, and returns what the page knows then."""
+    """Resumes until a later frame than ``frame`` is shown, pauses, and returns the page's header."""
     page.click("#pause")
     until(page, f"header.frame > {frame}")
     page.click("#pause")
@@ -110,7 +110,7 @@ def test_draw_two_boxes_and_see_them_move(open_page: Callable[..., Any], run: Ru
     for target in header["targets"]:
         assert iou(target["box"], TRUTH[header["frame"]][target["id"]]) > 0.7
         assert iou(target["box"], TRUTH[0][target["id"]]) < 0.7, "the box did not move"
-    # What is painted, not only what is known: the frame of box 0 has its colour (230, 159, 0).
+    # Checks the painted pixels, not only the data: the outline of box 0 has the colour (230, 159, 0).
     x, y, w, h = header["targets"][0]["box"]
     pixel = "([x, y]) => [...context.getImageData(x, y, 1, 1).data]"
     scale = page.evaluate("canvas.width / header.size[0]")
@@ -148,7 +148,7 @@ def test_keyboard_alone(open_page: Callable[..., Any], run: Running) -> None:
     assert page.evaluate("moving") == 0 and page.evaluate("document.activeElement.id") == "picture"
 
 
-def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
+def test_touch_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     phone = {"width": 390, "height": 844}
     page = open_page(viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=3)
     start, end = corners(page, TRUTH[0][2])
@@ -162,8 +162,8 @@ def test_finger_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page is too wide"
 
 
-def test_a_page_finds_the_view_again_and_ends_the_run(browser: Any, run: Running, tmp_path: Path) -> None:
-    """After that it knows that nobody answers any more: asking on would fill the console with errors."""
+def test_a_page_reconnects_to_the_view_and_ends_the_run(browser: Any, run: Running, tmp_path: Path) -> None:
+    """After the end it must not reconnect: that would fill the console with errors."""
     page = browser.new_page()
     page.goto(run.view.url)
     until(page, "header !== null")

@@ -1,4 +1,4 @@
-// Just enough of CUDA to run the crop kernel on the host, one thread after the other.
+// The part of CUDA that the crop kernel needs to run on the host, one thread after the other.
 #include <cmath>
 #include <cstddef>
 #include <algorithm>

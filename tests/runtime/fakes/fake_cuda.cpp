@@ -1,6 +1,6 @@
-// A CUDA driver without a GPU: device memory is host memory. Work that is queued is done when somebody waits
-// for it, or recorded while the stream is captured, as a real driver would. Everything is counted, and any
-// call can be made to fail.
+// A CUDA driver without a GPU: device memory is host memory. Queued work runs when a caller waits for it, or is
+// recorded while the stream is captured, as with a real driver. Calls are counted, and some of them can be made
+// to fail.
 #include "cuda_on_host.h"
 #include "crop_kernel.h"
 
@@ -30,7 +30,7 @@ static int queue(Work work) {
     (captured ? *captured : pending).push_back(work);
     return OK;
 }
-// Whether [at, at + size) lies in one allocation: what a real device would fault on.
+// Whether [at, at + size) lies in one allocation; otherwise a real device would fault.
 static bool is_device(uint64_t at, size_t size) {
     auto next = device_memory.upper_bound(at);
     if (next == device_memory.begin()) return false;

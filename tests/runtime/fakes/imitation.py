@@ -1,7 +1,7 @@
-"""A GPU that is not there: the driver in C over host memory; TensorRT and ONNX Runtime's CUDA over its CPU.
+"""An imitated GPU: a driver in C++ over host memory; TensorRT and ONNX Runtime's CUDA provider run on the CPU.
 
-The real backends run on top: the ctypes calls, the crop kernel (compiled by g++ from the very source),
-streams, graphs and named tensors. An "engine" is the ONNX model; what runs it is queued on the stream.
+The real backends run on it: the ctypes calls, the crop kernel (compiled by g++ from its real source),
+streams, graphs and named tensors. An "engine" is the ONNX model; running it is queued on the stream.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FRAMES, BOX = default_clip(6)
 def build_driver(folder: Path) -> ctypes.CDLL:
     (folder / "crop_kernel.h").write_text(SOURCE)
     library = folder / "libcuda.so.1"
-    # No fused multiply-adds: the kernel asks for none either.
+    # No fused multiply-adds, as in the kernel.
     options = ["-std=c++14", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wno-subobject-linkage"]
     source = Path(__file__).with_name("fake_cuda.cpp")
     subprocess.run(["g++", *options, f"-I{folder}", str(source), "-o", str(library)], check=True)
@@ -40,7 +40,7 @@ def build_driver(folder: Path) -> ctypes.CDLL:
 
 
 class Calls:
-    """What the driver counted."""
+    """The driver's call counts."""
 
     def __init__(self, driver: ctypes.CDLL) -> None:
         self.driver = driver
@@ -54,13 +54,13 @@ _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_long)
 
 
 def queue(driver: ctypes.CDLL, kept: List[Any], work: Callable[[], object]) -> None:
-    """Queues a call on the stream; it may happen, or happen again, as long as ``kept`` lives."""
+    """Queues a call on the stream; a graph may repeat it as long as ``kept`` lives."""
     kept.append(_CALLBACK(lambda _: work()))
     driver.fake_host_function(kept[-1], 0)
 
 
 class Engine:
-    """Notes in ``trt.died`` whether the GPU's context was still there at its end."""
+    """On deletion, records in ``trt.died`` whether the GPU's context still existed."""
 
     def __init__(self, content: bytes, trt: Any) -> None:
         self.trt, self.contexts = trt, 0
@@ -98,7 +98,7 @@ class Context:
     def set_input_shape(self, name: str, shape: Any) -> bool:
         assert self.engine.get_tensor_shape(name)[1:] == tuple(shape)[1:]
         self.batch = shape[0]
-        # Before 10 the profile has been chosen by another context.
+        # Before TensorRT 10, only one context can use the profile.
         return self.first or int(self.trt.__version__.split(".")[0]) >= 10
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -107,7 +107,7 @@ class Context:
         return not self.trt.refuses_addresses
 
     def execute_async_v3(self, stream: int) -> bool:
-        # Nothing of ``self`` in the function below: a cycle would keep the context alive.
+        # The function below must not refer to ``self``: a reference cycle would keep the context alive.
         engine, arrays = self.engine, {}
         for name, address in self.addresses.items():
             shape = (self.batch, *engine.get_tensor_shape(name)[1:])
@@ -125,7 +125,7 @@ class Context:
 
 
 def tensorrt(driver: ctypes.CDLL, version: str = "10.3.0") -> TensorRT:
-    """TensorRT as the package imports it; the module has the attributes ``refuses_addresses`` and ``died``."""
+    """TensorRT as the package imports it; its module also has ``refuses_addresses`` and ``died``."""
     trt: Any = type("TensorRT", (), {})
     trt.__version__, trt.driver, trt.refuses_addresses, trt.died = version, driver, False, []
     trt.ILogger = type("ILogger", (), {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2})
@@ -136,7 +136,7 @@ def tensorrt(driver: ctypes.CDLL, version: str = "10.3.0") -> TensorRT:
 
 
 def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
-    """Copies an export and gives it engines for the GPU that is not there."""
+    """Copies an export and adds engines for the imitated GPU."""
     shutil.copytree(source, target)
     manifest = load_manifest(target, verify=False)
     files, engines = dict(manifest.files), {}
@@ -149,7 +149,7 @@ def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
 
 
 def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
-    """The module ``onnxruntime`` with a GPU: everything asked for ``cuda`` gets host memory."""
+    """The module ``onnxruntime`` with a GPU; tensors on ``cuda`` are in host memory."""
 
     class Session:
         def __init__(self, path: str, options: Any, providers: Any, **choices: Any) -> None:
@@ -169,7 +169,7 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             real, bound = self.real, binding.real
             if self.get_provider_options().get("TensorrtExecutionProvider", {}).get("trt_cuda_graph_enable") == "1":
-                bound = vars(self).setdefault("captured", bound)  # one graph for all that it runs
+                bound = vars(self).setdefault("captured", bound)  # the session always repeats its first graph
             queue(driver, binding.kept, lambda: real.run_with_iobinding(bound))
 
     available = lambda: ["CUDAExecutionProvider", "TensorrtExecutionProvider"]  # noqa: E731
@@ -177,14 +177,14 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
 
 
 class Imitated(NamedTuple):
-    """An export with engines, what the driver counts, and the library that runs the networks."""
+    """An export with engines, the driver's call counts, and the library that runs the networks."""
 
     folder: Path
     calls: Calls
     library: Any
 
     def open(self) -> DeviceBackend:
-        """A backend, which a test need not close: dropped, it gives everything back."""
+        """A backend. A test need not close it: when dropped, it releases everything."""
         return TensorRTBackend(self.folder, load_manifest(self.folder))
 
     def refuse(self, call: str, code: int) -> None:
@@ -192,7 +192,7 @@ class Imitated(NamedTuple):
 
 
 def boxes(backend: Any, frames: Sequence[Any] = FRAMES) -> np.ndarray:
-    """Boxes of the clip's target in all frames but the first."""
+    """Boxes of the clip's target in all frames after the first."""
     tracker = Tracker(backend)
     tracker.init(frames[0], BOX)
     return np.array([tracker.update(frame).box for frame in frames[1:]])

@@ -1,1 +1,1 @@
-"""Speed, energy and accuracy: how fast, how well, and compared with what."""
+"""Benchmarks of speed, energy and accuracy."""

@@ -69,7 +69,7 @@ def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
     except AsymTrackError as error:
         return Outcome(sequence, error=str(error))
     except Exception as error:
-        # Whatever a tracker raises must not cost the other sequences.
+        # An exception in one sequence must not affect the others.
         line = " ".join(f"{type(error).__name__}: {error}".split())
         return Outcome(sequence, error=line, detail=traceback.format_exc())
     return Outcome(sequence, boxes, times)

@@ -185,7 +185,7 @@ def tracker_case(name: str, spec: TrackerSpec, clip: VideoClip, mapped: bool = F
     tracker = spec.build()
     height, width = clip.frames[0].shape[:2]
     note = f"frames: {Path(without_secrets(clip.source)).name}, {width}x{height}"
-    threads = spec.threads if spec.kind == "opencv" else None  # a user's own tracker is not told the number
+    threads = spec.threads if spec.kind == "opencv" else None  # a user's own tracker does not get this setting
     facts: Dict[str, Any] = {"tracker": spec.name, "backend": spec.kind, "threads": threads, "notes": (note,)}
     if spec.kind == "model":
         facts = {"subject": tracker, "close": tracker.close, **_facts(tracker.backend, spec, note)}

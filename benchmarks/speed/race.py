@@ -76,7 +76,7 @@ def timed(call: Callable[[], object], clock: Clock = perf_counter) -> Callable[[
 
 
 def compare(protocol: str, seen: Turns, base: str) -> List[Dict[str, Any]]:
-    """How many times faster each other case is than ``base``, and what the ratios of the rounds prove.
+    """How many times faster each other case is than ``base``, and whether the ratios of the rounds prove it.
 
     Returns ``protocol``, ``name``, ``base``, ``speedup`` (median), ``low`` and ``high`` (10th and 90th percentile),
     ``rounds``, ``verdict`` (``"faster"``, ``"slower"``, ``"equal"`` if the range is narrow and contains 1, or

@@ -50,7 +50,7 @@ def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imit
         driver.fake_refuse(name.encode(), 0)
     driver.fake_largest(-1)
     assert driver.fake_contexts() == 0, "a context was left current"
-    assert driver.fake_allocated() == 0, "device memory was not given back"
+    assert driver.fake_allocated() == 0, "device memory was not freed"
     assert driver.fake_pending() == 0, "work is still queued"
     assert driver.fake_retained() == 0, "the primary context was not released as often as it was retained"
 

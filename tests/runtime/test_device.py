@@ -134,14 +134,14 @@ def test_the_tensorrt_providers_engines_are_kept_by_weights_and_batch(imitated: 
     for count in (1, 2):
         backend.search(FRAMES[0], [WINDOW] * count)
     kept = list((imitated.folder / "cache" / "asymtrack-edge").glob("*/*-[12]"))
-    assert len(kept) == 3, "of the template network, of the search network for one and for two"
+    assert len(kept) == 3, "one for the template network, two for the search network (one and two targets)"
 
 
 def test_dropped_backends_release_everything_before_the_gpus_context(imitated: Imitated) -> None:
     for _ in range(3):
         boxes(imitated.open())
     assert imitated.calls["cuDevicePrimaryCtxRelease"] == 3 and imitated.calls.driver.fake_allocated() == 0
-    assert imitated.library.died == [True] * 12, "two engines, two contexts"
+    assert imitated.library.died == [True] * 12, "each backend has two engines and two contexts"
     imitated.library.refuses_addresses = True
     with pytest.raises(BackendError, match="does not take an address for image"):
         imitated.open()

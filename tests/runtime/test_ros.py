@@ -80,7 +80,7 @@ class FakeNode:
         return Mock(warning=lambda line, **_: self.lines.append(line))
 
 
-def test_node_follows_what_its_topics_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_node_follows_the_targets_of_its_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: List[Any] = []
 
     def load(**arguments: Any) -> MultiTracker:

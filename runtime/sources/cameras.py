@@ -108,7 +108,7 @@ class Pipeline:
                 start_new_session=True,  # Ctrl-C must not reach it: we stop it in order
             )
         except FileNotFoundError:
-            raise SourceError("this source needs the program gst-launch-1.0 (package gstreamer1.0-tools)") from None
+            raise SourceError("this source needs GStreamer: gstreamer1.0-tools, gstreamer1.0-plugins-good") from None
         finally:
             os.close(pictures)
         # If the program ends while a read hangs, nobody calls release, but the camera must be freed.

@@ -65,18 +65,17 @@ def test_a_difference_is_an_error(first: int, column: int, by: Any, words: str, 
 
 
 @pytest.mark.parametrize(
-    ("on_cpu", "precision", "processor", "limits"),
+    ("name", "precision", "processor", "limits"),
     [
-        (False, "fp16", "x86_64", HALF_ARITHMETIC),
-        (False, "fp32", "x86_64", LIMITS["fp32"]),
-        (False, "fp32", "aarch64", OTHER_CROPS),  # on arm64, OpenCV's crops differ from the kernel's
-        (True, "fp32", "aarch64", LIMITS["fp32"]),  # both crop with the same OpenCV
-        (True, "fp16", "aarch64", LIMITS["fp16"]),
-        (True, "bf16", "x86_64", HALF_ARITHMETIC),
+        ("tensorrt", "fp16", "x86_64", HALF_ARITHMETIC),
+        ("onnxruntime-cuda", "fp32", "x86_64", LIMITS["fp32"]),
+        ("onnxruntime-tensorrt", "fp32", "x86_64", HALF_ARITHMETIC),  # it computes in TF32
+        ("tensorrt", "fp32", "aarch64", OTHER_CROPS),  # on arm64, OpenCV's crops differ from the kernel's
+        ("openvino", "fp32", "aarch64", LIMITS["fp32"]),  # both crop with the same OpenCV
+        ("openvino", "fp16", "aarch64", LIMITS["fp16"]),
+        ("openvino", "bf16", "x86_64", HALF_ARITHMETIC),
     ],
 )
-def test_limits_follow_the_arithmetic(
-    on_cpu: bool, precision: str, processor: str, limits: Any, monkeypatch: Any
-) -> None:
+def test_limits_follow_the_arithmetic(name: str, precision: str, processor: str, limits: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("platform.machine", lambda: processor)
-    assert limits_of(SimpleNamespace(on_cpu=on_cpu, precision=precision)) == limits
+    assert limits_of(SimpleNamespace(name=name, on_cpu=name == "openvino", precision=precision)) == limits

@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Dict, Optional
 
 import pytest
@@ -56,19 +57,19 @@ def test_auto_takes_the_best_backend_that_runs_and_says_why_not_a_better_one(ope
     assert "not tensorrt: no engine" in last and "not onnxruntime-cuda: install onnxruntime-gpu" in last
 
 
-def test_a_requested_gpu_is_used_or_an_error(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_gpu_is_used_or_an_error(opened: Any) -> None:
     opened.update({"tensorrt": "no engine", "onnxruntime-cuda": "install onnxruntime-gpu"})
     with pytest.raises(BackendError, match="on cuda; not tensorrt: no engine; not onnxruntime-cuda: install"):
         open_backend("T", device="cuda")
     assert open_backend("T", device="cpu").name == "onnxruntime"
 
-    def none(index: int) -> None:
-        raise driver.NoGpuError("there is no CUDA driver here")
 
-    monkeypatch.setattr(driver, "find_gpu", none)
-    opened.clear()
-    assert open_backend("T").name == "onnxruntime"
-    with pytest.raises(BackendError, match="no CUDA driver"):
+@pytest.mark.parametrize(("jetson", "words"), [("/no/device", "finds no GPU"), ("/dev/null", "groups video and")])
+def test_auto_warns_of_an_unusable_gpu_on_a_jetson(monkeypatch: Any, caplog: Any, jetson: str, words: str) -> None:
+    monkeypatch.setattr(driver, "_JETSON", jetson)
+    monkeypatch.setattr(driver.ctypes, "CDLL", lambda name: SimpleNamespace(cuInit=lambda flags: 100))
+    assert open_backend("T").on_cpu and (words in caplog.text) == (jetson == "/dev/null")
+    with pytest.raises(BackendError, match=words):
         open_backend("T", device="cuda:0")
 
 

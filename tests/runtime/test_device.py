@@ -237,7 +237,6 @@ PLACES = {
     "stream": (lambda f: there(f, stream=1), 1, 0),
     "version 2": (lambda f: there(f, version=2), 0, 1),
     "jetson rgb8": (lambda f: there(np.ascontiguousarray(f[..., ::-1]), format="rgb8"), 0, 1),
-    "jetson bgr8": (lambda f: there(f, format="bgr8"), 0, 1),
     "Numba, padded rows": (lambda f: there(padded(f), stream=None), 1, 0),
     "dlpack": (lambda f: there(f, version=None, dlpack=0), 0, 0),
     "both, as PyTorch": (lambda f: there(f, version=2, dlpack=0), 0, 0),

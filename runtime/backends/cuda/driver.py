@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import threading
 import warnings
 import weakref
@@ -70,6 +71,7 @@ _CALLS: Dict[str, Tuple[Any, ...]] = {
 _NON_BLOCKING, _NO_TIMING, _PORTABLE, _MAPPED, _THREAD_LOCAL = 1, 2, 1, 2, 1
 _NO_GPU = "the CUDA driver finds no GPU: is one plugged in, and visible to this user or container?"
 _ABSENT = (34, 100)  # CUDA_ERROR_STUB_LIBRARY, CUDA_ERROR_NO_DEVICE; others are failures of a driver that has a GPU
+_JETSON = "/dev/nvmap"  # a Jetson's driver also reports NO_DEVICE to a user who may not open the GPU
 _MULTIPROCESSORS, _INTEGRATED, _MAJOR, _MINOR = 16, 18, 75, 76  # CUdevice_attribute
 
 #: Launches a kernel: grid, block, arguments.
@@ -102,10 +104,12 @@ def load_driver() -> Any:
         except OSError:
             continue
         code = library.cuInit(0)
-        if code in _ABSENT:
+        jetson = os.path.exists(_JETSON)
+        if code in _ABSENT and not jetson:
             raise NoGpuError(_NO_GPU)
         if code:
-            raise BackendError(f"the CUDA driver cannot start (error {code}): see what nvidia-smi says")
+            advice = "is this user in the groups video and render?" if jetson else "see what nvidia-smi says"
+            raise BackendError(f"the CUDA driver cannot start (error {code}): {advice}")
         return library
     advice = "install NVIDIA's; a container needs --gpus all, on a Jetson --runtime nvidia"
     raise NoGpuError(f"there is no CUDA driver here (no libcuda.so.1): {advice}")

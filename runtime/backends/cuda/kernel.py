@@ -124,10 +124,7 @@ def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
 
 def _nvrtc() -> Iterator[Any]:
     """The NVRTC libraries that can be loaded, the system's first."""
-    names: List[str] = ["libnvrtc.so"]
-    found = ctypes.util.find_library("nvrtc")
-    if found:
-        names.insert(0, found)
+    names = list(filter(None, (ctypes.util.find_library("nvrtc"), "libnvrtc.so")))
     # Toolkits put it outside the loader's path; JetPack's is the second.
     for toolkit in (os.environ.get("CUDA_HOME", ""), "/usr/local/cuda", "/opt/cuda"):
         names += sorted(glob.glob(f"{toolkit}/lib64/libnvrtc.so*")) if toolkit else []

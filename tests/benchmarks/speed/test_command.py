@@ -38,11 +38,11 @@ MISTAKES = [
     (["speed", "T", "--protocol", "P9"], "unknown protocol 'P9'"),
     (["speed", "T", "--protocol", "P1", "--tracker", "opencv:MIL"], "add P5"),
     (["speed", "T", "--protocol", "P1,P5", "--tracker", "opencv:KFC"], "unknown tracker"),
-    (["speed", "T", "--seconds", "-1"], "no number above 0"),
+    (["speed", "T", "--seconds", "-1"], "not a number above 0"),
     (["speed", "T", "--clip", "x.mp4"], "go together"),
     (["speed", "/no/such/folder", "--protocol", "P1"], "there is no model"),
     (["ab", "T"], "needs two cases"),
-    (["targets", "T", "--counts", "0,2"], "no whole number from 1"),
+    (["targets", "T", "--counts", "0,2"], "not a whole number from 1"),
     (["startup", "T", "--runs", "1", "--backend", "onnxruntime-tensorrt"], "Tensorrt"),
 ]
 

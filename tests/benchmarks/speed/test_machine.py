@@ -13,7 +13,9 @@ from tests.datasets.miniature import write_tree
 
 @pytest.fixture(autouse=True)
 def forget():
-    """Clears the cached facts about the machine after each test."""
+    """Clears the cached facts about the machine before and after each test."""
+    machine.facts.cache_clear()
+    machine._nvml.cache_clear()
     yield
     machine.facts.cache_clear()
     machine._nvml.cache_clear()

@@ -48,7 +48,7 @@ LONGEST = 220.0
 
 BATCHES = (1, 8, 32)
 #: The measurement that others are compared with.
-REFERENCE = "reference, eager fp32"
+REFERENCE = "reference form, eager PyTorch, fp32"
 
 #: How each library copies an array into the GPU's memory; the key is the library that is needed.
 GPU_ARRAYS: Dict[str, Callable[[np.ndarray], Any]] = {
@@ -232,12 +232,12 @@ def _backend_rows(
 
     graph = opened._open.networks["search"].graph
     common = {"backend": backend, "precision": precision, "batch": batch, "graph": graph}
-    rows = [{**common, "what": f"{backend} {precision}: search step with crop", "ms": _time(step)}]
-    for place, given in (("host", frames), ("device", there)):
+    rows = [{**common, "what": f"{backend} {precision}: crop and search network", "ms": _time(step)}]
+    for place, given in (("on the host", frames), ("on the GPU", there)):
         if given:
             turn = cycle(given)
             ms = _time(lambda turn=turn: many.update(next(turn)))
-            rows.append({**common, "what": f"{backend} {precision}: update() on {place} frames", "ms": ms})
+            rows.append({**common, "what": f"{backend} {precision}: update(), frames {place}", "ms": ms})
     for target in targets:
         many.remove(target)
     return rows
@@ -346,7 +346,7 @@ def markdown(report: Row) -> str:
         table.setdefault(row["what"], {"step": row["what"]})[f"batch {row['batch']}"] = text
     card = (report["gpu"] or {"name": "no GPU"})["name"]
     libraries = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    note = f"{report['date']}; {libraries}. Model T; (x): speed relative to the reference."
+    note = f"{report['date']}; {libraries}. Model T; (x): speedup over the reference form."
     return markdown_table(card, list(table.values()), note)
 
 

@@ -152,7 +152,7 @@ class Run:
         except (FrameError, ServerError) as error:
             if isinstance(error, ServerError) and not self._away:
                 self._away = True
-                self._report(f"{error}; frames are skipped until it answers again")
+                self._report(f"{error}; frames count as unreadable until it answers again")
             self.count += 1
             self._unreadable += 1
             return

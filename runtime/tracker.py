@@ -55,13 +55,13 @@ class Track(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackerSettings:
-    """When a target counts as lost or found again, and how it is looked for in between.
+    """When a target counts as lost or found again, and how it is searched for in between.
 
     Attributes:
         lost_below: the smoothed score below which the target is lost.
         found_above: the smoothed score above which it is found again.
         smoothing: weight of the newest score in the smoothed score, 0..1.
-        patience: frames for which a lost target is tracked as published before it is looked for elsewhere.
+        patience: frames for which a lost target is tracked as published before it is searched for elsewhere.
         confirm: consecutive looks in which a candidate found elsewhere must score at least ``found_above``.
     """
 
@@ -118,8 +118,8 @@ class _BackendTracker:
                 the CPU.
             threads: number of CPU threads; None for one per core that this process may use.
             precision: ``"bf16"`` to compute in bf16 with OpenVINO; None for the model's own precision.
-            recover: whether to look for a lost target. False tracks exactly as published.
-            settings: when a target counts as lost, and how it is looked for.
+            recover: whether to search for a lost target. False tracks exactly as published.
+            settings: when a target counts as lost, and how it is searched for.
             capacity: number of targets for which a ``MultiTracker`` makes room in advance. Adding
                 more is possible but costs an allocation.
 
@@ -284,10 +284,10 @@ class MultiTracker(_BackendTracker):
 
 
 class Target:
-    """Box and state of one target: tracked as in the reference and, with ``recover``, looked for while it is lost.
+    """Box and state of one target: tracked as in the reference and, with ``recover``, searched for while it is lost.
 
     ``id`` is chosen by the owner. ``factor`` is the search window's side relative to ``sqrt(w * h)``.
-    While the target is looked for, ``box`` remains that of the published track.
+    While the target is searched for, ``box`` remains that of the published track.
     """
 
     def __init__(self, id: int, box: Box, settings: TrackerSettings, factor: float, recover: bool = True) -> None:

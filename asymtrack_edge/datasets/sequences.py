@@ -119,7 +119,7 @@ def read_frame(path: Path, first: Optional[Path] = None) -> np.ndarray:
 
 
 def read_rows(path: Path) -> List[List[float]]:
-    """Reads numbers separated by commas, semicolons, blanks or tabs; ``nan`` is allowed, empty lines are skipped.
+    """Reads numbers separated by commas, semicolons, spaces or tabs; ``nan`` is allowed, empty lines are skipped.
 
     Raises ``DatasetError`` if the file cannot be read or holds anything else.
     """

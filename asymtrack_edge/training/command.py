@@ -77,7 +77,7 @@ def _add_run(commands: Any) -> None:
     add("--batch", type=cli.positive, metavar="N", help="pairs per step and process (default: the preset's)")
     add("--lr", type=_rate, metavar="RATE", help="learning rate (default: the preset's)")
     add("--epochs", type=cli.positive, metavar="N", help="epochs of 60,000 pairs (default: the preset's)")
-    add("--cooldown", type=_share, metavar="SHARE", help="last part of the run (0..1) in which the rate falls to zero")
+    add("--cooldown", type=_share, metavar="SHARE", help="the run's last part (0..1): the learning rate falls to zero")
     add("--seed", type=cli.seed, metavar="N", help="seed of initial weights and pairs (default: 0)")
     numbers = recipe.add_mutually_exclusive_group().add_argument
     numbers("--bf16", dest="bf16", action="store_const", const=True, help="compute in bfloat16")
@@ -87,7 +87,7 @@ def _add_run(commands: Any) -> None:
     add("--output", type=Path, metavar="DIR", help="folder of the run (default: runs/VARIANT-PRESET)")
     add("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
     add("--time-budget", type=_seconds, default=math.inf, metavar="SECONDS", help="save and stop after this long")
-    text = "when the loss rises and stays high: stop, or go back to the last good state with half the rate "
+    text = "when the loss rises and stays high: stop, or go back to the last good state with half the learning rate "
     add("--on-divergence", choices=("stop", "retry"), default="stop", help=text + "(default: stop)")
     cli.add_device(call)
     add("--threads", type=cli.threads, metavar="N", help="CPU threads (default: one per core)")

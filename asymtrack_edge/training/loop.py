@@ -123,7 +123,7 @@ class Trainer:
     world: World = field(default_factory=World)
     teacher: Optional[Teacher] = None  #: imitated in addition to the labels
     time_budget: float = math.inf  #: stop after this many seconds, but not before the first step
-    retry: bool = False  #: if the loss diverges, go back to the last good state with half the rate and go on
+    retry: bool = False  #: if the loss diverges, go back to the last good state with half the learning rate and go on
     bf16: bool = False  #: compute in bfloat16 where it is safe
     metadata: Dict[str, str] = field(default_factory=dict)  #: stored in the weights to be deployed
     save_every: float = 45.0  #: seconds between saved states
@@ -196,7 +196,7 @@ class Trainer:
         self.signals.append(number)
 
     def _back(self, what: str) -> None:
-        """Goes back to the last good state with half the rate, or ends the run in that state."""
+        """Goes back to the last good state with half the learning rate, or ends the run in that state."""
         state, folder, rate = self.state, self.folder, self.state.rate / 2
         what = f"the loss {what} by step {state.step}"
         state.load(folder)

@@ -19,10 +19,10 @@ class Recipe:
     clip: float = 0.1  #: gradients are clipped to this norm
     pairs_per_epoch: int = 60_000
     epochs: int = 500
-    decay_epoch: Optional[int] = 400  #: the rate falls to a tenth at this epoch; None for never
+    decay_epoch: Optional[int] = 400  #: the learning rate falls to a tenth at this epoch; None for never
     #: The rate rises linearly over this many steps; if a time budget sets the length, over a tenth of it at most.
     warmup: int = 0
-    cooldown: float = 0.0  #: last part of the run (0..1), in which the rate falls linearly to zero
+    cooldown: float = 0.0  #: last part of the run (0..1), in which the learning rate falls linearly to zero
     #: Whether a time budget sets the length of the schedule, cooldown included; else it only interrupts the run.
     budget_is_length: bool = False
     bf16: bool = False  #: compute in bfloat16 where it is safe and the processor has it

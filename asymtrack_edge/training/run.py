@@ -115,7 +115,7 @@ def train(config: RunConfig, folder: Path, device: str, time_budget: float, retr
             where = f"{world.size} x {world.device} ({'bf16' if bf16 else 'fp32'}{threads})"
             cli.say(f"AsymTrack-{config.variant} on {where}: {what}")
             if recipe.budget_is_length and math.isinf(time_budget):
-                cli.say("without --time-budget this recipe trains until it is stopped, and its rate never falls")
+                cli.say("without --time-budget this recipe trains until it is stopped; its learning rate never falls")
         metadata = {"variant": config.variant, "seed": str(config.seed)}
         trainer = Trainer(state, draw, recipe, folder, world, teacher, time_budget, retry, bf16, metadata)
         finished = trainer.run()

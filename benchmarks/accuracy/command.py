@@ -72,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--tracker", metavar="NAME", help="opencv:... and python:... (see above)", **several)
     run.add_argument("--results", type=Path, metavar="DIR", help="score the result files in DIR", **several)
     cli.add_backend(run)
-    run.add_argument("--no-recover", dest="recover", action="store_false", help="do not look for lost targets")
+    run.add_argument("--no-recover", dest="recover", action="store_false", help="do not search for lost targets")
     text = "number of processes (default: 1; measure speed with 1)"
     run.add_argument("--jobs", type=cli.positive, default=1, metavar="N", help=text)
     run.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster: its address, auto or local")

@@ -54,8 +54,8 @@ def starts(args: argparse.Namespace) -> int:
     """Success AUC over many tracks of few sequences, for comparing weights.
 
     With a handful of sequences, one lost track moves the mean by 0.01 or more. Here every sequence
-    gives up to six tracks: from its start, from a quarter and from half of its length, each as is and
-    mirrored left to right, where boxes follow. Lost targets are not searched for. No published protocol does this.
+    gives up to six tracks: from its start, from a quarter and from half of its length, each unmirrored
+    and mirrored (left to right). Lost targets are not searched for. No published protocol does this.
     """
     sequences, left_out = Dataset("folder", args.root).read()
     tracker = TrackerSpec.of(args.model, args, recover=False).build()

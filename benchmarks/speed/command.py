@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_model(speed, positional=True, several=True)
     cli.add_backend(speed, several=True)
     cli.add_clip(speed)
-    speed.add_argument("--reference", action="store_true", help="P1 and P2 of the reference form in PyTorch as well")
+    speed.add_argument("--reference", action="store_true", help="also run P1 and P2 on the reference form in PyTorch")
     text = f"protocols to run, among {', '.join(SPEED_PROTOCOLS)} (default: all)"
     speed.add_argument("--protocol", type=_protocols, default=SPEED_PROTOCOLS, metavar="P1,...", help=text)
     text = "also time other trackers in P5, named as for asymtrack-eval: opencv:... and python:..."

@@ -1,4 +1,4 @@
-"""Protocol P8: joules per frame by power rail, at camera rate and flat out.
+"""Protocol P8: joules per frame by power rail, at camera rate and at full speed.
 
 Power is read from the machine's own sensors: the INA3221 monitors of a Jetson, the RAPL counters of a PC,
 NVML for a graphics card. Every figure carries the name of its rail; rails are not added up, because on

@@ -266,12 +266,12 @@ def paper(a: argparse.Namespace, bench: Bench) -> None:
 
 
 def energy(a: argparse.Namespace, bench: Bench) -> None:
-    """P8 at camera rate and flat out."""
+    """P8 at camera rate and at full speed."""
     bench.expect(2 * (a.seconds + joules.IDLE_SECONDS))
     sensors = joules.find_sensors(bench.gpu)
     clip = cases.make_clip(bench.folder)
     for paced in (a.fps, None):
-        way = "flat out" if paced is None else f"{paced:g} fps"
+        way = "full speed" if paced is None else f"{paced:g} fps"
         case = bench.keep(cases.tracker_case(f"{a.model}, {way}", TrackerSpec.of(a.model, a), clip))
         before = conditions(bench.gpu)
 

@@ -44,7 +44,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add = parser.add_argument_group("targets").add_argument
     add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
     add("--select", action="store_true", help="draw the target with the mouse")
-    published = "track exactly as published: do not look for lost targets"
+    published = "track exactly as published: do not search for lost targets"
     add("--no-recover", dest="recover", action="store_false", help=published)
     group = parser.add_argument_group("model")
     cli.add_model(group)
@@ -218,7 +218,7 @@ def _sentence(summary: Dict[str, Any]) -> str:
     if summary["unreadable"]:
         text += f", {summary['unreadable']} unreadable"
     if "missing" in summary:
-        cut = " (the file is cut off or damaged)" if summary["damaged"] else ""
+        cut = " (the file is truncated or damaged)" if summary["damaged"] else ""
         text += (f", {summary['missing']} fewer than announced" if summary["missing"] else "") + cut
     if "dropped" in summary:
         text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"

@@ -8,7 +8,7 @@ image; ``~/remove`` (``std_msgs/UInt32``) removes the target with that id, and `
 (``std_msgs/Empty``) removes all.
 
 Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: one per core that this process may use),
-``precision`` (``""`` for the model's own), ``recover`` (look for lost targets; true), and ``boxes``, a list of
+``precision`` (``""`` for the model's own), ``recover`` (search for lost targets; true), and ``boxes``, a list of
 ``"x,y,w,h"`` to follow from the first image on.
 
 ROS is imported only when the node starts, and message fields are inspected rather than assumed. So this

@@ -227,7 +227,7 @@ function lists(news) {
   }
   measure(news);
   const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ...speeds];
-  rows.push(["latency, ms", news.age_ms.toFixed(1)]);
+  rows.push(["frame age, ms", news.age_ms.toFixed(1)]);
   if (news.live) rows.push(["frames dropped", news.dropped]);
   show(rows);
   for (const id of ["pause", "step"]) $(id).hidden = news.live;

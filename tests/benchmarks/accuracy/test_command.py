@@ -272,7 +272,7 @@ def test_a_sequence_without_a_frame_to_score_is_named(folder_set, results, evalu
     assert ran.code == 1 and "sequence b: no frame can be scored" in ran.err and "withheld" not in ran.out
 
 
-def test_names_with_blanks_and_without_utf8(folder_set, output, tmp_path, evaluate):
+def test_names_with_spaces_and_without_utf8(folder_set, output, tmp_path, evaluate):
     odd = os.fsdecode(b"s\xe9q")
     (folder_set / "a").rename(folder_set / "seq a")
     (folder_set / "b" / "00000002.jpg").rename(folder_set / "b" / f"{odd}2.jpg")

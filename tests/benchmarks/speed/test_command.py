@@ -115,7 +115,7 @@ def test_energy_by_rail(exported, capsys, monkeypatch):
     monkeypatch.setattr(energy, "find_sensors", lambda gpu: {"test": lambda: {"VDD_IN": 2000.0}})
     monkeypatch.setattr(energy, "IDLE_SECONDS", 0.4)
     paced, flat = run(capsys, "energy", exported, "--seconds", "0.5", "--threads", "1")["rows"]
-    assert paced["case"]["name"].endswith(", 30 fps") and flat["case"]["name"].endswith(", flat out")
+    assert paced["case"]["name"].endswith(", 30 fps") and flat["case"]["name"].endswith(", full speed")
     assert flat["values"]["VDD_IN (J/frame)"] == pytest.approx(2 / flat["fps"])
 
 

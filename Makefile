@@ -1,4 +1,4 @@
-# make demo   set up, export T, track a face in a real clip; video, csv and picture are in demo-output/
+# make demo   set up, export T, track a face in a real clip; video, CSV and picture are in demo-output/
 # make docs   build the documentation in build/site
 # make test   set up, check style and types, run the tests (the device tests also on Python 3.8 if it is installed)
 

@@ -89,8 +89,8 @@ SMALL = Recipe(
     ),
 )
 
-#: Like ``small``, with a batch that fills a GPU. There, averaging weights at a high rate has given better results than
-#: a falling rate (docs/training.md).
+#: Like ``small``, with a batch that fills a GPU. There, averaging weights has given better results with a constant
+#: learning rate than with a falling one (docs/training.md).
 GPU = replace(SMALL, batch=256, cooldown=0.0, warmup=500, shallow_every=1)
 
 PRESETS: Dict[str, Recipe] = {"paper": PAPER, "small": SMALL, "gpu": GPU}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
@@ -88,6 +89,7 @@ class Run:
     def linger(self) -> None:
         """Waits for ``end()`` after the last frame; refuses further calls."""
         self.source_ended = self.paused = True
+        self.latest = self.latest and replace(self.latest)  # a new result: viewers learn that there are no more frames
         self.reader.close()  # frees the camera
         while not self.ended:
             self._run_calls()

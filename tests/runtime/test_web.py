@@ -186,8 +186,8 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
             number = next_header(socket)["frame"]
             assert problem in answer_to(socket, action="mark", frame=number, box=box)["error"]
         running.run._limit = 1
-        while not running.run.source_ended:
-            sleep(0.01)
+        while not next_header(socket)["over"]:
+            pass
         assert "the source has ended" in answer_to(socket, action="step")["error"]
     status, body, headers = running.get("/boxes.csv")
     lines = body.decode().splitlines()

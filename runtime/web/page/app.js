@@ -28,7 +28,11 @@ function connect() {
   socket.binaryType = "arraybuffer";
   socket.onopen = () => { since = null; connection("open", "connected"); };
   socket.onclose = async () => {
-    if (ended) { connection("ended", "the run has ended; reload this page to look for another"); return; }
+    if (ended) {
+      connection("ended", "the run has ended; reload this page to look for another");
+      for (const control of document.querySelectorAll("button, #download")) control.hidden = true;
+      return;
+    }
     connection("lost", "connection lost; trying again");
     try {
       const answered = await fetch("/", { method: "HEAD", cache: "no-store" });
@@ -56,7 +60,7 @@ function answer(content) {
   if (content.error) ended = false;
   if (content.done === "mark") $("changes").textContent = `target ${content.target} marked`;
   if (content.done === "remove") $("changes").textContent = `target ${content.target} removed`;
-  if (content.done && header) showPaused(content.paused);
+  if (content.done && header) showPaused(content.paused, header.over);
 }
 
 async function picture(data) {
@@ -226,12 +230,12 @@ function lists(news) {
     if (before && before !== target.state) $("changes").textContent = `target ${target.id} ${target.state}`;
   }
   measure(news);
-  const rows = [["frame", news.length ? `${news.frame} of ${news.length}` : news.frame], ...speeds];
+  const rows = [["frame", news.length ? `${news.frame} of ${news.length - 1}` : news.frame], ...speeds];
   rows.push(["frame age, ms", news.age_ms.toFixed(1)]);
   if (news.live) rows.push(["frames dropped", news.dropped]);
   show(rows);
-  for (const id of ["pause", "step"]) $(id).hidden = news.live;
-  showPaused(news.paused);
+  for (const id of ["pause", "step"]) $(id).hidden = news.live || news.over;
+  showPaused(news.paused, news.over);
 }
 
 // Measures speeds over at least one second in which frames arrived.
@@ -257,10 +261,11 @@ function show(rows) {
   });
 }
 
-function showPaused(paused) {
+function showPaused(paused, over) {
+  const now = over ? "no more frames: press End run" : paused ? "paused: mark targets, then resume" : "connected";
   $("pause").textContent = paused ? "Resume" : "Pause";
   $("pause").dataset.paused = paused;
-  if (socket.readyState === WebSocket.OPEN) connection("open", paused ? "paused: mark targets, then resume" : "connected");
+  if (socket.readyState === WebSocket.OPEN) connection("open", now);
 }
 
 function rebuild(targets) {

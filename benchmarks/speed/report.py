@@ -78,7 +78,7 @@ class Report:
             notes = dict.fromkeys(note for row in rows for note in row["notes"])
             lines.append(markdown_table(f"{protocol}: {what}", [_figures(row) for row in rows], "; ".join(notes)))
         note = "If the machine is not the paper's, the ratio compares machines as much as programs."
-        lines.append(markdown_table("Beside the paper", self.paper, note))
+        lines.append(markdown_table("Beside the paper", [{**row, "machine": None} for row in self.paper], note))
         note = "Clock and temperature: before to after the measurement."
         lines.append(markdown_table("Conditions", [_conditions(row) for row in self.rows], note))
         return "\n\n".join(line for line in lines if line) + "\n"
@@ -89,8 +89,6 @@ def _figures(row: Row) -> Row:
     latency = row["latency"] or {}
     return {
         "name": row["case"]["name"],
-        "tracker": row["case"]["tracker"],
-        **{key: row["case"][key] for key in ("precision", "threads", "batch")},
         **{column: latency.get(key) for key, column in _LATENCY.items()},
         "fps": row["fps"],
         **{f"{stage} ms": value for stage, value in row["stages"].items()},
@@ -114,8 +112,8 @@ def _conditions(row: Row) -> Row:
     return {
         "name": case["name"],
         "protocol": row["protocol"],
-        "backend": case["backend"],
-        "device": case["device"],
+        **{key: case[key] for key in ("tracker", "backend", "precision", "device", "threads")},
+        "batch": case["batch"] if case["batch"] > 1 else None,
         "model sha256": case["model_sha256"][:12],
         "MHz": " to ".join(cell(state[clock]) for state in states),
         "warmest °C": " to ".join(cell(max(state["temperatures"].values(), default=None)) for state in states),

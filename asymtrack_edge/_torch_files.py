@@ -66,7 +66,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Any:
     """Replaces ``torch._utils._rebuild_tensor_v2``; a tensor must not reach outside its storage or exceed its size."""
     if not isinstance(storage, StoredTensor):
         return Foreign()
-    if not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) or len(shape) != len(stride):
+    if not all(type(n) is int and n >= 0 for n in (offset, *shape, *stride)) or not len(stride) == len(shape) <= 64:
         raise MalformedError("is damaged: a tensor is not a view of its storage")
     numel, last = math.prod(shape), offset + sum((n - 1) * step for n, step in zip(shape, stride))
     if numel > storage.numel or (numel and last >= storage.numel):
@@ -82,18 +82,19 @@ _KNOWN: Dict[Tuple[str, str], Any] = {
     **{("torch._utils", f"_rebuild_{name}"): lambda data, *_: data for name in ("parameter", "parameter_with_state")},
 }
 _Python: Any = vars(pickle)["_Unpickler"]
+_INTEGERS = (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4)
 
 
 class _Tuple(Tuple[Any, ...]):
-    """Hashed by identity: by content, a chain of tuples that each hold the previous one twice takes forever."""
+    """A tuple or frozenset, hashed by identity: by content, a chain of them that each hold two takes forever."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]
 
 
-def _tuple(opcode: bytes) -> Any:
+def _changed(opcode: bytes, change: Callable[[Any], Any]) -> Callable[[Any], None]:
     def load(self: Any) -> None:
         _Python.dispatch[opcode[0]](self)
-        self.stack[-1] = _Tuple(self.stack[-1])
+        self.stack[-1] = change(self.stack[-1])
 
     return load
 
@@ -103,7 +104,10 @@ class Unpickler(_Python):  # type: ignore[misc]
 
     dispatch: ClassVar[Dict[int, Any]] = {
         **_Python.dispatch,
-        **{code[0]: _tuple(code) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
+        **{code[0]: _changed(code, _Tuple) for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)},
+        pickle.FROZENSET[0]: _changed(pickle.TUPLE, _Tuple),
+        # Any number of long integers can have one hash, and one that is the side of many dimensions fills the memory.
+        **{code[0]: _changed(code, lambda n: n if abs(n) < 1 << 63 else Foreign()) for code in _INTEGERS},
         pickle.BUILD[0]: lambda self: self.stack.pop(),  # drops attributes, which nothing needs
         pickle.BYTEARRAY8[0]: _Python.load_binbytes8,  # Python's own method allocates the length that is claimed
     }

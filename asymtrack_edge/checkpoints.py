@@ -191,9 +191,10 @@ def _tensors(node: Any, seen: Set[int], place: str = "", depth: int = 0) -> Iter
     if isinstance(node, dict) and id(node) not in seen and depth <= 4:
         seen.add(id(node))
         for name, value in node.items():
-            if isinstance(name, str) and hasattr(value, "shape"):
+            short = isinstance(name, (str, int)) and len(str(name)) <= 256  # a pickle can repeat a name for free
+            if short and isinstance(name, str) and hasattr(value, "shape"):
                 yield _WRAPPED.sub("", f"{place}{name}"), value
-            elif isinstance(name, (str, int)):
+            elif short:
                 yield from _tensors(value, seen, f"{place}{name}/", depth + 1)
 
 
@@ -233,17 +234,6 @@ def _choose(tree: Any, weights: Optional[str]) -> Tuple[str, str, Dict[str, Any]
 def _label(kind: str, prefix: str) -> str:
     where = f" ({_clip(prefix.replace('/', '.').rstrip('.'))[1:-1]})" if prefix else ""
     return ("averaged" if kind == "ema" else "raw") + where
-
-
-def load_weights(path: AnyPath, variant: Optional[Variant] = None) -> Dict[str, Tensor]:
-    """The weights in a file, by default for the variant that it looks like; see ``Checkpoint.tensors``."""
-    checkpoint = open_checkpoint(path)
-    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
-
-
-def load_model(path: Optional[AnyPath], variant: Variant) -> AsymTrack:
-    """The network of a variant with the weights of a file (None: the bundled ones); see ``Checkpoint.model``."""
-    return open_checkpoint(bundled_weights(variant) if path is None else path).model(variant)
 
 
 def bundled_weights(variant: Variant) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
-from asymtrack_edge.checkpoints import load_model, open_checkpoint, save_weights
+from asymtrack_edge.checkpoints import open_checkpoint, save_weights
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.files import write_text
@@ -49,7 +49,7 @@ def _main(arguments: argparse.Namespace) -> None:
     weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
     # A free batch axis, for other programs that run several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
-    manifest = Export(load_model(file, variant), options, weights).run(arguments.output / variant.name)
+    manifest = Export(open_checkpoint(file).model(variant), options, weights).run(arguments.output / variant.name)
     write_text(arguments.output / f"{variant.name}.md", render(variant.name, card, manifest))
     print(f"bundled {file} and {arguments.output / variant.name}")
 

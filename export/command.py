@@ -108,7 +108,7 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], None]) -> Tuple[Any, Dict[str, Any]]:
-    from asymtrack_edge.checkpoints import load_model, open_checkpoint
+    from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 
     if arguments.random_weights is not None:
         import torch
@@ -118,7 +118,7 @@ def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], 
         torch.manual_seed(arguments.random_weights)
         return AsymTrack(variant).eval(), {"weights": f"random, seed {arguments.random_weights}"}
     if arguments.checkpoint is None:
-        return load_model(None, variant), {"weights": f"bundled {variant.name}"}
+        return open_checkpoint(bundled_weights(variant)).model(variant), {"weights": f"bundled {variant.name}"}
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
     if checkpoint.choice:
         say(checkpoint.choice)

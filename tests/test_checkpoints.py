@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asymtrack_edge import checkpoints, files
-from asymtrack_edge.checkpoints import load_model, load_weights, open_checkpoint, save_weights
+from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint, save_weights
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS
@@ -82,7 +82,7 @@ def test_authors_checkpoint_with_foreign_classes(
     content = authors_checkpoint(OrderedDict(official))
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
-    weights = load_weights(path)
+    weights = open_checkpoint(path).tensors(T)
     assert "lib" not in sys.modules
     assert list(weights) == list(AsymTrack(T).state_dict())
     assert all(torch.equal(tensor, official[name]) for name, tensor in weights.items())
@@ -262,6 +262,6 @@ def test_failing_to_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_bundled_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match=r"this package has no weights for variant T: .*-train"):
-        load_model(None, T)
+        bundled_weights(T)
     save_weights(tmp_path / "T.safetensors", filled_model(T).state_dict(), {"variant": "T"})
-    assert not load_model(None, T).training
+    assert not open_checkpoint(bundled_weights(T)).model(T).training

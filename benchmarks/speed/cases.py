@@ -118,7 +118,7 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
     torch = require("torch", "export", "timing the reference form")
 
     from asymtrack_edge.benchmarks.reference_form import ReferenceForm
-    from asymtrack_edge.checkpoints import load_model
+    from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
     from asymtrack_edge.network import AsymTrack
 
     if threads is not None:
@@ -126,7 +126,7 @@ def _reference(variant: Variant, trained: bool, device: str, threads: Optional[i
     if device != "cpu" and not torch.cuda.is_available():
         raise BackendError(f"PyTorch {torch.__version__} finds no CUDA device here: use --device cpu")
     torch.manual_seed(0)
-    model = load_model(None, variant) if trained else AsymTrack(variant)
+    model = open_checkpoint(bundled_weights(variant)).model(variant) if trained else AsymTrack(variant)
     reference = ReferenceForm(model.to(device)).eval()
     z, x = (torch.randn(1, 3, side, side).to(device) for side in (variant.template_size, variant.search_size))
     with torch.inference_mode():

@@ -31,7 +31,7 @@ import numpy as np
 from asymtrack_edge.benchmarks.speed.machine import facts
 from asymtrack_edge.benchmarks.speed.race import timed
 from asymtrack_edge.benchmarks.tables import markdown_table
-from asymtrack_edge.checkpoints import load_model
+from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.errors import AsymTrackError
 from asymtrack_edge.geometry import Box, Cropper, CropWindow, crop_window, iou
 from asymtrack_edge.runtime import MultiTracker, Tracker
@@ -209,7 +209,7 @@ def speed_of_reference(machine: Machine) -> List[Row]:
     with torch.inference_mode():
         for batch in BATCHES:
             z, x = (torch.randn(batch, 3, side, side, device="cuda") for side in (128, 256))
-            form = ReferenceForm(load_model(None, VARIANTS["T"]).cuda()).eval()
+            form = ReferenceForm(open_checkpoint(bundled_weights(VARIANTS["T"])).model(VARIANTS["T"]).cuda()).eval()
             features = form.template(z)
             ms = _time(lambda f=form, x=x, t=features: (f(x, t), torch.cuda.synchronize()))
             rows.append({"what": REFERENCE, "batch": batch, "ms": ms})

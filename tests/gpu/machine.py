@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from asymtrack_edge.checkpoints import load_model
+from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
 from asymtrack_edge.cli import BACKENDS
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import load_manifest
@@ -50,7 +50,7 @@ class Machine:
 
             made.mkdir(parents=True)
             options = ExportOptions(precision, target, max_batch=32)
-            Export(load_model(None, VARIANTS["T"]), options).write(made).save(made)
+            Export(open_checkpoint(bundled_weights(VARIANTS["T"])).model(VARIANTS["T"]), options).write(made).save(made)
         return made
 
     def backends(self) -> List[Tuple[str, str]]:

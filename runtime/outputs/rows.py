@@ -1,9 +1,6 @@
 """Text outputs: boxes as CSV and messages as JSON (to files, stdout or UDP), and progress on a terminal.
 
-A message is one JSON object (``docs/cameras.md`` documents it for other languages)::
-
-    {"frame": 17, "time": 1760000000.123456, "pts": 0.567, "age_ms": 21.4, "size": [1280, 720],
-     "targets": [{"id": 0, "box": [120.25, 80.5, 40.0, 60.0], "score": 0.9312, "state": "tracking"}]}
+A message is one JSON object, which ``docs/cameras.md`` describes with an example.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 
 START_TIMEOUT = 10.0  #: seconds without a byte after which a pipeline counts as gone, while it starts
 READ_TIMEOUT = 5.0  #: the same while it runs
-F_SETPIPE_SZ = 1031  #: Linux's constant; in Python's fcntl from 3.10 on
 
 
 def split_options(text: str, known: Collection[str], owner: str) -> Tuple[str, Dict[str, str]]:
@@ -116,7 +115,7 @@ class Pipeline:
         self._poll = select.poll()
         self._poll.register(self._pipe, select.POLLIN)
         with suppress(OSError):
-            fcntl.fcntl(self._pipe, F_SETPIPE_SZ, 1 << 20)  # fewer wake-ups per picture
+            fcntl.fcntl(self._pipe, 1031, 1 << 20)  # F_SETPIPE_SZ, unknown to Python before 3.10: fewer wake-ups
         try:
             found = {field[:1]: field[1:] for field in self._line(START_TIMEOUT).split()}
             width, height = int(found[b"W"]), int(found[b"H"])

@@ -39,6 +39,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from asymtrack_edge.errors import AsymTrackError, BackendError, SourceError, UsageError
 from asymtrack_edge.geometry import Box
@@ -51,7 +52,7 @@ PERIOD = 1 / 15  #: shortest time between two pictures for a viewer, in seconds;
 WIDTH = 960  #: greatest width of pictures for viewers, in pixels
 MOST_TARGETS = 32  #: targets followed at once through the page
 MOST_ROWS = 300_000  #: rows kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory
-MOST_CONNECTIONS = 512  #: connections open at once; more are answered with 503
+MOST_CONNECTIONS = 512  #: connections open at once; more are closed, or strangers could use up all descriptors
 LONGEST_MESSAGE = 1 << 16  #: from a browser, in bytes; a longer one closes its connection
 SHORTEST_TOKEN = 16  #: in characters
 SILENCE = 30.0  #: seconds without a frame after which a live source's run counts as unhealthy
@@ -133,7 +134,8 @@ class WebView(Sink):
             log_level="error",
             access_log=False,
             lifespan="off",
-            limit_concurrency=MOST_CONNECTIONS,
+            http=_Bounded,
+            backlog=64,  # connections that asyncio accepts before it asks the protocol about the first of them
             timeout_graceful_shutdown=1,
             ws_max_size=LONGEST_MESSAGE,
             ws_per_message_deflate=False,  # JPEGs do not compress further
@@ -141,9 +143,8 @@ class WebView(Sink):
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="web view", daemon=True)
         self._thread.start()
-        deadline = monotonic() + 10
         while not self._server.started:
-            if not self._thread.is_alive() or monotonic() > deadline:
+            if not self._thread.is_alive():
                 raise BackendError("the web server did not start: see above")
             sleep(0.01)
 
@@ -272,6 +273,15 @@ def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
     if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in offers):
         return None
     return "the token is missing or wrong: use the address that was printed when the view started"
+
+
+class _Bounded(H11Protocol):
+    """HTTP for at most ``MOST_CONNECTIONS``: uvicorn's own limit counts a connection only once it asks something."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
 
 
 def make_app(view: WebView) -> ASGIApp:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
+import socket
 import threading
 from pathlib import Path
 from time import sleep
@@ -261,6 +263,16 @@ def test_nonsense_is_answered_and_does_no_harm(run: Callable[..., Running]) -> N
                 socket.recv(timeout=10)
     with running.connect() as socket:
         assert next_header(socket)["frame"] == 0, "the server no longer answers"
+
+
+def test_silent_connections_are_limited(run: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(view, "MOST_CONNECTIONS", 3)
+    port = urlsplit(run().view.url).port
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(6)]
+    sleep(0.5)
+    assert len(select.select(silent, [], [], 0)[0]) == 3, "three are open, three closed"
+    for connection in silent:
+        connection.close()
 
 
 def test_a_slow_viewer_gets_few_but_fresh_pictures(run: Callable[..., Running]) -> None:

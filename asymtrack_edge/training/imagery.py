@@ -239,7 +239,7 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
     """Reads an index of a collection, empty if there is no such file; raises ``DatasetError`` if it is no list."""
     try:
         records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(records, list):
         raise DatasetError(f"{path} is not a list of records")
@@ -249,7 +249,7 @@ def read_records(path: Path) -> List[Dict[str, Any]]:
 def _read_tar(path: Path) -> Dict[str, bytes]:
     try:
         with tarfile.open(path, "r:") as archive:
-            files = ((m.name, archive.extractfile(m)) for m in archive if m.isfile())
+            files = ((m.name, archive.extractfile(m)) for m in archive if m.isfile() and not m.issparse())
             return {name: file.read() for name, file in files if file is not None}
     except (OSError, tarfile.TarError) as error:
         raise DatasetError(f"cannot read the shard {path}: {error}") from None

@@ -128,12 +128,12 @@ class JetsonWriter(Sink):
     """
 
     def __init__(self, where: Path) -> None:
-        self.name = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
-        self._utils, self._picture = jetson_utils(), None
+        url = re.sub(r"^(\w+):/(?!/)", r"\1://", str(where))  # a Path has swallowed a slash
+        self.name, self._utils, self._picture = without_secrets(url), jetson_utils(), None
         try:
-            self._output = self._utils.videoOutput(self.name, ["--headless"])  # else it also opens a window
+            self._output = self._utils.videoOutput(url, ["--headless"])  # else it also opens a window
         except Exception as error:  # it raises plain exceptions, and logs the reason
-            raise SourceError(f"jetson-utils cannot write {self.name}: {error}") from None
+            raise SourceError(without_secrets(f"jetson-utils cannot write {url}: {error}")) from None
 
     def write(self, result: Result) -> None:
         """Draws into a copy, because others may still read the frame."""

@@ -236,6 +236,12 @@ def _label(kind: str, prefix: str) -> str:
     return ("averaged" if kind == "ema" else "raw") + where
 
 
+def load_weights(path: AnyPath, variant: Optional[Variant] = None) -> Dict[str, Tensor]:
+    """The weights in a file, by default for the variant that it looks like; see ``Checkpoint.tensors``."""
+    checkpoint = open_checkpoint(path)
+    return checkpoint.tensors(variant or VARIANTS[(checkpoint.variants or ("T",))[0]])
+
+
 def bundled_weights(variant: Variant) -> Path:
     """The bundled file of weights for a variant; raises ``CheckpointError`` if there is none."""
     path = BUNDLED / f"{variant.name}.safetensors"

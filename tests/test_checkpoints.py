@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asymtrack_edge import checkpoints, files
-from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint, save_weights
+from asymtrack_edge.checkpoints import bundled_weights, load_weights, open_checkpoint, save_weights
 from asymtrack_edge.errors import CheckpointError
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import VARIANTS
@@ -82,7 +82,7 @@ def test_authors_checkpoint_with_foreign_classes(
     content = authors_checkpoint(OrderedDict(official))
     torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     monkeypatch.undo()
-    weights = open_checkpoint(path).tensors(T)
+    weights = load_weights(path)
     assert "lib" not in sys.modules
     assert list(weights) == list(AsymTrack(T).state_dict())
     assert all(torch.equal(tensor, official[name]) for name, tensor in weights.items())

@@ -94,9 +94,9 @@ class Pipeline:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._pipe, pictures = os.pipe()
         self._close = weakref.finalize(self, os.close, self._pipe)
-        # Before 1.26.1, y4menc also writes the padding that some decoders leave between planes; converting removes it.
-        raw = "video/x-raw,format"
-        tail = f"! videoconvert ! {raw}=YV12 ! videoconvert ! {raw}=I420 ! y4menc ! fdsink fd={pictures}".split()
+        # Before 1.26.1, y4menc lets decoders pad planes, but then writes the padding: their question must not reach it.
+        raw = "video/x-raw,format=I420 ! identity drop-allocation=true"
+        tail = f"! videoconvert ! {raw} ! y4menc ! fdsink fd={pictures}".split()
         try:
             self._process = subprocess.Popen(
                 ["gst-launch-1.0", "-q", *elements, *tail],

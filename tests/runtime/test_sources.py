@@ -167,6 +167,13 @@ def test_padded_rows_of_old_gstreamer_are_read(launcher: Path, tmp_path: Path, w
     assert shown[0] == shown[1] and len(shown[0]) == 3
 
 
+@pytest.mark.skipif(os.system("gst-inspect-1.0 --exists vp9dec 2>&-") != 0, reason="GStreamer's VP9 is not installed")
+def test_padded_pictures_of_a_decoder_are_read() -> None:
+    pipeline = Pipeline("videotestsrc num-buffers=3 ! video/x-raw,width=642,height=362 ! vp9enc deadline=1 ! vp9dec")
+    assert [pipeline.grab() for _ in range(4)] == [True, True, True, False]
+    pipeline.release()
+
+
 def test_a_program_that_does_not_release_its_pipeline_leaves_no_process(launcher: Path, tmp_path: Path) -> None:
     code = "from asymtrack_edge.runtime.sources.cameras import Pipeline; kept = Pipeline('videotestsrc')"
     subprocess.run([sys.executable, "-c", code], cwd=HERE.parents[1], check=True, timeout=30)
@@ -201,11 +208,10 @@ def test_csi_camera_becomes_a_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
         ("no/such/file.mp4", "there is no file"),
         (str(HERE.parents[1] / "constraints.txt"), "not a video"),  # FFmpeg would render the text
         ("97", "cannot open camera 97"),
-        ("/dev/video97", "cannot open camera /dev/video97"),
         ("/dev/v4l/by-id/none?fps=30", "cannot open camera /dev/v4l/by-id/none"),
         ("http://127.0.0.1:1/x", "cannot open http"),
         ("rtsp://u:secret@127.0.0.1:9/x", r"cannot open rtsp://127.0.0.1:9/\*\*\*:"),
-        ("rtsp://u:my secret@127.0.0.1:9/x", "cannot open"),
+        ("rtsp://u:my' secret@127.0.0.1:9/x", "cannot open"),
         ("http://u:secret@[::1/x", "cannot open"),
         ("videotestsrc ! fakesink", r"gstreamer1\.0-tools"),
     ],

@@ -52,7 +52,7 @@ def open_jetson(source: str) -> Source:
         raise SourceError(f"there is no file {name}")
     shown = name if re.match("csi:|v4l2:|/dev/", name) else without_secrets(name)
     opened = LiveSource(f"{shown} by jetson-utils", lambda: _JetsonCapture(name, options))
-    opened.live = not recording  # a file is decoded in hardware too, but has an end and waits to be read
+    opened.live = not recording  # a file is decoded in hardware too, at its own pace, but has an end
     return opened
 
 

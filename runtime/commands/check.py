@@ -41,7 +41,7 @@ def limits_of(backend: Backend) -> agreement.Limits:
     # CPUs only store numbers in fp16; GPUs compute in it. ONNX Runtime's TensorRT provider computes fp32 as TF32,
     # which has fp16's mantissa, and has no option to switch that off.
     half = backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu)
-    if half or backend.name == "onnxruntime-tensorrt":
+    if half or (backend.precision, backend.name) == ("fp32", "onnxruntime-tensorrt"):
         return agreement.HALF_ARITHMETIC
     if backend.precision == "fp32" and not backend.on_cpu and platform.machine() in ("aarch64", "arm64"):
         return agreement.OTHER_CROPS

@@ -70,6 +70,7 @@ def test_a_difference_is_an_error(first: int, column: int, by: Any, words: str, 
         ("tensorrt", "fp16", "x86_64", HALF_ARITHMETIC),
         ("onnxruntime-cuda", "fp32", "x86_64", LIMITS["fp32"]),
         ("onnxruntime-tensorrt", "fp32", "x86_64", HALF_ARITHMETIC),  # it computes in TF32
+        ("onnxruntime-tensorrt", "int8", "x86_64", LIMITS["int8"]),
         ("tensorrt", "fp32", "aarch64", OTHER_CROPS),  # on arm64, OpenCV's crops differ from the kernel's
         ("openvino", "fp32", "aarch64", LIMITS["fp32"]),  # both crop with the same OpenCV
         ("openvino", "fp16", "aarch64", LIMITS["fp16"]),

@@ -169,7 +169,7 @@ def test_padded_rows_of_old_gstreamer_are_read(launcher: Path, tmp_path: Path, w
 
 @pytest.mark.skipif(os.system("gst-inspect-1.0 --exists vp9dec 2>&-") != 0, reason="GStreamer's VP9 is not installed")
 def test_padded_pictures_of_a_decoder_are_read() -> None:
-    pipeline = Pipeline("videotestsrc num-buffers=3 ! video/x-raw,width=642,height=362 ! vp9enc deadline=1 ! vp9dec")
+    pipeline = Pipeline("videotestsrc num-buffers=3 ! video/x-raw,format=I420,width=642 ! vp9enc deadline=1 ! vp9dec")
     assert [pipeline.grab() for _ in range(4)] == [True, True, True, False]
     pipeline.release()
 

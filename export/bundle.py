@@ -1,8 +1,7 @@
 """Puts trained weights into the package: safetensors, the ONNX pair, and a model card.
 
 For maintainers. The card's JSON holds what the weights do not show (data, pairs seen, time, validation);
-it is kept in the safetensors header and rendered as Markdown. Bundled weights contain their card: without
-``--card``, they keep it, and only what is derived from them is written anew.
+it is kept in the safetensors header and rendered as Markdown. Without ``--card`` the weights keep their card.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--variant", required=True, metavar="{T,S,B}")
     parser.add_argument("--card", type=Path, help="JSON: data, training, validation, limits (default: the file's own)")
-    parser.add_argument("--output", type=Path, default=BUNDLED, help="the package's folder of weights")
     return cli.run(_main, parser.parse_args(argv))
 
 
@@ -43,15 +41,14 @@ def _main(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{arguments.checkpoint} has no card: give --card FILE")
     text = arguments.card.read_text(encoding="utf-8") if arguments.card else checkpoint.metadata["card"]
     card: Dict[str, Any] = json.loads(text)
-    file = arguments.output / f"{variant.name}.safetensors"
-    if arguments.card or not (file.is_file() and file.samefile(arguments.checkpoint)):
-        save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
+    file = BUNDLED / f"{variant.name}.safetensors"
+    save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
     weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
     # A free batch axis, for other programs that run several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
-    manifest = Export(open_checkpoint(file).model(variant), options, weights).run(arguments.output / variant.name)
-    write_text(arguments.output / f"{variant.name}.md", render(variant.name, card, manifest))
-    print(f"bundled {file} and {arguments.output / variant.name}")
+    manifest = Export(open_checkpoint(file).model(variant), options, weights).run(BUNDLED / variant.name)
+    write_text(BUNDLED / f"{variant.name}.md", render(variant.name, card, manifest))
+    print(f"bundled {file} and {BUNDLED / variant.name}")
 
 
 def render(name: str, card: Dict[str, Any], manifest: Manifest) -> str:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import perf_counter
@@ -51,7 +51,7 @@ Advanced = Callable[[int], Any]
 Executor = Callable[[TrackerSpec, Items[Sequence], Advanced], Iterator[Outcome]]
 
 
-def track(tracker: Any, sequence: Sequence, advanced: Advanced) -> Outcome:
+def track(tracker: Any, advanced: Advanced, sequence: Sequence) -> Outcome:
     """Runs one pass: initialises on frame 0, then updates on every other frame."""
     boxes, times = np.empty((len(sequence), 4)), np.empty(len(sequence))
     boxes[0] = sequence.start
@@ -81,8 +81,7 @@ def _limited(spec: TrackerSpec, threads: int) -> TrackerSpec:
 
 
 def _make(spec: TrackerSpec) -> Callable[[Advanced, Sequence], Outcome]:
-    tracker = spec.build()
-    return lambda advanced, sequence: track(tracker, sequence, advanced)
+    return partial(track, spec.build())
 
 
 def local_executor(jobs: int, spec: TrackerSpec, sequences: Items[Sequence], advanced: Advanced) -> Iterator[Outcome]:
@@ -171,7 +170,7 @@ def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanc
 
 
 def _task(carried: List[Any], sequence: Sequence) -> Outcome:
-    return track(_built(carried[0])[0], sequence, lambda frames: None)
+    return track(_built(carried[0])[0], lambda frames: None, sequence)
 
 
 @lru_cache(maxsize=2)

@@ -116,10 +116,8 @@ def end_to_end(bench: Bench, case: Case, clip: cases.VideoClip, seconds: Optiona
     stages = {"decode": sum(decode), **{name: tracker.seconds[name] - began for name, began in stages.items()}}
     by_stage = {name: 1000 * spent / len(total) for name, spent in stages.items()}
     by_stage["other"] = max(0.0, 1000 * sum(total) / len(total) - sum(by_stage.values()))
-    values = {}
-    for fps in (30.0, 60.0):
-        lost = dropped_frames(total, fps)
-        values[f"% dropped at {fps:g} fps"] = 100.0 * lost / (lost + len(total))
+    dropped = {fps: dropped_frames(total, fps) for fps in (30, 60)}
+    values = {f"% dropped at {fps} fps": 100.0 * lost / (lost + len(total)) for fps, lost in dropped.items()}
     note = "dropped frames are calculated from the measured times, for a camera that keeps its newest frame"
     bench.add("P6", case, before, note, samples=total, fps=len(total) / sum(total), stages=by_stage, values=values)
 

@@ -103,7 +103,8 @@ def test_the_search_elsewhere_waits_for_patience_and_needs_several_good_scores()
     found = next(i for i, t in enumerate(tracks) if i > lost and t.state is State.TRACKING)
     assert elsewhere[0] == lost + 10 and elsewhere.index(found) == 5 - 1
     assert [i - elsewhere[0] for i in elsewhere[:5]] == [0, 1, 3, 4, 6]
-    assert all(track.box.x < 160 for track in tracks[:found]) and tracks[found].box.x > 200
+    assert all(track.box.x < 160 for track in tracks[:found])
+    assert tracks[found].box.x > 200 and tracks[found].score == 0.95
     # One good score of the published crop restarts the count of good scores elsewhere.
     tracks, looks = scripted(make_target(patience=10, confirm=5), lambda i: 0.9 if i == elsewhere[1] + 1 else 0.1, 60)
     again = next(i for i, t in enumerate(tracks) if i > elsewhere[1] + 1 and t.state is State.TRACKING)

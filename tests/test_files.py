@@ -35,6 +35,7 @@ def test_plain_file_is_replaced_when_complete_and_keeps_its_mode(tmp_path: Path)
     path.chmod(0o640)
     with OutputFile(path) as file:
         file.write(b"one\n")
+        file.check_growth()
         assert path.read_text() == "earlier"
         assert file.place == tmp_path / f".o.{os.getpid()}.part.csv" and file.place.read_text() == "one\n"
     assert path.read_text() == "one\n" and stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -167,7 +168,6 @@ def test_opencv_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert opencv_path(os.fsencode("/клип.mp4").decode("utf-8", "surrogateescape")) == "/клип.mp4"
     with pytest.raises(SourceError, match=r"caf\\xe9\.mp4, which is not UTF-8: rename it"):
         opencv_path(LATIN + ".mp4")
-    assert files.printable(LATIN) == r"caf\xe9"
 
 
 @pytest.mark.parametrize("name", [LATIN + ".png", "a%d:b.png"])

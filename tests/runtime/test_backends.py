@@ -98,9 +98,6 @@ CGROUP = "sys/fs/cgroup"
 @pytest.mark.parametrize(
     ("cgroup", "files", "quota"),
     [
-        ("", {}, math.inf),
-        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
-        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
         # The smallest quota among a group and its parents.
         ("0::/user/job\n", {"user/job/cpu.max": "max 100000", "user/cpu.max": "200000 100000"}, 2),
         # With cgroup v1, a container sees the host's path, but its own group at the mount point.
@@ -114,7 +111,7 @@ CGROUP = "sys/fs/cgroup"
 )
 def test_a_containers_quota_is_found(cgroup: str, files: Dict[str, str], quota: float, tmp_path: Path) -> None:
     there = {f"{CGROUP}/{name}": text for name, text in files.items()}
-    assert cpu_quota(write_tree(tmp_path, {"proc/self/cgroup": cgroup, **there} if cgroup else {})) == quota
+    assert cpu_quota(write_tree(tmp_path, {"proc/self/cgroup": cgroup, **there})) == quota
 
 
 def test_default_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,10 @@ def kernel_equals_opencv(machine: Machine) -> str:
             for ours in (planes.transpose(1, 2, 0)[..., ::-1], pixels):
                 worst = max(worst, int(np.abs(ours.astype(int) - crop.astype(int)).max()))
                 compared += 1
-    name = cuda.name
     cuda.close()
     allowed = int(machine.integrated)  # on arm64, OpenCV resizes with different code
     assert worst <= allowed, f"{compared} crops differ from OpenCV's by up to {worst}"
-    return f"{compared} crops through the {name}, largest difference {worst}"
+    return f"{compared} crops through the {cuda.name}, largest difference {worst}"
 
 
 def follow(tracker: Tracker, frames: Sequence[Any], box: Box) -> List[Box]:

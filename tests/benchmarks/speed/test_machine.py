@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from time import sleep
 
 import pytest
@@ -12,13 +13,10 @@ from tests.datasets.miniature import write_tree
 
 
 @pytest.fixture(autouse=True)
-def forget():
-    """Clears the cached facts about the machine before and after each test."""
-    machine.facts.cache_clear()
-    machine._nvml.cache_clear()
-    yield
-    machine.facts.cache_clear()
-    machine._nvml.cache_clear()
+def forget(monkeypatch):
+    """Each test has its own cache of facts about the machine."""
+    for name in ("facts", "_nvml"):
+        monkeypatch.setattr(machine, name, lru_cache(getattr(machine, name).__wrapped__))
 
 
 def test_facts_of_a_jetson(monkeypatch):

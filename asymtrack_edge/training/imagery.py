@@ -91,7 +91,7 @@ def load_pool(
     """Loads folders and all their subfolders into memory.
 
     Images larger than ``side`` pixels are shrunk. ``share`` is this process's number and the number of processes: each
-    reads every n-th still and clip. ``left_out`` gets the reasons for damaged files. Raises DatasetError if all are.
+    reads every n-th still and clip. ``left_out`` gets what is damaged, and why. Raises DatasetError if nothing is left.
     """
     left_out = LeftOut() if left_out is None else left_out
     items = [item for folder in folders for item in _find(folder, left_out)]

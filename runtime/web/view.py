@@ -8,14 +8,8 @@ the previous one. So neither slow nor additional viewers slow the tracker down, 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import ipaddress
 import json
 import operator
-import os
-import re
-import secrets
 import socket
 import threading
 from collections import deque
@@ -26,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Callable, Deque, Dict, NamedTuple, Optional, Tuple
-from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -47,6 +40,7 @@ from asymtrack_edge.runtime.outputs import Result, Sink
 from asymtrack_edge.runtime.outputs.rows import as_message, csv_header, csv_rows
 from asymtrack_edge.runtime.run import Run
 from asymtrack_edge.runtime.tracker import State, Track
+from asymtrack_edge.runtime.web import access
 
 PERIOD = 1 / 15  #: shortest time between two pictures for a viewer, in seconds; the tracker may be faster
 WIDTH = 960  #: greatest width of pictures for viewers, in pixels
@@ -54,7 +48,6 @@ MOST_TARGETS = 32  #: targets followed at once through the page
 MOST_ROWS = 300_000  #: rows kept for ``/boxes.csv``, some 30 MB: a run that never ends must not fill the memory
 MOST_CONNECTIONS = 512  #: connections open at once; more are closed, or strangers could use up all descriptors
 LONGEST_MESSAGE = 1 << 16  #: from a browser, in bytes; a longer one closes its connection
-SHORTEST_TOKEN = 16  #: in characters
 SILENCE = 30.0  #: seconds without a frame after which a live source's run counts as unhealthy
 
 _PAGE = Path(__file__).parent / "page"
@@ -119,7 +112,7 @@ class WebView(Sink):
 
     def __init__(self, run: Run, port: int, host: str = "127.0.0.1") -> None:
         self.run = run
-        self.token = None if is_loopback(host) else _token()
+        self.token = None if access.is_loopback(host) else access.make_token()
         self._socket = _listen(host, port)
         address, port = self._socket.getsockname()[:2]
         shown = socket.gethostname() if address in ("0.0.0.0", "::") else address
@@ -238,43 +231,6 @@ class WebView(Sink):
         }
 
 
-def is_loopback(host: str) -> bool:
-    """Whether an address to listen on can be reached from this machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def cookie_name(token: str) -> str:
-    """The name of a view's own cookie: browsers share cookies between the ports of a host."""
-    return f"asymtrack_{hashlib.sha256(token.encode()).hexdigest()[:12]}"
-
-
-def refusal(asking: HTTPConnection, token: Optional[str]) -> Optional[str]:
-    """Why a request must not be answered; None if it may.
-
-    Without a token, only requests addressed to this machine itself are answered, so that no other web
-    page can reach us by pointing its own host name at our address. A web page can open a WebSocket only
-    if we served it. ``/health`` needs no token.
-    """
-    host, origin = asking.headers.get("host", ""), asking.headers.get("origin")
-    try:
-        asked, page = urlsplit(f"//{host}").hostname, urlsplit(origin or "").netloc
-    except ValueError:
-        return "the request's headers are malformed"
-    if token is None and not is_loopback(asked or ""):
-        return "this view answers requests from this machine only"
-    if asking.scope["type"] == "websocket" and origin is not None and page != host:
-        return "a page from another site cannot connect"
-    if token is None or asking.scope["path"] == "/health":
-        return None
-    offers = asking.query_params.get("token", ""), asking.cookies.get(cookie_name(token), "")
-    if any(hmac.compare_digest(offer.encode(), token.encode()) for offer in offers):
-        return None
-    return "the token is missing or wrong: use the address that was printed when the view started"
-
-
 class _Bounded(H11Protocol):
     """HTTP for at most ``MOST_CONNECTIONS``: uvicorn's own limit counts a connection only once it asks something."""
 
@@ -285,12 +241,12 @@ class _Bounded(H11Protocol):
 
 
 def make_app(view: WebView) -> ASGIApp:
-    """The ASGI application, which answers only requests that ``refusal`` allows."""
+    """The ASGI application, which answers only requests that ``access.refusal`` allows."""
 
     async def page(name: str, kind: str, request: Request) -> Response:
         response = FileResponse(_PAGE / name, media_type=kind, headers=_HEADERS)
         if view.token is not None and kind == "text/html":
-            response.set_cookie(cookie_name(view.token), view.token, httponly=True, samesite="strict")
+            response.set_cookie(access.cookie_name(view.token), view.token, httponly=True, samesite="strict")
         return response
 
     async def boxes(request: Request) -> Response:
@@ -314,7 +270,7 @@ def make_app(view: WebView) -> ASGIApp:
     app = Starlette(routes=routes)
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-        problem = refusal(HTTPConnection(scope), view.token) if scope["type"] in ("http", "websocket") else None
+        problem = access.refusal(HTTPConnection(scope), view.token) if scope["type"] in ("http", "websocket") else None
         if problem is None:
             await app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -386,17 +342,6 @@ class _Viewer:
                 answer = {"error": str(error)}
             async with self._sending:
                 await self._socket.send_json(answer)
-
-
-def _token() -> str:
-    """The user's token, so that pages find the view again after a restart, or else a new one."""
-    token = os.environ.get("ASYMTRACK_TOKEN") or secrets.token_urlsafe(24)
-    if not re.fullmatch(rf"[A-Za-z0-9_-]{{{SHORTEST_TOKEN},}}", token):
-        raise UsageError(
-            f"ASYMTRACK_TOKEN takes at least {SHORTEST_TOKEN} letters, digits, - or _: "
-            "python3 -c 'import secrets; print(secrets.token_urlsafe())' makes one"
-        )
-    return token
 
 
 def _listen(host: str, port: int) -> socket.socket:

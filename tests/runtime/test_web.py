@@ -29,7 +29,7 @@ websockets = pytest.importorskip("websockets")
 connect = pytest.importorskip("websockets.sync.client").connect
 HTTPConnection = pytest.importorskip("starlette.requests").HTTPConnection
 
-from asymtrack_edge.runtime.web import view  # noqa: E402
+from asymtrack_edge.runtime.web import access, view  # noqa: E402
 
 TRUTH = [boxes for _, boxes in coloured_patches(400, 3)]
 ACTIONS = ("ack", "hold", "mark", "remove", "pause", "step", "end", "fly", 3)
@@ -63,7 +63,7 @@ def asked(kind: str = "http", path: str = "/", query: str = "", **headers: str) 
 
 
 THERE = "10.0.0.5:8080"
-COOKIE = view.cookie_name("secret")
+COOKIE = access.cookie_name("secret")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ COOKIE = view.cookie_name("secret")
         (asked(host=THERE, cookie=f"a=b; {COOKIE}=secret"), "secret", True),
         (asked(host=THERE, cookie=f"{COOKIE}=secre"), "secret", False),
         # Another view on the same host has its own cookie, which must not be accepted here.
-        (asked(host=THERE, cookie=view.cookie_name("other") + "=secret"), "secret", False),
+        (asked(host=THERE, cookie=access.cookie_name("other") + "=secret"), "secret", False),
         (asked(host="["), None, False),
         (asked("websocket", host="localhost:8080", origin="http://["), None, False),
         (asked("websocket", host=THERE, query="token=secret", origin="http://x"), "secret", False),
@@ -87,7 +87,7 @@ COOKIE = view.cookie_name("secret")
     ],
 )
 def test_access_control(request_: Any, token: Optional[str], allowed: bool) -> None:
-    assert (view.refusal(request_, token) is None) == allowed
+    assert (access.refusal(request_, token) is None) == allowed
 
 
 class Running:

@@ -49,8 +49,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--batch", type=int, metavar="N", help="most targets per call, 1..64 (default: 1, static; 16 with --triton)")
     crops = f"input format of the networks (default: {UINT8_BGR} for onnx, {FLOAT_RGB} for TensorRT)"
     add("--input", choices=(UINT8_BGR, FLOAT_RGB), help=crops)
-    text = "directory to write (default: exports/asymtrack-t-fp16 or the like)"
-    add("--output", type=Path, metavar="DIR", help=text)
+    add("--output", type=Path, metavar="DIR", help="directory to write (default: exports/asymtrack-t-fp16 or the like)")
     add("--triton", type=Path, metavar="DIR", help="also add the model to this Triton model repository")
     add("--no-engine", action="store_true", help="write ONNX models only")
     cli.add_clip(parser)

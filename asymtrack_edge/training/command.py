@@ -35,16 +35,13 @@ _ON_DISK = {"lasot": "LaSOT", "got10k": "GOT-10k", "coco": "COCO2017", "tracking
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; ``run`` is the default."""
-    text = "Trains and fine-tunes AsymTrack. All options: asymtrack-train run --help"
-    parser = cli.parser("asymtrack-train", text, EXAMPLES)
+    parser = cli.parser("asymtrack-train", "Trains AsymTrack. All options: asymtrack-train run --help", EXAMPLES)
     commands = parser.add_subparsers(dest="command", metavar="{run,label,plot}")
     _add_run(commands)
     text = "Turns a folder of videos into training data: finds objects and tracks them forward and backward."
-    short = "turn a folder of videos into training data, boxes included"
-    label = commands.add_parser("label", help=short, description=text)
+    label = commands.add_parser("label", help="turn a folder of videos into training data", description=text)
     label.add_argument("folder", type=Path, metavar="FOLDER", help="folder of videos")
-    text = "where the frames and boxes go (default: the folder's name with -labelled)"
-    label.add_argument("--output", type=Path, metavar="DIR", help=text)
+    label.add_argument("--output", type=Path, metavar="DIR", help="folder for the result (default: FOLDER-labelled)")
     cli.add_model(label)
     cli.add_backend(label)
     label.set_defaults(func=_label)
@@ -56,8 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    text = "train (the default command)"
-    run = commands.add_parser("run", help=text, description="Trains AsymTrack.")
+    run = commands.add_parser("run", help="train (the default command)", description="Trains AsymTrack.")
     run.set_defaults(func=_run)
     add = run.add_argument_group("data, held in memory or read from disk in the published layout").add_argument
     add("--data", nargs="+", metavar="DIR", help="collections, folders of annotated clips, images or videos")
@@ -68,8 +64,7 @@ def _add_run(commands: Any) -> None:
     add = run.add_argument_group("model").add_argument
     add("--variant", type=str.upper, metavar="{T,S,B}", help="what to train (default: that of --init, else T)")
     add("--init", metavar="WEIGHTS", help="weights to start from: a file, or T, S or B for the bundled weights")
-    text = "also learn from a teacher tracker: the folder of its two ONNX models"
-    add("--teacher", type=os.path.abspath, metavar="DIR", help=text)
+    add("--teacher", type=os.path.abspath, metavar="DIR", help="folder of a teacher tracker's two ONNX models")
     recipe = run.add_argument_group("recipe")
     add = recipe.add_argument
     text = "recipe (default: paper; required with --data; docs/training.md compares them)"

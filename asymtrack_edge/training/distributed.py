@@ -39,7 +39,7 @@ class World:
 
     def average(self, value: Tensor) -> Tensor:
         """The mean of a number over all processes."""
-        return value if self.size == 1 else _average(value)
+        return value if self.size == 1 else _Average.apply(value.detach())
 
     def agree(self, *values: float) -> List[float]:
         """The largest of each value over all processes, so that all make the same decision."""
@@ -55,22 +55,18 @@ class World:
             distributed.barrier()
 
 
-def _average(value: Tensor) -> Tensor:
-    value = value.detach().clone()
-    distributed.all_reduce(value)
-    return value / distributed.get_world_size()
-
-
 class _Average(torch.autograd.Function):
     """The mean of a tensor over all processes; the backward pass averages the gradient."""
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:
-        return _average(value)
+        value = value.clone()
+        distributed.all_reduce(value)
+        return value / distributed.get_world_size()
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        return _average(gradient)
+        return _Average.apply(gradient)
 
 
 class SharedBatchNorm(nn.BatchNorm2d):

@@ -35,8 +35,7 @@ asymtrack-bench energy T                                      joules per frame
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    text = "Measure speed by named protocols (docs/benchmarks.md explains them)."
-    parser = cli.parser("asymtrack-bench", text, EXAMPLES)
+    parser = cli.parser("asymtrack-bench", "Measure speed by the protocols of docs/benchmarks.md.", EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, seconds: float = 0.0, what: str = "") -> Any:

@@ -111,7 +111,7 @@ class DeviceBackend(Backend):
 
             self._crop = crop
             self._frame = FrameBuffer(cuda)
-            self._host_window = cuda.pinned(kernel.WINDOW.itemsize).array
+            self._host_window = cuda.pinned(kernel.WINDOW.itemsize).array.view(kernel.WINDOW)
             self._device_window = cuda.allocate(kernel.WINDOW.itemsize)
             self._template_image = cuda.allocate(nbytes(manifest.template))
             # The template network writes here, because a slot's place in a batch may be unaligned.
@@ -165,7 +165,7 @@ class DeviceBackend(Backend):
         assert run is not None
         with cuda.current():
             try:
-                self._frame.write(frame, (window,), (self._host_window.view(kernel.WINDOW),))
+                self._frame.write(frame, (window,), (self._host_window,))
                 cuda.upload(self._device_window, self._host_window)
                 self._crop(self._device_window, self._template_image, manifest.template_size, 1)
                 run()
@@ -245,30 +245,29 @@ class _Group:
         self._manifest = manifest
         self._cuda = cuda
         self._steps: Dict[int, Callable[[], None]] = {}
-        self._keys: List[int] = []
+        self._memory: List[int] = []  # addresses
         try:
             self.state = {spec.name: self._allocate(size * nbytes(spec)) for spec in manifest.state}
             self._image = self._allocate(size * nbytes(manifest.search))
             self._output = self._allocate(size * nbytes(manifest.output))
-            self._host_windows = self._pinned(size * kernel.WINDOW.itemsize)
-            self._device_windows = self._allocate(self._host_windows.nbytes)
+            self.windows = self._pinned(size * kernel.WINDOW.itemsize).view(kernel.WINDOW)
+            self._device_windows = self._allocate(self.windows.nbytes)
             self._predictions = self._pinned(size * nbytes(manifest.output)).view(np.float32).reshape(size, -1)
         except BackendError:  # not enough memory: the backend remains usable
             self.close()
             raise
-        self.windows = self._host_windows.view(kernel.WINDOW)
         if before is not None:
             for spec in manifest.state:
                 cuda.copy(self.state[spec.name], before.state[spec.name], before.size * nbytes(spec))
 
     def _allocate(self, size: int) -> int:
-        self._keys.append(self._cuda.allocate(size))
-        return self._keys[-1]
+        self._memory.append(self._cuda.allocate(size))
+        return self._memory[-1]
 
     def _pinned(self, size: int) -> np.ndarray:
-        buffer = self._cuda.pinned(size)
-        self._keys.append(buffer.key)
-        return buffer.array
+        array = self._cuda.pinned(size).array
+        self._memory.append(array.ctypes.data)
+        return array
 
     def run(self, count: int) -> np.ndarray:
         """Queues the step for the first ``count`` targets.
@@ -287,9 +286,8 @@ class _Group:
     def _new_step(self, count: int) -> Callable[[], None]:
         manifest, cuda = self._manifest, self._cuda
         addresses = {**self.state, manifest.search.name: self._image, manifest.output.name: self._output}
-        windows = self._host_windows[: count * kernel.WINDOW.itemsize]
         run = self._network.bind(addresses, count)
-        queue = partial(self._queue, count, windows, run, self._predictions[:count])
+        queue = partial(self._queue, count, self.windows[:count], run, self._predictions[:count])
         if not self._network.capturable:
             return queue
         # A network has to run once with these shapes before it can be captured.
@@ -315,5 +313,5 @@ class _Group:
     def close(self) -> None:
         """Releases the steps and the memory."""
         self.close_steps()
-        while self._keys:
-            self._cuda.free(self._keys.pop())
+        while self._memory:
+            self._cuda.free(self._memory.pop())

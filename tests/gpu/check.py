@@ -89,7 +89,7 @@ def kernel_equals_opencv(machine: Machine) -> str:
     cuda.close()
     allowed = int(machine.integrated)  # on arm64, OpenCV resizes with different code
     assert worst <= allowed, f"{compared} crops differ from OpenCV's by up to {worst}"
-    return f"{compared} crops through the {cuda.name}, largest difference {worst}"
+    return f"{compared} crops through {type(cuda).__name__}, largest difference {worst}"
 
 
 def follow(tracker: Tracker, frames: Sequence[Any], box: Box) -> List[Box]:

@@ -176,7 +176,6 @@ class HostBuffer(NamedTuple):
 
     array: np.ndarray  # uint8, one axis
     device_address: int  # the GPU's address of the same bytes; 0 without one
-    key: int  # for CudaDevice.free
 
 
 class Graph:
@@ -220,8 +219,6 @@ class CudaDevice:
     ``with device.current():``. Everything is released by ``close``, or when the object is dropped.
     ``BackendError`` if the GPU cannot be opened.
     """
-
-    name = "CUDA driver"  # the library that makes the calls
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -273,10 +270,10 @@ class CudaDevice:
         self.driver.call("cuMemsetD8Async", address, 0, size, self.stream)
         self.synchronise()
 
-    def free(self, key: int) -> None:
-        """Frees device memory (by address), host memory (by key) or a graph, before ``close`` does."""
+    def free(self, handle: int) -> None:
+        """Frees device or host memory (by its address) or a graph (by its handle) before ``close`` does."""
         with CAPTURE_LOCK:
-            self._held.undo.pop(key)()
+            self._held.undo.pop(handle)()
 
     def pinned(self, size: int, mapped: bool = False) -> HostBuffer:
         """Allocates page-locked host memory; if ``mapped``, the GPU can use it in place."""
@@ -287,7 +284,7 @@ class CudaDevice:
         device = driver.get(c_ulonglong, "cuMemHostGetDevicePointer_v2", host, 0) if mapped else 0
         array = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(host))
         array[...] = 0
-        return HostBuffer(array, device, host)
+        return HostBuffer(array, device)
 
     def upload(self, to: int, source: np.ndarray) -> None:
         """Copies a contiguous host array to a device address."""

@@ -185,7 +185,7 @@ class FrameBuffer:
         host, device = self._host, self._device
         self._host, self._device = None, 0
         if host is not None:
-            self._cuda.free(host.key)
+            self._cuda.free(host.array.ctypes.data)
         if device:
             self._cuda.free(device)
         if not self.mapped:

@@ -28,8 +28,6 @@ def _translated(function: Any) -> Any:
 class PycudaDevice(CudaDevice):
     """A GPU whose context, stream, memory and kernels are PyCUDA's."""
 
-    name = "PyCUDA"
-
     @_translated
     def _open_context(self, device: int) -> None:
         cuda.init()
@@ -75,7 +73,7 @@ class PycudaDevice(CudaDevice):
             array = cuda.pagelocked_empty(size, np.uint8, mem_flags=flags)
         array[...] = 0
         self._held.undo[array.ctypes.data] = array.base.free
-        return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0, array.ctypes.data)
+        return HostBuffer(array, int(array.base.get_device_pointer()) if mapped else 0)
 
     @_translated
     def kernel(self, module: bytes, name: str, types: str) -> Launch:

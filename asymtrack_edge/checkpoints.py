@@ -158,8 +158,8 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
     except Exception as error:  # malformed streams: pickle, zipfile and torch raise many kinds of error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(f"{path} is truncated or damaged ({reason}): copy or download it again") from None
-    found = [re.match(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$", name) for name in stored]
-    blocks = Counter(match[1] for match in found if match)
+    block = re.compile(r"backbone\.layers\.([012])\.blocks\.\d+\.gamma_1$")
+    blocks = Counter(match[1] for match in map(block.match, stored) if match)
     depths = tuple(blocks[stage] for stage in "012")
     stated = metadata.get("variant", "")
     variants = [stated] if stated in VARIANTS else [name for name, v in VARIANTS.items() if v.depths == depths]

@@ -48,11 +48,8 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
             other = None
             with suppress(ManifestError):
                 other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
-            if (
-                other is None
-                or interface(other) != interface(manifest)
-                or not path.with_name(f"model.{kind}").is_file()
-            ):
+            fits = other is not None and interface(other) == interface(manifest)
+            if not (fits and path.with_name(f"model.{kind}").is_file()):
                 raise ExportError(
                     f"{path.parent} is damaged, or has other inputs, another --batch or another format: "
                     f"remove {entry}, or give another --triton"

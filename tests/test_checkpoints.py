@@ -7,6 +7,7 @@ import types
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 from typing import Any, Callable, Dict
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -249,11 +250,7 @@ def test_failing_to_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
     for value, words in ((1e6, "'a'.*float32"), (float("nan"), "NaN")):
         with pytest.raises(CheckpointError, match=words):
             save_weights(path, {"a": torch.tensor([value])}, {})
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files.OutputFile, "write", full)
+    monkeypatch.setattr(files.OutputFile, "write", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match="No space left"):
         save_weights(path, {"a": torch.zeros(1)}, {})
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]

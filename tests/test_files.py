@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, List
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -85,14 +86,10 @@ def test_another_users_file_keeps_owner_and_mode(tmp_path: Path) -> None:
 
 def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container, renaming onto a mounted file fails with 'device or resource busy'."""
-
-    def busy(*_: object) -> None:
-        raise OSError(16, os.strerror(16))
-
     path = tmp_path / "o.csv"
     path.write_text("earlier and longer")
     before = path.stat()
-    monkeypatch.setattr(files.os, "replace", busy)
+    monkeypatch.setattr(files.os, "replace", Mock(side_effect=OSError(16, os.strerror(16))))
     write_text(path, "new")
     assert path.stat().st_ino == before.st_ino and path.read_text() == "new" and names(tmp_path) == ["o.csv"]
     elsewhere = os.stat_result((*before[:2], before.st_dev + 1, *before[3:]))

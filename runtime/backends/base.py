@@ -40,7 +40,7 @@ def scale_and_offset(manifest: Manifest) -> Tuple[np.ndarray, np.ndarray]:
 class Backend(ABC):
     """Runs the template and search networks for the targets in its slots."""
 
-    name = ""  # as in asymtrack_edge.runtime.BACKENDS
+    name = ""  # as in asymtrack_edge.runtime.BACKENDS, or "triton"
     on_cpu = False  # whether the networks run on the CPU
     integrated = False  # whether the networks run on a GPU that shares the CPU's memory, as on a Jetson
     threads = 0  # CPU threads that the networks use; 0 on a GPU
@@ -142,8 +142,8 @@ class HostBackend(Backend):
         crop = image if self._as_bytes else self._scratch[image.shape[2]]
         self._cropper.crop(frame, window, crop)
         if not self._as_bytes:  # BGR bytes (S, S, 3) to normalised RGB (3, S, S)
-            np.multiply(crop[..., ::-1].transpose(2, 0, 1), self._scale, out=image, casting="same_kind")
-            np.subtract(image, self._offset, out=image, casting="same_kind")
+            np.multiply(crop[..., ::-1].transpose(2, 0, 1), self._scale, out=image)
+            np.subtract(image, self._offset, out=image)
 
     @abstractmethod
     def _run_template(self, slot: int) -> None:

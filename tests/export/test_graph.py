@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict
+from typing import Dict, List
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.quantise import costly_convolutions
 from asymtrack_edge.export.split import localisation_score
 from asymtrack_edge.manifest import Manifest
-from asymtrack_edge.runtime.sources.clip import synthetic_clip
+from asymtrack_edge.runtime.sources.clip import default_clip
 from asymtrack_edge.variants import VARIANTS, Variant
 from tests.helpers import SMALL, filled_model, random_inputs
 
@@ -45,10 +45,9 @@ def predict(folder: Path, manifest: Manifest, template: np.ndarray, search: np.n
     return np.asarray(session(folder / "search.onnx").run(None, feed)[0])
 
 
-def crops(manifest: Manifest, batch: int) -> Dict[str, np.ndarray]:
+def crops(manifest: Manifest, batch: int) -> List[np.ndarray]:
     r = np.random.RandomState(0)
-    shapes = {"template": manifest.template.shape, "search": manifest.search.shape}
-    return {k: r.randint(0, 256, (batch, *shape)).astype(np.uint8) for k, shape in shapes.items()}
+    return [r.randint(0, 256, (batch, *s.shape)).astype(np.uint8) for s in (manifest.template, manifest.search)]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -70,9 +69,9 @@ def test_versions_and_operators(target: str, precision: str, tmp_path: Path) -> 
 def test_items_of_a_batch_do_not_affect_each_other(tmp_path: Path) -> None:
     manifest = Export(filled_model(SMALL), ExportOptions(max_batch=8)).write(tmp_path)
     made = crops(manifest, 3)
-    together = predict(tmp_path, manifest, made["template"], made["search"])
+    together = predict(tmp_path, manifest, *made)
     for i in range(3):
-        alone = predict(tmp_path, manifest, made["template"][i : i + 1], made["search"][i : i + 1])
+        alone = predict(tmp_path, manifest, *(crop[i : i + 1] for crop in made))
         np.testing.assert_allclose(together[i : i + 1], alone, rtol=0, atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
@@ -83,10 +82,9 @@ def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
     # OPE and downsampling of every stage, and the first two layers of each tower of the head.
     assert len(costly_convolutions(onnx.load(str(tmp_path / "search.onnx")))) == 3 + 3 + 4
     made = crops(manifest, 1)
-    wanted = predict(tmp_path, manifest, made["template"], made["search"])
-    frames = list(synthetic_clip())[:6]
-    Export(model, ExportOptions("int8"), clip=([frame for frame, _ in frames], frames[0][1])).write(tmp_path)
-    got = predict(tmp_path, manifest, made["template"], made["search"])
+    wanted = predict(tmp_path, manifest, *made)
+    Export(model, ExportOptions("int8"), clip=default_clip(6)).write(tmp_path)
+    got = predict(tmp_path, manifest, *made)
     assert 0 < np.abs(got - wanted).max() < 0.1
     quantised = onnx.load(str(tmp_path / "search.onnx"))
     assert quantised.ir_version == IR_VERSION and quantised.opset_import[0].version == manifest.opset
@@ -129,9 +127,8 @@ def test_folded_equals_trained(variant: Variant) -> None:
         got = fold(model)(template, search)
         assert torch.equal(model(template, search).box, wanted.box), "folding changed the trained model"
     torch.testing.assert_close(got.box, wanted.box, rtol=0, atol=2e-5)
-    scale = float(wanted.score_tl.abs().max())
-    torch.testing.assert_close(got.score_tl, wanted.score_tl, rtol=0, atol=2e-5 * scale)
-    torch.testing.assert_close(got.score_br, wanted.score_br, rtol=0, atol=2e-5 * scale)
+    for ours, theirs in ((got.score_tl, wanted.score_tl), (got.score_br, wanted.score_br)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
 
 
 def test_the_score_is_the_geometric_mean_of_the_heaviest_cells_of_both_corners() -> None:

@@ -251,8 +251,7 @@ class Check(NamedTuple):
 
 
 def _each(name: str, run: Callable[..., Any], *backends: str) -> List[Check]:
-    pairs = product(backends, PRECISIONS)
-    return [Check(f"{name} {b} {p}", partial(run, b, p), (b, *PRECISIONS[p])) for b, p in pairs]
+    return [Check(f"{name} {b} {p}", partial(run, b, p), (b, *PRECISIONS[p])) for b, p in product(backends, PRECISIONS)]
 
 
 CHECKS = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes.util
 import importlib.util
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -30,12 +30,14 @@ class Machine:
         self.missing: Dict[str, str] = {}
         self.folder = folder
         self.began = time.monotonic()  # moved forward by the time that building engines takes
-        for find in (self._find_gpu, _find_torch, _find_onnxruntime, _find_export, _find_cupy, _find_numba):
+        finds: Any = {"gpu": self._find_gpu, "torch": _find_torch, "onnxruntime": _find_onnxruntime}
+        finds.update(export=_find_export, cupy=partial(__import__, "cupy"), numba=partial(__import__, "numba.cuda"))
+        for part, find in finds.items():
             try:
                 find()
             except Exception as error:
                 said = " ".join(str(error).split())[:200]  # CuPy's message begins with an empty line
-                self.missing[find.__name__[len("_find_") :]] = said or type(error).__name__
+                self.missing[part] = said or type(error).__name__
 
     def _find_gpu(self) -> None:
         self.gpu = find_gpu(0)
@@ -132,14 +134,6 @@ def _find_export() -> None:
     absent = [name for name in ("torch", "onnx", "onnxsim", "safetensors") if importlib.util.find_spec(name) is None]
     if absent:
         raise RuntimeError(f"making models needs {', '.join(absent)}: pip install '.[export]'")
-
-
-def _find_cupy() -> None:
-    __import__("cupy")
-
-
-def _find_numba() -> None:
-    __import__("numba.cuda")
 
 
 def _has_library(name: str) -> bool:

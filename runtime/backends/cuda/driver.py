@@ -301,11 +301,10 @@ class CudaDevice:
     def kernel(self, module: bytes, name: str, types: str) -> Launch:
         """Loads the kernel ``name`` of a cubin; returns a function of grid, block and arguments that launches it.
 
-        ``types`` has a letter for each argument: P address, i int32, f float32.
+        ``types`` has a letter for each argument: P address, i int32, f float32. The caller holds ``CAPTURE_LOCK``.
         """
         driver, stream = self.driver, self.stream
-        with CAPTURE_LOCK:
-            loaded = driver.get(c_void_p, "cuModuleLoadData", module)
+        loaded = driver.get(c_void_p, "cuModuleLoadData", module)
         self._held.undo[("module", loaded)] = lambda: driver.try_call("cuModuleUnload", loaded)
         function = driver.get(c_void_p, "cuModuleGetFunction", loaded, name.encode())
 

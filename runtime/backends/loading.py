@@ -36,13 +36,13 @@ def open_backend(
 ) -> Backend:
     """Opens a backend; arguments and errors as in ``Tracker.load``. A log line says which one."""
     device = str(device)  # a torch.device works, too
+    if precision == "bf16" and backend == "auto":
+        backend = "openvino"
     _check(backend, device, threads)
     folder = model_folder(model)
     manifest = load_manifest(folder, verify=False)  # each file is verified when it is read
     if precision == manifest.precision:
         precision = None
-    if precision == "bf16" and backend == "auto":
-        backend = "openvino"
     if precision is not None and (precision, backend) != ("bf16", "openvino"):
         raise UsageError(
             f"the model is in {manifest.precision}, and the backend {backend} cannot compute it in {precision}: "

@@ -82,6 +82,7 @@ def test_auto_warns_of_an_unusable_gpu_on_a_jetson(monkeypatch: Any, caplog: Any
         ({"threads": "2"}, "threads must be an int from 1 to 1024, not '2'"),
         ({"threads": 100_000}, "threads must be an int from 1 to 1024"),
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),
+        ({"precision": "bf16", "device": "cuda"}, "the backend openvino runs on the CPU, not on cuda"),
         ({"backend": "tensorrt", "device": "cpu"}, "runs on a GPU, not on the CPU"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "cannot compute it in bf16: use the backend openvino"),
         ({"precision": "fp16"}, "cannot compute it in fp16: give a model that was exported in fp16"),

@@ -131,10 +131,9 @@ class _BackendTracker:
         """
         if capacity < 1:
             raise UsageError(f"capacity must be at least 1, not {capacity}")
-        opened = open_backend(model, backend, device, threads, precision)
-        opened.reserve(capacity)
-        tracker = cls(opened, recover, settings)
-        weakref.finalize(tracker, opened.close)
+        tracker = cls(open_backend(model, backend, device, threads, precision), recover, settings)
+        weakref.finalize(tracker, tracker.backend.close)
+        tracker.backend.reserve(capacity)
         return tracker
 
     def close(self) -> None:

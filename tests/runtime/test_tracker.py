@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from typing import Any, List, Sequence
+from typing import Any, Sequence
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -103,13 +104,14 @@ def test_a_closed_tracker_says_so_and_a_dropped_one_closes_its_backend(monkeypat
     for call in (tracker.update, many.update, lambda frame: tracker.init(frame, (1, 2, 30, 40))):
         with pytest.raises(UsageError, match="closed: load another"):
             call(FRAME)
-    closed: List[str] = []
-    engine = ScriptedBackend([])
-    engine.close = lambda: closed.append("closed")
+    engine: Any = ScriptedBackend([])
+    engine.close, engine.reserve = Mock(), Mock(side_effect=[None, MemoryError])
     monkeypatch.setattr("asymtrack_edge.runtime.tracker.open_backend", lambda *_: engine)
     dropped = Tracker.load("T")
-    assert not closed
+    assert engine.close.call_count == 0
     del dropped
-    assert closed == ["closed"]
+    assert engine.close.call_count == 1
+    with pytest.raises(MemoryError):
+        Tracker.load("T")
     Tracker(engine).close()
-    assert closed == ["closed"] * 2
+    assert engine.close.call_count == 3

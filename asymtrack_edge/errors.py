@@ -27,11 +27,14 @@ class MissingDependencyError(AsymTrackError, ImportError):
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """Imports an optional module; raises ``MissingDependencyError`` if its package, or one it needs, is missing."""
+    """Imports an optional module; ``MissingDependencyError`` without a package, ``AsymTrackError`` if one is broken."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingDependencyError((error.name or module).partition(".")[0], extra, purpose) from None
+        package, _, part = (error.name or module).partition(".")
+        if isinstance(error, ModuleNotFoundError) and not part:
+            raise MissingDependencyError(package, extra, purpose) from None
+        raise AsymTrackError(f"{purpose} needs {package}, which does not load: {error}: update or repair it") from None
 
 
 class CheckpointError(AsymTrackError):

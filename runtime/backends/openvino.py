@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, Optional
 
 import numpy as np
 
-from asymtrack_edge.errors import BackendError, MissingDependencyError
+from asymtrack_edge.errors import BackendError, require
 from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
@@ -95,12 +95,7 @@ def _import() -> Any:
     # If openvino_telemetry is installed, openvino reports its import. A tracker on a device must not.
     absent = sys.modules.setdefault("openvino_telemetry", None) is None  # type: ignore[arg-type]
     try:
-        import openvino
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
-            raise MissingDependencyError("openvino", "openvino", "the backend openvino") from None
-        raise BackendError(f"OpenVINO cannot be imported: {error}") from None
+        return require("openvino", "openvino", "the backend openvino")
     finally:
         if absent:
             sys.modules.pop("openvino_telemetry", None)
-    return openvino

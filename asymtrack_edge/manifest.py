@@ -186,7 +186,7 @@ def is_export(folder: Path) -> bool:
     """Whether this package wrote a folder, whatever state it is in now."""
     try:
         content = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
 

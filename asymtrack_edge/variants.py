@@ -31,6 +31,7 @@ class Variant:
         depths: encoder blocks in each of the three stages.
         template_size, search_size: sides of the square crops, in pixels.
         template_factor, search_factor: sides of the crops in frame pixels, divided by ``sqrt(w * h)`` of the box.
+        widths: channels after the stem and each stage; ``attention_head_dim`` is the channels of one head.
         etm_stages: stages whose search stream is modulated by the template (ETM).
         ope_stages: stages that end in object perception enhancement (OPE).
     """

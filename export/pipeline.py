@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import shutil
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
@@ -52,6 +52,9 @@ class ExportOptions:
     half_storage: bool = False
 
     def __post_init__(self) -> None:
+        if self.precision not in LIMITS or self.platform not in PLATFORMS:
+            known = f"precision among {', '.join(LIMITS)}, and platform among {', '.join(PLATFORMS)}"
+            raise UsageError(f"cannot export in {self.precision!r} for {self.platform!r}: choose {known}")
         if self.precision == "int8" and (self.platform != "onnx" or self.input_format not in (None, UINT8_BGR)):
             raise UsageError(f"int8 is for CPUs and crops of {UINT8_BGR}: leave out --target and --input")
         if self.platform != "onnx" and self.input_format == UINT8_BGR:
@@ -70,7 +73,7 @@ class Export:
     """One export; ``run`` takes it through all steps: fold, split, write, verify, build engines, save.
 
     Attributes:
-        model: trained, in training form; it is not changed.
+        model: trained, in training form; its weights stay as they are, and it is switched to eval mode.
         options: how to export.
         weights: where the weights come from, for the manifest.
         clip: BGR frames and the first box, to verify on and (int8) to calibrate on; None for a synthetic clip.
@@ -188,9 +191,7 @@ def replaced_directory(output: Path) -> Iterator[Path]:
     old = beside.with_name(f"{beside.name}-old")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        # Under the lock, because the directory is missing for a moment while another process replaces it.
-        with locked(output.parent):
-            _check_replaceable(output)
+        with _locked(output):
             if output.exists():  # a mounted folder cannot be renamed: report that before the work
                 try:
                     os.rename(output, old)
@@ -199,8 +200,7 @@ def replaced_directory(output: Path) -> Iterator[Path]:
                     raise immovable from None
         beside.mkdir()
         yield beside
-        with locked(output.parent):
-            _check_replaceable(output)
+        with _locked(output):
             if output.exists():
                 with suppress(OSError):
                     shutil.copymode(output, beside)
@@ -216,6 +216,15 @@ def replaced_directory(output: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)
         if output.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keeps others from replacing ``output``, or building engines in it; errors as in ``_check_replaceable``."""
+    with locked(output.parent):  # the directory itself is missing for a moment while another process replaces it
+        _check_replaceable(output)
+        with locked(output) if output.exists() else nullcontext():
+            yield
 
 
 def _check_replaceable(output: Path) -> None:

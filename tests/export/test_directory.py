@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from asymtrack_edge.errors import ExportError
 from asymtrack_edge.export.pipeline import replaced_directory
+from asymtrack_edge.files import locked
 from asymtrack_edge.manifest import FORMAT
 
 
@@ -48,6 +50,18 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
             os.close(handle)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
+
+
+def test_a_directory_is_not_replaced_while_engines_are_built_in_it(tmp_path: Path) -> None:
+    """The build would then save the old models' manifest beside the new models."""
+    folder = tmp_path / "export"
+    _export_in_turn(str(folder), 1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(folder):  # as asymtrack-build does
+            exporting = pool.submit(_export_in_turn, str(folder), 2, 1)
+            assert not wait([exporting], 0.5).done and (folder / "search.onnx").read_text() == "1"
+        exporting.result(60)
+    assert (folder / "search.onnx").read_text() == "2"
 
 
 class _Signal(BaseException):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from asymtrack_edge.errors import ExportError, ManifestError
+from asymtrack_edge.errors import ExportError, ManifestError, UsageError
 from asymtrack_edge.export import pipeline
 from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.pipeline import Export, ExportOptions
@@ -90,6 +90,9 @@ def test_half_precision_stays_close_and_small_or_is_refused(exported: Path, tmp_
     with pytest.raises(ExportError, match="fp16 cannot hold this model's numbers"):
         Export(model, ExportOptions("fp16"), clip=SHORT).run(tmp_path / "none")
     assert not (tmp_path / "none").exists()
+    for unknown in ({"precision": "bf16"}, {"platform": "jetson"}):
+        with pytest.raises(UsageError, match="choose precision among fp32, fp16, int8, and platform among onnx"):
+            ExportOptions(**unknown)
 
 
 def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

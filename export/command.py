@@ -13,7 +13,7 @@ from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
 from asymtrack_edge.files import check_folder
 from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, PLATFORMS, UINT8_BGR, file_entry
-from asymtrack_edge.runtime.agreement import figures
+from asymtrack_edge.runtime.comparison import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import Variant, get_variant
 

@@ -27,7 +27,7 @@ from asymtrack_edge.export.verify import verify
 from asymtrack_edge.files import locked
 from asymtrack_edge.manifest import NETWORKS, PLATFORMS, UINT8_BGR, FileEntry, Manifest, file_entry, is_export
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.agreement import LIMITS
+from asymtrack_edge.runtime.comparison import LIMITS
 from asymtrack_edge.runtime.sources.clip import Clip, default_clip
 
 

@@ -16,9 +16,9 @@ from asymtrack_edge.export.split import SearchNetwork, TemplateNetwork, describe
 from asymtrack_edge.geometry import Box, crop_window
 from asymtrack_edge.manifest import FLOAT_RGB, Manifest
 from asymtrack_edge.network import AsymTrack
-from asymtrack_edge.runtime.agreement import SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend, session_options
+from asymtrack_edge.runtime.comparison import SEGMENT, Limits, compare, figures, within
 from asymtrack_edge.runtime.tracker import Tracker
 
 

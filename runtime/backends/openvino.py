@@ -62,11 +62,11 @@ class OpenVinoBackend(OnnxRuntimeBackend):
         except Exception as error:  # OpenVINO's or pybind's: many lines, the reason last
             reason = (str(error).strip().splitlines() or ["no reason given"])[-1].strip()
             raise BackendError(f"OpenVINO cannot load {self._folder}/search.onnx: {reason}") from None
-        self._require_agreement(network)
+        self._compare_on_noise(network)
         return network
 
-    def _require_agreement(self, network: Any) -> None:
-        """Compares a compiled search network with ONNX Runtime's, on noise."""
+    def _compare_on_noise(self, network: Any) -> None:
+        """Raises ``BackendError`` if a compiled search network predicts other than ONNX Runtime's, on noise."""
         random = np.random.RandomState(0)
         feed = {}
         for spec in (self.manifest.search, *self.manifest.state):

@@ -14,7 +14,7 @@ from typing import Any, Dict, Optional, Sequence
 
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError
-from asymtrack_edge.runtime import agreement
+from asymtrack_edge.runtime import comparison
 from asymtrack_edge.runtime.backends.base import Backend
 from asymtrack_edge.runtime.backends.loading import open_backend
 from asymtrack_edge.runtime.sources.clip import clip_argument, default_clip
@@ -36,16 +36,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     return cli.run(_main, parser.parse_args(argv))
 
 
-def limits_of(backend: Backend) -> agreement.Limits:
+def limits_of(backend: Backend) -> comparison.Limits:
     """How far a backend may differ from ONNX Runtime on a CPU."""
     # CPUs only store numbers in fp16; GPUs compute in it. ONNX Runtime's TensorRT provider computes fp32 as TF32,
     # which has fp16's mantissa, and has no option to switch that off.
     half = backend.precision == "bf16" or (backend.precision == "fp16" and not backend.on_cpu)
     if half or (backend.precision, backend.name) == ("fp32", "onnxruntime-tensorrt"):
-        return agreement.HALF_ARITHMETIC
+        return comparison.HALF_ARITHMETIC
     if backend.precision == "fp32" and not backend.on_cpu and platform.machine() in ("aarch64", "arm64"):
-        return agreement.OTHER_CROPS
-    return agreement.LIMITS[backend.precision]
+        return comparison.OTHER_CROPS
+    return comparison.LIMITS[backend.precision]
 
 
 def _main(arguments: argparse.Namespace) -> int:
@@ -60,16 +60,16 @@ def _main(arguments: argparse.Namespace) -> int:
             "precision": backend.precision,
             "against": reference.description,
             "frames": len(frames),
-            "track_length": agreement.SEGMENT,
-            **agreement.compare(reference, backend, frames, box),
-            "together_difference": agreement.compare_together(backend, frames, box),
+            "track_length": comparison.SEGMENT,
+            **comparison.compare(reference, backend, frames, box),
+            "together_difference": comparison.compare_together(backend, frames, box),
             "limits": {name: limit for name, limit in asdict(limits).items() if name != "largest_half"},
         }
-        report["passed"] = agreement.within(report, limits)
+        report["passed"] = comparison.within(report, limits)
     finally:
         backend.close()
     cli.write_json(arguments.json, report)
-    figures = agreement.figures(report)
+    figures = comparison.figures(report)
     if not report["passed"]:
         cli.say(f"error: {backend.description} does not compute the same as the model: {figures}")
     elif arguments.json != "-":

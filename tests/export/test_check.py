@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, LIMITS, OTHER_CROPS, within
 from asymtrack_edge.runtime.commands import check
 from asymtrack_edge.runtime.commands.check import limits_of, main
+from asymtrack_edge.runtime.comparison import HALF_ARITHMETIC, LIMITS, OTHER_CROPS, within
 from asymtrack_edge.runtime.sources.clip import default_clip
 from tests.datasets.miniature import write_images
 from tests.runtime.simulated import as_argument

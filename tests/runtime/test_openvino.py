@@ -17,8 +17,8 @@ from asymtrack_edge.errors import AsymTrackError, BackendError, MissingDependenc
 from asymtrack_edge.geometry import crop_window
 from asymtrack_edge.manifest import file_entry, load_manifest
 from asymtrack_edge.runtime import open_backend
-from asymtrack_edge.runtime.agreement import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.commands.track import main as track
+from asymtrack_edge.runtime.comparison import HALF_ARITHMETIC, compare, within
 from asymtrack_edge.runtime.sources.clip import default_clip
 from tests.helpers import export_small, refusal
 

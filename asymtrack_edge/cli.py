@@ -106,7 +106,8 @@ def add_clip(parser: Any) -> None:
     """Adds ``args.clip`` and ``args.box``: the user's own video for measuring or verifying."""
     text = "a video or a folder of images; comparisons use the first 48 frames"
     parser.add_argument("--clip", metavar="SOURCE", help=f"{text} (default: a synthetic clip)")
-    parser.add_argument("--box", metavar="x,y,w,h", help="the target in the clip's first frame, in pixels")
+    text = "the target in the clip's first frame, in pixels"
+    parser.add_argument("--box", type=box_argument, metavar="x,y,w,h", help=text)
 
 
 def add_json(parser: Any) -> None:
@@ -157,12 +158,11 @@ seed = partial(number, int, 0, (1 << 63) - 1, "whole number of 0 or more")
 
 
 def box_argument(text: str) -> Sequence[float]:
-    """Parses ``x,y,w,h``; raises ``UsageError`` for anything but four numbers."""
-    try:
+    """Argument type of ``--box``: ``x,y,w,h``. Read by the parser, which refuses the rest of a box with spaces."""
+    with suppress(ValueError):
         x, y, w, h = map(float, text.split(","))
-    except ValueError:
-        raise UsageError(f"a box is x,y,w,h in pixels, for example 120,80,40,60, not {text!r}") from None
-    return [x, y, w, h]
+        return [x, y, w, h]
+    raise argparse.ArgumentTypeError(f"a box is x,y,w,h with commas, no spaces, such as 120,80,40,60, not {text!r}")
 
 
 def say(line: str) -> None:

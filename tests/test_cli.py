@@ -17,19 +17,20 @@ import pytest
 import asymtrack_edge
 from asymtrack_edge import __main__ as commands
 from asymtrack_edge import cli
-from asymtrack_edge.errors import MissingDependencyError, UsageError
+from asymtrack_edge.errors import MissingDependencyError
 from tests.helpers import refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_negative_numbers_are_values() -> None:
+def test_negative_numbers_are_values_and_spaces_end_a_box(capsys: pytest.CaptureFixture[str]) -> None:
     parser = cli.parser("asymtrack-x", "Does x.", "asymtrack-x T")
     cli.add_clip(parser)
-    assert cli.box_argument(parser.parse_args(["--box", "-5,-2.5,40,60"]).box) == [-5, -2.5, 40, 60]
-    for text in ("1,2,3", "a,b,c,d", ""):
-        with pytest.raises(UsageError, match="a box is x,y,w,h in pixels"):
-            cli.box_argument(text)
+    assert parser.parse_args(["--box", "-5,-2.5,40,60"]).box == [-5, -2.5, 40, 60]
+    for wrong in (["1,2,3"], ["a,b,c,d"], [""], ["187", "52", "205", "116"]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--box", *wrong])
+        assert f"with commas, no spaces, such as 120,80,40,60, not {wrong[0]!r}" in capsys.readouterr().err
 
 
 def test_a_missing_camera_is_reported_in_one_line() -> None:

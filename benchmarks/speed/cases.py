@@ -6,7 +6,7 @@ import argparse
 from itertools import cycle, product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import cv2
 import numpy as np
@@ -159,7 +159,7 @@ class VideoClip(NamedTuple):
     source: str
 
 
-def make_clip(folder: Path, source: Optional[str] = None, box: Optional[str] = None) -> VideoClip:
+def make_clip(folder: Path, source: Optional[str] = None, box: Optional[Sequence[float]] = None) -> VideoClip:
     """The clip that ``--clip`` and ``--box`` name, or a synthetic 1280x720 clip encoded into ``folder``.
 
     Raises AsymTrackError if the clip cannot be read, the box is invalid, or this OpenCV cannot encode video.

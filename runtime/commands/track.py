@@ -42,7 +42,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sources = "a video file, a folder of images, a camera (0, /dev/video0, csi://0), a URL (rtsp://, http://), or a "
     parser.add_argument("source", help=sources + "GStreamer pipeline")
     add = parser.add_argument_group("targets").add_argument
-    add("--box", action="append", default=[], metavar="x,y,w,h", help="a target in the first frame; repeatable")
+    target = "a target in the first frame; repeatable"
+    add("--box", type=cli.box_argument, action="append", default=[], metavar="x,y,w,h", help=target)
     add("--select", action="store_true", help="draw the target with the mouse")
     published = "track exactly as published: do not search for lost targets"
     add("--no-recover", dest="recover", action="store_false", help=published)
@@ -136,12 +137,11 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
     for place in places:
         if places.count(place) > 1 and (os.path.isfile(place) or not os.path.exists(place)):
             raise UsageError(f"two outputs would write {without_secrets(printable(place))}: give each its own file")
-    boxes = [cli.box_argument(text) for text in arguments.box]
     if arguments.select:
         check_display("--select", "give the target with --box x,y,w,h, or draw it with --web 8080")
     if arguments.show:
         check_display("--show", "use --web 8080 or --output FILE instead")
-    return boxes
+    return list(arguments.box)
 
 
 @contextmanager
@@ -214,13 +214,13 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
 
 def _sentence(summary: Dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {value:.2f}" for name, value in summary["milliseconds"].items())
-    text = f"{summary['frames']} frames at {summary['fps']} fps"
+    text = f"{summary['frames']} frames at {summary['fps']} fps, target lost in {summary['lost']}"
     if summary["unreadable"]:
         text += f", {summary['unreadable']} unreadable"
     if "missing" in summary:
         cut = " (the file is truncated or damaged)" if summary["damaged"] else ""
         text += (f", {summary['missing']} fewer than announced" if summary["missing"] else "") + cut
     if "dropped" in summary:
-        text += f", {summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
+        text += f"\n{summary['dropped']} dropped, none older than {summary['worst_age_ms']:.0f} ms when taken"
     alone = f"update alone {summary['update_fps']} fps on " if summary["update_fps"] is not None else ""
-    return f"{text} ({alone}{summary['backend']}; ms per frame: {stages}); lost in {summary['lost']} frames"
+    return f"{text}\n{alone}{summary['backend']}\nms per frame: {stages}"

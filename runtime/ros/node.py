@@ -18,6 +18,7 @@ module can be tested without ROS, and works with the layouts of ``vision_msgs`` 
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
 from typing import Any, List, Optional, Sequence
 
 import cv2
@@ -153,7 +154,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         node = rclpy.create_node("asymtrack")
         TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it alive
         rclpy.spin(node)
-    except (AsymTrackError, ParameterException) as problem:
+    except (AsymTrackError, ArgumentTypeError, ParameterException) as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Iterator, List, Optional, Tuple
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
-from asymtrack_edge import cli
 from asymtrack_edge.errors import SourceError, UsageError
 from asymtrack_edge.geometry import Box, check_box
 from asymtrack_edge.runtime.sources import open_source
@@ -56,15 +55,14 @@ def default_clip(frames: int = 36, size: Tuple[int, int] = (360, 270), seed: int
     return [frame for frame, _ in pairs], pairs[0][1]
 
 
-def clip_argument(source: Optional[str], box: Optional[str]) -> Optional[Clip]:
-    """The clip of ``--clip`` (a video or folder) and ``--box`` (``x,y,w,h`` in its first frame); None without both."""
+def clip_argument(source: Optional[str], box: Optional[Sequence[float]]) -> Optional[Clip]:
+    """The clip of ``--clip`` (a video or folder) and ``--box`` (in its first frame); None without both."""
     if source is None and box is None:
         return None
     if source is None or box is None:
         raise UsageError("--clip and --box go together: the target is marked in the clip's first frame")
-    numbers = cli.box_argument(box)
     with open_source(source) as opened:
         frames = list(islice((frame for frame in opened if frame is not None), LONGEST))
     if len(frames) < 2:
         raise SourceError(f"{opened.name} has fewer than two readable frames: choose another")
-    return frames, check_box(numbers, frames[0].shape)
+    return frames, check_box(box, frames[0].shape)

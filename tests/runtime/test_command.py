@@ -145,7 +145,6 @@ BOX = ["--box", "5,5,9,9"]
     ("arguments", "message"),
     [
         ([], "mark a target"),
-        (["--box", "1,2,3"], "a box is x,y,w,h"),
         (["--box", "1,2,3,4", "--select"], "exclude each other"),
         (["--box", "900,900,5,5"], "outside the frame"),
         ([*BOX, "--max-frames", "0"], "--max-frames"),

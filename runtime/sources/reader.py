@@ -243,7 +243,7 @@ class Reader(ContextManager["Reader"]):
             if source.ended:
                 self._tell("gave the same frames twice: a recording, which ends here")
                 break
-            if gone is None:
+            if gone is None and not self._closing:
                 gone = monotonic()
                 self._tell("went away; reconnecting")
             with self._changed:

@@ -98,9 +98,8 @@ def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs(monke
     with pytest.raises(SourceError, match="no frame for"):
         list(reader)
     assert 0.5 < monotonic() - began < 1.4, "it waited for the hanging read"
-    assert reader.stalls == 1
-    assert any("no frame for 0.1" in line for line in lines)
     reader.close()
+    assert len(lines) == reader.stalls == 1 and "no frame for 0.1" in lines[0]  # not that it reconnects
     monkeypatch.setattr("asymtrack_edge.runtime.sources.videos.STREAM_TIMEOUT", 10)  # ms, after which frames are old
     assert _Stream("rtsp://x", lambda: FakeCapture(20)).read() is None
 

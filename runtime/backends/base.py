@@ -22,7 +22,7 @@ def device_index(device: str) -> int:
     """The number of a GPU: 1 for ``"cuda:1"``, 0 for ``"cuda"`` and ``"auto"``; ``UsageError`` for any other name."""
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", device)
     if match is None:
-        raise UsageError(f"the device {device!r} is not a GPU: choose auto, cuda or cuda:N (or cpu with a CPU backend)")
+        raise UsageError(f"unknown device {device!r}: choose auto, cuda or cuda:N, or cpu with a CPU backend")
     return int(match.group(1) or 0)
 
 

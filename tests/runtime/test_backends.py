@@ -77,8 +77,8 @@ def test_auto_warns_of_an_unusable_gpu_on_a_jetson(monkeypatch: Any, caplog: Any
     ("arguments", "words"),
     [
         ({"backend": "magic"}, "unknown backend 'magic'"),
-        ({"device": "gpu"}, "'gpu' is not a GPU: choose auto, cuda or cuda:N"),
-        ({"device": 0}, "'0' is not a GPU"),
+        ({"device": "gpu"}, "unknown device 'gpu': choose auto, cuda or cuda:N"),
+        ({"device": 0}, "unknown device '0'"),
         ({"threads": "2"}, "threads must be an int from 1 to 1024, not '2'"),
         ({"threads": 100_000}, "threads must be an int from 1 to 1024"),
         ({"backend": "onnxruntime", "device": "cuda"}, "runs on the CPU, not on cuda"),

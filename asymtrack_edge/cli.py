@@ -166,9 +166,10 @@ def box_argument(text: str) -> Sequence[float]:
 
 
 def say(line: str) -> None:
-    """Prints a line for the user on stderr; drops it if nobody reads stderr any more."""
+    """Prints a line for the user on stderr, over a progress bar's; drops it if nobody reads stderr any more."""
     with suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
+        over = f"\r{line:{shutil.get_terminal_size().columns - 1}}" if sys.stderr.isatty() else line
+        print(over, file=sys.stderr, flush=True)
 
 
 def progress(items: Any = None, title: str = "", total: Optional[float] = None, **options: Any) -> Any:

@@ -29,7 +29,7 @@ class Log:
         self._row: Dict[str, Any] = {}  # not written yet
         form = "{percentage:5.1f} % [{elapsed}<{remaining}]{postfix}"
         #: The caller closes it at the end.
-        self.bar = cli.progress(total=1.0, bar_format=form, disable=folder is None or None)
+        self.bar = cli.progress(total=1.0, bar_format=form, leave=True, disable=folder is None or None)
 
     def add(self, step: int, pairs: int, count: int, progress: float, values: Dict[str, float]) -> None:
         """Adds a step of ``count`` pairs; ``step``, ``pairs`` and ``progress`` (0..1) say how far the run has come.

@@ -213,7 +213,7 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ManifestError(f"{path} is not an {FORMAT} manifest: make one with asymtrack-export")
     if content.get("version") != VERSION:
-        raise ManifestError(f"{path} has version {content.get('version')}, this package reads {VERSION}: export again")
+        raise ManifestError(f"{path} has version {content.get('version')}, not {VERSION}: export with this release")
     try:
         manifest: Manifest = _as(Manifest, content)
         for network in NETWORKS:

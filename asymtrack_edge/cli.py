@@ -166,10 +166,12 @@ def box_argument(text: str) -> Sequence[float]:
 
 
 def say(line: str) -> None:
-    """Prints a line for the user on stderr, over a progress bar's; drops it if nobody reads stderr any more."""
+    """Prints a line for the user on stderr, above a progress bar; drops it if nobody reads stderr any more."""
+    from tqdm import tqdm
+
     with suppress(OSError):
-        over = f"\r{line:{shutil.get_terminal_size().columns - 1}}" if sys.stderr.isatty() else line
-        print(over, file=sys.stderr, flush=True)
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def progress(items: Any = None, title: str = "", total: Optional[float] = None, **options: Any) -> Any:

@@ -53,7 +53,7 @@ def test_the_progress_bar_needs_a_terminal_and_survives_its_end(monkeypatch: Any
             shown = screen.readline()
         bar.update(2)
         bar.close()
-    assert b"0/9" in shown and b"]\ra line   " in shown and bar.n == 2
+    assert b"0/9" in shown and b" \ra line\r\n" in shown and bar.n == 2
 
 
 def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,6 +132,7 @@ def test_malformed_pickles_take_little_memory(content: bytes, tmp_path: Path) ->
     ("record", "content", "words"),
     [
         ("zeros", bytes(50_000_000), "compressed or damaged"),
+        ("zeros", bytes(50), "compressed or damaged"),  # smaller than the file, as such a record may claim to be
         ("constants.pkl", b"", "TorchScript"),
         ("data.pkl", b"\x80\x02" + b"]0" * 1000 + b"N.", "unreasonable size"),
         ("data/0", None, "storage '0' is missing or too short"),

@@ -64,10 +64,6 @@ def test_a_directory_is_not_replaced_while_engines_are_built_in_it(tmp_path: Pat
     assert (folder / "search.onnx").read_text() == "2"
 
 
-class _Signal(BaseException):
-    """Stands for the exception of a signal handler, which may be raised between any two lines."""
-
-
 @pytest.mark.parametrize("when", ["full", 0, 1, 2, 3])
 def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_path: Path, monkeypatch: Any) -> None:
     folder, link, real, done = tmp_path / "export", tmp_path / "link", os.rename, []
@@ -83,9 +79,9 @@ def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_
         real(*places)
         done.append(places)
         if len(done) - 1 == when:
-            raise _Signal
+            raise KeyboardInterrupt  # as a signal handler does, between any two lines
 
-    with monkeypatch.context() as patch, pytest.raises((ExportError, _Signal)):
+    with monkeypatch.context() as patch, pytest.raises((ExportError, KeyboardInterrupt)):
         patch.setattr(os, "rename", rename)
         _export_in_turn(str(folder), 2, 1)
     # Only after the last rename the new export is in place.

@@ -141,11 +141,12 @@ def test_a_run_counts_lost_frames_and_cannot_be_used_after_its_end() -> None:
     camera = FakeCapture(100)
     unreadable, real = [True], camera.retrieve
     camera.retrieve = lambda: (False, None) if unreadable and unreadable.pop() else real()
-    run = Run(MultiTracker(ColourBackend()), Reader(LiveSource("fake", lambda: camera)))
-    run.first_frame()  # the first readable frame of a camera
-    sleep(0.2)
-    run.start([])
-    assert run.latest.latency > 0.15
+    for source in (Counted(2), LiveSource("fake", lambda: camera)):
+        run = Run(MultiTracker(ColourBackend()), Reader(source))
+        run.first_frame()  # the first readable frame of a camera
+        sleep(0.2)
+        run.start([])
+        assert (run.latest.latency > 0.15) == source.live
     box = Box(1, 1, 9, 9)
     run._hand_over(run.latest.frame, {0: Track(box, 0.9, State.TRACKING), 1: Track(box, 0.1, State.LOST)}, 0.0)
     assert run.summary()["lost"] == 1

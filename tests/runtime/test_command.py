@@ -14,6 +14,7 @@ import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Dict, List
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -72,9 +73,9 @@ def test_one_target_to_all_files(video: Path, tmp_path: Path, capsys: Printed) -
 def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Path, capfd: Printed) -> None:
     """Only messages are on stdout; an address without a receiver does not stop the run; the CSV has a target column."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(("127.0.0.1", 0))
+        receiver.bind(("", 0))
         receiver.settimeout(5)
-        where = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
+        where = f"udp://127.255.255.255:{receiver.getsockname()[1]}"
         outputs = ("--boxes", tmp_path / "b.csv", "--send", "-", "--send", where, "--send", "udp://127.0.0.1:9")
         assert track(video, "--box", as_argument(TRUTH[0][2]), *outputs) == 0
         sent = [json.loads(receiver.recv(65536)) for _ in range(40)]
@@ -98,26 +99,26 @@ def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Pat
 def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     """MPEG-4's time base has only 16 bits."""
     writer = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
-    writer.write(Result(Captured(np.zeros((48, 64, 3), np.uint8), 0, 0.0, 0.0), {}, 0.0))
+    for shape in ((48, 64, 3), (30, 50, 3)):  # pictures of another size are resized
+        writer.write(Result(Captured(np.zeros(shape, np.uint8), 0, 0.0, 0.0), {}, 0.0))
     writer.close()
     capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
-    assert capture.read()[0]
+    assert [capture.read()[0] for _ in range(3)] == [True, True, False]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps or 30, rel=5e-4)
 
 
 def test_limits_of_the_strip_and_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A strip is never wider than a JPEG can be; closing the window ends the run."""
+    """A strip is never wider than a JPEG can be; the key q and closing the window end the run."""
     strip, window, ended = StripWriter(tmp_path / "s.jpg", 1), Window(), []
-    seen = iter([0.0, 1.0, 1.0, -1.0])  # not on the screen yet, open, open, closed
-    for name, answer in (("imshow", None), ("waitKey", -1)):
-        monkeypatch.setattr(cv2, name, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(seen))
+    seen = [0.0, 1.0, 1.0, -1.0]  # not on the screen yet, open, open, closed
+    for name, effect in (("imshow", None), ("waitKey", [-1, ord("q"), -1, -1]), ("getWindowProperty", seen)):
+        monkeypatch.setattr(cv2, name, Mock(side_effect=effect))
     for i in range(4):
         for sink in (strip, window):
             sink.write(Result(Captured(np.zeros((4, 40_000, 3), np.uint8), i, 0.0, 0.0), {}, 0.0))
         ended.append(window.wants_end)
     strip.close()
-    assert ended == [False, False, False, True] and cv2.imread(str(tmp_path / "s.jpg")).shape[1] < 65_500
+    assert ended == [False, True, False, True] and cv2.imread(str(tmp_path / "s.jpg")).shape[1] < 65_500
 
 
 def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> None:
@@ -189,9 +190,10 @@ def test_a_failed_output_is_completed_and_the_others_continue(
     assert (tmp_path / "b.csv").read_text().endswith("\n")
     assert count_frames(tmp_path / "out.mp4") == 40
 
-    def gone(*_: Any) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
+    gone = Mock(side_effect=OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    monkeypatch.setattr(os, "write", gone)
+    assert track(video, "--boxes", tmp_path / "b.csv") == 2
+    assert "nothing was written" in capsys.readouterr().err and len(rows(tmp_path / "b.csv")) == 20
     for module, name, what in ((os, "write", real), (os, "replace", gone), (shutil, "copyfile", gone)):
         monkeypatch.setattr(module, name, what)
     assert track(video, "--boxes", tmp_path / "c.csv") == 2

@@ -31,7 +31,7 @@ READ_TIMEOUT = 5.0  #: the same while it runs
 def split_options(text: str, known: Collection[str], owner: str) -> Tuple[str, Dict[str, str]]:
     """Splits ``0?width=1280&fps=60`` into ``"0"`` and options; ``UsageError`` for one that ``owner`` does not have."""
     name, _, query = text.partition("?")
-    options = dict(parse_qsl(query))
+    options = dict(parse_qsl(query, keep_blank_values=True))
     for unknown in options.keys() - set(known):
         raise UsageError(f"unknown option {unknown!r} of {owner}: choose among {', '.join(known)}")
     return name, options
@@ -51,7 +51,7 @@ def open_camera(source: str) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(node, cv2.CAP_V4L2)
     if not capture.isOpened():
         raise SourceError(f"cannot open camera {device}: is it connected and free, and is {node} readable?")
-    for name in filter(options.get, settings):
+    for name in filter(options.__contains__, settings):
         prop, convert = settings[name]
         try:
             capture.set(prop, convert(options[name]))

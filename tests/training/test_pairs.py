@@ -102,7 +102,8 @@ def test_a_pool_has_the_content_of_the_collection(collection: Path) -> None:
     assert pool.kind.tolist() == [STILL] * 4 + [CLIP] * 2
     assert pool.length.tolist() == [1, 1, 1, 1, 5, 5]  # the unknown box is left out
     scale = 100 / 120
-    assert PairSampler(pool, TINY, replace(PLAIN, stills=0.3)).weight[:4].sum().item() == pytest.approx(0.3)
+    weight = PairSampler(pool, TINY, replace(PLAIN, stills=0.3, patches=0.25)).weight
+    assert weight[:4].sum().item() == pytest.approx(0.4)  # 0.3 of all pairs; a quarter comes from regions
     assert pool.box[pool.start[4] + 3].tolist() == pytest.approx([32 * scale, 34 * scale, 24 * scale, 24 * scale])
 
 
@@ -237,15 +238,15 @@ def test_negatives_have_the_template_of_another_pair() -> None:
 
 def test_with_a_teacher_regions_are_searched_in_other_frames_of_their_clip(collection: Path) -> None:
     pool = load_pool([collection], 128)
-    image, box, known = PairSampler(pool, TINY, replace(PLAIN, max_gap=2), teacher=True)._regions(200)
+    sampler = PairSampler(pool, TINY, replace(PLAIN, max_gap=2), teacher=True)
+    image, box, known = sampler._regions(200)
     assert torch.equal(pool.group[image[:, 0]], pool.group[image[:, 1]])
     assert (image[:, 0] - image[:, 1]).abs().max() == 2 and torch.equal(known, image[:, 0] == image[:, 1])
     assert known[image[:, 0] < 4].all() and torch.equal(box[:, 0], box[:, 1])
-    assert PairSampler(pool, TINY, PLAIN)._regions(50)[2].all()
+    assert PairSampler(pool, TINY, PLAIN)._regions(50)[2].all() and sampler._targets(50)[2].all()
 
 
 def test_pairs_from_disk_equal_pairs_from_memory(got10k: Path, tmp_path: Path) -> None:
-    """The same windows on the same frames give the same pairs, from disk or from memory."""
     aug = Augmentation(greyscale=0.0, brightness=0.0)
     root = tmp_path / "train"
     shutil.copytree(got10k / "train" / "GOT-10k_Train_000001", root / "a")
@@ -275,6 +276,9 @@ def test_disk_pairs_are_reproducible_and_drawn_in_equal_parts(got10k: Path, tmp_
     first = [one.draw(4, step) for step in range(3)]
     assert all(torch.equal(a, b) for a, b in zip(first[2], two.draw(4, 2)))
     assert not torch.equal(first[0].search, first[1].search)
+    disk = DiskPairs(data, TINY, replace(PLAIN, greyscale=0.5), CPU, workers=1)
+    grey = [[pixels(shown).std(1).amax((1, 2)) < 1 for shown in disk.draw(8, step)[:2]] for step in (0, 1)]
+    assert torch.equal(*grey[0]) and not torch.equal(grey[0][0], grey[1][0])  # both crops of other pairs in each step
     near = DiskPairs(data, TINY, Augmentation(max_gap=1), CPU, workers=1)
     near.planning.start(1)
     chosen = [near._choose(near.planning) for _ in range(900)]

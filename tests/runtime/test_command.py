@@ -73,9 +73,9 @@ def test_one_target_to_all_files(video: Path, tmp_path: Path, capsys: Printed) -
 def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Path, capfd: Printed) -> None:
     """Only messages are on stdout; an address without a receiver does not stop the run; the CSV has a target column."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(("", 0))
+        receiver.bind(("127.0.0.1", 0))
         receiver.settimeout(5)
-        where = f"udp://127.255.255.255:{receiver.getsockname()[1]}"
+        where = f"udp://127.0.0.1:{receiver.getsockname()[1]}"
         outputs = ("--boxes", tmp_path / "b.csv", "--send", "-", "--send", where, "--send", "udp://127.0.0.1:9")
         assert track(video, "--box", as_argument(TRUTH[0][2]), *outputs) == 0
         sent = [json.loads(receiver.recv(65536)) for _ in range(40)]

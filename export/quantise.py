@@ -42,7 +42,8 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             return next(feeds, None)
 
     path = folder / "search.onnx"
-    logging.disable(logging.WARNING)  # the tools recommend pre-processing that is done already
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))  # the tools recommend pre-processing that is done already
     try:
         quantization.quantize_static(
             str(path),
@@ -56,7 +57,7 @@ def quantise(folder: Path, manifest: Manifest, frames: Sequence[np.ndarray], box
             op_types_to_quantize=["Conv", "Softmax"],  # ONNX Runtime 1.23 needs the ranges of Softmax
         )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
 
 
 def costly_convolutions(model: Any) -> List[str]:

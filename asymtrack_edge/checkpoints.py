@@ -6,11 +6,13 @@ that names the tensor.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
@@ -60,6 +62,7 @@ class Checkpoint:
             of encoder blocks. The tensors of S and B are the same.
         stored: the tensors as they are in the file, by their names in ``AsymTrack.state_dict()``; unused
             modules of the published network are left out.
+        sha256: of the whole file, hexadecimal.
     """
 
     path: Path
@@ -68,6 +71,7 @@ class Checkpoint:
     metadata: Dict[str, str]
     variants: Tuple[str, ...]
     stored: Dict[str, Tensor]
+    sha256: str
 
     def tensors(self, variant: Variant) -> Dict[str, Tensor]:
         """The weights of ``variant``.
@@ -151,6 +155,10 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
             tree, metadata, read = _open(file)
             taken, choice, tensors = _choose(tree, weights)
             stored = {name: read(tensor) for name, tensor in tensors.items() if not _UNUSED.search(name)}
+            file.seek(0)
+            sha = hashlib.sha256()  # of the file that was read: a training run may have put another in its place
+            for block in iter(partial(file.read, 1 << 20), b""):
+                sha.update(block)
     except MalformedError as error:
         raise CheckpointError(" ".join(f"{path} {error}".split())) from None
     except OSError as error:
@@ -162,8 +170,8 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
     blocks = Counter(match[1] for match in map(block.match, stored) if match)
     depths = tuple(blocks[stage] for stage in "012")
     stated = metadata.get("variant", "")
-    variants = [stated] if stated in VARIANTS else [name for name, v in VARIANTS.items() if v.depths == depths]
-    return Checkpoint(path, taken, choice and f"{path.name} {choice}", metadata, tuple(variants), stored)
+    names = [stated] if stated in VARIANTS else [name for name, v in VARIANTS.items() if v.depths == depths]
+    return Checkpoint(path, taken, choice and f"{path.name} {choice}", metadata, tuple(names), stored, sha.hexdigest())
 
 
 def _open(file: BinaryIO) -> Tuple[Any, Dict[str, str], Callable[[Any], Tensor]]:

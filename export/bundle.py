@@ -17,7 +17,7 @@ from asymtrack_edge.checkpoints import open_checkpoint, save_weights
 from asymtrack_edge.errors import UsageError
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.files import write_text
-from asymtrack_edge.manifest import Manifest, file_entry
+from asymtrack_edge.manifest import Manifest
 from asymtrack_edge.variants import BUNDLED, get_variant
 
 
@@ -43,10 +43,11 @@ def _main(arguments: argparse.Namespace) -> None:
     card: Dict[str, Any] = json.loads(text)
     file = BUNDLED / f"{variant.name}.safetensors"
     save_weights(file, checkpoint.tensors(variant), {"variant": variant.name, "card": card})
-    weights = {"weights": file.name, "weights_sha256": file_entry(file).sha256}
+    bundled = open_checkpoint(file)
+    weights = {"weights": file.name, "weights_sha256": bundled.sha256}
     # A free batch axis, for other programs that run several targets as one batch.
     options = ExportOptions(max_batch=64, half_storage=True)
-    manifest = Export(open_checkpoint(file).model(variant), options, weights).run(BUNDLED / variant.name)
+    manifest = Export(bundled.model(variant), options, weights).run(BUNDLED / variant.name)
     write_text(BUNDLED / f"{variant.name}.md", render(variant.name, card, manifest))
     print(f"bundled {file} and {BUNDLED / variant.name}")
 

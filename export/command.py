@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Optional, Sequence, Tuple
 from asymtrack_edge import cli
 from asymtrack_edge.errors import UsageError, require
 from asymtrack_edge.files import check_folder
-from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, PLATFORMS, UINT8_BGR, file_entry
+from asymtrack_edge.manifest import FILE_NAME, FLOAT_RGB, PLATFORMS, UINT8_BGR
 from asymtrack_edge.runtime.comparison import figures
 from asymtrack_edge.runtime.sources.clip import clip_argument
 from asymtrack_edge.variants import Variant, get_variant
@@ -121,6 +121,5 @@ def _load(arguments: argparse.Namespace, variant: Variant, say: Callable[[str], 
     checkpoint = open_checkpoint(arguments.checkpoint, arguments.weights)
     if checkpoint.choice:
         say(checkpoint.choice)
-    digest = file_entry(arguments.checkpoint).sha256
-    weights = {"weights": arguments.checkpoint.name, "weights_sha256": digest, "weights_taken": checkpoint.taken}
-    return checkpoint.model(variant), weights
+    weights = {"weights": arguments.checkpoint.name, "weights_sha256": checkpoint.sha256}
+    return checkpoint.model(variant), {**weights, "weights_taken": checkpoint.taken}

@@ -18,7 +18,7 @@ from asymtrack_edge.export.command import main as export_command
 from asymtrack_edge.export.fold import fold
 from asymtrack_edge.export.pipeline import Export, ExportOptions
 from asymtrack_edge.export.verify import TorchBackend
-from asymtrack_edge.manifest import FLOAT_RGB, load_manifest
+from asymtrack_edge.manifest import FLOAT_RGB, file_entry, load_manifest
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.runtime import Tracker
 from asymtrack_edge.runtime.backends.tensorrt import build
@@ -131,14 +131,17 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
             load_manifest(tmp_path)
 
 
-def test_the_chosen_weights_are_reported(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_chosen_weights_are_reported(tmp_path: Path, monkeypatch: Any) -> None:
+    path, said = tmp_path / "run.pth", []
     monkeypatch.setattr(pipeline, "default_clip", lambda: SHORT)
-    raw, averaged = filled_model(T, 1).state_dict(), filled_model(T, 2).state_dict()
-    torch.save({"model": raw, "model_ema": averaged}, tmp_path / "run.pth")
-    arguments = ["--checkpoint", str(tmp_path / "run.pth"), "--weights", "raw", "--output", str(tmp_path / "out")]
-    assert export_command([*arguments, "--json"]) == 0
-    assert load_manifest(tmp_path / "out").provenance["weights_taken"] == "raw (model)"
-    assert "run.pth holds 2 sets of weights: using the raw (model);" in capsys.readouterr().err
+    # The training run goes on, and its next checkpoint is about to replace this one.
+    monkeypatch.setattr("asymtrack_edge.cli.say", lambda line: said.append(line) or ("holds" in line and path.unlink()))
+    torch.save({"model": filled_model(T, 1).state_dict(), "model_ema": filled_model(T, 2).state_dict()}, path)
+    digest = file_entry(path).sha256
+    assert export_command([f"--checkpoint={path}", "--weights=raw", f"--output={tmp_path / 'out'}", "--json"]) == 0
+    provenance = load_manifest(tmp_path / "out").provenance
+    assert (provenance["weights_taken"], provenance["weights_sha256"]) == ("raw (model)", digest)
+    assert "run.pth holds 2 sets of weights: using the raw (model);" in said[1]
 
 
 @pytest.mark.parametrize("target", ["onnx", "xavier"])

@@ -191,15 +191,11 @@ def is_export(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("format") == FORMAT
 
 
-def load_manifest(folder: Path, verify: bool = True) -> Manifest:
-    """Reads and checks a model directory.
-
-    Args:
-        folder: the directory.
-        verify: also check the size and hash of every file listed.
+def load_manifest(folder: Path) -> Manifest:
+    """Reads the manifest of a model directory; each file that it lists is checked when it is read, by ``read_file``.
 
     Raises:
-        ManifestError: the folder is not a model directory, has another version, or a file is missing or altered.
+        ManifestError: the folder is not a model directory, or its manifest is damaged or of another version.
     """
     path = folder / FILE_NAME
     try:
@@ -222,9 +218,6 @@ def load_manifest(folder: Path, verify: bool = True) -> Manifest:
             raise ValueError("an unknown precision, or no template state")
     except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
-    if verify:
-        for name, entry in manifest.files.items():
-            read_file(folder, name, entry)
     return manifest
 
 
@@ -239,6 +232,11 @@ def read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise ManifestError(f"{path} is not the file the manifest describes (altered or damaged): {again}")
     return content
+
+
+def read_networks(folder: Path, manifest: Manifest) -> Dict[str, bytes]:
+    """Reads the directory's ONNX models, by network; errors as in ``read_file``."""
+    return {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in NETWORKS}
 
 
 def _as(kind: Any, value: Any) -> Any:

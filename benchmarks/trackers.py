@@ -20,7 +20,7 @@ from asymtrack_edge import __version__
 from asymtrack_edge.errors import BoxError, UsageError
 from asymtrack_edge.files import opencv_path, printable
 from asymtrack_edge.geometry import check_box
-from asymtrack_edge.manifest import FILE_NAME, NETWORKS, file_entry, load_manifest, read_file
+from asymtrack_edge.manifest import FILE_NAME, file_entry, load_manifest, read_networks
 from asymtrack_edge.variants import VARIANTS
 
 # Forced, because uninstalling opencv-python also removes files of an installed opencv-contrib-python.
@@ -142,9 +142,8 @@ class TrackerSpec:
             from asymtrack_edge.runtime.backends.loading import model_folder
 
             # The manifest holds the hashes of the models, so its own hash stands for all of them.
-            manifest = load_manifest(folder := model_folder(self.name), verify=False)
-            for name in (f"{network}.onnx" for network in NETWORKS):
-                read_file(folder, name, manifest.files[name])
+            folder = model_folder(self.name)
+            read_networks(folder, load_manifest(folder))
             files = [folder / FILE_NAME]
             identity.update(backend=self.backend, device=self.device, precision=self.precision)
             identity.update(recovers=self.recover, version=__version__)

@@ -47,7 +47,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
         for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdecimal()):
             other = None
             with suppress(ManifestError):
-                other = versions[int(path.parent.name)] = load_manifest(path.parent, verify=False)
+                other = versions[int(path.parent.name)] = load_manifest(path.parent)
             fits = other is not None and interface(other) == interface(manifest)
             if not (fits and path.with_name(f"model.{kind}").is_file()):
                 raise ExportError(

@@ -40,7 +40,7 @@ def open_backend(
         backend = "openvino"
     _check(backend, device, threads)
     folder = model_folder(model)
-    manifest = load_manifest(folder, verify=False)  # each file is verified when it is read
+    manifest = load_manifest(folder)
     if precision == manifest.precision:
         precision = None
     if precision is not None and (precision, backend) != ("bf16", "openvino"):

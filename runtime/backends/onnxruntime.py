@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 
 from asymtrack_edge.errors import BackendError, ManifestError
-from asymtrack_edge.manifest import BATCH_AXIS, NETWORKS, Manifest, read_file
+from asymtrack_edge.manifest import BATCH_AXIS, Manifest, read_networks
 from asymtrack_edge.runtime.backends.base import HostBackend
 from asymtrack_edge.runtime.backends.threads import processors
 
@@ -59,7 +59,7 @@ class OnnxRuntimeBackend(HostBackend):
         super().__init__(manifest, f"{self.name} CPU")
         self.threads = threads or processors()
         #: Each network's file, read once: the folder may be replaced while it is in use.
-        self._files = {n: read_file(folder, f"{n}.onnx", manifest.files[f"{n}.onnx"]) for n in NETWORKS}
+        self._files = read_networks(folder, manifest)
         self._folder = folder
         self._process = os.getpid()
         #: By ``id`` of a search network, and slot: a function that runs it, with its tensors bound.

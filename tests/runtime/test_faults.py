@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from asymtrack_edge.errors import BoxError, ManifestError
 from asymtrack_edge.geometry import check_box, clip_box
-from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.manifest import load_manifest, read_networks
 from asymtrack_edge.runtime import MultiTracker, Tracker
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 
@@ -95,6 +95,6 @@ def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Pat
         if not (tmp_path / name).exists():
             shutil.copy(batch_model / name, tmp_path / name)
     try:
-        load_manifest(tmp_path)
+        read_networks(tmp_path, load_manifest(tmp_path))
     except ManifestError as error:
         assert "\n" not in str(error)

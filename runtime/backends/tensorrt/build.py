@@ -21,7 +21,6 @@ TF32 is switched off: fp32 means fp32.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -31,7 +30,7 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from asymtrack_edge.errors import BackendError, ExportError, ManifestError
 from asymtrack_edge.files import locked, write_bytes
-from asymtrack_edge.manifest import NETWORKS, Manifest, file_entry, load_manifest, read_file
+from asymtrack_edge.manifest import NETWORKS, Manifest, file_entry, load_manifest, read_file, read_networks
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu, open_cuda
 from asymtrack_edge.runtime.backends.tensorrt import backend
 from asymtrack_edge.runtime.backends.tensorrt.backend import RTX, Key, TensorRT, flavour_of, load_tensorrt
@@ -112,13 +111,12 @@ def build_engines(
 
 def build_in_place(folder: Path, report: Report = print, **options: Any) -> Manifest:
     """``build_engines`` for an existing model directory, on the device; ``ManifestError`` unless it is intact."""
-    load_manifest(folder, verify=False)
+    load_manifest(folder)
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place where you can write")
     with locked(folder):  # another process that builds here would change the manifest
-        manifest = load_manifest(folder, verify=False)
-        for network in NETWORKS:
-            read_file(folder, f"{network}.onnx", manifest.files[f"{network}.onnx"])
+        manifest = load_manifest(folder)
+        read_networks(folder, manifest)
         return build_engines(folder, manifest, report, **options)
 
 
@@ -139,7 +137,7 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
             models = [entry.sha256 for entry in manifest.files.values()]
             engines = {n: k for n, k in earlier.engines.items() if n in earlier.files and k["model_sha256"] in models}
             for name in engines:
-                shutil.copyfile(output / name, folder / name)
+                (folder / name).write_bytes(read_file(output, name, earlier.files[name]))
             files = {**manifest.files, **{name: earlier.files[name] for name in engines}}
             there = replace(manifest, files=files, engines=engines)
         return build_engines(folder, there, report)

@@ -138,7 +138,7 @@ def tensorrt(driver: ctypes.CDLL, version: str = "10.3.0") -> TensorRT:
 def add_engines(source: Path, target: Path, tensorrt: TensorRT) -> Path:
     """Copies an export and adds engines for the imitated GPU."""
     shutil.copytree(source, target)
-    manifest = load_manifest(target, verify=False)
+    manifest = load_manifest(target)
     files, engines = dict(manifest.files), {}
     for network in NETWORKS:
         name = f"{network}.engine"

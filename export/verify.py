@@ -33,12 +33,12 @@ class TorchBackend(HostBackend):
 
     def _run_template(self, slot: int) -> None:
         with torch.inference_mode():
-            state = self._template(torch.from_numpy(self._template_image))
+            state = self._template(torch.from_numpy(self.template_image))
         for name, value in zip(self.state, state):
             self.state[name][slot] = value[0].numpy()
 
     def _run_searches(self, count: int) -> None:
-        inputs = [torch.from_numpy(v[:count]) for v in (self._search_images, *self.state.values())]
+        inputs = map(torch.from_numpy, self.search_arrays(slice(count)).values())
         with torch.inference_mode():
             self._predictions[:count] = self._search(*inputs).numpy()
 
@@ -64,7 +64,7 @@ def verify(
     report.update(compare(reference, exported, frames, box), limits=asdict(limits))
     if manifest.precision == "fp16":
         searched = largest_half_value(folder / "search.onnx", search_inputs(exported, frames, box, every=6))
-        once = largest_half_value(folder / "template.onnx", [exported.last_inputs()["template"]])
+        once = largest_half_value(folder / "template.onnx", [{manifest.template.name: exported.template_image}])
         report["largest_half"], report["largest_half_tensor"] = max(searched, once)
     report["passed"] = within(report, limits)
     if not report["passed"]:
@@ -86,7 +86,7 @@ def search_inputs(
     for i, frame in enumerate(frames[1:]):
         tracker.update(frame)
         if i % every == 0:
-            yield {name: values.copy() for name, values in backend.last_inputs()["search"].items()}
+            yield {name: values.copy() for name, values in backend.search_arrays(slice(1)).items()}
 
 
 def largest_half_value(model: Path, feeds: Iterable[Dict[str, np.ndarray]]) -> Tuple[float, str]:

@@ -87,7 +87,7 @@ class HostBackend(Backend):
         super().__init__(manifest, description)
         self._cropper = Cropper()
         self._as_bytes = manifest.input_format == UINT8_BGR
-        self._template_image = np.zeros((1, *manifest.template.shape), manifest.template.dtype)
+        self.template_image = np.zeros((1, *manifest.template.shape), manifest.template.dtype)
         self._search_images = np.zeros((0, *manifest.search.shape), manifest.search.dtype)
         # By side: buffers for crops that are not yet in the network's format.
         sides = (manifest.template_size, manifest.search_size)
@@ -112,7 +112,7 @@ class HostBackend(Backend):
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
         if not 0 <= slot < self.capacity:
             raise BackendError(f"there is no slot {slot}: reserve it first")
-        self._crop(frame, window, self._template_image[0])
+        self._crop(frame, window, self.template_image[0])
         self._run_template(slot)
 
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
@@ -129,13 +129,9 @@ class HostBackend(Backend):
         for values in self.state.values():
             values[to] = values[source]
 
-    def last_inputs(self) -> Dict[str, Dict[str, np.ndarray]]:
-        """The latest inputs of the networks (for slot 0), by network and input name."""
-        manifest = self.manifest
-        return {
-            "template": {manifest.template.name: self._template_image},
-            "search": {manifest.search.name: self._search_images[:1], **{n: v[:1] for n, v in self.state.items()}},
-        }
+    def search_arrays(self, slots: slice) -> Dict[str, np.ndarray]:
+        """The search network's inputs for some slots, by name: views of the arrays, which ``reserve`` replaces."""
+        return {self.manifest.search.name: self._search_images[slots], **{n: v[slots] for n, v in self.state.items()}}
 
     def _crop(self, frame: np.ndarray, window: CropWindow, image: np.ndarray) -> None:
         """Crops a window into ``image``, in the format that the network takes."""
@@ -147,7 +143,7 @@ class HostBackend(Backend):
 
     @abstractmethod
     def _run_template(self, slot: int) -> None:
-        """Runs the template network on ``_template_image`` and writes ``state[...][slot]``."""
+        """Runs the template network on ``template_image`` and writes ``state[...][slot]``."""
 
     @abstractmethod
     def _run_searches(self, count: int) -> None:

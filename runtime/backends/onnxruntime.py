@@ -93,7 +93,7 @@ class OnnxRuntimeBackend(HostBackend):
     def _run_template(self, slot: int) -> None:
         # Bound anew: this happens once per target, and costs little compared with the run.
         outputs = {name: values[slot : slot + 1] for name, values in self.state.items()}
-        _bind(self._template, {self.manifest.template.name: self._template_image}, outputs)()
+        _bind(self._template, {self.manifest.template.name: self.template_image}, outputs)()
 
     def _run_searches(self, count: int) -> None:
         spread = 0
@@ -117,9 +117,7 @@ class OnnxRuntimeBackend(HostBackend):
     def _bound_search(self, network: Any, slot: int) -> Callable[[], object]:
         key, row = (id(network), slot), slice(slot, slot + 1)
         if key not in self._bound:
-            inputs = {name: values[row] for name, values in self.state.items()}
-            inputs[self.manifest.search.name] = self._search_images[row]
-            self._bound[key] = self._bind_search(network, inputs, self._predictions[row])
+            self._bound[key] = self._bind_search(network, self.search_arrays(row), self._predictions[row])
         return self._bound[key]
 
     def _open_search(self, lanes: int) -> Any:

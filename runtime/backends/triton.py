@@ -138,7 +138,7 @@ class TritonBackend(HostBackend):
             if network == "search":
                 inputs = self._search_inputs(slot)
             else:
-                inputs = [self._input(self.manifest.template).set_data_from_numpy(self._template_image)]
+                inputs = [self._input(self.manifest.template).set_data_from_numpy(self.template_image)]
 
             def done(result: Any, error: Any, answer: Future[Any] = answer) -> None:
                 answer.set_exception(error) if error is not None else answer.set_result(result)
@@ -149,7 +149,7 @@ class TritonBackend(HostBackend):
 
     def _search_inputs(self, slot: int) -> List[Any]:
         if slot not in self._inputs:
-            arrays = self._arrays()
+            arrays = self.search_arrays(slice(None))
             self._inputs[slot] = [self._input(spec) for spec in (self.manifest.search, *self.manifest.state)]
             for made in self._inputs[slot]:
                 size = arrays[made.name()][slot].nbytes
@@ -160,10 +160,6 @@ class TritonBackend(HostBackend):
         elif not self._region:
             self._inputs[slot][0].set_data_from_numpy(self._search_images[slot : slot + 1])
         return self._inputs[slot]
-
-    def _arrays(self) -> Dict[str, np.ndarray]:
-        """The inputs of the search network for all slots, by name."""
-        return {self.manifest.search.name: self._search_images, **self.state}
 
     def _input(self, spec: TensorSpec) -> Any:
         return self._grpc.InferInput(spec.name, [1, *spec.shape], self._dtype(np.dtype(spec.dtype)))
@@ -193,7 +189,7 @@ class TritonBackend(HostBackend):
         self._unshare()
         if not self._local or not _SHARED_MEMORY.is_dir():
             return
-        arrays = self._arrays()
+        arrays = self.search_arrays(slice(None))
         layout = np.dtype([(name, array.dtype, array.shape) for name, array in arrays.items()], align=True)
         self._offsets = {name: field[1] for name, field in (layout.fields or {}).items()}
         size = layout.itemsize

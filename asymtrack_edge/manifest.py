@@ -107,7 +107,7 @@ class Manifest:
     Attributes:
         variant: ``"T"``, ``"S"``, ``"B"``.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``: the networks' arithmetic.
-        target: key of ``PLATFORMS``: the platform that the models were written for.
+        platform: key of ``PLATFORMS`` that the models were written for; ``target`` in the file, as in ``--target``.
         opset: ONNX operator set of both networks.
         max_batch: 1 for a static batch of one, else the batch axis is free from 1 to this.
         input_format: ``UINT8_BGR`` or ``FLOAT_RGB``.
@@ -124,7 +124,7 @@ class Manifest:
 
     variant: str
     precision: str
-    target: str
+    platform: str
     opset: int
     max_batch: int
     input_format: str
@@ -172,7 +172,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes ``manifest.json`` into ``folder``; a reader sees either the whole old file or the whole new one."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self), "how_to": _HOW_TO}
+        fields = {"target" if name == "platform" else name: value for name, value in asdict(self).items()}
+        content = {"format": FORMAT, "version": VERSION, **fields, "how_to": _HOW_TO}
         write_text(folder / FILE_NAME, json.dumps(content, indent=2) + "\n")
 
 
@@ -211,7 +212,7 @@ def load_manifest(folder: Path) -> Manifest:
     if content.get("version") != VERSION:
         raise ManifestError(f"{path} has version {content.get('version')}, not {VERSION}: export with this release")
     try:
-        manifest: Manifest = _as(Manifest, content)
+        manifest: Manifest = _as(Manifest, {**content, "platform": content["target"]})
         for network in NETWORKS:
             manifest.files[f"{network}.onnx"]
         if manifest.precision not in ("fp32", "fp16", "int8") or not manifest.state:

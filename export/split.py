@@ -124,7 +124,7 @@ def describe(
     return Manifest(
         variant=variant.name,
         precision=precision,
-        target=platform,
+        platform=platform,
         opset=opset,
         max_batch=max_batch,
         input_format=input_format,

@@ -63,7 +63,7 @@ def open_backend(
     used = f", {opened.threads} thread{'s' * (opened.threads > 1)}" if opened.threads else ""
     reasons = f"; {'; '.join(passed)}" if passed else ""
     # Warn about an idle GPU or an engine that does not fit, not about a machine without a GPU.
-    surprise = passed and (opened.on_cpu or manifest.target != "onnx")
+    surprise = passed and (opened.on_cpu or manifest.platform != "onnx")
     level = logging.WARNING if surprise else logging.INFO
     logger.log(level, "%s in %s runs on %s%s%s", folder.name, opened.precision, opened.description, used, reasons)
     return opened

@@ -196,7 +196,7 @@ def test_every_field_of_the_key_matters(tmp_path: Path) -> None:
 
 def test_an_export_for_the_cpu_gets_no_engines(tmp_path: Path) -> None:
     """Float crops are not supported either: in fp16 such an export has no fp32 LayerNorm."""
-    manifest = replace(load_manifest(export_small(tmp_path / "export", "fp16", "orin")), target="onnx")
+    manifest = replace(load_manifest(export_small(tmp_path / "export", "fp16", "orin")), platform="onnx")
     with pytest.raises(ExportError, match="--target xavier"):
         build.build_engines(tmp_path, manifest, print)
 

@@ -106,7 +106,7 @@ def test_failed_verification_leaves_the_old_export(exported: Path, monkeypatch: 
 
 
 def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
-    manifest = replace(load_manifest(exported), target="orin")
+    manifest = replace(load_manifest(exported), platform="orin")
     manifest.save(tmp_path)
     assert load_manifest(tmp_path) == manifest
     content = json.loads((tmp_path / "manifest.json").read_text())

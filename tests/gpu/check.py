@@ -101,7 +101,7 @@ def follow(tracker: Tracker, frames: Sequence[Any], box: Box) -> List[Box]:
 def agrees(backend: str, precision: str, machine: Machine) -> str:
     opened = machine.open(backend, precision)
     follow(Tracker(opened), *default_clip(2))
-    graphs, model = opened._open.networks["search"].graph, machine.model(precision, opened.manifest.target)
+    graphs, model = opened._open.networks["search"].graph, machine.model(precision, opened.manifest.platform)
     opened.close()
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):

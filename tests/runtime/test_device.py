@@ -295,7 +295,7 @@ def test_rtx_says_which_gpus_it_does_not_support(imitated: Imitated, monkeypatch
     for capability, said in ((75, "only .* --fp16"), (89, mend), (90, no), (103, no), (120, mend), (87, no)):
         imitated.calls.driver.fake_gpu(0, capability, 16, 31)
         with pytest.raises(BackendError, match=said):
-            TensorRTBackend(imitated.folder, replace(load_manifest(imitated.folder), target="rtx"))
+            TensorRTBackend(imitated.folder, replace(load_manifest(imitated.folder), platform="rtx"))
 
 
 @pytest.mark.parametrize("works", [True, False])

@@ -58,9 +58,9 @@ class TensorRT:
         return f"{'TensorRT-RTX' if self.flavour == RTX else 'TensorRT'} {self.version}"
 
 
-def flavour_of(target: str) -> str:
-    """The flavour that an export for ``target`` is meant for."""
-    return RTX if target == "rtx" else TENSORRT
+def flavour_of(platform: str) -> str:
+    """The flavour that an export for ``platform`` is meant for."""
+    return RTX if platform == "rtx" else TENSORRT
 
 
 def load_tensorrt(flavour: str) -> TensorRT:
@@ -190,10 +190,10 @@ class TensorRTBackend(DeviceBackend):
     name = "tensorrt"
 
     def __init__(self, folder: Path, manifest: Manifest, device: int = 0) -> None:
-        if manifest.target == "onnx":
+        if manifest.platform == "onnx":
             raise BackendError("the model is for ONNX Runtime: export with --target orin, xavier or rtx")
         self._folder, gpu = folder, find_gpu(device)
-        self._tensorrt = load_tensorrt(flavour_of(manifest.target))
+        self._tensorrt = load_tensorrt(flavour_of(manifest.platform))
         # Checked before anything is allocated on the GPU.
         self._engines = {name: fitting_engine(manifest, name, self._tensorrt, gpu) for name in NETWORKS}
         super().__init__(manifest, f"{self._tensorrt.name} on {gpu.name}", device)

@@ -62,12 +62,12 @@ def build_engines(
         rebuild: whether to build even an engine that still fits.
 
     Raises:
-        BackendError: there is no GPU to build for, or no TensorRT for the manifest's target.
+        BackendError: there is no GPU to build for, or no TensorRT for the manifest's platform.
         ExportError: an engine cannot be built.
     """
-    if manifest.target == "onnx":  # in fp16 it also has LayerNorm and softmax, for which ONNX Runtime uses fp32
+    if manifest.platform == "onnx":  # in fp16 it also has LayerNorm and softmax, for which ONNX Runtime uses fp32
         raise ExportError("the model is for ONNX Runtime: export with --target xavier, orin or rtx to build engines")
-    tensorrt = load_tensorrt(flavour_of(manifest.target))
+    tensorrt = load_tensorrt(flavour_of(manifest.platform))
     rtx = tensorrt.flavour == RTX
     gpus: List[Optional[Gpu]] = [None if rtx else find_gpu(device)]
     if rtx and manifest.precision == "fp16":
@@ -126,11 +126,11 @@ def engines_or_note(folder: Path, manifest: Manifest, output: Path, report: Repo
     ``output`` is the directory's final place; engines of the directory that is there now are kept if they fit.
     """
     try:
-        if flavour_of(manifest.target) != RTX:
-            load_tensorrt(flavour_of(manifest.target))
+        if flavour_of(manifest.platform) != RTX:
+            load_tensorrt(flavour_of(manifest.platform))
             gpu = find_gpu(0)
             if not gpu.integrated:
-                raise BackendError(f"{manifest.target} may be for a Jetson, and this GPU ({gpu.name}) is not in one")
+                raise BackendError(f"{manifest.platform} may be for a Jetson, and this GPU ({gpu.name}) is not in one")
         there = manifest
         with suppress(ManifestError, KeyError, TypeError):  # there is no earlier directory, or it is unusable
             earlier = load_manifest(output)

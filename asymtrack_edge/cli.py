@@ -24,15 +24,7 @@ import cv2
 import asymtrack_edge
 from asymtrack_edge.errors import AsymTrackError, UsageError, without_secrets
 from asymtrack_edge.files import check_output, write_text
-
-#: Values of ``--backend``, the same in all commands.
-BACKENDS = ("auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "openvino", "tensorrt")
-
-#: Prefix of a Triton server's address, which ``--backend`` accepts as well: ``triton://host:8001``.
-TRITON = "triton://"
-
-#: Values of ``--precision``: the model's own (the default is None), or bf16 where the backend supports it.
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+from asymtrack_edge.names import BACKENDS, PRECISIONS, TRITON
 
 
 class Parser(argparse.ArgumentParser):

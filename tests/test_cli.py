@@ -110,7 +110,7 @@ def test_a_command_names_the_system_library_that_opencv_lacks(monkeypatch: Any, 
     ("code", "absent"),
     [
         ("import asymtrack_edge", "numpy"),
-        ("from asymtrack_edge import Box, MultiTracker, State, Track, Tracker", "torch onnx onnxruntime openvino"),
+        ("from asymtrack_edge import Box, Track, Tracker", "torch onnx onnxruntime openvino asymtrack_edge.cli"),
         ("import asymtrack_edge.runtime.commands.track", "torch starlette uvicorn asyncio"),
         ("from asymtrack_edge.benchmarks.speed import command; command.make_parser()", "torch onnxruntime"),
         ("import asymtrack_edge.__main__ as c; c.main([])", "numpy cv2 torch onnxruntime"),

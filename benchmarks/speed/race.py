@@ -39,7 +39,7 @@ class Case:
     #: For an asynchronous device: makes this many calls and waits once, after the last; returns the total seconds.
     burst: Optional[Callable[[int], float]] = None
     tracker: str = ""  # "AsymTrack-T", or the name of another tracker
-    backend: str = ""  # one of cli.BACKENDS, or "torch", "opencv", ...
+    backend: str = ""  # one of names.BACKENDS, or "torch", "opencv", ...
     device: str = "cpu"  # where the network ran: "cpu", "cuda:0" or "server"
     precision: str = ""  # empty if unknown
     threads: Optional[int] = None  # None: the runtime's own choice

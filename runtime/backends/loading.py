@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import List, Optional, Union
 
-from asymtrack_edge.cli import BACKENDS, TRITON
 from asymtrack_edge.errors import BackendError, ManifestError, MissingDependencyError, UsageError
 from asymtrack_edge.manifest import Manifest, load_manifest
+from asymtrack_edge.names import BACKENDS, TRITON
 from asymtrack_edge.runtime.backends.base import Backend, device_index
 from asymtrack_edge.variants import BUNDLED, VARIANTS
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from asymtrack_edge.checkpoints import bundled_weights, open_checkpoint
-from asymtrack_edge.cli import BACKENDS
 from asymtrack_edge.errors import BackendError
 from asymtrack_edge.manifest import load_manifest
+from asymtrack_edge.names import BACKENDS
 from asymtrack_edge.runtime.backends.cuda.driver import Gpu, find_gpu
 from asymtrack_edge.runtime.backends.loading import model_folder
 from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt

@@ -37,36 +37,39 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
     Raises:
         ExportError: the repository has a network of that name with other inputs, or cannot be written.
     """
-    repository.mkdir(parents=True, exist_ok=True)
-    with locked(repository):
-        plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in NETWORKS)
-        kind = "plan" if plan else "onnx"
-        versions: Dict[int, Manifest] = {}
-        interface = attrgetter("template", "search", "state", "output", "max_batch")
-        entry = repository / network_name(manifest, "search")
-        for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdecimal()):
-            other = None
-            with suppress(ManifestError):
-                other = versions[int(path.parent.name)] = load_manifest(path.parent)
-            fits = other is not None and interface(other) == interface(manifest)
-            if not (fits and path.with_name(f"model.{kind}").is_file()):
-                raise ExportError(
-                    f"{path.parent} is damaged, or has other inputs, another --batch or another format: "
-                    f"remove {entry}, or give another --triton"
-                )
-        served = sorted(versions)[-SERVED_VERSIONS:]
-        same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
-        number = max(same) if same else 1 + max(versions, default=0)
-        versions[number] = manifest
-        for network in NETWORKS:
-            entry = repository / network_name(manifest, network)
-            with replaced_directory(entry / str(number)) as version:
-                source = f"{network}.engine" if plan else f"{network}.onnx"
-                shutil.copyfile(folder / source, version / f"model.{kind}")
-                manifest.save(version)
-            # Written after the network: a server that polls never sees the hash of a version that does not exist yet.
-            write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
-        return number
+    try:
+        repository.mkdir(parents=True, exist_ok=True)
+        with locked(repository):
+            plan = all(manifest.engines.get(f"{n}.engine", {}).get("flavour") == "tensorrt" for n in NETWORKS)
+            kind = "plan" if plan else "onnx"
+            versions: Dict[int, Manifest] = {}
+            interface = attrgetter("template", "search", "state", "output", "max_batch")
+            entry = repository / network_name(manifest, "search")
+            for path in (p for p in entry.glob("*/manifest.json") if p.parent.name.isdecimal()):
+                other = None
+                with suppress(ManifestError):
+                    other = versions[int(path.parent.name)] = load_manifest(path.parent)
+                fits = other is not None and interface(other) == interface(manifest)
+                if not (fits and path.with_name(f"model.{kind}").is_file()):
+                    raise ExportError(
+                        f"{path.parent} is damaged, or has other inputs, another --batch or another format: "
+                        f"remove {entry}, or give another --triton"
+                    )
+            served = sorted(versions)[-SERVED_VERSIONS:]
+            same = [number for number in served if networks_hash(versions[number]) == networks_hash(manifest)]
+            number = max(same) if same else 1 + max(versions, default=0)
+            versions[number] = manifest
+            for network in NETWORKS:
+                entry = repository / network_name(manifest, network)
+                with replaced_directory(entry / str(number)) as version:
+                    source = f"{network}.engine" if plan else f"{network}.onnx"
+                    shutil.copyfile(folder / source, version / f"model.{kind}")
+                    manifest.save(version)
+                # Written after the network: a polling server never sees the hash of a version that does not exist yet.
+                write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
+            return number
+    except OSError as error:
+        raise ExportError(f"cannot write into {repository}: {error.strerror or error}") from None
 
 
 def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan: bool) -> str:

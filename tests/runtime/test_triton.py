@@ -146,6 +146,8 @@ def test_a_new_model_becomes_the_next_version_and_an_existing_one_keeps_its_vers
     assert hashes == {"asymtrack_sha256_1": networks_hash(manifest), "asymtrack_sha256_2": networks_hash(other)}
     with pytest.raises(ExportError, match="another --batch"):
         write_repository(folder, replace(other, max_batch=2), repository)
+    with pytest.raises(ExportError, match="cannot write into /dev/null/models: Not a directory"):
+        write_repository(folder, other, Path("/dev/null/models"))
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared-memory", "plain"])

@@ -156,23 +156,24 @@ class _BackendTracker:
     def _choose(self, frame: Any, box: Iterable[float], slot: int, id: int) -> Target:
         """Runs the template network for a target in ``slot``."""
         manifest = self.backend.manifest
-        checked = check_box(box, self._check_frame(frame))
+        frame = self._check_frame(frame)
+        checked = check_box(box, frame.shape)
         self.backend.template(frame, crop_window(checked, manifest.template_factor), slot)
         return Target(id, checked, self.settings, manifest.search_factor, self.recover)
 
     def _follow(self, frame: Any) -> List[Track]:
         """Finds all targets in the next frame with one backend call; returns tracks in slot order."""
-        shape = self._check_frame(frame)
+        frame = self._check_frame(frame)
         if not self._targets:
             return []
-        windows = [target.window(shape) for target in self._targets]
+        windows = [target.window(frame.shape) for target in self._targets]
         predictions = self.backend.search(frame, windows)
         began = perf_counter()
-        tracks = [t.advance(p, w, shape) for t, p, w in zip(self._targets, predictions.tolist(), windows)]
+        tracks = [t.advance(p, w, frame.shape) for t, p, w in zip(self._targets, predictions.tolist(), windows)]
         self._box_seconds += perf_counter() - began
         return tracks
 
-    def _check_frame(self, frame: Any) -> Sequence[int]:
+    def _check_frame(self, frame: Any) -> Any:
         if self._closed:
             raise UsageError("this tracker is closed: load another")
         return self.backend.check_frame(frame)

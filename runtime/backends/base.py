@@ -52,9 +52,12 @@ class Backend(ABC):
         self.precision = manifest.precision  # or that of the arithmetic, where it differs (bf16)
         self.seconds: Dict[str, float] = {"crop": 0.0, "infer": 0.0}  # time spent so far
 
-    def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame, BGR uint8 ``(H, W, 3)``; ``FrameError`` if it cannot be used."""
-        return check_frame(frame).shape
+    def check_frame(self, frame: Any) -> Any:
+        """Returns a frame, BGR uint8 ``(H, W, 3)``, as ``template`` and ``search`` take it, with its ``shape``.
+
+        An array on the host stays as it is. ``FrameError`` if the frame cannot be used.
+        """
+        return check_frame(frame)
 
     @abstractmethod
     def reserve(self, slots: int) -> None:

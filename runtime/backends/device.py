@@ -128,8 +128,8 @@ class DeviceBackend(Backend):
         """
         self._frame.mapped = self.integrated
 
-    def check_frame(self, frame: Any) -> Sequence[int]:
-        """Returns the shape of a frame, which may also be in device memory (array interface, DLPack)."""
+    def check_frame(self, frame: Any) -> Any:
+        """The frame may also be in device memory (array interface, DLPack): it is returned as a ``DeviceFrame``."""
         return self._frame.check(frame)
 
     def reserve(self, slots: int) -> None:

@@ -8,7 +8,7 @@ our stream wait for its own; before version 3, the interface does not name the s
 from __future__ import annotations
 
 import ctypes
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -40,8 +40,6 @@ def device_frame(frame: Any, stream: int = 0, device: int = 0) -> Optional[Devic
     It is BGR uint8 ``(H, W, 3)`` with contiguous pixels and any row pitch, or RGB if its attribute ``format`` is
     ``"rgb8"``, as in jetson-utils. ``FrameError`` for any other frame, or one on another GPU.
     """
-    if isinstance(frame, np.ndarray):
-        return None
     layout = getattr(frame, "format", "bgr8")
     if hasattr(frame, "__dlpack__"):
         kind, index = (int(value) for value in frame.__dlpack_device__())
@@ -121,43 +119,30 @@ class FrameBuffer:
         self.mapped = False  # whether the GPU reads the staged pixels in place
         self._host: Optional[HostBuffer] = None
         self._device = 0
-        self._described: Optional[Tuple[Any, DeviceFrame]] = None
-        self._kept: Any = None
+        self._kept: Optional[DeviceFrame] = None
 
-    def check(self, frame: Any) -> Sequence[int]:
-        """The shape of a frame on host or GPU, else ``FrameError``; the next ``write`` reuses what this finds out."""
+    def check(self, frame: Any) -> Union[np.ndarray, DeviceFrame]:
+        """A frame on host or GPU as ``write`` takes it; ``FrameError`` if it cannot be used."""
         on_device = None
         if not isinstance(frame, np.ndarray):
             with self._cuda.current():  # PyTorch exports tensors of the current GPU only
                 on_device = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
-        if on_device is None:
-            return check_frame(frame).shape
-        self._described = (frame, on_device)
-        return on_device.shape
+        return check_frame(frame) if on_device is None else on_device
 
     def write(self, frame: Any, windows: Sequence[CropWindow], records: Sequence[np.ndarray], step: int = 1) -> None:
-        """Queues the upload of a frame and writes its windows to the arrays of ``records``, ``step`` per array.
-
-        ``FrameError`` for a frame on the device that cannot be used.
-        """
-        described, self._described = self._described, None
-        if described is not None and described[0] is frame:
-            on_device: Optional[DeviceFrame] = described[1]
-        else:
-            on_device = device_frame(frame, self._cuda.stream, self._cuda.gpu.index)
-        if on_device is None:
-            pixels, pitch = self._upload(frame, windows)
-            shape, rgb = frame.shape, False
-        else:
-            if on_device.stream == UNKNOWN:
+        """Queues the upload of a frame from ``check`` and writes its windows to ``records``, ``step`` per array."""
+        if isinstance(frame, DeviceFrame):
+            if frame.stream == UNKNOWN:
                 self._cuda.synchronise_all()
-            elif on_device.stream is not None:
-                self._cuda.wait_for(on_device.stream)
-            pixels, pitch, shape, rgb = on_device.address, on_device.pitch, on_device.shape, on_device.rgb
-        # The owner keeps the memory alive until the next frame replaces it.
-        self._kept = on_device
+            elif frame.stream is not None:
+                self._cuda.wait_for(frame.stream)
+            pixels, pitch, rgb = frame.address, frame.pitch, frame.rgb
+            self._kept = frame  # its owner keeps the memory alive until the next frame replaces it
+        else:
+            pixels, pitch = self._upload(frame, windows)
+            rgb, self._kept = False, None
         for i in range(0, len(windows), step):
-            write_windows(records[i // step], windows[i : i + step], pixels, pitch, shape, rgb)
+            write_windows(records[i // step], windows[i : i + step], pixels, pitch, frame.shape, rgb)
 
     def _upload(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> Tuple[int, int]:
         """Stages and uploads what the windows show; returns the address of the frame's origin, and the pitch."""

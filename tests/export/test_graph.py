@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Dict, List
@@ -76,7 +77,8 @@ def test_items_of_a_batch_do_not_affect_each_other(tmp_path: Path) -> None:
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
-def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
+def test_int8_is_close_and_only_where_it_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.root.manager, "disable", logging.ERROR)
     model = filled_model(VARIANTS["T"])
     manifest = Export(model).write(tmp_path)
     # OPE and downsampling of every stage, and the first two layers of each tower of the head.
@@ -86,6 +88,7 @@ def test_int8_is_close_and_only_where_it_pays(tmp_path: Path) -> None:
     Export(model, ExportOptions("int8"), clip=default_clip(6)).write(tmp_path)
     got = predict(tmp_path, manifest, *made)
     assert 0 < np.abs(got - wanted).max() < 0.1
+    assert logging.root.manager.disable == logging.ERROR, "the program's own setting is lost"
     quantised = onnx.load(str(tmp_path / "search.onnx"))
     assert quantised.ir_version == IR_VERSION and quantised.opset_import[0].version == manifest.opset
     kernels = [i for i in quantised.graph.initializer if i.data_type == TensorProto.INT8 and len(i.dims) == 4]

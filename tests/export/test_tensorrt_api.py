@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Dict, Set
+from typing import Dict
 
 import pytest
 
@@ -39,18 +39,14 @@ ONLY_RTX |= {"ComputeCapability", "DynamicShapesKernelSpecializationStrategy", "
 ONLY_RTX |= {"ICudaEngine.create_runtime_config"}
 
 
-def names_used() -> Set[str]:
-    """``Class.attribute`` for attributes, ``Name`` for names in the module."""
-    text = "".join(Path(str(module.__file__)).read_text() for module in (backend, build))
-    pairs = re.findall(r"(?=\b(\w+)\.(\w+)(?![\w.]*`))", text.partition("import annotations")[2])
-    return {HOLDS[owner] + name for owner, name in pairs if owner in HOLDS}
-
-
 @pytest.mark.parametrize("path", SURFACES, ids=lambda path: path.stem)
 def test_every_name_exists(path: Path) -> None:
     content = json.loads(path.read_text())
     there = {*content["top"], "float32", "__version__"}
     there |= {f"{owner}.{name}" for owner, names in content.items() if isinstance(names, list) for name in names}
-    used = names_used()
+    text = "".join(Path(str(module.__file__)).read_text() for module in (backend, build))
+    pairs = re.findall(r"(?=\b(\w+)\.(\w+)(?![\w.]*`))", text.partition("import annotations")[2])
+    # ``Class.attribute`` for attributes, ``Name`` for names in the module.
+    used = {HOLDS[owner] + name for owner, name in pairs if owner in HOLDS}
     assert {"Builder.build_serialized_network", "IExecutionContext.execute_async_v3", "BuilderFlag.FP16"} <= used
     assert used - ONLY_RTX - (set() if content["version"].startswith("8") else ONLY_8) - there == set()

@@ -118,9 +118,8 @@ def test_a_containers_quota_is_found(cgroup: str, files: Dict[str, str], quota: 
 def test_default_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert processors(tmp_path) == 8
-    siblings = {
-        f"sys/devices/system/cpu/cpu{n}/topology/thread_siblings_list": f"{n % 4},{n % 4 + 4}" for n in range(8)
-    }
+    name = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    siblings = {name.format(n): f"{n % 4},{n % 4 + 4}" for n in range(8)}
     assert processors(write_tree(tmp_path, siblings)) == 4
     write_tree(tmp_path, {"proc/self/cgroup": "0::/", f"{CGROUP}/cpu.max": "290000 100000"})
     assert processors(tmp_path) == 2

@@ -49,8 +49,7 @@ def test_frames_of_any_size_layout_and_lifetime() -> None:
 
 
 def test_export_directory_may_change_while_it_is_in_use(batch_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "export"
-    shutil.copytree(batch_model, folder)
+    folder = Path(shutil.copytree(batch_model, tmp_path / "export"))
     clean, used = (MultiTracker.load(path, threads=2) for path in (batch_model, folder))
     for tracker in (clean, used):
         tracker.add(FRAMES[0], (60, 50, 32, 32))

@@ -27,7 +27,6 @@ from asymtrack_edge.runtime.backends import openvino as backend
 
 CLIP = default_clip(12)
 CAPABILITIES = backend._import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-needs_bf16 = pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bf16")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -40,7 +39,7 @@ def test_exports_with_a_fixed_batch_agree(precision: str, tmp_path: Path) -> Non
     assert report["box_difference"] < limit and report["score_difference"] < limit
 
 
-@needs_bf16
+@pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bf16")
 def test_bf16_is_close_and_reported() -> None:
     reference, whole = (open_backend("T", name) for name in ("onnxruntime", "openvino"))
     half = open_backend("T", "openvino", precision="bf16")

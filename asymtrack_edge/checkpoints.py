@@ -157,8 +157,8 @@ def open_checkpoint(path: AnyPath, weights: Optional[str] = None) -> Checkpoint:
             stored = {name: read(tensor) for name, tensor in tensors.items() if not _UNUSED.search(name)}
             file.seek(0)
             sha = hashlib.sha256()  # of the file that was read: a training run may have put another in its place
-            for block in iter(partial(file.read, 1 << 20), b""):
-                sha.update(block)
+            for part in iter(partial(file.read, 1 << 20), b""):
+                sha.update(part)
     except MalformedError as error:
         raise CheckpointError(" ".join(f"{path} {error}".split())) from None
     except OSError as error:

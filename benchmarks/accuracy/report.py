@@ -116,8 +116,8 @@ def draw_curves(title: str, summaries: Dict[str, Summary], folder: Path) -> List
         axes.set(xlabel=label, ylabel=f"share of frames ({curve.replace('_', ' ')})", ylim=(0, 1))
         axes.set_xlim(0, lines[0][2][-1])
         axes.grid(True, alpha=0.3)
-        # Names passed to legend() may begin with "_"; without math parsing they may contain "$".
-        legend = axes.legend(axes.lines, [f"{printable(name)} [{100 * value:.1f}]" for value, name, *_ in lines])
+        # Matplotlib before 3.10 leaves out labels that begin with "_"; without math parsing they may contain "$".
+        legend = axes.legend(axes.lines, [f"[{100 * value:.1f}] {printable(name)}" for value, name, *_ in lines])
         for text in [axes.set_title(printable(title)), *legend.get_texts()]:
             text.set_parse_math(False)
         for kind in ("png", "svg"):

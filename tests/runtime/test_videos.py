@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
+import cv2
 import numpy as np
 import pytest
 
@@ -41,9 +42,7 @@ def read(path: Path) -> Tuple[str, Source]:
     ("damaged", "expected"),
     [([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)), (range(11, 30), ("1" * 11, 19, True))],
 )
-def test_only_the_damaged_frames_of_a_video_are_left_out(
-    tmp_path: Path, damaged: Any, expected: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_only_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: Any, expected: Any, capsys: Any) -> None:
     write_video(tmp_path / "v.avi", 30)
     damage(tmp_path / "v.avi", *damaged)
     readable, source = read(tmp_path / "v.avi")
@@ -105,13 +104,15 @@ def test_a_truncated_video_ends_early_and_says_so(tmp_path: Path, kind: str) -> 
         assert share < 50 or len(readable) > 5
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32])
-def test_images_of_16_bits_are_scaled_to_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    counts = [7600 + np.random.RandomState(i).randint(0, 500, (9, 7)).astype(kind) for i in range(3)]
+@pytest.mark.parametrize(("kind", "low"), [(np.uint16, 7600), (np.int16, -200), (np.float32, 7600)])
+def test_images_of_16_bits_become_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, low: int) -> None:
+    counts = [low + np.random.RandomState(i).randint(0, 500, (9, 7)).astype(kind) for i in range(3)]
     counts[1][0, 0] = 30_000  # brighter than all of the first image
     if kind is np.float32:
         counts[0][0, 0] = np.inf  # as from a depth camera without an echo
     write_images(tmp_path / "0012", counts, "{}.tiff")
+    if cv2.imread(str(tmp_path / "0012" / "0.tiff"), cv2.IMREAD_UNCHANGED).dtype != kind:
+        pytest.skip("OpenCV before 4.6 has no signed images: it writes 8 bits and reads values below 0 as above 65,000")
     monkeypatch.chdir(tmp_path)
     evaluated = Sequence("thermal", Frames("0012"), np.ones((3, 4)))
     for i, frame in enumerate(open_source("0012")):
@@ -150,6 +151,5 @@ def test_media_time_of_a_variable_frame_rate(tmp_path: Path, capsys: pytest.Capt
     with Reader(open_source(str(tmp_path / "v.mp4"))) as reader:
         times = [frame.pts for frame in reader]
     assert times == pytest.approx([i / 25 for i in range(4)] + [(4 + 3 * i) / 25 for i in range(7)], abs=0.001)
-    arguments = [str(tmp_path / "v.mp4"), "--box", "100,100,20,20", "--output", str(tmp_path / "o.mp4")]
-    assert fake_command.main(arguments) == 0
+    assert fake_command.main([str(tmp_path / "v.mp4"), "--box", "9,9,20,20", "--output", str(tmp_path / "o.mp4")]) == 0
     assert "o.mp4 plays at a constant 11 fps" in capsys.readouterr().err

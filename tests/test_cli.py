@@ -94,8 +94,7 @@ def test_a_command_names_the_extra_that_it_lacks() -> None:
 def test_entry_points_are_the_commands() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    lines = setup["options.entry_points"]["console_scripts"].split("\n")
-    entries = dict(line.split(" = ") for line in lines if line)
+    entries = dict(line.split(" = ") for line in setup["options.entry_points"]["console_scripts"].split("\n") if line)
     assert entries.pop("asymtrack") == "asymtrack_edge.__main__:main"
     assert entries == {f"asymtrack-{name}": f"asymtrack_edge.__main__:scripts.{name}" for name in commands.COMMANDS}
 

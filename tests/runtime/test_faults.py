@@ -43,8 +43,7 @@ def test_frames_of_any_size_layout_and_lifetime() -> None:
     big = np.random.RandomState(0).randint(0, 256, (700, 900, 3)).astype(np.uint8)
     locked = big[:300, :400].copy()
     locked.flags.writeable = False
-    sizes = [big, big[::2, ::3], big[:, ::-1], big[..., ::-1], locked, big[:2, :2], big[:700, :2], big]
-    for frame in sizes:
+    for frame in (big, big[::2, ::3], big[:, ::-1], big[..., ::-1], locked, big[:2, :2], big[:700, :2], big):
         assert tracker.update(frame).box.x < frame.shape[1]
 
 
@@ -90,9 +89,6 @@ def test_damaged_manifests_are_refused_with_one_line(data: Any, batch_model: Pat
     if data.draw(st.booleans()):
         text = text[: data.draw(st.integers(0, len(text)))]
     (tmp_path / "manifest.json").write_text(text)
-    for name in ("template.onnx", "search.onnx"):
-        if not (tmp_path / name).exists():
-            shutil.copy(batch_model / name, tmp_path / name)
     try:
         read_networks(tmp_path, load_manifest(tmp_path))
     except ManifestError as error:

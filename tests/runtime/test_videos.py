@@ -42,7 +42,7 @@ def read(path: Path) -> Tuple[str, Source]:
     ("damaged", "expected"),
     [([11, 20, 21], ("1" * 11 + "0" + "1" * 8 + "00" + "1" * 8, 0, False)), (range(11, 30), ("1" * 11, 19, True))],
 )
-def test_only_the_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: Any, expected: Any, capsys: Any) -> None:
+def test_only_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: Any, expected: Any, capsys: Any) -> None:
     write_video(tmp_path / "v.avi", 30)
     damage(tmp_path / "v.avi", *damaged)
     readable, source = read(tmp_path / "v.avi")

@@ -120,6 +120,7 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         f"--web takes a port in 0..65535, not {web}": web is not None and not 0 <= web <= 65535,
         "--boxes and --send are both stdout": "-" in arguments.send and descriptor_of(arguments.boxes) == 1,
         "--pts needs --boxes FILE": arguments.pts and not arguments.boxes,
+        "--boxes writes CSV: for JSON use --send FILE.jsonl": str(arguments.boxes).endswith((".json", ".jsonl")),
         "--host needs --web PORT": arguments.host is not None and web is None,
     }
     for problem, holds in wrong.items():

@@ -56,10 +56,9 @@ def test_a_directory_is_not_replaced_while_engines_are_built_in_it(tmp_path: Pat
     """The build would then save the old models' manifest beside the new models."""
     folder = tmp_path / "export"
     _export_in_turn(str(folder), 1, 1)
-    with ThreadPoolExecutor(1) as pool:
-        with locked(folder):  # as asymtrack-build does
-            exporting = pool.submit(_export_in_turn, str(folder), 2, 1)
-            assert not wait([exporting], 0.5).done and (folder / "search.onnx").read_text() == "1"
+    with ThreadPoolExecutor(1) as pool, locked(folder):  # as asymtrack-build does
+        exporting = pool.submit(_export_in_turn, str(folder), 2, 1)
+        assert not wait([exporting], 0.5).done and (folder / "search.onnx").read_text() == "1"
     assert exporting.done() and (folder / "search.onnx").read_text() == "2"
 
 

@@ -34,8 +34,7 @@ def test_any_order_of_coming_and_going(steps) -> None:
         else:
             followed[patch] = many.add(frame, boxes[patch])
         tracks = many.update(frame)
-        assert sorted(tracks) == sorted(followed.values()) == many.ids
-        assert len(many) == len(followed)
+        assert sorted(tracks) == sorted(followed.values()) == many.ids and len(many) == len(followed)
         for k, number in followed.items():
             assert number in many
             assert iou(tracks[number].box, boxes[k]) > 0.99

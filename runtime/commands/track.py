@@ -197,7 +197,7 @@ def _sinks(arguments: argparse.Namespace, run: Run, count: int, shape: Tuple[int
 
 def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
     summary = run.summary()
-    text = json.dumps(summary) if arguments.json == "-" else _sentence(summary)
+    text = json.dumps(summary) if arguments.json == "-" else _summary_text(summary)
     source, rate = run.reader.source, video_rate(run.reader.source.fps)
     differs = summary["variable_rate"] or (source.live and abs(summary["fps"] / rate - 1) > 0.1)
     if arguments.output and differs and not arguments.source.startswith("jetson://"):
@@ -213,9 +213,9 @@ def _print_summary(arguments: argparse.Namespace, run: Run) -> None:
             cli.write_json(arguments.json, summary)
 
 
-def _sentence(summary: Dict[str, Any]) -> str:
+def _summary_text(summary: Dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {value:.2f}" for name, value in summary["milliseconds"].items())
-    text = f"{summary['frames']} frames at {summary['fps']} fps, target lost in {summary['lost']}"
+    text = f"{summary['frames']} frames at {summary['fps']} fps, target lost in {summary['lost']} of them"
     if summary["unreadable"]:
         text += f", {summary['unreadable']} unreadable"
     if "missing" in summary:

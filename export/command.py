@@ -100,9 +100,10 @@ def _main(arguments: argparse.Namespace) -> int:
         f"{size['parameters'] / 1e6:.2f} M parameters; multiply-adds: {size['search_multiply_adds'] / 1e9:.3f} G per "
         f"frame, {size['template_multiply_adds'] / 1e9:.3f} G once per target"
     )
-    say(f"verified over {checked['frames']} frames on {checked['runtime']}: {figures(checked)}")
+    verified = f"verified over {checked['frames']} frames on {checked['runtime']}:"
+    say("\n  ".join([verified, *figures(checked)]))
     for name, entry in sorted(manifest.files.items()):
-        say(f"  {output / name}  {entry.bytes / 1e6:.1f} MB")
+        say(f"wrote {output / name}, {entry.bytes / 1e6:.1f} MB")
     return 0
 
 

@@ -68,7 +68,7 @@ def verify(
         report["largest_half"], report["largest_half_tensor"] = max(searched, once)
     report["passed"] = within(report, limits)
     if not report["passed"]:
-        reason = f"the exported model differs from the trained one: {figures(report)}"
+        reason = f"the exported model differs from the trained one: {', '.join(figures(report))}"
         half, most = report.get("largest_half", 0.0), limits.largest_half
         if half > most:
             name = report["largest_half_tensor"]

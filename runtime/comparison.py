@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 
@@ -101,14 +101,14 @@ def within(report: Dict[str, Any], limits: Limits) -> bool:
     )
 
 
-def figures(report: Dict[str, Any]) -> str:
-    """The measurements of ``compare`` with their ``"limits"``, as text."""
+def figures(report: Dict[str, Any]) -> List[str]:
+    """The measurements of ``compare`` with their ``"limits"``, each as text."""
     limits = report["limits"]
-    text = (
-        f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g}), scores by "
-        f"{report['score_difference']:.2g} (limit {limits['score_difference']:g}), track IoU "
-        f"{report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})"
-    )
+    texts = [
+        f"boxes differ by {report['box_difference']:.2g} of the crop (limit {limits['box_difference']:g})",
+        f"scores differ by {report['score_difference']:.2g} (limit {limits['score_difference']:g})",
+        f"track IoU {report['track_iou_mean']:.3f} (limit {limits['track_iou_mean']:g})",
+    ]
     if "together_difference" in report:
-        text += f", several targets at once by {report['together_difference']:.2g}"
-    return text
+        texts.append(f"several targets at once differ by {report['together_difference']:.2g}")
+    return texts

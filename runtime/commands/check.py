@@ -71,7 +71,8 @@ def _main(arguments: argparse.Namespace) -> int:
     cli.write_json(arguments.json, report)
     figures = comparison.figures(report)
     if not report["passed"]:
-        cli.say(f"error: {backend.description} does not compute the same as the model: {figures}")
+        cli.say(f"error: {backend.description} does not compute the same as the model: {', '.join(figures)}")
     elif arguments.json != "-":
-        print(f"{backend.description} agrees with {report['against']} over {len(frames)} frames: {figures}")
+        agreed = f"{backend.description} agrees with {report['against']} over {len(frames)} frames:"
+        print("\n  ".join([agreed, *figures]))
     return 0 if report["passed"] else 1

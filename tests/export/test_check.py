@@ -39,9 +39,9 @@ def test_agreement_is_printed_for_any_clip(tmp_path: Path, capsys: pytest.Captur
     [
         (0, 0, 0.001, "boxes differ by 0.001"),
         (0, 3, 0.001, "boxes differ by 0.001"),
-        (0, 4, 0.01, "scores by 0.01"),
+        (0, 4, 0.01, "scores differ by 0.01"),
         (0, 2, np.nan, "inf"),
-        (1, 0, 0.001, "several targets at once by 0.001"),
+        (1, 0, 0.001, "several targets at once differ by 0.001"),
     ],
 )
 def test_a_difference_is_an_error(first: int, column: int, by: Any, words: str, monkeypatch: Any, capsys: Any) -> None:

@@ -72,7 +72,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    boxes = _check(arguments)
+    _check(arguments)
+    boxes: List[Sequence[float]] = arguments.box
     with ExitStack() as stack:
         names = ("model", "backend", "device", "threads", "precision", "recover")
         chosen = {name: getattr(arguments, name) for name in names}
@@ -107,8 +108,8 @@ def _main(arguments: argparse.Namespace) -> int:
     return 128 + signals[0] if signals else 0 if run.whole else 1
 
 
-def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
-    """Checks the arguments as far as possible without opening anything; returns the boxes."""
+def _check(arguments: argparse.Namespace) -> None:
+    """Checks the arguments as far as possible without opening anything."""
     marked, limit, web = arguments.box or arguments.select, arguments.max_frames, arguments.web
     if str(arguments.boxes) == "-":
         arguments.boxes = Path("/dev/stdout")
@@ -142,7 +143,6 @@ def _check(arguments: argparse.Namespace) -> List[Sequence[float]]:
         check_display("--select", "give the target with --box x,y,w,h, or draw it with --web 8080")
     if arguments.show:
         check_display("--show", "use --web 8080 or --output FILE instead")
-    return list(arguments.box)
 
 
 @contextmanager

@@ -66,7 +66,10 @@ def write_onnx(
             **tracing,
         )
     model = _simplified(onnx.load_from_string(exported.getvalue()))
-    # Shapes recorded while tracing may differ from those of the simplified graph: let them be inferred anew.
+    # Shapes recorded while tracing may differ from those of the simplified graph: let them be inferred anew. Those of
+    # the outputs are stored: PyTorch 2.3 leaves all axes free.
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     del model.graph.value_info[:]
     model.ir_version = IR_VERSION
     model.producer_name = "asymtrack-edge"
@@ -93,16 +96,12 @@ def _simplified(model: Any) -> Any:
 
 def _store_as_half(model: Any) -> None:
     """See ``write_onnx``; changes ``model``."""
-    casts = []
-    for weight in model.graph.initializer:
+    for weight in reversed(model.graph.initializer):
         if weight.data_type == TensorProto.FLOAT and len(weight.raw_data) >= 4 * _WORTH_HALF:
             name = weight.name
             half = numpy_helper.to_array(weight).astype("float16")
             weight.CopyFrom(numpy_helper.from_array(half, name + "_half"))
-            casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            model.graph.node.insert(0, helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
 
 
 class SpelledOutProducts(TorchFunctionMode):

@@ -46,7 +46,7 @@ def by_kernel(
 
 
 @pytest.mark.parametrize("size", [128, 256, 384])
-@pytest.mark.parametrize("side", [1, 2, 7, 100, 128, 131, 256, 257, 512, 768, 900])
+@pytest.mark.parametrize("side", [2, 7, 100, 128, 131, 256, 257, 512, 768, 900])
 def test_equals_opencv(driver: ctypes.CDLL, frame: np.ndarray, size: int, side: int) -> None:
     swapped = np.ascontiguousarray(frame[..., ::-1])
     for left, top in (

@@ -163,7 +163,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
         return None
     if not (protocol.got10k or protocol.trackingnet):
         boxes = _repaired(boxes, truth)
-    boxes = np.nan_to_num(boxes, nan=0.0, posinf=0.0, neginf=0.0)
+    boxes = np.where(np.isfinite(boxes).all(1)[:, None], boxes, -1e9)  # no box: overlaps nothing, far from every target
     metrics: Dict[str, float] = {}
     curves: Dict[str, np.ndarray] = {}
     clipped = np.zeros(0)

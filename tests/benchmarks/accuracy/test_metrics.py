@@ -34,8 +34,8 @@ TRUTH = [(10, 10, 20, 20)] * 4
 BOXES = [(10, 10, 20, 20), (10, 10, 20, 10), (40, 10, 20, 20), (10, 10, 20, 20)]
 #: The last box touches the border (x = 0): toolkits that require four positive numbers do not count it as a box.
 BORDER = [*BOXES, (0, 10, 20, 20)]
-#: Invalid boxes in the second and third frame.
-BROKEN = [BOXES[0], (np.nan,) * 4, (10, 10, 0, 20), BOXES[3]]
+#: Invalid boxes in the second and third frame; with 0 for nan, the first would overlap the target.
+BROKEN = [BOXES[0], (np.nan, 10, 20, 20), (10, 10, 0, 20), BOXES[3]]
 NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
 
 
@@ -63,8 +63,8 @@ NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
         ("otb", TRUTH, BROKEN, None, {"sr50": 1}),  # invalid boxes are replaced, as in the toolkit,
         ("otb", TRUTH, [HERE, BOXES[2], NONE, HERE], None, {"sr50": 0.5}),  # by the box of the previous frame
         ("otb", TRUTH[:1], BOXES[:1], None, {"sr50": 1}),
-        ("folder", TRUTH, BROKEN, None, {"sr50": 1 / 3}),
-        ("trackingnet", TRUTH, BROKEN, None, {"success": 19.5 / 40}),
+        ("folder", TRUTH, BROKEN, None, {"sr50": 1 / 3, "ao": 1 / 3, "precision": 2 / 3}),
+        ("trackingnet", TRUTH, BROKEN, None, {"success": 19.5 / 40, "precision": 28.25 / 40}),
         # An error of 20 pixels, which the toolkits' formula rounds to slightly more than 20.
         ("nfs", [FAR] * 2, [FAR, (72.5, *FAR[1:])], None, {"precision": 0.5}),
     ],

@@ -269,7 +269,7 @@ DATASETS: Dict[str, Kind] = {
     "otb": Kind("OTB", _read_otb, "otb", attributes=_OTB),
     "lasot": Kind("LaSOT", partial(_read_lasot, "test"), "lasot", attributes=_LASOT, size=280),
     "lasot-train": Kind("LaSOT train", partial(_read_lasot, "train"), "lasot", attributes=_LASOT, size=1120),
-    "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasot", attributes=_LASOT, size=150),
+    "lasotext": Kind("LaSOText", partial(_read_lasot, "all"), "lasotext", attributes=_LASOT, size=150),
     "got10k-val": Kind("GOT-10k val", partial(_read_got10k, "val"), "got10k", size=180),
     "got10k-test": Kind("GOT-10k test", partial(_read_got10k, "test", start_only=True), "got10k", size=180),
     "got10k-train": Kind("GOT-10k train", partial(_read_got10k, "train", visible_only=True), "got10k", size=9335),

@@ -59,8 +59,8 @@ class Sequence:
     Attributes:
         name: unique in its data set; result files are named after it.
         frames: image files in order, N of them.
-        truth: float64 ``(N, 4)``, x, y, w, h in pixels (top-left, 0-based as published); nan where a
-            frame is not annotated. Row 0 is the box that a tracker starts from.
+        truth: float64 ``(N, 4)``, x, y, w, h in pixels (top-left), as published: OTB and LaSOT count from 1;
+            nan where a frame is not annotated. Row 0 is the box that a tracker starts from.
         attributes: names of the challenges that the data set's authors assigned to the sequence.
         absent: bool ``(N,)``, true where the target is declared out of view or fully hidden; None
             where the data set does not say.

@@ -30,24 +30,23 @@ class Protocol:
     got10k: bool = False
     #: TrackingNet's areas under three curves, with boxes rounded to whole pixels.
     trackingnet: bool = False
-    #: As OTB's calc_seq_err_robust.m: true boxes have x, y, w, h > 0; frames without one never count as success but
-    #: always as precise (their error is set to -1). Otherwise w, h > 0 suffices, and frames without a box are left out.
+    #: As OTB's calc_seq_err_robust.m: frames without a true box never count as success but always as precise (their
+    #: error is set to -1). Otherwise they are left out.
     robust: bool = False
+    #: True boxes have w, h > 0, and x, y above this.
+    corner: float = -np.inf
     #: Frames whose target is labelled absent count as failures of success and precision.
     absent_fails: bool = False
 
 
 _OPE = "success AUC over 21 thresholds (overlap > t), precision at 20 px"
+_LASOT = f"{_OPE}, P_norm at 0.2; frame 0 counts as perfect, frames without the target as failures (not in AUC vis)"
 PROTOCOLS: Dict[str, Protocol] = {
-    "otb": Protocol(f"OTB toolkit: {_OPE}; frame 0 counts as perfect", robust=True),
-    "uav123": Protocol("UAV123 toolkit: as OTB; frames without annotation fail in success", robust=True),
+    "otb": Protocol(f"OTB toolkit: {_OPE}; frame 0 counts as perfect", robust=True, corner=0.0),
+    "uav123": Protocol("UAV123 toolkit: as OTB; frames without annotation fail in success", robust=True, corner=0.0),
     "nfs": Protocol(f"NfS: {_OPE}, as OTB; annotated frames only"),
-    "lasot": Protocol(
-        f"LaSOT toolkit: {_OPE}, normalised precision at 0.2; frame 0 counts as perfect, "
-        "frames without the target as failures (AUC vis leaves them out)",
-        robust=True,
-        absent_fails=True,
-    ),
+    "lasot": Protocol(f"LaSOT toolkit: {_LASOT}", robust=True, corner=0.0, absent_fails=True),
+    "lasotext": Protocol(f"LaSOText, as pytracking: {_LASOT}", robust=True, absent_fails=True),
     "got10k": Protocol(
         "GOT-10k toolkit: AO, SR0.5, SR0.75 over the visible frames of all sequences together, frame 0 left "
         "out, boxes clipped to the frame",
@@ -120,10 +119,10 @@ class Summary(NamedTuple):
     sequences: Tuple[SequenceScore, ...]
 
 
-def is_box(truth: np.ndarray, robust: bool = False) -> np.ndarray:
-    """Which ground-truth rows ``(N, 4)`` are boxes, bool ``(N,)``; ``robust`` as in ``Protocol``."""
+def is_box(truth: np.ndarray, corner: float = -np.inf) -> np.ndarray:
+    """Which ground-truth rows ``(N, 4)`` are boxes, bool ``(N,)``; ``corner`` as in ``Protocol``."""
     with np.errstate(invalid="ignore"):
-        return np.isfinite(truth).all(1) & (truth[:, 0 if robust else 2 :] > 0).all(1)
+        return np.isfinite(truth).all(1) & (truth > (corner, corner, 0, 0)).all(1)
 
 
 def _repaired(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -169,7 +168,7 @@ def score_sequence(protocol: Protocol, sequence: Sequence, boxes: np.ndarray) ->
     clipped = np.zeros(0)
     if protocol.ope or protocol.trackingnet:
         absent = ~sequence.visible & protocol.absent_fails
-        boxless = ~is_box(truth, protocol.robust)
+        boxless = ~is_box(truth, protocol.corner)
         known, found = np.nan_to_num(truth, nan=0.0), boxes.copy()
         if protocol.trackingnet:
             known, found = np.round(known), np.round(found)

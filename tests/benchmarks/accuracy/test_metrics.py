@@ -52,16 +52,16 @@ NONE, HERE, FAR = (np.nan,) * 4, (10, 10, 20, 20), (52.5, 60.6, 23.3, 80.8)
         # The toolkit sets the error of frames without annotation to -1, which is below every threshold.
         ("uav123", [*TRUTH, NONE], [*BOXES, HERE], None,
          {"auc": 10 / 21, "precision": 4 / 5, "norm_precision": 3 / 5}),
-        ("lasot", [*TRUTH, HERE], [*BOXES, HERE], [0, 0, 0, 0, 1],
-         {"auc": 10 / 21, "precision": 3 / 5, "norm_precision": 2 / 5, "auc_visible": 12.5 / 21}),
+        *((protocol, [*TRUTH, (0, 0, 0, 0)], [*BOXES, HERE], [0, 0, 0, 0, 1],
+           {"auc": 10 / 21, "precision": 3 / 5, "norm_precision": 2 / 5, "auc_visible": 12.5 / 21})
+          for protocol in ("lasot", "lasotext")),
         # Rounded to whole pixels, halves to even. Trapezoids under the shares at 21 points: 0.75 x 10, 0.5 x 10, 0;
         # 0.5 x 2, 0.75 x 10, 1 x 9 (errors 0, 5, 30, 0 at 0, 2.5, ... 50); 0.5 x 10, 0.75 x 11 (0, 0.25, 1.5, 0 boxes).
         ("trackingnet", [(10.2, 10.4, 19.6, 20.4)] * 4, np.add(BOXES, 0.3), None,
          {"success": 24.25 / 40, "precision": 33.5 / 40, "norm_precision": 25.25 / 40}),
         *((protocol, BORDER, BORDER, None, {"sr50": 4 / 5, "precision": 1}) for protocol in ("otb", "uav123", "lasot")),
-        ("nfs", BORDER, BORDER, None, {"sr50": 1}),
-        ("otb", TRUTH, BROKEN, None, {"sr50": 1}),  # invalid boxes are replaced, as in the toolkit,
-        ("otb", TRUTH, [HERE, BOXES[2], NONE, HERE], None, {"sr50": 0.5}),  # by the box of the previous frame
+        *((protocol, BORDER, BORDER, None, {"sr50": 1}) for protocol in ("nfs", "lasotext")),
+        ("otb", TRUTH, [(0, 0, 1, 1), NONE, HERE, BROKEN[2]], None, {"sr50": 3 / 4}),  # invalid: as one frame before
         ("otb", TRUTH[:1], BOXES[:1], None, {"sr50": 1}),
         ("folder", TRUTH, BROKEN, None, {"sr50": 1 / 3, "ao": 1 / 3, "precision": 2 / 3}),
         ("trackingnet", TRUTH, BROKEN, None, {"success": 19.5 / 40, "precision": 28.25 / 40}),

@@ -97,8 +97,7 @@ class Checkpoint:
             expected = AsymTrack(variant).state_dict()
         need = {name: tuple(tensor.shape) for name, tensor in expected.items() if not _UNUSED.search(name)}
         have = {name: tuple(tensor.shape) for name, tensor in self.stored.items()}
-        wrong = [name for name in {**need, **have} if need.get(name) != have.get(name)]
-        if wrong:
+        if wrong := [name for name in {**need, **have} if need.get(name) != have.get(name)]:
             hint = "the file is incomplete or from a modified model"
             if self.variants and variant.name not in self.variants:
                 hint = f"it looks like variant {' or '.join(self.variants)}, so choose that"

@@ -26,8 +26,7 @@ def reference_crop(frame: np.ndarray, box: Box, factor: float, size: int) -> np.
     left, right = max(0, -x1), max(x2 - frame.shape[1] + 1, 0)
     top, bottom = max(0, -y1), max(y2 - frame.shape[0] + 1, 0)
     inside = frame[y1 + top : y2 - bottom, x1 + left : x2 - right]
-    padded = cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_CONSTANT)
-    return cv2.resize(padded, (size, size))
+    return cv2.resize(cv2.copyMakeBorder(inside, top, bottom, left, right, cv2.BORDER_CONSTANT), (size, size))
 
 
 @example(0.0, 0.0, 160.0, 120.0, 2.0)

@@ -72,11 +72,9 @@ class OnnxGraph:
             values = {constant.name: torch.from_numpy(to_array(constant).copy()) for constant in graph.initializer}
         except Exception as error:  # protobuf's own; the type depends on its version
             raise DatasetError(f"{path} is not an ONNX file: {error}") from None
-        missing = {value.name for value in graph.input} - {"image", "template_features", *values}
-        if missing:
+        if missing := {value.name for value in graph.input} - {"image", "template_features", *values}:
             raise DatasetError(f"{path} has inputs that a teacher does not have: {', '.join(sorted(missing))}")
-        unknown = {node.op_type for node in graph.node} - set(OPERATORS)
-        if unknown:
+        if unknown := {node.op_type for node in graph.node} - set(OPERATORS):
             raise DatasetError(f"{path} has operators that are not supported: {', '.join(sorted(unknown))}")
         self.outputs = [output.name for output in graph.output]
         self.constants: Dict[str, Any] = {}

@@ -150,8 +150,7 @@ def _run(args: argparse.Namespace) -> int:
     names = [*(args.model or []), *args.tracker] or ([] if args.results else ["T"])
     specs = [TrackerSpec.of(name, args, args.recover) for name in names]
     labels = [spec.label for spec in specs] + [path.resolve().name for path in args.results]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
-    if repeated:
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
         raise UsageError(f"two trackers are called {repeated[0]}: rename one folder, or evaluate them separately")
     if args.plots:
         report.figure(1, 1)  # fails before the evaluation, not after it, if plots cannot be drawn or written
@@ -193,8 +192,7 @@ def _track(
 ) -> Dict[str, str]:
     """Runs a tracker on the sequences without results and writes the results; returns sequence -> error."""
     missing = [sequence for sequence in data.sequences if args.fresh or not results.complete(sequence)]
-    done = len(data.sequences) - len(missing)
-    if done:
+    if done := len(data.sequences) - len(missing):
         _say(args, f"{spec.label}: {done} sequences already have results (--fresh runs them again)")
     failures, frames = {}, sum(map(len, missing))
     # Where stderr is no terminal, the bar is updated rarely and stays at the end.

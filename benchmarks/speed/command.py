@@ -87,9 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _protocols(text: str) -> Sequence[str]:
     names = tuple(text.upper().split(","))
-    for name in names:
-        if name not in SPEED_PROTOCOLS:
-            raise argparse.ArgumentTypeError(f"unknown protocol {name!r}: choose among {', '.join(SPEED_PROTOCOLS)}")
+    for unknown in set(names).difference(SPEED_PROTOCOLS):
+        raise argparse.ArgumentTypeError(f"unknown protocol {unknown!r}: choose among {', '.join(SPEED_PROTOCOLS)}")
     return names
 
 

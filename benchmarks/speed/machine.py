@@ -130,8 +130,7 @@ def _nvml(gpu: int) -> Optional[Tuple[Any, Any]]:
 
 def gpu_milliwatts(gpu: int) -> Dict[str, float]:
     """The present power of the whole graphics card; empty if it is not reported."""
-    nvml = _nvml(gpu)
-    if nvml:
+    if nvml := _nvml(gpu):
         with suppress(nvml[0].NVMLError):
             return {"GPU board (NVML)": float(nvml[0].nvmlDeviceGetPowerUsage(nvml[1]))}
     return {}
@@ -140,8 +139,7 @@ def gpu_milliwatts(gpu: int) -> Dict[str, float]:
 def process_memory(gpu: int = 0) -> Dict[str, float]:
     """Memory of this process in MB (10^6 bytes): its peak, and its use of GPU memory, if known."""
     found, nvml = {}, _nvml(gpu)
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", system_text(Path("/proc/self/status")), re.MULTILINE)
-    if peak:
+    if peak := re.search(r"^VmHWM:\s+(\d+) kB", system_text(Path("/proc/self/status")), re.MULTILINE):
         found["peak RSS (MB)"] = int(peak.group(1)) * 1024 / 1e6
     if nvml:
         with suppress(nvml[0].NVMLError):

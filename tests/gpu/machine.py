@@ -66,7 +66,8 @@ class Machine:
             reason = self.missing.get("gpu" if need in BACKENDS or need == "any" else need)
             if reason is None and need.startswith("onnxruntime-"):
                 reason = self.missing.get("onnxruntime")
-            if reason is None and need == "onnxruntime-tensorrt" and not _has_library("nvinfer"):
+            tensorrt_there = ctypes.util.find_library("nvinfer") or importlib.util.find_spec("tensorrt_libs")
+            if reason is None and need == "onnxruntime-tensorrt" and not tensorrt_there:
                 reason = "there is no libnvinfer"
             if reason is None and need == "tensorrt":
                 reason = self.missing.get("export") or self._lacks_tensorrt()
@@ -134,7 +135,3 @@ def _find_export() -> None:
     absent = [name for name in ("torch", "onnx", "onnxsim", "safetensors") if importlib.util.find_spec(name) is None]
     if absent:
         raise RuntimeError(f"making models needs {', '.join(absent)}: pip install '.[export]'")
-
-
-def _has_library(name: str) -> bool:
-    return bool(ctypes.util.find_library(name) or importlib.util.find_spec("tensorrt_libs"))

@@ -119,8 +119,7 @@ def test_default_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert processors(tmp_path) == 8
     name = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-    siblings = {name.format(n): f"{n % 4},{n % 4 + 4}" for n in range(8)}
-    assert processors(write_tree(tmp_path, siblings)) == 4
+    assert processors(write_tree(tmp_path, {name.format(n): f"{n % 4},{n % 4 + 4}" for n in range(8)})) == 4
     assert processors(write_tree(tmp_path, {"proc/self/cgroup": "0::/", f"{CGROUP}/cpu.max": "290000 100000"})) == 2
     assert processors(write_tree(tmp_path, {f"{CGROUP}/cpu.max": "10000 100000"})) == 1
 

@@ -92,9 +92,8 @@ def test_a_source_that_dies_is_reconnected() -> None:
 
 def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = []
-    source = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
-    reader = Reader(source, PATIENCE, lines.append)
-    began = monotonic()
+    camera = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
+    reader, began = Reader(camera, PATIENCE, lines.append), monotonic()
     with pytest.raises(SourceError, match="no frame for"):
         list(reader)
     assert 0.5 < monotonic() - began < 1.4, "it waited for the hanging read"

@@ -24,8 +24,7 @@ SCALE, OFFSET = 1 / STD, 255 * np.float32(IMAGE_MEAN) / STD  # red, green, blue
 
 @pytest.fixture(scope="module")
 def frame() -> np.ndarray:
-    noise = np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
-    return cv2.GaussianBlur(noise, (3, 3), 0)
+    return cv2.GaussianBlur(np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (3, 3), 0)
 
 
 def by_kernel(

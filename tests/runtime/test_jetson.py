@@ -156,8 +156,7 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     writer = JetsonWriter(Path("webrtc://@:8554/out"))
     assert utils.opened == ["webrtc://@:8554/out"]
     frame = JetsonFrame(Image(np.zeros((60, 80, 3), np.uint8), "rgb8"))
-    tracks = {0: Track(Box(10, 10, 40, 20), 0.9, State.TRACKING)}
-    result = Result(Captured(frame, 0, 0.0, 0.0), tracks, 0.0)
+    result = Result(Captured(frame, 0, 0.0, 0.0), {0: Track(Box(10, 10, 40, 20), 0.9, State.TRACKING)}, 0.0)
     writer.write(result)
     (drawn,) = utils.rendered
     assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "the box must be orange, in RGB"

@@ -185,8 +185,7 @@ def test_draw_follow_step_remove_download(run: Callable[..., Running]) -> None:
         assert answer_to(socket, action="remove", target=0)["done"] == "remove"
         assert "no target with id 0" in answer_to(socket, action="remove", target=0)["error"]
         for box, problem in (([1, 1, 0, 5], "no area"), ([9000, 1, 9, 5], "outside")):
-            number = next_header(socket)["frame"]
-            assert problem in answer_to(socket, action="mark", frame=number, box=box)["error"]
+            assert problem in answer_to(socket, action="mark", frame=next_header(socket)["frame"], box=box)["error"]
         running.run._limit = 1
         while not next_header(socket)["over"]:
             pass

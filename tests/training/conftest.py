@@ -43,8 +43,7 @@ def picture(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
     image = cv2.resize(random.integers(0, 255, (4, 5, 3), dtype=np.uint8), (width, height))
     for _ in range(3):
         x, y = int(random.integers(width - 30)), int(random.integers(height - 30))
-        colour = tuple(int(v) for v in random.integers(0, 255, 3))
-        cv2.rectangle(image, (x, y), (x + 25, y + 20), colour, -1)
+        cv2.rectangle(image, (x, y), (x + 25, y + 20), random.integers(0, 255, 3).tolist(), -1)
     return image
 
 

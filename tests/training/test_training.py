@@ -222,8 +222,7 @@ def test_learning_rates_of_the_published_recipe_and_of_one_with_cool_down() -> N
 
 def test_losses_of_known_boxes() -> None:
     a = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 1.0]])
-    b = torch.tensor([[1.0, 0.0, 3.0, 2.0], [2.0, 0.0, 3.0, 1.0]])
-    iou, giou = iou_and_giou(a, b)
+    iou, giou = iou_and_giou(a, torch.tensor([[1.0, 0.0, 3.0, 2.0], [2.0, 0.0, 3.0, 1.0]]))
     assert iou.tolist() == pytest.approx([1 / 3, 0.0]) and giou.tolist() == pytest.approx([1 / 3, -1 / 3])
     # The expectation of each target map is its corner.
     corners = torch.tensor([[0.21, 0.34, 0.55, 0.8]])

@@ -6,13 +6,13 @@
 #   sudo docker/check-arm64.sh [MODEL] [ROOT]
 #
 # MODEL is an export directory (default: the bundled T). ROOT is where the system is made and kept for
-# the next run (default: /var/tmp/asymtrack-arm64). Needs debootstrap and qemu-user-static. Takes
+# the next run (default: /var/cache/asymtrack-arm64). Needs debootstrap and qemu-user-static. Takes
 # minutes, mostly for downloads. The Python is Debian's, not JetPack's.
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 model=${1:-}
-root=${2:-/var/tmp/asymtrack-arm64}
+root=${2:-/var/cache/asymtrack-arm64} # not in /var/tmp: others could put a system there for root to run
 mirror=${MIRROR:-http://deb.debian.org/debian}
 
 say() { printf '== %s\n' "$*"; }

@@ -27,7 +27,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._link, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, make, arguments), daemon=True)
+        os.environ["PYTHONSAFEPATH"] = "1"  # from Python 3.11 on: imports nothing from the working directory, as here
         self._process.start()
+        del os.environ["PYTHONSAFEPATH"]
         there.close()
         self.receive()
 
@@ -62,6 +64,7 @@ class Worker:
 
 
 def _serve(link: Connection, make: Callable[..., Callable[..., Any]], arguments: Tuple[Any, ...]) -> None:
+    os.environ.pop("PYTHONSAFEPATH", None)  # not for the programs that a tracker starts
     os.dup2(2, 1)  # stdout is for the results
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(OSError, AttributeError):  # Linux: the worker dies with its parent, even in an endless loop

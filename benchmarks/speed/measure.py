@@ -199,7 +199,9 @@ def targets(a: argparse.Namespace, bench: Bench) -> None:
 
 #: Imports what a user's program imports, loads a model, tracks briefly and prints the times.
 _CHILD = """
-import json, sys, time
+import sys
+sys.path[:] = sys.argv[2:]  # as here: not the working directory
+import json, time
 began = time.perf_counter()
 from asymtrack_edge.runtime import Tracker
 imported = time.perf_counter()
@@ -227,8 +229,8 @@ def startup(a: argparse.Namespace, bench: Bench) -> None:
     before = conditions(bench.gpu)
     answers: List[Dict[str, float]] = []
     for _ in range(a.runs):
-        command = [sys.executable, "-c", _CHILD, json.dumps([bench.gpu, TrackerSpec.of(a.model, a).load_arguments])]
-        done = subprocess.run(command, capture_output=True, text=True)
+        opening = json.dumps([bench.gpu, TrackerSpec.of(a.model, a).load_arguments])
+        done = subprocess.run([sys.executable, "-c", _CHILD, opening, *sys.path], capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or ["no message"]
             raise BackendError(f"a tracking process failed: {lines[-1].split('Error: ', 1)[-1]}")

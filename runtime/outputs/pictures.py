@@ -147,9 +147,10 @@ class Window(Sink):
 
 def check_display(option: str, instead: str) -> None:
     """Tries to open a window in another process: without a display, many OpenCV builds abort the process."""
+    # It runs in /, because Python imports from the working directory first: that may be a stranger's folder.
     command = [sys.executable, "-c", "import cv2; cv2.namedWindow('asymtrack'); cv2.destroyAllWindows()"]
     if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         with suppress(OSError, subprocess.TimeoutExpired):
-            if subprocess.call(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, timeout=30) == 0:
+            if subprocess.call(command, cwd="/", stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL, timeout=30) == 0:
                 return
     raise UsageError(f"{option} needs a display and an OpenCV build with windows: {instead}")

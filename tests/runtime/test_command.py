@@ -165,10 +165,11 @@ BOX = ["--box", "5,5,9,9"]
 def test_mistakes_are_one_line(arguments: List[str], message: str, video: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(video.parent)
     monkeypatch.setenv("DISPLAY", ":77")  # a display that does not exist
+    Path("cv2.py").write_text("open('executed', 'w')")  # a stranger's file
     assert fake_command.main(["in.avi", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
-    assert count_frames(video) == 40 and os.listdir(".") == ["in.avi"]
+    assert count_frames(video) == 40 and sorted(os.listdir(".")) == ["cv2.py", "in.avi"]
 
 
 def test_a_failed_output_is_completed_and_the_others_continue(

@@ -243,7 +243,7 @@ def _read_coco(root: Path) -> Loaders:
         objects = [o for o in objects if min(o["bbox"][2:]) >= 10 and o["image_id"] in images]
         files = [images[o["image_id"]] for o in objects]
         boxes = np.array([o["bbox"] for o in objects], np.float64).reshape(-1, 4)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise DatasetError(f"{root / looked_for} is not a COCO annotation file: {error}") from None
 
     def load(name: str) -> Sequence:
@@ -347,8 +347,7 @@ class Dataset:
             DatasetError: no sequence can be read.
         """
         chosen = set(self.names if wanted is None else wanted)
-        missing = sorted(printable(name) for name in chosen - set(self.names))
-        if missing:
+        if missing := sorted(printable(name) for name in chosen - set(self.names)):
             raise UsageError(f"no sequence called {', '.join(missing)} in {printable(self.root)}")
         read, left_out = [], {}
         for name in self.names:

@@ -230,7 +230,7 @@ def _collection(folder: Path) -> Iterator[_Item]:
             yield _Item(kind, source, names, content.__getitem__, tables)
     except KeyError as error:
         raise DatasetError(f"the collection in {folder} lacks {error}") from None
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, OverflowError, TypeError, ValueError):
         what = "boxes are not x, y, w, h for each image, or a source is not text"
         raise DatasetError(f"cannot read the collection in {folder}: {what}") from None
 
@@ -251,8 +251,8 @@ def _read_tar(path: Path) -> Dict[str, bytes]:
         with tarfile.open(path, "r:") as archive:
             files = ((m.name, archive.extractfile(m)) for m in archive if m.isfile() and not m.issparse())
             return {name: file.read() for name, file in files if file is not None}
-    except (OSError, tarfile.TarError) as error:
-        raise DatasetError(f"cannot read the shard {path}: {error}") from None
+    except (MemoryError, OSError, OverflowError, RecursionError, tarfile.TarError) as error:
+        raise DatasetError(f"cannot read the shard {path}: {str(error) or 'it claims too much memory'}") from None
 
 
 def shrink(image: np.ndarray, side: int) -> Tuple[np.ndarray, float]:

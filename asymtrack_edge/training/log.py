@@ -74,7 +74,7 @@ def read_log(folder: Path) -> List[Dict[str, Any]]:
         raise UsageError(f"{folder} holds no {LOG}: name the folder of a run") from None
     rows = []
     for line in lines:
-        with suppress(ValueError, TypeError):
+        with suppress(RecursionError, TypeError, ValueError):
             rows.append(dict(json.loads(line)))
     return rows
 

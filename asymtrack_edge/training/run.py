@@ -65,7 +65,7 @@ class RunConfig:
             recipe, data = values.pop("recipe"), tuple(values.pop("data"))
             augmentation = Augmentation(**recipe.pop("augmentation"))
             return RunConfig(Recipe(**recipe, augmentation=augmentation), data=data, **values)
-        except (AttributeError, ValueError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise UsageError(f"{path} does not fit this version: {error}") from None
 
 

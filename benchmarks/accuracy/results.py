@@ -127,7 +127,7 @@ class Results:
         if path.exists() or any(boxes.exists() for boxes, _ in self.files.values()):
             try:
                 found = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, RecursionError, TypeError, ValueError) as error:
                 raise UsageError(f"cannot read {path} ({error}): redo all results with --fresh") from None
             names = sorted(n for n in {*found, *identity} if found.get(n) != identity.get(n))
             changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)

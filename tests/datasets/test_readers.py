@@ -28,10 +28,9 @@ def names(name, root):
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_other_layouts_are_refused_and_the_expected_one_named(name, tmp_path):
-    with pytest.raises(DatasetError, match="looked for"):
-        Dataset(name, tmp_path)
-    with pytest.raises(DatasetError, match="there is no folder"):
-        Dataset(name, tmp_path / "absent")
+    for root, said in ((tmp_path, "looked for"), (tmp_path / "absent", "there is no folder")):
+        with pytest.raises(DatasetError, match=said):
+            Dataset(name, root)
 
 
 def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
@@ -44,8 +43,8 @@ def test_folder_with_nan_rows_and_unsorted_numbers(tmp_path):
 
 def got10k(root, name, cover="8 8 0 3"):
     labels = {"cover": cover, "absence": "0 0 1 0", "cut_by_image": "0 0 0 0"}
-    write_tree(root / name, {"{:08d}.jpg": 4, "groundtruth.txt": drift(4)})
-    write_tree(root / name, {f"{label}.label": values.replace(" ", "\n") for label, values in labels.items()})
+    texts = {f"{label}.label": values.replace(" ", "\n") for label, values in labels.items()}
+    write_tree(root / name, {"{:08d}.jpg": 4, "groundtruth.txt": drift(4), **texts})
 
 
 def test_got10k_val_labels_and_order(tmp_path):
@@ -54,8 +53,7 @@ def test_got10k_val_labels_and_order(tmp_path):
     save(tmp_path / "val" / "list.txt", "GOT-10k_Val_2\nGOT-10k_Val_1\n")
     first, second = read("got10k-val", tmp_path)
     assert [first.name, second.name] == names("got10k-val", tmp_path / "val") == ["GOT-10k_Val_2", "GOT-10k_Val_1"]
-    assert first.absent.tolist() == [False, False, True, False]
-    assert first.attributes == ("absence", "occlusion")
+    assert first.absent.tolist() == [False, False, True, False] and first.attributes == ("absence", "occlusion")
     (tmp_path / "val" / "GOT-10k_Val_2" / "cover.label").unlink()
     assert read("got10k-val", tmp_path)[0].absent.tolist() == [False, False, True, False]
     got10k(tmp_path / "val" / "more", "GOT-10k_Val_1")
@@ -182,18 +180,20 @@ def test_coco_leaves_out_crowds_and_specks(tmp_path):
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
     objects += [{**objects[0], "image_id": number} for number in (10, 77)]  # its file is missing; not in "images"
     index = {"images": [{"id": i, "file_name": f"{i:012}.jpg"} for i in (9, 10)], "annotations": objects}
-    save(tmp_path / "annotations" / "instances_train2017.json", json.dumps(index))
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    save(file, json.dumps(index))
     data = Dataset("coco-train", tmp_path)
-    assert len(data) == 2
-    assert [data.annotation(i).boxes.tolist() for i in (0, 1)] == [[[2, 3, 12, 10]], [[1, 1, 10, 10]]]
+    assert [data.annotation(i).boxes.tolist() for i in range(len(data))] == [[[2, 3, 12, 10]], [[1, 1, 10, 10]]]
     assert data.annotation(1).frames[0].is_file()
+    save(file, json.dumps({**index, "annotations": [[]]}))
+    with pytest.raises(DatasetError, match="is not a COCO annotation file"):
+        Dataset("coco-train", tmp_path)
 
 
 def test_unknown_data_sets_and_attributes_are_refused(folder_set):
-    with pytest.raises(UsageError, match="has no attribute files"):
-        Dataset("folder", folder_set, attributes=folder_set)
-    with pytest.raises(UsageError, match="unknown data set"):
-        Dataset("tlp", folder_set)
+    for name, said in (("folder", "has no attribute files"), ("tlp", "unknown data set")):
+        with pytest.raises(UsageError, match=said):
+            Dataset(name, folder_set, attributes=folder_set)
 
 
 @pytest.mark.parametrize(

@@ -111,12 +111,16 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
     root = tmp_path / "set"
     shutil.copytree(collection, root)
     stills = json.loads((root / "stills.json").read_text())
+    chain = b"x".ljust(148, b"\0") + b"760".ljust(8, b"\0") + b"x".ljust(356, b"\0")  # a header for the next header
+    (root / "chain.tar").write_bytes(2000 * chain)
     # On a canvas of 10 pixels, the boxes of 24 pixels shrink to 2, which is too small to learn from.
     assert load_pool([root], 10).start.tolist() == []
     for text, says in (
         (json.dumps([{**stills[0], "file": "lost.png"}]), r"lacks 'lost\.png'"),
         (json.dumps([{**stills[0], "shard": "../all.tar"}, {**stills[0], "shard": "lost.tar"}]), r"set/lost\.tar"),
+        (json.dumps([{**stills[0], "shard": "chain.tar"}]), r"cannot read the shard .*set/chain\.tar"),
         (json.dumps([{**stills[0], "boxes": [[1, 2, 3]]}]), "x, y, w, h"),
+        (json.dumps([{**stills[0], "boxes": [[1, 2, 3, 10**400]]}]), "x, y, w, h"),
         (json.dumps([{**stills[0], "source": None}]), "source is not text"),
         ("[{}]", "lacks 'file'"),
         ("{", "not valid JSON"),
@@ -131,8 +135,7 @@ def test_a_damaged_collection_is_refused_and_an_image_left_out(collection: Path,
     with pytest.raises(DatasetError, match="no image can be read"):
         load_pool([tmp_path / "bad"])
     cv2.imwrite(str(tmp_path / "bad" / "good.png"), picture(0))
-    pool = load_pool([tmp_path / "bad"])
-    assert pool.scenery.tolist() == [3]
+    assert load_pool([tmp_path / "bad"]).scenery.tolist() == [3]
     assert capsys.readouterr().err.count("left out: cannot decode the training image") == 6
 
 

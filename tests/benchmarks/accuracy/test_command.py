@@ -116,7 +116,7 @@ def test_resuming_runs_only_missing_sequences_and_only_for_the_same_tracker(fold
     ran = evaluate(*arguments, "--threads", "2")
     assert ran.code == 2 and "threads was None, is 2" in ran.err
     assert TrackerSpec("T").identity() != TrackerSpec("T", recover=False).identity()
-    (results / "tracker.json").write_text("{")
+    (results / "tracker.json").write_text("[" * 99_999)
     ran = evaluate(*arguments)
     assert ran.code == 2 and "--fresh" in ran.err
     assert evaluate(*arguments, "--fresh").code == 0

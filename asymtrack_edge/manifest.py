@@ -151,8 +151,9 @@ class Manifest:
             raise ValueError(f"factors {self.template_factor}, {self.search_factor}")
         if not len(self.mean) == len(self.std) == 3 or not min(self.std) > 0:
             raise ValueError(f"mean {self.mean}, std {self.std}")
-        if not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.files):
-            raise ValueError(f"file names {list(self.files)}")
+        plain = all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.files)
+        if not plain or not all(name.endswith(".engine") for name in self.engines):
+            raise ValueError(f"file names {[*self.files, *self.engines]}")
 
     @property
     def template_size(self) -> int:

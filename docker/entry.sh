@@ -15,7 +15,7 @@ if [ -n "$model" ] && [ -n "${ASYMTRACK_ENGINES:-}" ]; then
     # Compare the models, not the manifest: building engines rewrites the manifest.
     if ! cmp -s "$model/search.onnx" "$own/search.onnx" || ! cmp -s "$model/template.onnx" "$own/template.onnx"; then
         rm -rf "$own.new" "$own"
-        cp -r "$model" "$own.new"
+        cp -rL "$model" "$own.new" # not the links: asymtrack-build refuses them
         chmod -R u+w "$own.new"
         mv "$own.new" "$own"
     fi

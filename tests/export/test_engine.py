@@ -135,6 +135,10 @@ def test_on_a_device_engines_are_built_once(jetson: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(build, "load_tensorrt", lambda flavour: fake_tensorrt("8.6.1"))
     build.build_in_place(jetson, report=lines.append)
     assert "rebuilding, its tensorrt is 8.5.2.2, here 8.6.1" in lines[9]
+    (jetson / "search.engine").replace(tmp_path / "mine")
+    (jetson / "search.engine").symlink_to(tmp_path / "mine")
+    with pytest.raises(ExportError, match="holds links"):
+        build.build_in_place(jetson, rebuild=True)
 
 
 @pytest.mark.parametrize("broken", ["template", "search"])

@@ -120,6 +120,7 @@ def test_manifests_are_read_or_refused(exported: Path, tmp_path: Path) -> None:
         ({"template": {**content["template"], "shape": [128, 128, 4]}}, "damaged"),
         ({"output": {**content["output"], "shape": [0]}}, "damaged"),
         ({"files": {}}, "damaged"),
+        ({"engines": {"search.onnx": {}}}, "damaged"),
         ({"files": {**content["files"], "../x": {"bytes": 1, "sha256": "0"}}}, "damaged"),
         ({"files": {**content["files"], "a/../x": {"bytes": 1, "sha256": "0"}}}, "damaged"),
         ({"state": []}, "damaged"),

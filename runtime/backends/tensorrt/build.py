@@ -114,6 +114,8 @@ def build_in_place(folder: Path, report: Report = print, **options: Any) -> Mani
     load_manifest(folder)
     if not os.access(folder, os.W_OK):
         raise ExportError(f"cannot write into {folder}: copy the directory to a place where you can write")
+    if any(path.is_symlink() for path in folder.iterdir()):
+        raise ExportError(f"{folder} holds links, so files elsewhere would be overwritten: build in a copy (cp -rL)")
     with locked(folder):  # another process that builds here would change the manifest
         manifest = load_manifest(folder)
         read_networks(folder, manifest)

@@ -161,6 +161,8 @@ def say(line: str) -> None:
     """Prints a line for the user on stderr, above a progress bar; drops it if nobody reads stderr any more."""
     from tqdm import tqdm
 
+    # A terminal would obey control characters, which a stranger's file may have in its name.
+    line = re.sub(r"[^\n\t -~\xa0-\U0010ffff]", lambda found: ascii(found[0])[1:-1], line)
     with suppress(OSError):
         tqdm.write(line, file=sys.stderr)
         sys.stderr.flush()

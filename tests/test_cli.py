@@ -48,12 +48,12 @@ def test_the_progress_bar_needs_a_terminal_and_survives_its_end(monkeypatch: Any
     with suppress(OSError), open(theirs, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         bar = cli.progress(total=9, mininterval=0)
-        cli.say("a line")
+        cli.say("a\x1b[2J line")
         with open(ours, "rb") as screen:  # closes it
             shown = screen.readline()
         bar.update(2)
         bar.close()
-    assert b"0/9" in shown and b" \ra line\r\n" in shown and bar.n == 2
+    assert b"0/9" in shown and b" \ra\\x1b[2J line\r\n" in shown and bar.n == 2
 
 
 def test_asymtrack_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,8 +130,7 @@ class Results:
             except (OSError, RecursionError, TypeError, ValueError) as error:
                 raise UsageError(f"cannot read {path} ({error}): redo all results with --fresh") from None
             names = sorted(n for n in {*found, *identity} if found.get(n) != identity.get(n))
-            changes = "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names)
-            if changes:
+            if changes := "; ".join(f"{n} was {found.get(n)}, is {identity.get(n)}" for n in names):
                 advice = "redo them all with --fresh, or give another --output"
                 raise UsageError(f"the results in {self.root} were made differently ({changes}): {advice}")
 

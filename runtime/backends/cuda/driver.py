@@ -130,8 +130,7 @@ class Driver:
 
     def call(self, name: str, *arguments: Any) -> None:
         """Calls a function; ``BackendError`` if it fails."""
-        code = self.try_call(name, *arguments)
-        if code:
+        if code := self.try_call(name, *arguments):
             raise BackendError(f"{name} failed with {self.error_name(code)}")
 
     def try_call(self, name: str, *arguments: Any) -> int:

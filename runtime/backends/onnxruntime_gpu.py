@@ -181,18 +181,18 @@ class OnnxRuntimeNetwork(Network):
             cuda.update(prefer_nhwc="1", fuse_conv_bias="1", cudnn_conv_algo_search="HEURISTIC")
         providers = [(_PROVIDERS["cuda"], cuda), ("CPUExecutionProvider", {})]
         if self._provider == "tensorrt":
-            tensorrt = {
+            tensorrt = {  # this provider takes True and False, but not 1 and 0
                 **common,
-                "trt_fp16_enable": str(int(self._precision == "fp16")),
-                "trt_int8_enable": str(int(self._precision == "int8")),
-                "trt_cuda_graph_enable": str(int(self.graph)),
+                "trt_fp16_enable": str(self._precision == "fp16"),
+                "trt_int8_enable": str(self._precision == "int8"),
+                "trt_cuda_graph_enable": str(self.graph),
             }
             # ONNX Runtime identifies cached engines by file and tensor names, not by weights and shapes.
             cache = cache_file(f"onnxruntime-tensorrt/{self._sha256[:16]}-{batch}")
             if cache is not None:
                 with contextlib.suppress(OSError):  # without a cache it only takes longer
                     cache.mkdir(parents=True, exist_ok=True)  # ONNX Runtime makes no parent folders
-                    tensorrt.update(trt_engine_cache_enable="1", trt_engine_cache_path=str(cache))
-                    tensorrt.update(trt_timing_cache_enable="1", trt_timing_cache_path=str(cache))
+                    tensorrt.update(trt_engine_cache_enable="True", trt_engine_cache_path=str(cache))
+                    tensorrt.update(trt_timing_cache_enable="True", trt_timing_cache_path=str(cache))
             providers.insert(0, (_PROVIDERS["tensorrt"], tensorrt))
         return providers

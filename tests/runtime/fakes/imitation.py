@@ -155,8 +155,10 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
         def __init__(self, path: str, options: Any, providers: Any, **choices: Any) -> None:
             if refuses_graphs and providers[0][1]["enable_cuda_graph"] == "1":
                 raise RuntimeError("This session cannot use the graph capture feature")
-            self.real = ort.InferenceSession(path, options, ["CPUExecutionProvider"], **choices)
             self.get_provider_options = lambda: dict(providers)
+            self.tensorrt = self.get_provider_options().get("TensorrtExecutionProvider", {})
+            assert not {"0", "1"} & {v for n, v in self.tensorrt.items() if n.startswith("trt_")}, "not True or False"
+            self.real = ort.InferenceSession(path, options, ["CPUExecutionProvider"], **choices)
 
         def get_providers(self) -> List[str]:
             return list(self.get_provider_options())
@@ -168,7 +170,7 @@ def onnxruntime_gpu(driver: ctypes.CDLL, refuses_graphs: bool = False) -> Any:
 
         def run_with_iobinding(self, binding: Any, options: Any) -> None:
             real, bound = self.real, binding.real
-            if self.get_provider_options().get("TensorrtExecutionProvider", {}).get("trt_cuda_graph_enable") == "1":
+            if self.tensorrt.get("trt_cuda_graph_enable") == "True":
                 bound = vars(self).setdefault("captured", bound)  # the session always repeats its first graph
             queue(driver, binding.kept, lambda: real.run_with_iobinding(bound))
 

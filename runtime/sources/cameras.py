@@ -47,6 +47,8 @@ def open_camera(source: str) -> cv2.VideoCapture:
         "fps": (cv2.CAP_PROP_FPS, float),
     }
     device, options = split_options(source, settings, "a camera")
+    if ("width" in options) != ("height" in options):  # OpenCV waits for the other, and changes nothing
+        raise UsageError("a camera's width and height go together: give both")
     node = device if device.startswith("/dev/") else f"/dev/video{device}"
     capture = cv2.VideoCapture(node, cv2.CAP_V4L2)
     if not capture.isOpened():

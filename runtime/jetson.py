@@ -148,6 +148,8 @@ class JetsonWriter(Sink):
             self._output.Render(self._picture)
         except Exception as error:  # it raises plain exceptions
             raise OSError(f"jetson-utils cannot write it: {error}") from None
+        if not self._output.GetWidth():  # jetson-utils replaces an output that it cannot open by one that does nothing
+            raise OSError("jetson-utils cannot write it: its messages above say why")
 
     def close(self, keep: bool = True) -> None:
         self._output.Close()

@@ -67,6 +67,7 @@ class Utils(ModuleType):
         class videoOutput:
             def __init__(self, uri: str, argv: List[str]) -> None:
                 assert argv == ["--headless"]
+                self.GetWidth = lambda: 0 if "none" in uri else 320  # what cannot be opened raises nothing
                 utils.opened.append(uri)
 
             def Render(self, image: Image) -> None:
@@ -163,5 +164,6 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     assert not drawn[20, 30].any() and not np.asarray(frame).any(), "the frame itself must not change"
     writer.close()
     assert utils.closed == 1
-    with pytest.raises(OSError, match="cannot write it: videoOutput failed"):
-        JetsonWriter(Path("full.mp4")).write(result)
+    for name, reason in (("full.mp4", "videoOutput failed"), ("none.mp4", "its messages above")):
+        with pytest.raises(OSError, match=f"cannot write it: {reason}"):
+            JetsonWriter(Path(name)).write(result)

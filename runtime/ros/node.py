@@ -37,7 +37,9 @@ _ENCODINGS = {
     "rgba8": (4, cv2.COLOR_RGBA2BGR),
     "mono8": (1, cv2.COLOR_GRAY2BGR),
     "8UC1": (1, cv2.COLOR_GRAY2BGR),
-    "yuv422_yuy2": (2, cv2.COLOR_YUV2BGR_YUYV),
+    # Each has two names; the first is the newer one.
+    **dict.fromkeys(("yuyv", "yuv422_yuy2"), (2, cv2.COLOR_YUV2BGR_YUYV)),
+    **dict.fromkeys(("uyvy", "yuv422"), (2, cv2.COLOR_YUV2BGR_UYVY)),
 }
 
 
@@ -63,6 +65,8 @@ def detection(target: int, track: Track, header: Any, messages: Any) -> Any:
     made.header = header
     if hasattr(made, "id"):  # since Galactic
         made.id = str(target)
+    else:
+        made.is_tracking, made.tracking_id = True, str(target)
     box, (x, y) = made.bbox, track.box.centre
     # geometry_msgs/Pose2D until Galactic, vision_msgs/Pose2D with a position since Humble.
     centre = box.center.position if hasattr(box.center, "position") else box.center
@@ -159,6 +163,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass  # the second is SIGTERM
+    except RuntimeError:  # ROS was shut down during a callback, which then cannot publish
+        if rclpy.ok():
+            raise
     finally:
         rclpy.try_shutdown()
     return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 from types import SimpleNamespace
-from typing import Any, List
+from typing import Any
 from unittest.mock import DEFAULT, Mock
 
 import numpy as np
@@ -24,7 +25,7 @@ HUMBLE = space(
 )
 FOXY = space(
     Detection2DArray=HUMBLE.Detection2DArray,
-    Detection2D=lambda: space(bbox=space(center=space())),
+    Detection2D=lambda: space(is_tracking=False, tracking_id="", bbox=space(center=space())),
     ObjectHypothesisWithPose=lambda: space(id="", score=0.0),
 )
 
@@ -34,7 +35,8 @@ def test_detections_in_every_layout(state: State) -> None:
     new, old = (ros_node.detection(4, Track(Box(10, 20, 30, 40), 0.9, state), "stamp", m) for m in (HUMBLE, FOXY))
     for found in (new, old):
         assert found.header == "stamp" and (found.bbox.size_x, found.bbox.size_y) == (30.0, 40.0)
-    assert new.id == "4" and vars(new.bbox.center.position) == vars(old.bbox.center) == {"x": 25.0, "y": 40.0}
+    assert old.is_tracking and new.id == old.tracking_id == "4"
+    assert vars(new.bbox.center.position) == vars(old.bbox.center) == {"x": 25.0, "y": 40.0}
     assert vars(new.results[0].hypothesis) == {"class_id": state.value, "score": 0.9}
     assert vars(old.results[0]) == {"id": state.value, "score": 0.9}
 
@@ -52,72 +54,66 @@ def test_images(padding: int) -> None:
     for encoding, pixels in (("bgr8", bgr), ("rgb8", bgr[..., ::-1]), ("bgra8", np.concatenate((bgr, alpha), 2))):
         assert np.array_equal(ros_node.image_to_bgr(image(encoding, pixels, padding)), bgr)
     assert np.array_equal(ros_node.image_to_bgr(image("mono8", bgr[..., :1], padding))[..., 2], bgr[..., 0])
-    with pytest.raises(FrameError, match="16UC1"):
-        ros_node.image_to_bgr(image("16UC1", bgr))
+    pairs = (("yuyv", [0, 1]), ("yuv422_yuy2", [0, 1]), ("uyvy", [1, 0]), ("yuv422", [1, 0]))
+    first, *others = (ros_node.image_to_bgr(image(name, bgr[..., order], padding)) for name, order in pairs)
+    assert all(np.array_equal(first, other) for other in others)
     short = image("bgr8", bgr, padding)
     short.data = short.data[:-1]
-    with pytest.raises(FrameError, match="bytes"):
-        ros_node.image_to_bgr(short)
-
-
-class FakeNode:
-    """The part of ``rclpy.node.Node`` that is used."""
-
-    def __init__(self, **parameters: Any) -> None:
-        self.parameters, self.callbacks = parameters, {}
-        self.published, self.lines = [], []
-
-    def declare_parameter(self, name: str, default: Any) -> Any:
-        return space(value=self.parameters.get(name, default))
-
-    def create_publisher(self, kind: Any, topic: str, depth: int) -> Any:
-        return space(publish=self.published.append)
-
-    def create_subscription(self, kind: Any, topic: str, callback: Any, quality: Any) -> None:
-        self.callbacks[topic] = callback
-
-    def get_logger(self) -> Any:
-        return Mock(warning=lambda line, **_: self.lines.append(line))
+    for wrong, words in ((image("16UC1", bgr), "16UC1"), (short, "bytes")):
+        with pytest.raises(FrameError, match=words):
+            ros_node.image_to_bgr(wrong)
 
 
 def test_the_node_follows_the_targets_of_its_topics(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: List[Any] = []
-
-    def load(**arguments: Any) -> MultiTracker:
-        opened.append(arguments)
-        tracker = MultiTracker(ColourBackend())
-        monkeypatch.setattr(tracker, "add", Mock(side_effect=[ServerError("away"), *[DEFAULT] * 9], wraps=tracker.add))
-        return tracker
-
+    tracker = MultiTracker(ColourBackend())
+    monkeypatch.setattr(tracker, "add", Mock(side_effect=[ServerError("away"), *[DEFAULT] * 9], wraps=tracker.add))
+    load = Mock(return_value=tracker)
     monkeypatch.setattr(MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
-    node = FakeNode(boxes=[as_argument(frames[0][1][0])], recover=False)
+    given = {"boxes": [as_argument(frames[0][1][0])], "recover": False}
+    node = Mock(spec=["create_publisher", "create_subscription", "get_logger"])  # of what a Node has, we use this,
+    node.declare_parameter = lambda name, default: space(value=given.get(name, default))  # and this
     kinds = space(Image=object, RegionOfInterest=object, UInt32=object, Empty=object)
     ros_node.TrackerNode(node, None, kinds, kinds, HUMBLE)
-    receive = node.callbacks["image"]
+    callbacks = {call.args[1]: call.args[2] for call in node.create_subscription.call_args_list}
+    receive = callbacks["image"]
     receive(image("bgr8", frames[0][0]))
     x, y, w, h = frames[1][1][1]
-    node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
+    callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
     receive(image("bgr8", frames[1][0]))
     receive(image("bgr8", frames[2][0]))
     for number in (1, 7):  # there is no target 7
-        node.callbacks["~/remove"](space(data=number))
+        callbacks["~/remove"](space(data=number))
     receive(image("bgr8", frames[2][0]))
     receive(image("16UC1", frames[2][0]))
-    node.callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
-    node.callbacks["~/clear"](None)  # also clears the target that is still waiting
+    callbacks["~/target"](space(x_offset=x, y_offset=y, width=w, height=h))
+    callbacks["~/clear"](None)  # also clears the target that is still waiting
     receive(image("bgr8", frames[3][0]))
     receive(image("bgr8", frames[3][0]))
-    assert [len(array.detections) for array in node.published] == [0, 0, 2, 1, 0, 0]
-    for found, truth in zip(node.published[2].detections, frames[2][1]):
+    published = [call.args[0] for call in node.create_publisher.return_value.publish.call_args_list]
+    assert [len(array.detections) for array in published] == [0, 0, 2, 1, 0, 0]
+    for found, truth in zip(published[2].detections, frames[2][1]):
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
-    assert any("16UC1" in line for line in node.lines)
+    assert "16UC1" in node.get_logger.return_value.warning.call_args.args[0]
     words = {"model": "T", "backend": "auto", "device": "auto"}
-    assert opened == [{**words, "threads": None, "precision": None, "recover": False}]
+    load.assert_called_once_with(**words, threads=None, precision=None, recover=False)
 
 
 def test_without_ros_one_line_says_what_is_missing(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert ros_node.main() == 2
     assert "rclpy: source /opt/ros" in capsys.readouterr().err
+
+
+def test_a_shutdown_while_an_image_is_tracked_ends_the_node_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After SIGTERM, publishing raises ``RCLError``, which is a ``RuntimeError``."""
+    ros = Mock(**{"spin.side_effect": RuntimeError("publisher's context is invalid"), "ok.side_effect": [False, True]})
+    ros.ParameterException = ros.ExternalShutdownException = KeyError
+    parts = ("", ".msg", ".exceptions", ".executors", ".qos")
+    for package, part in product(("rclpy", "std_msgs", "sensor_msgs", "vision_msgs"), parts):
+        monkeypatch.setitem(sys.modules, package + part, ros)
+    monkeypatch.setattr(ros_node, "TrackerNode", Mock())
+    assert ros_node.main([]) == 0
+    with pytest.raises(RuntimeError):
+        ros_node.main([])

@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json and os.environ.get("RANK", "0") == "0":
         rows: Dict[str, Any] = {key: value for row in read_log(folder) for key, value in row.items()}
         cli.write_json(arguments.json, {"folder": str(folder), "finished": finished, **rows})
-    return 1 if left_out and "WORLD_SIZE" not in os.environ else 0  # torchrun would restart it
+    return 1 if left_out and "WORLD_SIZE" not in os.environ else 0  # torchrun would call the run failed
 
 
 def _configure(arguments: argparse.Namespace, stored: Any) -> Any:

@@ -233,11 +233,12 @@ def _read_coco(root: Path) -> Loaders:
     Boxes are named by their position in the annotation and kept as an array, as there are 800,000.
     """
     looked_for = "annotations/instances_train2017.json"
-    if not ((root / looked_for).is_file() and (root / "train2017").is_dir()):
-        return _found({}, root, f"{looked_for} and train2017/*.jpg")
+    pictures = root / ("train2017" if (root / "train2017").is_dir() else "images/train2017")
+    if not ((root / looked_for).is_file() and pictures.is_dir()):
+        return _found({}, root, f"{looked_for} and train2017/*.jpg or images/train2017/*.jpg")
     try:
         index = json.loads((root / looked_for).read_text(encoding="utf-8"))
-        there = {path.name for path in list_files(root / "train2017")}  # a part of the archive is enough
+        there = {path.name for path in list_files(pictures)}  # a part of the archive is enough
         images = {image["id"]: image["file_name"] for image in index["images"] if image["file_name"] in there}
         objects = [o for o in index["annotations"] if not o.get("iscrowd") and len(o.get("bbox") or ()) == 4]
         objects = [o for o in objects if min(o["bbox"][2:]) >= 10 and o["image_id"] in images]
@@ -247,7 +248,7 @@ def _read_coco(root: Path) -> Loaders:
         raise DatasetError(f"{root / looked_for} is not a COCO annotation file: {error}") from None
 
     def load(name: str) -> Sequence:
-        return Sequence(name, Frames(root / "train2017", [files[int(name)]]), boxes[[int(name)]])
+        return Sequence(name, Frames(pictures, [files[int(name)]]), boxes[[int(name)]])
 
     return _found(dict.fromkeys(map(str, range(len(files))), load), root, f"{looked_for} and its images in train2017")
 

@@ -308,11 +308,10 @@ class DiskPairs:
 
     def _fill(self, search: Tensor, windows: Windows, sizes: Tensor) -> Tensor:
         """Shows the next pair's search crop where some of the crops leave their own picture."""
-        share = self.augmentation.fill
-        if share <= 0:
+        if self.augmentation.fill <= 0:
             return search
         seen = crops.inside(windows, sizes, search.shape[-1]).to(self.device)
-        seen |= (self.finishing.uniform(len(search)) >= share)[:, None, None, None]
+        seen |= (self.finishing.uniform(len(search)) >= self.augmentation.fill)[:, None, None, None]
         return torch.where(seen, search, search.roll(1, 0))
 
 

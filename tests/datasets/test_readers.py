@@ -174,8 +174,9 @@ def test_uav123_parts_start_where_the_toolkit_says(tmp_path):
         read("uav123", tmp_path)
 
 
-def test_coco_leaves_out_crowds_and_specks(tmp_path):
-    write_frames(tmp_path / "train2017", 1, "{:012d}.jpg", first=9)
+@pytest.mark.parametrize("place", ["train2017", "images/train2017"])
+def test_coco_leaves_out_crowds_and_specks(place, tmp_path):
+    write_frames(tmp_path / place, 1, "{:012d}.jpg", first=9)
     boxes = [([2, 3, 12, 10], 0), ([0, 0, 20, 20], 1), ([5, 5, 3, 3], 0), ([1, 1, 10, 10], 0), ([], 0)]
     objects = [{"id": i, "image_id": 9, "bbox": box, "iscrowd": crowd} for i, (box, crowd) in enumerate(boxes)]
     objects += [{**objects[0], "image_id": number} for number in (10, 77)]  # its file is missing; not in "images"

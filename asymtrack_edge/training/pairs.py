@@ -272,7 +272,7 @@ class DiskPairs:
         return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), jobs
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
-        """Chooses a target and two frames that are close enough; returns their files, boxes ``(2, 4)``, the target."""
+        """Chooses a target, a frame and, as published, a later one; returns files, boxes ``(2, 4)``, the target."""
         for _ in range(TRIES):
             which, target, first, second = random.uniform(4).tolist()
             number = int(which * len(self.datasets))
@@ -283,9 +283,9 @@ class DiskPairs:
             boxes, usable, frames = dataset.annotation(index)
             if not len(usable):
                 continue
-            one = int(usable[int(first * len(usable))])
-            near = usable[np.abs(usable - one) <= self.augmentation.max_gap]
-            two = int(near[int(second * len(near))])
+            one = int(usable[int(first * max(1, len(usable) - 1))])
+            later = usable[(usable > one) & (usable <= one + self.augmentation.max_gap)]
+            two = int(later[int(second * len(later))]) if len(later) else one
             return (frames[one], frames[two]), boxes[[one, two]], index * len(self.datasets) + number
         raise DatasetError(f"none of {TRIES} targets drawn is visible in any frame: check the annotations")
 

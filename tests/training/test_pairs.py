@@ -286,7 +286,7 @@ def test_disk_pairs_are_reproducible_and_drawn_in_equal_parts(got10k: Path, tmp_
     near.planning.start(1)
     chosen = [near._choose(near.planning) for _ in range(900)]
     assert sum(other in files[0].parents for files, *_ in chosen) == pytest.approx(450, abs=80)
-    assert {int(b.stem) - int(a.stem) for (a, b), *_ in chosen} == {-1, 0, 1}
+    assert {int(b.stem) - int(a.stem) for (a, b), *_ in chosen} == {0, 1}  # 0: no visible frame follows at once
     # Each process draws different targets.
     shares = (DiskPairs(data[:1], TINY, Augmentation(), CPU, share=(rank, 2), workers=1) for rank in (0, 1))
     assert [set(disk._submit(60, 0)[1].tolist()) for disk in shares] == [{0}, {1}]

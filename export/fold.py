@@ -49,7 +49,7 @@ class FoldedDynamicConv(layers.DynamicConv):
         self.register_buffer("neighbours", torch.arange(layer.weight_linear.in_features) + torch.arange(3)[:, None])
 
     def forward(self, prototypes: Tensor, taps: Tensor, pointwise: Tensor) -> Tensor:
-        gathered = F.pad(prototypes, (1, 1))[..., self.neighbours]  # (B, N, 3, C)
+        gathered = F.pad(prototypes, (1, 1), value=0.0)[..., self.neighbours]  # (B, N, 3, C)
         mixed = (taps.unsqueeze(-2) @ gathered).squeeze(-2)
         return self.norm(pointwise @ F.relu(mixed))
 

@@ -66,9 +66,9 @@ class Machine:
             reason = self.missing.get("gpu" if need in BACKENDS or need == "any" else need)
             if reason is None and need.startswith("onnxruntime-"):
                 reason = self.missing.get("onnxruntime")
-            tensorrt_there = ctypes.util.find_library("nvinfer") or importlib.util.find_spec("tensorrt_libs")
-            if reason is None and need == "onnxruntime-tensorrt" and not tensorrt_there:
-                reason = "there is no libnvinfer"
+            if reason is None and need == "onnxruntime-tensorrt":
+                found = ctypes.util.find_library("nvinfer") or importlib.util.find_spec("tensorrt_libs")
+                reason = None if found else "there is no libnvinfer"
             if reason is None and need == "tensorrt":
                 reason = self.missing.get("export") or self._lacks_tensorrt()
             if reason is None and need == "any" and not self.backends():

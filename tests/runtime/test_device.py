@@ -167,9 +167,11 @@ def test_a_failed_call_leaves_no_queued_work(imitated: Imitated, fails: str) -> 
 def test_warnings_of_tensorrt_at_load_are_logged(caplog: Any) -> None:
     made = imitation.tensorrt(MagicMock())
     words = lambda logger: lambda _: logger.log(made.module.ILogger.WARNING, "a\n b")  # noqa: E731
-    made.module.Runtime = lambda logger: MagicMock(deserialize_cuda_engine=words(logger))
-    with pytest.raises(BackendError, match="cannot load search"):
-        tensorrt.TensorRTNetwork(b"", "search.engine", MagicMock(), "search", made, 0)
+    warning = lambda logger: MagicMock(deserialize_cuda_engine=words(logger))  # noqa: E731
+    for runtime, said in ((warning, "a b"), (MagicMock(side_effect=TypeError("nullptr")), "it gave no reason")):
+        made.module.Runtime = runtime
+        with pytest.raises(BackendError, match=f"cannot load search.engine: {said}; the driver may be too old"):
+            tensorrt.TensorRTNetwork(b"", "search.engine", MagicMock(), "search", made, 0)
     assert "TensorRT: a b" in caplog.text
     assert tensorrt.collecting_logger(made.module) is tensorrt.collecting_logger(made.module, warn=True)
 

@@ -81,7 +81,6 @@ def _check(shape: Sequence[int], is_uint8: bool, strides: Optional[Sequence[int]
 
 
 _CUDA_KINDS = (2, 13)  # kDLCUDA, kDLCUDAManaged
-_UNSIGNED = 1
 
 
 class _DLTensor(ctypes.Structure):
@@ -105,7 +104,7 @@ def _from_dlpack(frame: Any, stream: int, rgb: bool) -> DeviceFrame:
     axes = tensor.ndim
     shape = tuple(tensor.shape[:axes])
     strides = tuple(tensor.strides[:axes]) if tensor.strides else None
-    pitch = _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (_UNSIGNED, 8, 1), strides)
+    pitch = _check(shape, (tensor.code, tensor.bits, tensor.lanes) == (1, 8, 1), strides)  # 1: kDLUInt
     address = int(tensor.data or 0) + tensor.byte_offset
     # The owner has made our stream wait for its work already.
     return DeviceFrame(address, (shape[0], shape[1], 3), pitch, None, rgb, (frame, capsule))

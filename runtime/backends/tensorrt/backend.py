@@ -87,8 +87,7 @@ def collecting_logger(module: Any, warn: bool = False) -> Any:
     It prints nothing; with ``warn`` it passes warnings on to our log.
     """
     made = _logger_of(module)
-    made.errors.clear()
-    made.warn = warn
+    made.errors, made.warning, made.warn = [], "", warn
     return made
 
 
@@ -98,16 +97,19 @@ def _logger_of(module: Any) -> Any:
         def __init__(self) -> None:
             module.ILogger.__init__(self)
             self.errors: List[str] = []
-            self.warn = False
+            self.warning, self.warn = "", False
 
         def log(self, severity: Any, message: str) -> None:
+            message = " ".join(message.split())
             if severity in (module.ILogger.INTERNAL_ERROR, module.ILogger.ERROR):
-                self.errors.append(" ".join(message.split()))
-            elif self.warn and severity == module.ILogger.WARNING:
-                logger.warning("TensorRT: %s", " ".join(message.split()))
+                self.errors.append(message)
+            elif severity == module.ILogger.WARNING:
+                self.warning = message  # from 8.6 on, also that CUDA cannot start
+                if self.warn:
+                    logger.warning("TensorRT: %s", message)
 
         def last_words(self, most: int = 3) -> str:
-            return "; ".join(self.errors[-most:]) or "it gave no reason"
+            return "; ".join(self.errors[-most:]) or self.warning or "it gave no reason"
 
     return CollectingLogger()
 
@@ -217,19 +219,21 @@ class TensorRTNetwork(Network):
         self._tensorrt, self._trt, self._stream = tensorrt, tensorrt.module, stream
         self._name = file
         self._logger = collecting_logger(self._trt, warn=True)
-        self._runtime = self._trt.Runtime(self._logger)
+        try:
+            self._runtime = self._trt.Runtime(self._logger)
+        except TypeError:  # "factory function returned nullptr": what the binding says if CUDA cannot start
+            self._runtime = None
         self.engine = self._deserialise(content)
         self._inputs, outputs = manifest.tensors(network)
         self._check(self._inputs, self._trt.TensorIOMode.INPUT)
         self._check(outputs, self._trt.TensorIOMode.OUTPUT)
         self._dynamic = self.engine.get_tensor_shape(self._inputs[0].name)[0] < 0
         # Before TensorRT 10, the contexts of an engine with a free batch cannot share its optimization profile.
-        before_10 = tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
-        self._one_context = self._dynamic and before_10
-        self._content = content if self._one_context else b""
+        one_context = self._dynamic and tensorrt.flavour != RTX and int(tensorrt.version.partition(".")[0]) < 10
+        self._content = content if one_context else b""
 
     def _deserialise(self, content: bytes) -> Any:
-        engine = self._runtime.deserialize_cuda_engine(content)
+        engine = self._runtime and self._runtime.deserialize_cuda_engine(content)
         if engine is None:
             raise BackendError(
                 f"{self._tensorrt.name} cannot load {self._name}: {self._logger.last_words()}; the driver may be too "
@@ -242,10 +246,9 @@ class TensorRTNetwork(Network):
         engine = self.engine
         ours = {"FLOAT": "float32", "HALF": "float16", "UINT8": "uint8"}  # trt.nptype of 8.5 breaks with numpy 1.24
         dtypes = {getattr(self._trt.DataType, theirs, theirs): name for theirs, name in ours.items()}
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         found = {
             (name, str(dtypes.get(engine.get_tensor_dtype(name))), tuple(engine.get_tensor_shape(name))[1:])
-            for name in names
+            for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
             if engine.get_tensor_mode(name) == mode
         }
         for name, dtype, shape in found.symmetric_difference((spec.name, spec.dtype, spec.shape) for spec in specs):
@@ -272,7 +275,7 @@ class TensorRTNetwork(Network):
         return run
 
     def _new_context(self) -> Any:
-        engine = self._deserialise(self._content) if self._one_context else self.engine
+        engine = self._deserialise(self._content) if self._content else self.engine
         if not hasattr(self._trt, "DynamicShapesKernelSpecializationStrategy"):
             return engine.create_execution_context()
         # TensorRT-RTX would begin with fallback kernels, and a captured graph would keep them forever.

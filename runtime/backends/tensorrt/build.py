@@ -89,9 +89,8 @@ def build_engines(
                 cuda = open_cuda(device)
                 stack.callback(cuda.close)
                 stack.enter_context(cuda.current())
-            model = folder / f"{network}.onnx"
             half = manifest.precision == "fp16"
-            engine = build_engine(tensorrt, model, half, batch, report, workspace_mb, capability)
+            engine = build_engine(tensorrt, folder / f"{network}.onnx", half, batch, report, workspace_mb, capability)
         # The directory may be in use, and a build may be interrupted: the manifest must name only existing files.
         files, engines = dict(manifest.files), dict(manifest.engines)
         files.pop(name, None)
@@ -185,17 +184,16 @@ def build_engine(
     logger = backend.collecting_logger(trt)
     try:
         builder = trt.Builder(logger)
-    except TypeError:  # "factory function returned nullptr": what the binding says without a GPU
+    except TypeError:  # "factory function returned nullptr": what the binding says if CUDA cannot start
         raise ExportError(f"{tensorrt.name} cannot start its builder: {logger.last_words()}") from None
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    kinds = trt.NetworkDefinitionCreationFlag
+    typed = getattr(kinds, "STRONGLY_TYPED", None)
     # 8.x requires an explicit batch.
-    network = builder.create_network(
-        1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH if typed is None else typed)
-    )
+    network = builder.create_network(1 << int(kinds.EXPLICIT_BATCH if typed is None else typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.read_bytes()):
         for error in map(parser.get_error, range(parser.num_errors)):
-            # 8.5 knows only the node's number, newer versions its name and type.
+            # 8.x knows only the node's number, newer versions its name and type.
             name = f"{error.node_name()} ({error.node_operator()})" if hasattr(error, "node_name") else error.node()
             logger.errors.append(f"node {name}: {error.desc()}")
         raise ExportError(f"{tensorrt.name} cannot parse {model.name}: {logger.last_words()}")

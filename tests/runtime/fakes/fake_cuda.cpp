@@ -18,7 +18,7 @@ static std::map<uint64_t, size_t> device_memory;
 static std::vector<Work>*captured = nullptr, pending;
 static long retained = 0, bytes_up = 0, contexts = 0, integrated = 0, major = 8, minor = 7, cores = 16, gigabytes = 31;
 static size_t largest = SIZE_MAX;
-static const int OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201;
+static const int OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_CONTEXT = 201, CAPTURING = 900;
 
 static int count(const char* name) { ++calls[name]; return OK; }
 static void work_off() {
@@ -49,6 +49,8 @@ static void run_kernel(int gx, int gy, int gz, int bx, int by, const Window* win
     }
 }
 #define NEEDS_CONTEXT if (contexts < 1) return NO_CONTEXT
+// Calls that a thread must not make while it captures.
+#define NOT_CAPTURED NEEDS_CONTEXT; if (captured) return CAPTURING
 #define CAN_FAIL(name) if (refused[name]) return (int)refused[name]
 
 extern "C" {
@@ -92,9 +94,10 @@ int cuDevicePrimaryCtxRelease_v2(int) { --retained; return count("cuDevicePrimar
 int cuCtxPushCurrent_v2(void* c) { if (c != (void*)7) return INVALID; ++contexts; return OK; }
 int cuCtxPopCurrent_v2(void** c) { if (contexts < 1) return NO_CONTEXT; --contexts; *c = (void*)7; return OK; }
 int cuCtxGetCurrent(void** c) { *c = contexts ? (void*)7 : nullptr; return OK; }
-int cuCtxSynchronize() { NEEDS_CONTEXT; work_off(); return count("cuCtxSynchronize"); }
+int cuCtxSynchronize() { NOT_CAPTURED; work_off(); return count("cuCtxSynchronize"); }
 int cuMemAlloc_v2(uint64_t* address, size_t size) {
-    NEEDS_CONTEXT;
+    NOT_CAPTURED;
+    if (!size) return INVALID;
     if (size > largest) return OUT_OF_MEMORY;
     *address = (uint64_t)aligned_alloc(256, (size + 255) / 256 * 256);
     device_memory[*address] = size;
@@ -102,13 +105,15 @@ int cuMemAlloc_v2(uint64_t* address, size_t size) {
     return count("cuMemAlloc");
 }
 int cuMemFree_v2(uint64_t address) {
+    NOT_CAPTURED;
     work_off();
     if (!device_memory.erase(address)) return INVALID;
     free((void*)address);
     return OK;
 }
 int cuMemHostAlloc(void** host, size_t size, unsigned flags) {
-    NEEDS_CONTEXT;
+    NOT_CAPTURED;
+    if (!size) return INVALID;
     *host = aligned_alloc(256, (size + 255) / 256 * 256);
     if (flags & 2) device_memory[(uint64_t)*host] = size;
     return count("cuMemHostAlloc");
@@ -118,7 +123,7 @@ int cuMemHostGetDevicePointer_v2(uint64_t* address, void* host, unsigned) {
     *address = (uint64_t)host;
     return OK;
 }
-int cuMemFreeHost(void* host) { work_off(); device_memory.erase((uint64_t)host); free(host); return OK; }
+int cuMemFreeHost(void* host) { NOT_CAPTURED; work_off(); device_memory.erase((uint64_t)host); free(host); return OK; }
 int cuMemsetD8Async(uint64_t at, unsigned char value, size_t size, void*) {
     NEEDS_CONTEXT;
     if (!is_device(at, size)) return INVALID;
@@ -142,19 +147,18 @@ int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, void*) {
     return queue([=] { count("copy"); memcpy((void*)to, (void*)from, size); });
 }
 int cuStreamCreate(void** stream, unsigned) { NEEDS_CONTEXT; *stream = (void*)5; return count("cuStreamCreate"); }
-int cuStreamDestroy_v2(void*) { return count("cuStreamDestroy"); }
+int cuStreamDestroy_v2(void*) { NOT_CAPTURED; return count("cuStreamDestroy"); }
 int cuStreamSynchronize(void*) {
-    NEEDS_CONTEXT;
-    if (captured) return 900;
+    NOT_CAPTURED;
     work_off();
     return count("cuStreamSynchronize");
 }
-int cuStreamWaitEvent(void*, void*, unsigned) { return count("cuStreamWaitEvent"); }
+int cuStreamWaitEvent(void*, void*, unsigned) { NEEDS_CONTEXT; return count("cuStreamWaitEvent"); }
 int cuEventCreate(void** event, unsigned) { *event = (void*)6; return OK; }
-int cuEventRecord(void*, void*) { return count("cuEventRecord"); }
+int cuEventRecord(void*, void*) { NEEDS_CONTEXT; return count("cuEventRecord"); }
 int cuEventDestroy_v2(void*) { return OK; }
-int cuModuleLoadData(void** module, const void*) { *module = (void*)8; return count("cuModuleLoadData"); }
-int cuModuleUnload(void*) { return count("cuModuleUnload"); }
+int cuModuleLoadData(void** module, const void*) { NOT_CAPTURED; *module = (void*)8; return count("cuModuleLoadData"); }
+int cuModuleUnload(void*) { NOT_CAPTURED; return count("cuModuleUnload"); }
 int cuModuleGetFunction(void** function, void*, const char* name) {
     *function = (void*)9;
     return strcmp(name, "asymtrack_crop") ? 500 : OK;
@@ -174,12 +178,15 @@ int cuLaunchKernel(void*, unsigned gx, unsigned gy, unsigned gz, unsigned bx, un
         run_kernel(gx, gy, gz, bx, by, (Window*)windows, (void*)images, size, as_bytes, n.data());
     });
 }
-int cuStreamBeginCapture_v2(void*, int) {
+int cuStreamBeginCapture_v2(void*, int mode) {
+    NOT_CAPTURED;
     CAN_FAIL("begin capture");
+    if (mode < 0 || mode > 2) return INVALID;
     captured = new std::vector<Work>();
     return count("capture");
 }
 int cuStreamEndCapture(void*, void** graph) {
+    if (!captured) return INVALID;
     *graph = captured;
     captured = nullptr;
     CAN_FAIL("end capture");

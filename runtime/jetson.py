@@ -104,7 +104,7 @@ class _JetsonCapture:
         try:
             # In the default format, on the GPU: the tracker swaps the channels there.
             self._latest = self._source.Capture(timeout=TIMEOUT)
-        except Exception:  # end of stream or time-out: both are plain exceptions
+        except Exception:  # end of stream; versions that do not return None after a time-out raise it then, too
             self._latest = None
         return self._latest is not None
 

@@ -60,10 +60,9 @@ def test_mistakes_do_not_affect_other_targets() -> None:
     assert number != first, "ids must not be reused"
     with pytest.raises(UsageError, match=f"no target with id {first}; ids: {number}"):
         many.remove(first)
-    with pytest.raises(BoxError):
-        many.add(frame, (0, 0, -1, 5))
-    with pytest.raises(FrameError):
-        many.add(frame[..., 0], boxes[1])
+    for error, image, box in ((BoxError, frame, (0, 0, -1, 5)), (FrameError, frame[..., 0], boxes[1])):
+        with pytest.raises(error):
+            many.add(image, box)
     with pytest.raises(FrameError):
         many.update(None)
     assert many.ids == [number]

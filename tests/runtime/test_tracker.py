@@ -65,11 +65,10 @@ def test_misuse_is_refused() -> None:
     for kind in (Tracker, MultiTracker):
         with pytest.raises(UsageError, match=rf"{kind.__name__}\.load\('T'\)"):
             kind("T")
-    crossed = {"lost_below": 0.5, "found_above": 0.4}
-    above = ({"found_above": 1.5}, {"smoothing": 1.5})
-    for wrong in (crossed, *above, {"lost_below": -1}, {"smoothing": 0}, {"patience": -1}, {"confirm": math.nan}):
+    low, high = {"lost_below": -1, "smoothing": 0, "patience": -1, "confirm": 0}, {"found_above": 1.5, "smoothing": 1.5}
+    for name, value in (*low.items(), *high.items(), ("lost_below", 0.7), ("confirm", math.nan)):
         with pytest.raises(UsageError):
-            TrackerSettings(**wrong)
+            TrackerSettings(**{name: value})
 
 
 def test_update_allocates_almost_no_memory() -> None:

@@ -66,7 +66,7 @@ class FoldedAttentionBlock(layers.AttentionBlock):
         self.attn.qkv.weight[:queries].mul_(self.attn.head_dim**-0.5)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Like the base's; the queries are already scaled. PyTorch would export softmax's own dtype as a later cast."""
+        """Like the base's, for scaled queries. PyTorch exports ``softmax(dtype=...)`` as softmax first, then cast."""
         return (q @ k.transpose(2, 3)).to(torch.float32 if self.casts else q.dtype).softmax(-1).to(q.dtype) @ v
 
 

@@ -87,8 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _protocols(text: str) -> Sequence[str]:
     names = tuple(text.upper().split(","))
-    for unknown in set(names).difference(SPEED_PROTOCOLS):
-        raise argparse.ArgumentTypeError(f"unknown protocol {unknown!r}: choose among {', '.join(SPEED_PROTOCOLS)}")
+    if unknown := [name for name in names if name not in SPEED_PROTOCOLS]:
+        raise argparse.ArgumentTypeError(f"unknown protocol {unknown[0]!r}: choose among {', '.join(SPEED_PROTOCOLS)}")
     return names
 
 

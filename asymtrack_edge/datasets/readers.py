@@ -7,7 +7,6 @@ therefore takes seconds even with TrackingNet's 30,000 videos, and a bad sequenc
 from __future__ import annotations
 
 import json
-import logging
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -27,8 +26,6 @@ SPLITS: Dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read
 SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
 KEPT_ANNOTATIONS = 50_000
-#: How many of the sequences left out of training are named, per data set.
-TOLD = 20
 
 Loaders = Dict[str, Callable[[str], Sequence]]
 Reader = Callable[[Path], Loaders]
@@ -365,14 +362,12 @@ class Dataset:
     def _annotation(self, index: int) -> Annotation:
         """The target of a sequence, by its position in ``names``; ``annotation`` caches it.
 
-        A sequence that cannot be read is reported once and has no usable frames, so that training goes on without it.
+        A sequence that cannot be read is added to ``left_out`` and has no usable frames: training goes on without it.
         """
         try:
             sequence = self.sequence(self.names[index])
         except DatasetError as error:
-            self.left_out.append(str(error))
-            if len(self.left_out) <= TOLD:
-                logging.getLogger(__name__).warning("%s: left out: %s", self.kind.title, error)
+            self.left_out.append(f"{self.kind.title}: {error}")
             return Annotation(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), Frames("", ()))
         boxes = sequence.truth.astype(np.float32)
         usable = np.isfinite(boxes).all(1) & (boxes[:, 2:] >= SMALLEST_BOX).all(1) & sequence.visible

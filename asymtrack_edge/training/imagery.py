@@ -36,16 +36,18 @@ CLIP, STILL = 0, 1
 INDEXES = {"stills.json": STILL, "clips.json": CLIP}
 #: Smallest side of a box that is used for training: in canvas pixels, and for stills also in the original's pixels.
 SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
+#: How many of the files and sequences left out of a run are named.
+TOLD = 20
 
 
 class LeftOut(Set[str]):
-    """The reasons why files were left out of training. The run reports their number at its end."""
+    """The reasons why files and sequences were left out of training. The run reports their number at its end."""
 
-    def tell(self, error: Exception) -> None:
-        """Adds a reason, and prints it if it is new. ``add`` and ``update`` are for reasons printed before."""
-        if str(error) not in self:
-            cli.say(f"left out: {error}")
-        self.add(str(error))
+    def tell(self, reason: str) -> None:
+        """Adds a reason, and prints it if it is new and one of the first ``TOLD``; ``update`` prints nothing."""
+        if reason not in self and len(self) < TOLD:
+            cli.say(f"left out: {reason}")
+        self.add(reason)
 
 
 @dataclass
@@ -118,7 +120,7 @@ def load_pool(
                 height, width = image.shape[:2]
                 canvases[i, :height, :width], sizes[i] = image[..., ::-1], (width, height)
         except (DatasetError, OSError) as error:
-            left_out.tell(error)
+            left_out.tell(str(error))
             return False
         return True
 
@@ -201,7 +203,7 @@ def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
             try:
                 tracks.append(_boxes(truth, len(frames)))
             except DatasetError as error:
-                left_out.tell(error)
+                left_out.tell(str(error))
         if tracks:
             yield _Item(CLIP, "", list(frames), Path.read_bytes, tracks)
     for path in files:

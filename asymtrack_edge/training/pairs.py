@@ -239,14 +239,16 @@ class DiskPairs:
         """
         wanted = [(batch, step + i) for i in range(AHEAD + 1)]
         self.jobs = {key: self.jobs.get(key) or self._submit(*key) for key in wanted}
-        self.left_out.update(reason for dataset in self.datasets for reason in dataset.left_out)
+        for dataset in self.datasets:
+            for reason in dataset.left_out:
+                self.left_out.tell(reason)
         (_, region, corners, aspect), identity, jobs = self.jobs.pop((batch, step))
         read: Dict[int, _Crops] = {}
         for i, job in enumerate(jobs):
             try:
                 read[i] = job.result()
             except DatasetError as error:
-                self.left_out.tell(error)
+                self.left_out.tell(str(error))
         if not read:
             jobs[0].result()  # raises its error
         good = list(read)

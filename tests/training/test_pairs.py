@@ -306,7 +306,7 @@ def test_damaged_images_and_annotations_on_disk_are_left_out(got10k: Path, tmp_p
     assert set(disk._submit(8, 0)[1].tolist()) == {1}
     with pytest.raises(DatasetError, match="lies outside the frame"):
         disk.draw(8, 0)
-    assert any("GOT-10k_Train_000001" in reason for reason in disk.left_out)
+    assert "left out: GOT-10k train: sequence GOT-10k_Train_000001: " in capsys.readouterr().err
     save(root / "train" / "GOT-10k_Train_000002" / "absence.label", "0\n")
     disk = DiskPairs([Dataset("got10k-train", root)], TINY, Augmentation(), CPU, workers=1)
     with pytest.raises(DatasetError, match="none of 10000 targets"):

@@ -258,7 +258,3 @@ def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]
     for _, text in problems:
         cli.say(f"error: {text}")
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

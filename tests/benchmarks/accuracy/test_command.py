@@ -146,7 +146,7 @@ def test_a_tracker_failure_loses_only_its_sequence(folder_set, output, evaluate,
 
 
 def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
-    command = [sys.executable, "-m", "asymtrack_edge.benchmarks.accuracy.command", "folder", str(folder_set)]
+    command = [sys.executable, "-m", "asymtrack_edge", "eval", "folder", str(folder_set)]
     command += ["--tracker", f"python:{FAKES}:NeverReturns", "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:

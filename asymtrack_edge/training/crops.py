@@ -110,17 +110,22 @@ def inside(windows: Windows, sizes: Tensor, size: int) -> Tensor:
 
 
 def cut(canvases: Tensor, index: Tensor, sizes: Tensor, windows: Windows, size: int) -> Tensor:
-    """Cuts windows ``(B,)`` out of canvases, uint8 ``(N, H, W, C)``, and resizes them.
+    """Cuts windows ``(B,)`` out of canvases, uint8 ``(N, H, W, 3)``, and resizes them.
 
     ``index`` ``(B,)`` selects the canvases; ``sizes`` ``(B, 2)`` are width and height of the pictures on them. Returns
-    uint8 ``(B, C, size, size)`` in channels-last memory.
+    uint8 ``(B, 3, size, size)`` in channels-last memory.
     """
-    if canvases.device.type == "cpu" and canvases.shape[-1] == 3:
-        out = np.empty((len(index), size, size, 3), np.uint8)
-        pictures, cropper = canvases.numpy(), Cropper()
-        for i, (n, (width, height)) in enumerate(zip(index.tolist(), sizes.long().tolist())):
-            cut_one(pictures[n, :height, :width], windows, i, out[i], cropper)
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
+    if canvases.device.type != "cpu":
+        return cut_together(canvases, index, windows, size)
+    out = np.empty((len(index), size, size, 3), np.uint8)
+    pictures, cropper = canvases.numpy(), Cropper()
+    for i, (n, (width, height)) in enumerate(zip(index.tolist(), sizes.long().tolist())):
+        cut_one(pictures[n, :height, :width], windows, i, out[i], cropper)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def cut_together(canvases: Tensor, index: Tensor, windows: Windows, size: int) -> Tensor:
+    """``cut`` as one operation on the whole batch, for GPUs."""
     height, width = canvases.shape[1:3]
     xs, ys = _positions(windows, size)
     # Resizing a crop never looks beyond the crop's own pixels.

@@ -242,26 +242,26 @@ class DiskPairs:
         for dataset in self.datasets:
             for reason in dataset.left_out:
                 self.left_out.tell(reason)
-        (_, region, corners, aspect), identity, jobs = self.jobs.pop((batch, step))
+        plan, target, waiting = self.jobs.pop((batch, step))
+        _, region, corners, aspect = plan
         read: Dict[int, _Crops] = {}
-        for i, job in enumerate(jobs):
+        for i, crop in enumerate(waiting):
             try:
-                read[i] = job.result()
+                read[i] = crop.result()
             except DatasetError as error:
                 self.left_out.tell(str(error))
         if not read:
-            jobs[0].result()  # raises its error
+            waiting[0].result()  # raises its error
         good = list(read)
         places = [i if i in read else good[i % len(good)] for i in range(batch)]
-        region, identity = Windows(*(v[places] for v in region)), identity[places]
+        region = Windows(*(values[places] for values in region))
         corners, aspect = corners[places].to(self.device), aspect[places].to(self.device)
         templates, searches, sizes = zip(*(read[i] for i in places))
-        template, search = self._upload(templates), self._upload(searches)
         self.finishing.start(self.seed, self.share[0], step, 1)
-        search = self._fill(search, region, torch.tensor(sizes, dtype=torch.float32))
+        search = self._fill(self._upload(searches), region, torch.tensor(sizes, dtype=torch.float32))
         yes = torch.ones(batch, dtype=torch.bool, device=self.device)
-        pairs = Pairs(template, search, corners, yes, yes, aspect)
-        return finish_pairs(pairs, identity.to(self.device), self.augmentation, self.finishing)
+        pairs = Pairs(self._upload(templates), search, corners, yes, yes, aspect)
+        return finish_pairs(pairs, target[places].to(self.device), self.augmentation, self.finishing)
 
     def _submit(self, batch: int, step: int) -> _Job:
         """Chooses targets, frames and windows of a batch, and has the threads cut them."""
@@ -270,8 +270,8 @@ class DiskPairs:
         chosen = [self._choose(random) for _ in range(batch)]
         boxes = torch.from_numpy(np.array([boxes for _, boxes, _ in chosen], np.float32))
         plan = plan_windows(boxes[:, 0], boxes[:, 1], self.variant, self.augmentation, random)
-        jobs = [self.threads.submit(self._cut, *what[:2], plan, i) for i, what in enumerate(chosen)]
-        return plan, torch.tensor([which for *_, which in chosen], dtype=torch.int64), jobs
+        waiting = [self.threads.submit(self._cut, files, box, plan, i) for i, (files, box, _) in enumerate(chosen)]
+        return plan, torch.tensor([target for *_, target in chosen], dtype=torch.int64), waiting
 
     def _choose(self, random: Random) -> Tuple[Tuple[Path, Path], np.ndarray, int]:
         """Chooses a target, a frame and, as published, a later one; returns files, boxes ``(2, 4)``, the target."""

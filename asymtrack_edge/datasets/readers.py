@@ -16,14 +16,12 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 
 import numpy as np
 
-from asymtrack_edge.datasets.sequences import Frames, Sequence, frames_of, read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import SMALLEST_BOX, Frames, Sequence, frames_of, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError, UsageError
 from asymtrack_edge.files import list_files, printable, read_lines
 
 #: What the data sets' folders do not state: splits, first frames (from 1), the columns of attribute files.
 SPLITS: Dict[str, Any] = json.loads(Path(__file__).with_name("splits.json").read_text(encoding="utf-8"))
-#: Smallest side of a box that is used for training, in frame pixels.
-SMALLEST_BOX = 4.0
 #: Annotations that stay in memory for training, per data set.
 KEPT_ANNOTATIONS = 50_000
 

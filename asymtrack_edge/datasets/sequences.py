@@ -12,6 +12,9 @@ import numpy as np
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import AnyPath, list_files, printable, read_image, read_lines
 
+#: Smallest side of a box that is used for training: on disk in frame pixels, in memory in canvas pixels.
+SMALLEST_BOX = 4.0
+
 
 class Frames:
     """The image files of a sequence, in order. A frame takes a few bytes, so that thousands of sequences can be kept.

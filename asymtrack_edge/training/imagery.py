@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from asymtrack_edge import cli
-from asymtrack_edge.datasets.sequences import frames_of, read_boxes, read_labels
+from asymtrack_edge.datasets.sequences import SMALLEST_BOX, frames_of, read_boxes, read_labels
 from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import IMAGE_SUFFIXES, decode_image, printable
 
@@ -34,8 +34,8 @@ ABSENT = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
 CLIP, STILL = 0, 1
 #: The index files of a collection, and the kind of their entries.
 INDEXES = {"stills.json": STILL, "clips.json": CLIP}
-#: Smallest side of a box that is used for training: in canvas pixels, and for stills also in the original's pixels.
-SMALLEST_BOX, SMALLEST_STILL = 4.0, 10.0
+#: Smallest side of a still's box that is used for training, in the original's pixels; on canvases, see SMALLEST_BOX.
+SMALLEST_STILL = 10.0
 #: How many of the files and sequences left out of a run are named.
 TOLD = 20
 

@@ -80,16 +80,16 @@ class TensorSpec:
     shape: Tuple[int, ...]
 
     def __post_init__(self) -> None:
-        sides = self.shape if len(self.shape) < 9 else (0,)
         known = self.dtype in ("uint8", "float16", "float32")
-        if not known or min(sides, default=1) < 1 or math.prod(sides) > 1 << 24:
+        if not known or len(self.shape) > 8 or min(self.shape, default=1) < 1 or math.prod(self.shape) > 1 << 24:
             raise ValueError(f"tensor {self}")
 
 
 def image_spec(input_format: str, side: int) -> TensorSpec:
     """The image input of a network of ``input_format``: a crop of ``side`` x ``side`` pixels."""
-    as_bytes = input_format == UINT8_BGR
-    return TensorSpec("image", *(("uint8", (side, side, 3)) if as_bytes else ("float32", (3, side, side))))
+    if input_format == UINT8_BGR:
+        return TensorSpec("image", "uint8", (side, side, 3))
+    return TensorSpec("image", "float32", (3, side, side))
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,8 @@ class Manifest:
     engines: Dict[str, Dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "fp16", "int8") or not self.state:
+            raise ValueError("an unknown precision, or no template state")
         if self.input_format not in (UINT8_BGR, FLOAT_RGB) or not 1 <= self.max_batch <= 1024:
             raise ValueError(f"{self.input_format}, {self.max_batch}")
         for image in (self.template, self.search):
@@ -216,8 +218,6 @@ def load_manifest(folder: Path) -> Manifest:
         manifest: Manifest = _as(Manifest, {**content, "platform": content["target"]})
         for network in NETWORKS:
             manifest.files[f"{network}.onnx"]
-        if manifest.precision not in ("fp32", "fp16", "int8") or not manifest.state:
-            raise ValueError("an unknown precision, or no template state")
     except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise ManifestError(f"{path} is damaged ({error!r}): export again") from None
     return manifest

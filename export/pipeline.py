@@ -126,11 +126,10 @@ class Export:
         Returns the manifest, not yet saved, with the files' hashes and their provenance.
         """
         options = self.options
-        opset, input_format = PLATFORMS[options.platform]
-        opset, input_format = options.opset or opset, options.input_format or input_format
-        variant, batch = self.model.variant, options.max_batch
-        manifest = describe(variant, options.precision, options.platform, opset, batch, input_format)
+        newest_opset, usual_format = PLATFORMS[options.platform]
+        opset, input_format = options.opset or newest_opset, options.input_format or usual_format
         folded = fold(self.model)
+        manifest = describe(folded.variant, options.precision, options.platform, opset, options.max_batch, input_format)
         provenance = {
             **model_size(folded),
             "asymtrack_edge": asymtrack_edge.__version__,
@@ -140,15 +139,15 @@ class Export:
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             **self.weights,
         }
-        half = options.precision == "fp16"
-        folded = to_half(folded, casts=options.platform != "onnx") if half else folded
+        if options.precision == "fp16":
+            folded = to_half(folded, casts=options.platform != "onnx")
         fold_input(folded, input_format)
-        spell_out = half and options.platform == "rtx"
+        spell_out = (options.precision, options.platform) == ("fp16", "rtx")
         for name, module in MODULES.items():
             network, path = module(folded, input_format), folder / f"{name}.onnx"
-            inputs = example_inputs(manifest, name, min(batch, 2))
+            inputs = example_inputs(manifest, name, min(options.max_batch, 2))
             outputs = [spec.name for spec in manifest.tensors(name)[1]]
-            write_onnx(network, inputs, outputs, path, opset, batch > 1, options.half_storage, spell_out)
+            write_onnx(network, inputs, outputs, path, opset, options.max_batch > 1, options.half_storage, spell_out)
         manifest = replace(manifest, files=_entries(folder), provenance=provenance)
         if options.precision == "int8":
             quantise(folder, manifest, *(self.clip or default_clip()))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from asymtrack_edge.manifest import FLOAT_RGB, UINT8_BGR, Manifest, TensorSpec, image_spec
+from asymtrack_edge.manifest import FLOAT_RGB, PLATFORMS, UINT8_BGR, Manifest, TensorSpec, image_spec
 from asymtrack_edge.network import AsymTrack
 from asymtrack_edge.variants import IMAGE_MEAN, IMAGE_STD, Variant
 
@@ -113,7 +113,7 @@ def describe(
     variant: Variant,
     precision: str = "fp32",
     platform: str = "onnx",
-    opset: int = 17,
+    opset: int = PLATFORMS["onnx"][0],
     max_batch: int = 1,
     input_format: str = FLOAT_RGB,
 ) -> Manifest:

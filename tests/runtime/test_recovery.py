@@ -6,7 +6,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asymtrack_edge.geometry import Box, CropWindow, crop_window, iou
@@ -121,6 +121,7 @@ def test_the_published_place_is_kept_if_its_own_score_recovers() -> None:
     assert tracks[-1].state is State.TRACKING and tracks[-1].box.x < 160
 
 
+@settings(deadline=None)
 @given(st.integers(2, 4000), st.integers(2, 4000), st.floats(1, 600), st.floats(1, 600))
 def test_grid_covers_the_frame_with_few_windows(width, height, w, h) -> None:
     grid = search_grid(Box(width / 3, height / 4, w, h), (height, width), 4.0)

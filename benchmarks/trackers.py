@@ -130,7 +130,7 @@ class TrackerSpec:
 
         Raises AsymTrackError if there is no such tracker, so that it is refused before anything is written.
         """
-        identity: Dict[str, Any] = {"tracker": self.name, "threads": self.threads}
+        identity: Dict[str, Any] = {"tracker": self.label, "threads": self.threads}  # a path has several spellings
         if self.kind == "opencv":
             files = _opencv(self._named)[1]
             identity["opencv"] = cv2.__version__

@@ -67,7 +67,7 @@ def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
     times = np.loadtxt(output / "folder" / LABEL / "times" / "a_time.txt")
     assert times.shape == (6,) and (times > 0).all()
     tracker, metrics, sequences = ran.tracker, ran.tracker["metrics"], ran.tracker["sequences"]
-    assert tracker["identity"]["tracker"] == STILL[1] and len(tracker["identity"]["sha256"][0]) == 64
+    assert tracker["identity"]["tracker"] == LABEL and len(tracker["identity"]["sha256"][0]) == 64
     # a and b are followed exactly (20 of 21 thresholds); on c the box, 10 wide, drifts off by 4 pixels per frame.
     c = np.mean([(np.linspace(0, 1, 21) < o).mean() for o in (6 / 14, 2 / 18, 0)])
     assert [sequences[name]["auc"] for name in "abc"] == pytest.approx([20 / 21, 20 / 21, c])
@@ -115,7 +115,7 @@ def test_resuming_runs_only_missing_sequences_and_only_for_the_same_tracker(fold
     assert len(np.loadtxt(results / "b.txt", delimiter=",")) == 5
     ran = evaluate(*arguments, "--threads", "2")
     assert ran.code == 2 and "threads was None, is 2" in ran.err
-    assert TrackerSpec("T").identity() != TrackerSpec("T", recover=False).identity()
+    assert TrackerSpec("t").identity() == TrackerSpec("T").identity() != TrackerSpec("T", recover=False).identity()
     (results / "tracker.json").write_text("[" * 99_999)
     ran = evaluate(*arguments)
     assert ran.code == 2 and "--fresh" in ran.err

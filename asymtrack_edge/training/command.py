@@ -160,11 +160,11 @@ def _configure(arguments: argparse.Namespace, stored: Any) -> Any:
     changes = given("seed", "init", "teacher", "canvas", "workers", "variant")
     if not stored and not arguments.variant and str(arguments.init).upper() in VARIANTS:
         changes["variant"] = arguments.init.upper()
-    datasets = given(*_ON_DISK)
+    # Absolute, so that the run can be resumed from another working directory.
+    datasets = {name: os.path.abspath(folder) for name, folder in given(*_ON_DISK).items()}
     if arguments.data or datasets:
-        # Absolute, so that the run can be resumed from another working directory.
-        folders = {name: os.path.abspath(folder) for name, folder in datasets.items()}
-        changes.update(data=tuple(map(os.path.abspath, arguments.data or ())), datasets=folders)
+        kept = stored.datasets if stored and not arguments.data else {}  # one that has moved replaces itself alone
+        changes.update(data=tuple(map(os.path.abspath, arguments.data or ())), datasets={**kept, **datasets})
     return replace(stored or RunConfig(recipe), recipe=replace(recipe, **asked), **changes)
 
 

@@ -173,7 +173,7 @@ def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut)
     if config.datasets:
         readers = [Dataset(f"{name}-train", Path(path)) for name, path in config.datasets.items()]
         disk = DiskPairs(readers, variant, augmentation, world.device, config.seed, share, config.workers, left_out)
-        return disk.draw, "pairs read from disk"
+        return disk.draw, "pairs from " + ", ".join(f"{reader.kind.title} ({len(reader):,})" for reader in readers)
     folders: List[Path] = []
     for number, data in enumerate(map(Path, config.data)):
         if find_videos(data):

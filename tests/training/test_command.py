@@ -65,7 +65,10 @@ def weights_of(folder: Path) -> Any:
 
 def test_the_paper_preset_starts_on_published_layouts(got10k: Path, tmp_path: Path) -> None:
     assert main(["--preset", "paper", "--got10k", str(got10k), "--output", str(tmp_path), *QUICK]) == 0
-    assert RunConfig.load(tmp_path) == RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)})
+    config = RunConfig.load(tmp_path)
+    assert config == RunConfig(replace(PAPER, batch=2), datasets={"got10k": str(got10k)})
+    moved = command.make_parser().parse_args(["run", "--resume", ".", "--lasot", "/new"])
+    assert command._configure(moved, config).datasets == {"got10k": str(got10k), "lasot": "/new"}
     weights, pairs = weights_of(tmp_path)
     assert torch.isfinite(weights).all() and pairs >= 2
 

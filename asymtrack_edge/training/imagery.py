@@ -27,8 +27,8 @@ from asymtrack_edge.errors import DatasetError
 from asymtrack_edge.files import IMAGE_SUFFIXES, decode_image, printable
 
 TRUTH = re.compile(r"groundtruth(_rect(\.\d)?)?\.txt", re.IGNORECASE)
-#: Files beside the ground truth that mark frames without the target (GOT-10k, LaSOT).
-ABSENT = ("absence.label", "full_occlusion.txt", "out_of_view.txt")
+#: Files beside the ground truth that mark frames without the target (GOT-10k, LaSOT); in ``cover.label``, zero does.
+ABSENT = ("absence.label", "cover.label", "full_occlusion.txt", "out_of_view.txt")
 
 #: Kinds of target, the values of ``Pool.kind``.
 CLIP, STILL = 0, 1
@@ -178,10 +178,10 @@ def _boxes(truth: Path, count: int) -> np.ndarray:
     if len(table) != count:
         raise DatasetError(f"{printable(truth)} has {len(table)} boxes for {count} images")
     for label in (truth.with_name(name) for name in ABSENT if truth.with_name(name).is_file()):
-        absent = read_labels(label)
-        if len(absent) != count:
-            raise DatasetError(f"{printable(label)} has {len(absent)} labels for {count} images")
-        table[absent > 0] = np.nan
+        marks = read_labels(label)
+        if len(marks) != count:
+            raise DatasetError(f"{printable(label)} has {len(marks)} labels for {count} images")
+        table[(marks > 0) != (label.name == "cover.label")] = np.nan
     table[:, :2] -= "_rect" in truth.name.lower()  # such files count pixels from 1
     return table
 
@@ -199,7 +199,7 @@ def _find(folder: Path, left_out: LeftOut) -> Iterator[_Item]:
         yield from _collection(place)
     for place, truths in by_clip.items():
         frames, tracks = frames_of(place), []
-        for truth in truths:
+        for truth in (path for path in truths if len(truths) == 1 or path.read_bytes().strip()):  # OTB's Human4
             try:
                 tracks.append(_boxes(truth, len(frames)))
             except DatasetError as error:

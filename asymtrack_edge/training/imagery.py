@@ -98,8 +98,7 @@ def load_pool(
     left_out = LeftOut() if left_out is None else left_out
     items = [item for folder in folders for item in _find(folder, left_out)]
     if not any(item.images for item in items):
-        names = ", ".join(map(str, folders))
-        raise DatasetError(f"{names}: nothing to train on (no image and no annotated or labelled clip)")
+        raise DatasetError(f"{', '.join(map(str, folders))}: no image and no annotated or labelled clip to train on")
     rank, size = share
     # A handful of items is not worth dividing, and could leave a process with nothing.
     items = items[rank::size] if len(items) >= 8 * size else items
@@ -114,11 +113,9 @@ def load_pool(
             for i, name in enumerate(item.images, start=end - len(item.images)):
                 decoded = decode_image(np.frombuffer(item.read(name), np.uint8))
                 if decoded is None:
-                    what = f"cannot decode the training image {printable(name)}"
-                    raise DatasetError(f"{what}: remove or replace the file")
+                    raise DatasetError(f"cannot decode the training image {printable(name)}: remove or replace it")
                 image, scales[i] = shrink(decoded, side)
-                height, width = image.shape[:2]
-                canvases[i, :height, :width], sizes[i] = image[..., ::-1], (width, height)
+                canvases[i, : len(image), : image.shape[1]], sizes[i] = image[..., ::-1], image.shape[1::-1]
         except (DatasetError, OSError) as error:
             left_out.tell(str(error))
             return False
@@ -140,6 +137,9 @@ def load_pool(
             known = large & inside & np.isfinite(boxes).all(1)
             if known.any():
                 targets.append((item, first + np.flatnonzero(known), scaled[known]))
+    if not targets and any(good and np.isfinite(b).any() for item, good in zip(items, whole) for b in item.tracks):
+        advice = "give a larger --canvas, or correct the boxes (docs/training.md)"
+        raise DatasetError(f"every box lies outside its image or is too small at --canvas {side}: {advice}")
     lengths = np.array([len(images) for _, images, _ in targets], np.int64)
     # A source's share is proportional to the square root of its number of targets.
     count = Counter((item.kind, item.source) for item, *_ in targets)

@@ -135,8 +135,8 @@ def _run(arguments: argparse.Namespace) -> int:
     retry = arguments.on_divergence == "retry"
     try:
         finished, left_out = train(config, folder, arguments.device, arguments.time_budget, retry=retry)
-    except RuntimeError as error:  # PyTorch's own; the text depends on the device
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+    except (MemoryError, RuntimeError) as error:  # numpy's, and PyTorch's, whose text depends on the device
+        if not any(words in str(error) for words in ("out of memory", "allocate")):
             raise
         raise UsageError("not enough memory: give a smaller --batch or --canvas, or less --data") from None
     if arguments.json and os.environ.get("RANK", "0") == "0":

@@ -170,11 +170,11 @@ def test_bundled_initial_weights_decide_the_variant(more: Sequence[str], trained
     assert command._configure(arguments, None).variant == trained
 
 
-@pytest.mark.parametrize("words", ["CUDA out of memory", "DefaultCPUAllocator: can't allocate memory"])
-def test_too_little_memory_is_one_line(words: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("asymtrack_edge.training.run.train", MagicMock(side_effect=RuntimeError(words)))
-    assert main(["--preset", "small", "--data", ".", "--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: not enough memory: give a smaller --batch or --canvas, or less --data\n"
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    for error in (RuntimeError("out of memory"), RuntimeError("can't allocate"), MemoryError("Unable to allocate")):
+        monkeypatch.setattr("asymtrack_edge.training.run.train", MagicMock(side_effect=error))
+        said = refusal(main, ["--preset", "small", "--data", ".", "--output", str(tmp_path)], capsys)
+        assert said == "error: not enough memory: give a smaller --batch or --canvas, or less --data"
 
 
 def test_tracks_are_kept_if_forward_and_backward_agree(tmp_path: Path, monkeypatch: Any) -> None:

@@ -159,6 +159,8 @@ def label_videos(folder: Path, output: Path, load: Mapping[str, Any]) -> Tuple[i
     check_folder(output)
     indexes = {path: output / path.relative_to(folder) / "clips.json" for path in videos}
     waiting = [path for path in videos if not indexes[path].is_file()]
+    if done := len(videos) - len(waiting):
+        cli.say(f"{done} videos are labelled already: remove {output} to label them again")
     tracker = asymtrack_edge.Tracker.load(**load) if waiting else None
     failed = []
     for path in cli.progress(waiting, "videos"):

@@ -153,7 +153,6 @@ class Trainer:
             self.save()
         if self._ahead and self.world.size == 1 and self.recipe.shallow_every == 1:
             self._capture()
-        budget = self.time_budget
         spent_before, first, count = state.seconds, state.step, self.recipe.batch * self.world.size
         log = Log(self.folder if self.world.is_main else None, self.log_every)
         with log.bar, cli.handled_signals(self._note):
@@ -162,8 +161,8 @@ class Trainer:
                 elapsed = time.monotonic() - began
                 progress = state.pairs / self.total
                 if self.recipe.budget_is_length:
-                    progress = max(progress, elapsed / max(1e-9, budget))
-                over = bool(self.signals) or (state.step > first and elapsed >= budget)
+                    progress = max(progress, elapsed / max(1e-9, self.time_budget))
+                over = bool(self.signals) or (state.step > first and elapsed >= self.time_budget)
                 progress, stop, diverged = self.world.agree(min(1, progress), over, state.guard.above >= PATIENCE)
                 if diverged:
                     self._back(f"rose from {state.guard.best:.3g} to {state.guard.average:.3g} and stayed there")

@@ -222,7 +222,7 @@ def test_folders_of_videos_become_training_data(tmp_path: Path, monkeypatch: Any
     # Videos that are already labelled are not labelled again.
     (videos / "broken.avi").unlink()
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*")}
-    assert main(["label", str(videos), "--output", str(out)]) == 0
+    assert main(["label", str(videos), "--output", str(out)]) == 0 and "2 videos are lab" in capsys.readouterr().err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*.*")} == before
     # A training run labels videos in the same way before it trains.
     cv2.imwrite(str(videos / "still.png"), picture(0))

@@ -12,18 +12,26 @@ esac
 model=${ASYMTRACK_MODEL:-}
 if [ -n "$model" ] && [ -n "${ASYMTRACK_ENGINES:-}" ]; then
     own=$ASYMTRACK_ENGINES/$(basename "$model")
-    # Compare the models, not the manifest: building engines rewrites the manifest.
-    if ! cmp -s "$model/search.onnx" "$own/search.onnx" || ! cmp -s "$model/template.onnx" "$own/template.onnx"; then
+    # Exports for different --batch have the same networks. Building engines rewrites the copy's manifest, so the
+    # export's own is kept beside it.
+    if ! cmp -s "$model/manifest.json" "$own/exported.json" ||
+        ! cmp -s "$model/search.onnx" "$own/search.onnx" || ! cmp -s "$model/template.onnx" "$own/template.onnx"; then
         rm -rf "$own.new" "$own"
         cp -rL "$model" "$own.new" # not the links: asymtrack-build refuses them
         chmod -R u+w "$own.new"
+        cp "$own.new/manifest.json" "$own.new/exported.json"
         mv "$own.new" "$own"
     fi
-    asymtrack-build "$own"
+    asymtrack-build "$own" &
+    builder=$!
+    # This shell is process 1, which a signal without a trap does not end.
+    trap 'kill "$builder"; exit 143' HUP INT TERM
+    wait "$builder"
     model=$own
 fi
 
-if [ -n "$model" ]; then set -- "$@" --model "$model"; fi
-if [ -n "${ASYMTRACK_BACKEND:-}" ]; then set -- "$@" --backend "$ASYMTRACK_BACKEND"; fi
-if [ -n "${ASYMTRACK_PRECISION:-}" ]; then set -- "$@" --precision "$ASYMTRACK_PRECISION"; fi
+# The command line's own options come last, so they win.
+if [ -n "$model" ]; then set -- --model "$model" "$@"; fi
+if [ -n "${ASYMTRACK_BACKEND:-}" ]; then set -- --backend "$ASYMTRACK_BACKEND" "$@"; fi
+if [ -n "${ASYMTRACK_PRECISION:-}" ]; then set -- --precision "$ASYMTRACK_PRECISION" "$@"; fi
 exec asymtrack-track "$@"

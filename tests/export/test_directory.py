@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +35,11 @@ def test_two_processes_exporting_to_one_directory(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
-        try:
+        with suppress(FileNotFoundError), ExitStack() as stack:  # or it was replaced and removed while it is open here
             handle = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:
-            continue
-        try:
-            read = []
-            for name in ("manifest.json", "search.onnx"):
-                with open(os.open(name, os.O_RDONLY, dir_fd=handle)) as file:
-                    read.append(file.read())
+            stack.callback(os.close, handle)
+            read = [Path(f"/proc/self/fd/{handle}", name).read_text() for name in ("manifest.json", "search.onnx")]
             assert json.loads(read[0])["mark"] == int(read[1])
-        except FileNotFoundError:
-            pass  # it was replaced and removed while it was open here
-        finally:
-            os.close(handle)
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export"]
 
@@ -71,11 +63,10 @@ def test_a_full_disk_or_a_signal_at_any_moment_leaves_one_export(when: Any, tmp_
     folder.chmod(0o750)
 
     def rename(*places: Any) -> None:
-        if when == "full" and len(done) == 3:
-            done.append(places)
+        done.append(places)
+        if when == "full" and len(done) == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(*places)
-        done.append(places)
         if len(done) - 1 == when:
             raise KeyboardInterrupt  # as a signal handler does, between any two lines
 

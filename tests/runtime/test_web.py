@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import select
@@ -9,7 +10,7 @@ import socket
 import threading
 from pathlib import Path
 from time import sleep
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -136,15 +137,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture()
 def run(video: Path) -> Iterator[Callable[..., Running]]:
-    made: List[Running] = []
-
-    def start(source: Any = video, **options: Any) -> Running:
-        made.append(Running(source, **options))
-        return made[-1]
-
-    yield start
-    for running in made:
-        running.close()
+    with contextlib.ExitStack() as opened:
+        yield lambda source=video, **options: opened.enter_context(contextlib.closing(Running(source, **options)))
 
 
 def answer_to(socket: Any, text: str = "", **command: Any) -> Dict[str, Any]:

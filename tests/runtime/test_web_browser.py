@@ -33,10 +33,8 @@ _PLACE = """([x, y]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with playwright.sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS) as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture()

@@ -62,8 +62,7 @@ def write_repository(folder: Path, manifest: Manifest, repository: Path) -> int:
             for network in NETWORKS:
                 entry = repository / network_name(manifest, network)
                 with replaced_directory(entry / str(number)) as version:
-                    source = f"{network}.engine" if plan else f"{network}.onnx"
-                    shutil.copyfile(folder / source, version / f"model.{kind}")
+                    shutil.copyfile(folder / f"{network}.{'engine' if plan else kind}", version / f"model.{kind}")
                     manifest.save(version)
                 # Written after the network: a polling server never sees the hash of a version that does not exist yet.
                 write_text(entry / "config.pbtxt", config(manifest, network, versions, plan))
@@ -85,7 +84,6 @@ def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan
     zeros = " ".join(f'inputs {{ key: "{i.name}" value {{ {tensor(i)} zero_data: true }} }}' for i in inputs)
     lines = [
         f'name: "{network_name(manifest, network)}"',
-        f'platform: "{"tensorrt_plan" if plan else "onnxruntime_onnx"}"',
         f'backend: "{"tensorrt" if plan else "onnxruntime"}"',
         f'default_model_filename: "model.{"plan" if plan else "onnx"}"',
         f"max_batch_size: {batch}",
@@ -101,5 +99,7 @@ def config(manifest: Manifest, network: str, versions: Dict[int, Manifest], plan
             f'parameters {{ key: "{HASH_PARAMETER}{n}" value {{ string_value: "{networks_hash(m)}" }} }}'
             for n, m in sorted(versions.items())[-SERVED_VERSIONS:]
         ),
+        # Heuristics: before 1.20, ONNX Runtime's default is to time cuDNN's algorithms at every new batch size.
+        *([] if plan else ['parameters { key: "cudnn_conv_algo_search" value { string_value: "1" } }']),
     ]
     return "\n".join(lines) + "\n"

@@ -49,8 +49,7 @@ class SmallServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         for path in repository.glob("*/config.pbtxt"):
             config = self.configs[path.parent.name] = parsed(path)
             for version in (p for p in path.parent.iterdir() if p.is_dir()):
-                path = version / config.default_model_filename
-                self.networks[config.name, version.name] = ort.InferenceSession(str(path))
+                self.networks[config.name, version.name] = ort.InferenceSession(version / config.default_model_filename)
         self._server = grpc.server(ThreadPoolExecutor(80), options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
@@ -117,7 +116,8 @@ def test_a_repository_describes_and_identifies_the_networks(repository: Path) ->
     assert (config.name, config.backend, config.max_batch_size) == (SEARCH, "onnxruntime", 8)
     assert [(i.name, list(i.dims)) for i in config.input][:2] == [("image", [256, 256, 3]), ("etm2_taps", [2, 3])]
     assert config.input[0].data_type == model_config_pb2.TYPE_UINT8
-    assert config.parameters["asymtrack_sha256_1"].string_value == networks_hash(manifest)
+    expected = {"asymtrack_sha256_1": networks_hash(manifest), "cudnn_conv_algo_search": "1"}
+    assert {key: p.string_value for key, p in config.parameters.items()} == expected
     assert (repository / SEARCH / "1" / "model.onnx").read_bytes() == (model_folder("T") / "search.onnx").read_bytes()
     template = parsed(repository / "asymtrack-t-fp32-template" / "config.pbtxt")
     assert [o.name for o in template.output] == [i.name for i in config.input[1:]]
@@ -128,7 +128,7 @@ def test_a_repository_describes_and_identifies_the_networks(repository: Path) ->
         (repository.parent / name).write_bytes(name.encode())
     write_repository(repository.parent, replace(manifest, state=half, engines=engines, precision="fp16"), repository)
     config = parsed(repository / "asymtrack-t-fp16-search" / "config.pbtxt")
-    assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
+    assert config.backend == "tensorrt" and list(config.parameters) == ["asymtrack_sha256_1"]
     assert {i.data_type for i in config.input[1:]} == {model_config_pb2.TYPE_FP16}
     assert config.instance_group[0].kind == model_config_pb2.ModelInstanceGroup.KIND_GPU
     assert (repository / config.name / "1" / "model.plan").read_bytes() == b"search.engine"
@@ -143,7 +143,7 @@ def test_a_new_model_becomes_the_next_version_and_an_existing_one_keeps_its_vers
     assert write_repository(folder, other, repository) == 2
     assert write_repository(folder, manifest, repository) == 1
     hashes = {key: p.string_value for key, p in parsed(repository / SEARCH / "config.pbtxt").parameters.items()}
-    assert hashes == {"asymtrack_sha256_1": networks_hash(manifest), "asymtrack_sha256_2": networks_hash(other)}
+    assert [hashes[f"asymtrack_sha256_{n}"] for n in (1, 2)] == [networks_hash(manifest), networks_hash(other)]
     with pytest.raises(ExportError, match="another --batch"):
         write_repository(folder, replace(other, max_batch=2), repository)
     with pytest.raises(ExportError, match="cannot write into /dev/null/models: Not a directory"):

@@ -12,6 +12,11 @@ esac
 model=${ASYMTRACK_MODEL:-}
 if [ -n "$model" ] && [ -n "${ASYMTRACK_ENGINES:-}" ]; then
     own=$ASYMTRACK_ENGINES/$(basename "$model")
+    # Docker makes an empty directory where there is none to mount.
+    if [ ! -e "$model/manifest.json" ]; then
+        echo "error: $model has no manifest.json: mount a directory written by asymtrack-export, by its absolute path" >&2
+        exit 2
+    fi
     # Exports for different --batch have the same networks. Building engines rewrites the copy's manifest, so the
     # export's own is kept beside it.
     if ! cmp -s "$model/manifest.json" "$own/exported.json" ||

@@ -69,13 +69,10 @@ def serve(spec: TrackerSpec) -> None:
 
 
 def _box(region: Any) -> Tuple[float, ...]:
-    """x, y, w, h of a rectangle, or of the rectangle around a polygon; UsageError for other regions."""
-    if region.type == "rectangle":
-        return tuple(float(v) for v in region.bounds())
-    if region.type == "polygon":
-        xs, ys = zip(*(region.get(i) for i in range(region.size())))
-        return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    raise UsageError(f"the client marks an object with a {region.type}: a rectangle or polygon is needed")
+    """x, y, w, h of a rectangle: a TraX client sends the one around a polygon or mask. UsageError for other regions."""
+    if region.type != "rectangle":
+        raise UsageError(f"the client marks an object with a {region.type}: a rectangle is needed")
+    return tuple(float(v) for v in region.bounds())
 
 
 def main(argv: Optional[Items[str]] = None) -> int:

@@ -28,24 +28,22 @@ def trax(monkeypatch):
     return module
 
 
-def request(kind, path=None, *regions):
+def request(kind, path=None, *boxes):
     image = {"color": SimpleNamespace(path=lambda: str(path))}
-    return SimpleNamespace(type=kind, image=image, objects=[(r, {}) for r in regions])
+    objects = [(SimpleNamespace(type="rectangle" if b else "special", bounds=lambda b=b: b), {}) for b in boxes]
+    return SimpleNamespace(type=kind, image=image, objects=objects)
 
 
 def test_objects_are_followed_from_the_frame_they_appear_in(trax, tmp_path):
     write_frames(tmp_path, 1)
     frame = tmp_path / "00000001.jpg"
-    first, second = (SimpleNamespace(type="rectangle", bounds=lambda b=b: b) for b in ((4, 5, 10, 8), (1, 1, 5, 5)))
-    corners = [(3, 2), (9, 4), (7, 8), (1, 6)]
-    polygon = SimpleNamespace(type="polygon", size=lambda: 4, get=corners.__getitem__)
     initialize, following, quits = trax.TraxStatus.INITIALIZE, trax.TraxStatus.FRAME, trax.TraxStatus.QUIT
     trax.script += [
-        request(initialize, frame, first),
+        request(initialize, frame, (4, 5, 10, 8)),
         request(following, frame),
-        request(following, frame, polygon),
+        request(following, frame, (1, 2, 8, 6)),
         request(following, frame),
-        request(initialize, frame, second),
+        request(initialize, frame, (1, 1, 5, 5)),
         request(quits),
     ]
     vot.serve(STILL)
@@ -68,8 +66,8 @@ def test_mistakes_are_one_line_and_the_client_is_told(trax, tmp_path, monkeypatc
         return capsys.readouterr().err
 
     write_frames(tmp_path, 1)
-    trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "00000001.jpg", SimpleNamespace(type="mask")))
-    assert "a rectangle or polygon is needed" in serve("--tracker", STILL.name)
+    trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "00000001.jpg", None))
+    assert "a special: a rectangle is needed" in serve("--tracker", STILL.name)
     assert "needed" in trax.Server.return_value.quit.call_args.args[0]
     trax.script.append(request(trax.TraxStatus.INITIALIZE, tmp_path / "absent.jpg"))
     assert "absent.jpg does not exist" in serve("--tracker", STILL.name)

@@ -172,7 +172,7 @@ def _run(args: argparse.Namespace) -> int:
         runs.append((spec, results))
     executor: Executor = partial(local_executor, args.jobs)
     if specs and args.ray is not None:
-        executor = partial(ray_executor, join_cluster(args.ray, args.jobs))
+        executor = partial(ray_executor, join_cluster(args.ray, args.jobs * (args.threads or 1)))
     for spec, results in runs:
         failures = _track(args, data, spec, results, executor)
         evaluation = _score(data, spec.label, results, failures)

@@ -149,10 +149,14 @@ def ray_executor(ray: Any, spec: TrackerSpec, sequences: Items[Sequence], advanc
     """
     ours = _limited(spec, 1)
     on_gpu = "cuda" in ours.device or ours.backend in ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+    cpus, gpus = ours.threads or 1, int(on_gpu)
+    resources = [node["Resources"] for node in ray.nodes()]
+    if not any(has.get("CPU", 0) >= cpus and has.get("GPU", 0) >= gpus for has in resources):
+        cli.say(f"a task needs CPUs: {cpus}, GPUs: {gpus}. No node of the Ray cluster has them: waiting for one")
     shipped = spec.kind == "model" and spec.name.upper() not in VARIANTS
     files = [path for path in Path(spec.name).iterdir() if path.is_file()] if shipped else []
     carried = ray.put((ours, {path.name: path.read_bytes() for path in files}))
-    task = ray.remote(num_cpus=ours.threads or 1, num_gpus=int(on_gpu), max_retries=3)(_task)
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(_task)
     # In a list, because Ray would replace a bare reference by its value, again for each task.
     pending = {task.remote([carried], s): s for s in sorted(sequences, key=len, reverse=True)}
     try:

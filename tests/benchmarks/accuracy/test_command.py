@@ -26,6 +26,7 @@ from tests.datasets.miniature import drift, rows, save, write_frames
 FAKES = "tests.benchmarks.accuracy.fake_trackers"
 STILL = ("--tracker", f"python:{FAKES}:Still")
 LABEL = f"{FAKES}-Still"
+RAY = SimpleNamespace(init=lambda *_, **__: 0, nodes=[{"Resources": {"CPU": 2}}].copy, put=lambda _: model_folder("x"))
 
 
 @pytest.fixture
@@ -164,13 +165,14 @@ def test_a_tracker_that_never_returns_can_be_ended(folder_set, output):
     [
         (None, "local", "error: --ray needs ray, which is not installed: pip install 'asymtrack-edge[ray]'\n"),
         (object(), "ray://127.0.0.1:1", "error: cannot join a Ray cluster at ray://127.0.0.1:1: "),
-        (SimpleNamespace(init=[].pop), "local", "error: cannot join a Ray cluster at local: "),
+        (SimpleNamespace(init=lambda _, num_cpus, **__: {}[num_cpus]), "local", "join a Ray cluster at local: 6"),
+        (RAY, "auto", "a task needs CPUs: 3, GPUs: 0. No node of the Ray cluster has them: waiting for one"),
     ],
 )
 def test_mistakes_with_ray_are_one_line(folder_set, evaluate, monkeypatch, module, address, said):
     monkeypatch.setitem(sys.modules, "ray", module)
-    ran = evaluate("folder", folder_set, *STILL, "--ray", address)
-    assert ran.code == 2 and ran.err.startswith(said)
+    ran = evaluate("folder", folder_set, *STILL, "--ray", address, "--jobs", 2, "--threads", 3)
+    assert ran.code == 2 and said in ran.err
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ class DeviceBackend(Backend):
     def _prepare(self) -> None:
         manifest, cuda = self.manifest, self.cuda
         with CAPTURE_LOCK, cuda.current():
-            launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
+            launch = kernel.load_crop(cuda)
             pixels = kernel.pixel_arguments(manifest)
 
             def crop(windows: int, images: int, size: int, targets: int) -> None:

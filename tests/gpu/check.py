@@ -68,7 +68,7 @@ def kernel_equals_opencv(machine: Machine) -> str:
     records = np.zeros(1, kernel.WINDOW)
     planes, pixels = np.zeros((3, size, size), np.float32), np.zeros((size, size, 3), np.uint8)
     with cuda.current():
-        launch = cuda.kernel(kernel.crop_module(cuda.gpu.compute_capability), kernel.KERNEL, kernel.TYPES)
+        launch = kernel.load_crop(cuda)
         there, windows, out = (cuda.allocate(n) for n in (frame.nbytes, records.nbytes, planes.nbytes))
         for side, rgb in product((1, 7, 100, 128, 131, 256, 257, 512), (False, True)):
             source = np.ascontiguousarray(frame[..., ::-1]) if rgb else frame

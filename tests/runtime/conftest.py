@@ -42,7 +42,7 @@ def calls(driver: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[imit
     gc.collect()
     driver.fake_gpu(0, 87, 16, 31)
     monkeypatch.setattr(cuda_driver, "load_driver", lambda: driver)
-    monkeypatch.setattr(kernel, "crop_module", lambda capability: b"\x7fELF")
+    monkeypatch.setattr(kernel, "load_crop", lambda cuda: cuda.kernel(b"\x7fELF", kernel.KERNEL, kernel.TYPES))
     driver.fake_forget()
     yield imitation.Calls(driver)
     gc.collect()

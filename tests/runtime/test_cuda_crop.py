@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Tuple
 from unittest.mock import MagicMock
 
 import cv2
@@ -37,10 +36,8 @@ def by_kernel(
     shown = np.full_like(frame, 77)  # a GPU only gets the part of the frame that is copied below
     shown[top:bottom, left:right] = frame[top:bottom, left:right]
     kernel.write_windows(record, (window,), shown.ctypes.data, frame.strides[0], frame.shape, rgb)
-    grid = (ctypes.c_int * 6)(*kernel.grid(size, 1), *kernel.BLOCK)
-    numbers = (ctypes.c_float * 6)(*SCALE, *OFFSET)
-    there = ctypes.c_void_p(record.ctypes.data)
-    driver.fake_crop(grid, there, ctypes.c_void_p(out.ctypes.data), size, int(as_bytes), numbers)
+    grid, numbers = np.array([*kernel.grid(size, 1), *kernel.BLOCK], np.int32), np.concatenate([SCALE, OFFSET])
+    driver.fake_crop(grid.ctypes, record.ctypes, out.ctypes, size, int(as_bytes), numbers.ctypes)
     return out
 
 
@@ -62,40 +59,43 @@ def test_equals_opencv(driver: ctypes.CDLL, frame: np.ndarray, size: int, side: 
         np.testing.assert_array_equal(by_kernel(driver, swapped, window, size, as_bytes=True, rgb=True), crop)
 
 
+def load(capability: Tuple[int, int] = (8, 7), refuses: bytes = b"13") -> Any:
+    """The kernel's code, as a driver gets it that refuses code which contains ``refuses``."""
+    cuda = MagicMock(**{"gpu.compute_capability": capability})
+    cuda.kernel = lambda module, *_: kernel._check(refuses in module) or module
+    return kernel.load_crop(cuda)
+
+
 def test_it_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_ = MagicMock(side_effect=lambda source, capability: b"\x7fELF" + repr(capability).encode())
-    monkeypatch.setattr(kernel, "compile_kernel", compile_)
+    compile_ = MagicMock(side_effect=lambda library, capability: b"\x7fELF" + repr(capability).encode() + library)
+    monkeypatch.setattr(kernel, "_by_nvrtc", compile_)
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([b"13", b"12"]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kernel.crop_module((8, 7)) == kernel.crop_module((8, 7)) != kernel.crop_module((7, 2))
-    assert compile_.call_count == 2, "once for each architecture"
+    assert load() == load() == b"\x7fELF(8, 7)12" != load((7, 2))
+    assert compile_.call_count == 4, "once by each compiler for each architecture"
     (kept,) = tmp_path.rglob("*sm72.cubin")
     kept.write_bytes(b"cut short")
-    kernel.crop_module((7, 2))
-    assert compile_.call_count == 3, "a damaged file must not be loaded"
+    assert load((7, 2)) and compile_.call_count == 6, "a damaged file must not be loaded"
     monkeypatch.setattr(kernel, "SOURCE", kernel.SOURCE + " ")
-    kernel.crop_module((8, 7))
-    assert compile_.call_count == 4, "another source must be compiled"
-    # A folder in which nothing can be stored.
+    assert load() and compile_.call_count == 8, "another source must be compiled"
+    assert load(refuses=b"12").endswith(b"13"), "what the driver refuses must not be kept"
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
-    assert kernel.crop_module((8, 9)).startswith(b"\x7fELF")
+    assert load((8, 9)).startswith(b"\x7fELF"), "it is not needed that a folder can be written to"
 
 
 def test_compilers_are_tried_in_turn_and_their_results_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     def nvrtc(fails: str) -> Any:
-        calls = ("nvrtcCreateProgram", "nvrtcCompileProgram", "nvrtcGetProgramLogSize", "nvrtcGetProgramLog")
-        calls += ("nvrtcGetCUBINSize", "nvrtcGetCUBIN", "nvrtcDestroyProgram")
-        return SimpleNamespace(**{name: lambda *_, code=7 * (name == fails): code for name in calls})
+        return type("Nvrtc", (), {"__getattr__": lambda _, name: lambda *_: 7 * (name == fails)})()
 
-    for fails in ("nvrtcCreateProgram", "nvrtcGetCUBINSize", "nvrtcGetCUBIN"):
-        monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([nvrtc(fails)]))  # noqa: B023
-        with pytest.raises(BackendError, match="NVRTC failed with error 7"):
-            kernel.compile_kernel("", (8, 7))
-    older = nvrtc("nvrtcCompileProgram")  # a compiler older than the GPU; another one may be newer
-    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older, nvrtc("")]))
-    assert kernel.compile_kernel("", (12, 0)) == b""
-    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter([older]))
-    with pytest.raises(BackendError, match="refused the crop kernel"):
-        kernel.compile_kernel("", (12, 0))
-    monkeypatch.setattr(kernel, "_nvrtc", lambda: iter(()))
-    with pytest.raises(BackendError, match="install libnvrtc"):
-        kernel.compile_kernel("", (7, 2))
+    libraries = [nvrtc(f"nvrtc{name}") for name in ("CreateProgram", "GetCUBINSize", "GetCUBIN", "CompileProgram")]
+    monkeypatch.setattr(kernel, "_nvrtc", lambda: libraries)
+    monkeypatch.setattr(kernel, "cache_file", lambda name: None)
+    with pytest.raises(BackendError, match=r"fits .*NVRTC failed with error 7; NVRTC refused it: .*: install libnvrtc"):
+        load()
+    libraries.append(nvrtc(""))  # newer than the GPU, unlike the one before
+    assert load((12, 0)) == b""
+    with pytest.raises(BackendError, match="error True"):
+        load(refuses=b"")
+    libraries.clear()
+    with pytest.raises(BackendError, match="found for the crop kernel: install libnvrtc"):
+        load()

@@ -6,7 +6,8 @@ and the frame's last column and row, which count as border. One thread makes one
 device memory, so that a captured graph never has to be captured again.
 
 The kernel is compiled once for each kind of GPU, and the machine code is kept in the user's cache. It is machine
-code and not PTX, because a driver refuses PTX from a compiler that is newer than itself.
+code and not PTX, because a driver refuses PTX from a compiler that is newer than itself. It may refuse machine code
+from a newer compiler, too: CUDA 13 writes it in another file format than CUDA 12.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from asymtrack_edge.files import write_bytes
 from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.manifest import UINT8_BGR, Manifest
 from asymtrack_edge.runtime.backends.base import scale_and_offset
+from asymtrack_edge.runtime.backends.cuda.driver import CudaDevice, Launch
 
 #: What the kernel reads for one target: address of the frame's pixel (0, 0), bytes from row to row,
 #: size of the frame, top-left pixel and side of the window, whether the frame is RGB rather than BGR.
@@ -80,21 +82,35 @@ def covered(windows: Sequence[CropWindow], shape: Sequence[int]) -> Tuple[int, i
     return min(lefts), min(tops), max(rights), max(bottoms)
 
 
-def crop_module(compute_capability: Tuple[int, int]) -> bytes:
-    """The kernel's machine code for a GPU, from the user's cache or compiled; errors as in ``compile_kernel``."""
+def load_crop(cuda: CudaDevice) -> Launch:
+    """The kernel on a GPU, from the user's cache or compiled, as from ``CudaDevice.kernel``.
+
+    ``BackendError`` without a compiler that knows the GPU and whose code the driver takes.
+    """
     digest = hashlib.sha256(SOURCE.encode()).hexdigest()[:16]
-    kept = cache_file("crop-{}-sm{}{}.cubin".format(digest, *compute_capability))
+    kept = cache_file("crop-{}-sm{}{}.cubin".format(digest, *cuda.gpu.compute_capability))
     if kept is not None:
-        with suppress(OSError):
-            content = kept.read_bytes()
-            if content.startswith(b"\x7fELF"):
-                return content
-    module = compile_kernel(SOURCE, compute_capability)
-    if kept is not None:
-        with suppress(OSError, UsageError):  # without a cache it only takes longer
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(kept, module)
-    return module
+        with suppress(OSError, BackendError):  # the driver may have been replaced by an older one
+            if (content := kept.read_bytes()).startswith(b"\x7fELF"):
+                return cuda.kernel(content, KERNEL, TYPES)
+    refusals: List[str] = []
+    for library in _nvrtc():
+        try:
+            module = _by_nvrtc(library, cuda.gpu.compute_capability)
+            launch = cuda.kernel(module, KERNEL, TYPES)
+        except BackendError as refusal:  # it may be older than the GPU, or newer than the driver; another may fit
+            refusals.append(str(refusal))
+            continue
+        if kept is not None:
+            with suppress(OSError, UsageError):  # without a cache it only takes longer
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(kept, module)
+        return launch
+    fits = f"here fits this GPU and driver ({'; '.join(dict.fromkeys(refusals))})" if refusals else "found"
+    raise BackendError(
+        f"no CUDA compiler {fits} for the crop kernel: install libnvrtc of the driver's CUDA version (on a Jetson: "
+        "sudo apt install cuda-nvrtc-11-4, or the one of your CUDA; elsewhere: pip install nvidia-cuda-nvrtc-cu12)"
+    )
 
 
 def cache_file(name: str) -> Optional[Path]:
@@ -104,22 +120,6 @@ def cache_file(name: str) -> Optional[Path]:
         return (Path(base) if base else Path.home() / ".cache") / "asymtrack-edge" / name
     except (KeyError, RuntimeError):  # KeyError: before Python 3.10, for an unknown user
         return None
-
-
-def compile_kernel(source: str, compute_capability: Tuple[int, int]) -> bytes:
-    """Compiles CUDA source for a GPU to a cubin; ``BackendError`` without a compiler, or if it refuses the source."""
-    refusals: List[BackendError] = []
-    for library in _nvrtc():
-        try:
-            return _by_nvrtc(library, source, compute_capability)
-        except BackendError as refusal:  # it may be older than the GPU; another may not be
-            refusals.append(refusal)
-    if refusals:
-        raise refusals[-1]
-    raise BackendError(
-        "no CUDA compiler found for the crop kernel: install libnvrtc (on a Jetson: sudo apt install "
-        "cuda-nvrtc-11-4, or the one of your CUDA; elsewhere: pip install nvidia-cuda-nvrtc-cu12)"
-    )
 
 
 def _nvrtc() -> Iterator[Any]:
@@ -136,16 +136,16 @@ def _nvrtc() -> Iterator[Any]:
             yield ctypes.CDLL(name)
 
 
-def _by_nvrtc(library: Any, source: str, compute_capability: Tuple[int, int]) -> bytes:
+def _by_nvrtc(library: Any, compute_capability: Tuple[int, int]) -> bytes:
     if not hasattr(library, "nvrtcGetCUBIN"):
         raise BackendError("this NVRTC is older than CUDA 11.1: install a newer one")
     program = ctypes.c_void_p()
-    _check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"asymtrack.cu", 0, None, None))
+    _check(library.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"asymtrack.cu", 0, None, None))
     try:
         options = (ctypes.c_char_p * 1)("--gpu-architecture=sm_{}{}".format(*compute_capability).encode())
         if library.nvrtcCompileProgram(program, 1, options):
-            log = _nvrtc_output(library, "ProgramLog", program).rstrip(b"\0")
-            raise BackendError(f"NVRTC refused the crop kernel: {log.decode(errors='replace').strip()}")
+            log = _nvrtc_output(library, "ProgramLog", program).rstrip(b"\0").decode(errors="replace")
+            raise BackendError(f"NVRTC refused it: {' '.join(log.split())}")
         return _nvrtc_output(library, "CUBIN", program)
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))

@@ -142,7 +142,7 @@ def process_memory(gpu: int = 0) -> Dict[str, float]:
     if peak := re.search(r"^VmHWM:\s+(\d+) kB", system_text(Path("/proc/self/status")), re.MULTILINE):
         found["peak RSS (MB)"] = int(peak.group(1)) * 1024 / 1e6
     if nvml:
-        with suppress(nvml[0].NVMLError):
+        with suppress(Exception):  # for a driver older than 510, nvidia-ml-py raises one that is no NVMLError
             for process in nvml[0].nvmlDeviceGetComputeRunningProcesses(nvml[1]):
                 if process.pid == os.getpid() and process.usedGpuMemory:
                     found["GPU (MB)"] = process.usedGpuMemory / 1e6

@@ -37,6 +37,8 @@ def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     seen, now = machine.facts(), machine.conditions()
     assert seen["virtual_machine"] is seen["driver"] is now["cpu_mhz"] is None and now["temperatures"] == {}
+    monkeypatch.setattr(machine, "_nvml", lambda gpu: (type("NVML", (), {"NVMLError": OSError}), 0))  # lacks functions
+    assert list(machine.process_memory()) == ["peak RSS (MB)"]
     assert machine.output_of("no-such-command-anywhere") == machine.output_of("false") == ""
 
 
@@ -57,11 +59,9 @@ def test_rapl_counters(tmp_path):
     write_tree(tmp_path, {"intel-rapl:0/name": "package-0\n", "intel-rapl:0/energy_uj": "1000000\n"})
     both = {f"intel-rapl:{n}/{end}": "0" for n in ("0:0", "1", "1:0") for end in ("energy_uj", "name")}
     write_tree(tmp_path / "two", {**both, "intel-rapl:0/name": "a", "intel-rapl:1/name": "b"})
-    clock = iter([0.0] * 3 + [1.0] * 3)
-    several = energy.rapl(tmp_path / "two", lambda: next(clock))
+    several = energy.rapl(tmp_path / "two", iter([0.0] * 3 + [1.0] * 3).__next__)
     assert several() == {} and set(several()) == {"a 0 (RAPL)", "b (RAPL)", "b 0 (RAPL)"}
-    times = iter([0.0, 1.0, 2.0, 3.0])
-    counters = energy.rapl(tmp_path, lambda: next(times))
+    counters = energy.rapl(tmp_path, iter([0.0, 1.0, 2.0, 3.0]).__next__)
     assert counters() == {}
     for text in ("", "9000000\n"):  # a reading may fail
         (tmp_path / "intel-rapl:0/energy_uj").write_text(text)

@@ -172,7 +172,7 @@ def fitting_engine(manifest: Manifest, network: str, tensorrt: TensorRT, gpu: Gp
     if tensorrt.flavour == RTX and gpu.compute_capability < (12, 0) and gpu.compute_capability not in _RTX_BEFORE_12:
         raise BackendError(
             "TensorRT-RTX does not run on {2} (compute capability {0}.{1}): it supports 7.5, 8.0, 8.6, 8.9 and "
-            "12.0 or newer; use --backend onnxruntime-cuda".format(*gpu.compute_capability, gpu.name)
+            "12.0 or newer; use --target orin or --backend onnxruntime-cuda".format(*gpu.compute_capability, gpu.name)
         )
     key = engine_key(manifest, network, tensorrt, gpu)
     name = engine_file(network, key)

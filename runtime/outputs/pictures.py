@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import stat
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL
-from time import monotonic
 from typing import List, Optional, Tuple
 
 import cv2
@@ -62,11 +60,10 @@ class VideoWriter(Sink):
         self.name = printable(path)
         if path.suffix.lower() not in (".mp4", ".avi", ".mkv"):
             raise UsageError(f"the output video must be .mp4, .avi or .mkv, not {self.name}")
-        if path.exists() and stat.S_ISFIFO(path.stat().st_mode):
+        if path.is_fifo():
             raise UsageError(f"{self.name} is a pipe: writing a video's index needs a file")
         opencv_path(path.parent)  # the file's own name may be anything
         self._size = (shape[1] // 2 * 2, shape[0] // 2 * 2)  # encoders need even sides
-        self._checked = -1.0
         self._file = OutputFile(path)
         try:
             self._check_disk()
@@ -80,12 +77,9 @@ class VideoWriter(Sink):
             raise
 
     def _check_disk(self) -> None:
-        now = monotonic()
-        if now - self._checked > 0.5:
-            self._checked = now
-            room = shutil.disk_usage(self._file.place.parent)
-            if room.total and room.free < LEAST_FREE:  # some file systems report no sizes
-                raise OSError(errno.ENOSPC, "the disk is almost full", self.name)
+        room = shutil.disk_usage(self._file.place.parent)
+        if room.total and room.free < LEAST_FREE:  # some file systems report no sizes
+            raise OSError(errno.ENOSPC, "the disk is almost full", self.name)
 
     def write(self, result: Result) -> None:
         """Adds the frame; ``OSError`` if the disk is almost full."""

@@ -118,7 +118,7 @@ class Captured(NamedTuple):
         return monotonic() - self.received
 
 
-class Reader(ContextManager["Reader"]):
+class Reader(ContextManager["Reader"], Iterator[Captured]):
     """Iterates over the ``Captured`` frames of a source, which is read on another thread.
 
     Frames of a file or folder are never dropped; their time is that of decoding, and their age how long
@@ -151,9 +151,6 @@ class Reader(ContextManager["Reader"]):
         self._thread.start()
         # A thread that is inside OpenCV when Python exits would abort the process.
         atexit.register(self.close)
-
-    def __iter__(self) -> Iterator[Captured]:
-        return self
 
     def __next__(self) -> Captured:
         """Waits for a frame. The source's errors are raised here; a long silence raises ``SourceError``."""

@@ -60,8 +60,7 @@ def test_a_difference_is_an_error(first: int, column: int, by: Any, words: str, 
     printed = capsys.readouterr()
     assert len(printed.err.splitlines()) == 1 and "does not compute the same as the model" in printed.err
     assert words in printed.err
-    report = json.loads(printed.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert not report["passed"]
+    assert not json.loads(printed.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["passed"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Iterator, List, Optional, Sequence, Tuple
@@ -21,27 +22,22 @@ class FakeCapture:
     After ``dies_after`` frames ``grab`` fails; after ``hangs_after`` frames it blocks for ``hang`` seconds.
     """
 
+    count, released = 0, False
+
     def __init__(
-        self,
-        rate: float = 0,
-        dies_after: Optional[int] = None,
-        hangs_after: Optional[int] = None,
-        hang: float = 1.0,
-        size: Tuple[int, int] = (64, 48),
+        self, rate: float = 0, dies_after: float = inf, hangs_after: float = inf, hang: float = 1, size: Any = (64, 48)
     ) -> None:
         self.rate, self.dies_after, self.hangs_after, self.hang = rate, dies_after, hangs_after, hang
         self.frame = np.zeros((size[1], size[0], 3), np.uint8)
-        self.count = 0
-        self.released = False
         self.began = monotonic()
 
     def get(self, prop: int) -> float:
         return self.rate
 
     def grab(self) -> bool:
-        if self.dies_after is not None and self.count >= self.dies_after:
+        if self.count >= self.dies_after:
             return False
-        if self.hangs_after is not None and self.count >= self.hangs_after:
+        if self.count >= self.hangs_after:
             sleep(self.hang)
             return False
         self.count += 1
@@ -79,8 +75,7 @@ class ColourBackend(Backend):
         self.pause = pause
 
     def reserve(self, slots: int) -> None:
-        while len(self.colours) < slots:
-            self.colours.append(None)
+        self.colours += [None] * (slots - len(self.colours))
         self.capacity = len(self.colours)
 
     def template(self, frame: np.ndarray, window: CropWindow, slot: int = 0) -> None:
@@ -128,16 +123,13 @@ def coloured_patches(frames: int, count: int = 3) -> Iterator[Tuple[np.ndarray, 
         yield frame, boxes
 
 
-def write_video(path: Path, frames: int = 40, count: int = 3) -> List[List[Box]]:
-    """Writes a video of coloured patches, in Motion-JPEG or as .mp4; returns their boxes."""
+def write_video(path: Path, frames: int = 40, count: int = 3) -> None:
+    """Writes a video of coloured patches, in Motion-JPEG or as .mp4."""
     codec = "mp4v" if path.suffix == ".mp4" else "MJPG"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, (320, 240))
-    boxes = []
-    for frame, truth in coloured_patches(frames, count):
+    for frame, _ in coloured_patches(frames, count):
         writer.write(frame)
-        boxes.append(truth)
     writer.release()
-    return boxes
 
 
 def count_frames(path: Path) -> int:

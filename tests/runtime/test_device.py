@@ -29,7 +29,7 @@ from asymtrack_edge.runtime.backends.tensorrt import backend as tensorrt
 from asymtrack_edge.runtime.backends.tensorrt.backend import TensorRTBackend
 from tests.runtime.fakes import imitation
 from tests.runtime.fakes.imitation import BOX, FRAMES, Imitated, boxes
-from tests.runtime.simulated import as_argument, check_several, write_video
+from tests.runtime.simulated import as_argument, check_several, coloured_patches, write_video
 
 WINDOW = CropWindow(10, 10, 40, (30.0, 30.0))
 
@@ -59,7 +59,8 @@ def test_tracks_as_onnxruntime_does(imitated: Imitated, engine: str, way: str, m
 def test_bench_times_copied_and_mapped_frames_on_a_jetson(imitated: Imitated, integrated: bool, capsys: Any) -> None:
     imitated.calls.driver.fake_gpu(integrated, 87, 16, 31)
     clip = imitated.folder.with_name("clip.avi")
-    box = write_video(clip, 4)[0][0]
+    write_video(clip, 4)
+    box = next(coloured_patches(1))[1][0]
     arguments = ["--backend", "tensorrt", "--protocol", "P5", "--seconds", "0.1", "--clip", str(clip)]
     assert bench(["speed", str(imitated.folder), *arguments, "--box", as_argument(box)]) == 0
     assert (", mapped" in capsys.readouterr().out) == integrated

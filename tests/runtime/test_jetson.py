@@ -32,8 +32,7 @@ class Image:
 
     @property
     def __cuda_array_interface__(self) -> Any:
-        data = (self.pixels.ctypes.data, False)
-        return {"shape": self.shape, "typestr": "<u1", "data": data, "version": 3}
+        return {"shape": self.shape, "typestr": "<u1", "data": (self.pixels.ctypes.data, False), "version": 3}
 
 
 class Utils(ModuleType):

@@ -82,8 +82,7 @@ def drag(page: Any, box: Any) -> None:
     start, end = corners(page, box)
     page.mouse.move(*start)
     page.mouse.down()
-    page.mouse.move((start[0] + end[0]) / 2, (start[1] + end[1]) / 2)
-    page.mouse.move(*end)
+    page.mouse.move(*end, steps=2)
     page.mouse.up()
 
 
@@ -147,8 +146,7 @@ def test_keyboard_alone(open_page: Callable[..., Any], run: Running) -> None:
 
 
 def test_touch_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
-    phone = {"width": 390, "height": 844}
-    page = open_page(viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=3)
+    page = open_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, device_scale_factor=3)
     start, end = corners(page, TRUTH[0][2])
     session = page.context.new_cdp_session(page)
     for kind, points in (("touchStart", [start]), ("touchMove", [end]), ("touchEnd", [])):

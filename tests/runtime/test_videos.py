@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from pathlib import Path
 from typing import Any, Callable, Tuple
 
@@ -49,6 +50,16 @@ def test_only_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: An
     assert (readable, source.missing, source.damaged) == expected
     words = [str(tmp_path / "v.avi"), "--box", "100,100,20,20", "--boxes", str(tmp_path / "b.csv")]
     assert fake_command.main(words) == 1 and "varies" not in capsys.readouterr().err
+
+
+def test_much_sound_between_two_frames_is_no_damage(tmp_path: Path) -> None:
+    """An FLV file with 5,000 packets of sound after each frame."""
+    block = zlib.compress(bytes(64 * 64 * 3))  # of Screen Video: a whole picture
+    frame = b"\x13\x30\x40\x30\x40" + len(block).to_bytes(2, "big") + block
+    tags = [(9, frame)] + 5000 * [(8, b"\0\x80")]
+    data = [bytes([kind, 0, 0, len(d), *bytes(7)]) + d + (len(d) + 11).to_bytes(4, "big") for kind, d in tags]
+    (tmp_path / "v.flv").write_bytes(b"FLV\1\5\0\0\0\x09\0\0\0\0" + 3 * b"".join(data))
+    assert [image is not None for image in open_source(str(tmp_path / "v.flv"))] == [True] * 3
 
 
 def test_sources_leave_no_descriptors_or_threads_behind(tmp_path: Path) -> None:

@@ -53,12 +53,16 @@ def open_stream(url: str) -> Source:
     shown = without_secrets(re.sub(r"[\s\"']", "%20", url))  # else the text after such a character is shown
     http = url.startswith("http")
     recording = http and _has_end(url)
-    first = _connect(url, shown)
+    # A playlist's pictures arrive in files of up to ten seconds or so; a new connection starts some files back.
+    timeout = STREAM_TIMEOUT * (4 if re.search(r"\.(m3u8|mpd)\b", url, re.IGNORECASE) else 1)
+    first = _connect(url, shown, timeout)
     # RTSP announces made-up lengths.
     if recording or (http and 0 < first.get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
         return Video(first, shown)
     ready = [first]
-    return _Stream(shown, lambda: ready.pop() if ready else _connect(url, shown))
+    stream = _Stream(shown, lambda: ready.pop() if ready else _connect(url, shown, timeout))
+    stream.timeout = timeout / 1000
+    return stream
 
 
 class ImageFolder(Source):
@@ -106,7 +110,7 @@ class Video(Source):
                 good = False
             if not good:
                 gone = self._path is None and monotonic() - began > _PATIENCE
-                if gone or self.length is None or given + failed >= self.length or failed >= _LONGEST_GAP:
+                if gone or given + failed == self.length or failed >= _LONGEST_GAP:
                     break
                 failed += 1
                 continue
@@ -124,12 +128,10 @@ class Video(Source):
             advice = "convert it to H.264" if file else elsewhere
             raise SourceError(f"{self.name} has no frame (left) that OpenCV can decode ({codec}): {advice}")
         self.missing = max(0, (self.length or 0) - given)
-        if self.length is None:
-            self.damaged = gone
-        elif self.missing and self._path is not None:
-            self.damaged = _is_damaged(self._path, self.missing)
-        elif self.missing:
-            self.damaged = gone or latest + 1 < self.length / (self.fps or math.inf)
+        if self._path is not None:
+            self.damaged = self.missing > 0 and _is_damaged(self._path, self.missing)
+        elif self.missing or self.length is None:
+            self.damaged = gone or latest + 1 < (self.length or 0) / (self.fps or math.inf)
 
     def close(self) -> None:
         self._capture.release()
@@ -183,13 +185,17 @@ def _matroska_size(file: BinaryIO) -> int:
 class _Stream(LiveSource):
     """A live stream. If its last two connections gave the same moving frames, it is a recording, and ends."""
 
+    timeout = STREAM_TIMEOUT / 1000  #: that of ``connect``, in seconds
     _count = _first = 0
     _moved = False
     _before = (0, 0)
 
     def read(self) -> Optional[Tuple[Optional[np.ndarray], float]]:
-        began, read = monotonic(), super().read()
-        if monotonic() - began > STREAM_TIMEOUT / 1000:
+        began, tries, read = monotonic(), 0, None
+        # OpenCV reports a damaged picture like a lost stream, but the next picture comes sooner than a new connection.
+        while read is None and tries < _LONGEST_GAP and monotonic() - began < self.timeout:
+            read, tries = super().read(), tries + 1
+        if monotonic() - began > self.timeout:
             read = None  # after a time-out, OpenCV returns old frames that its decoder has kept, one per time-out
         if read is None:
             given = self._first, self._count
@@ -215,15 +221,14 @@ def _has_end(url: str) -> bool:
             # Not sent to a host that the server redirects to.
             request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(login).decode()}")
         with urlopen(request, timeout=STREAM_TIMEOUT / 1000) as answer:
-            kind = answer.headers.get_content_type()
-            sized = answer.headers.get("Content-Length") is not None
+            live = re.search(r"^(image|multipart)/|mpegurl|dash\+xml", answer.headers.get_content_type())
+            return not live and answer.headers.get("Content-Length") is not None
     except (OSError, ValueError, HTTPException):
         return False
-    return sized and not re.search(r"^(image|multipart)/|mpegurl|dash\+xml", kind)
 
 
-def _connect(url: str, shown: str) -> cv2.VideoCapture:
-    timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_TIMEOUT)
+def _connect(url: str, shown: str, timeout: int) -> cv2.VideoCapture:
+    timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout)
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():
         raise SourceError(f"cannot open {shown}: is the server up, and are path and password right?")

@@ -90,7 +90,7 @@ def test_a_source_that_dies_is_reconnected() -> None:
     reader.close()
 
 
-def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs() -> None:
     lines = []
     camera = LiveSource("camera 7", lambda: FakeCapture(500, hangs_after=2, hang=1.5))
     reader, began = Reader(camera, PATIENCE, lines.append), monotonic()
@@ -99,13 +99,10 @@ def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs(monke
     assert 0.5 < monotonic() - began < 1.4, "it waited for the hanging read"
     reader.close()
     assert len(lines) == reader.stalls == 1 and "no frame for 0.1" in lines[0]  # not that it reconnects
-    monkeypatch.setattr("asymtrack_edge.runtime.sources.videos.STREAM_TIMEOUT", 10)  # ms, after which frames are old
-    assert _Stream("rtsp://x", lambda: FakeCapture(20)).read() is None
 
 
 def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
-    jumps = itertools.cycle([5e8, 0.0, 2e9, 1e9, 3e9])
-    monkeypatch.setattr(capture, "time", lambda: next(jumps))
+    monkeypatch.setattr(capture, "time", itertools.cycle([5e8, 0.0, 2e9, 1e9, 3e9]).__next__)
     with Reader(LiveSource("fake", lambda: FakeCapture(200))) as reader:
         frames = [next(reader) for _ in range(5)]
     assert all(0 <= frame.age < 5 for frame in frames)

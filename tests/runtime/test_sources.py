@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, Dict, Iterator, List
@@ -19,7 +21,7 @@ import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
 from asymtrack_edge.runtime import sources
-from asymtrack_edge.runtime.sources import open_source
+from asymtrack_edge.runtime.sources import open_source, videos
 from asymtrack_edge.runtime.sources.cameras import Pipeline
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from asymtrack_edge.runtime.sources.reader import Reader
@@ -27,10 +29,11 @@ from asymtrack_edge.runtime.sources.reader import Reader
 HERE = Path(__file__).parent
 PROBED: Dict[str, Any] = {}  # path -> Authorization header of the request that asks for the length
 PICTURES = [cv2.imencode(".jpg", frame)[1].tobytes() for frame, _ in synthetic_clip(8, (320, 240))]
+PICTURES.insert(4, b"\xff\xd8\xff\xd9")  # a damaged one
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """``/live`` is an endless camera; ``/sized`` and ``/unsized`` are eight pictures one after the other."""
+    """``/live`` is an endless camera; ``/sized`` and ``/unsized`` are nine pictures one after the other."""
 
     def do_GET(self) -> None:
         if "0-0" in self.headers.get("Range", ""):
@@ -43,19 +46,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path in ("/live", "/sized"):  # some cameras state a length, too
             self.send_header("Content-Length", str(sum(map(len, PICTURES)) if self.path == "/sized" else 10**9))
         self.end_headers()
-        try:
-            if self.path != "/live":
-                self.wfile.write(b"".join(PICTURES))
-                return
-            for data in PICTURES * 12500:
+        if self.path != "/live":
+            self.wfile.write(b"".join(PICTURES))
+            return
+        with suppress(OSError):
+            for data in cycle(PICTURES):
                 head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
                 self.wfile.write(head.encode() + data + b"\r\n")
                 sleep(0.02)
-        except OSError:
-            pass
 
-    def log_message(self, *_: object) -> None:
-        pass
+    log_message = Mock()
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +70,16 @@ def server() -> Iterator[str]:
 def test_http_stream(server: str) -> None:
     with Reader(open_source(f"{server}/live"), patience=10) as reader:
         assert reader.source.live
-        assert all(next(reader).image.shape == (240, 320, 3) for _ in range(5))
+        assert all(next(reader).image.shape == (240, 320, 3) for _ in range(12))
+        assert not reader.reconnects, "a damaged picture is no reason to connect again"
 
 
 def test_recordings_over_http_have_an_end(server: str) -> None:
     """Recordings of raw JPEG pictures, whose number OpenCV does not know."""
     with Reader(open_source(f"{server}/sized")) as reader:
         assert not reader.source.live and reader.source.length is None
-        assert len([sleep(0.01) for _ in reader]) == 8, "frames of a recording must not be dropped"
+        unreadable = [sleep(0.01) or frame.number for frame in reader if frame.image is None]
+        assert (unreadable, reader.received) == ([4], 9), "frames of a recording must not be dropped"
     open_source(server.replace("//", "//m%65:s%40cret@") + "/moved").close()
     assert PROBED["/moved"] == "Basic bWU6c0BjcmV0" and not PROBED["/sized"], "a password must not follow a redirect"
     lines: List[str] = []
@@ -86,6 +88,16 @@ def test_recordings_over_http_have_an_end(server: str) -> None:
         assert reader.source.live and list(reader)
         assert reader.received == 16
     assert any("a recording, which ends here" in line for line in lines)
+
+
+def test_a_playlist_has_time_until_its_next_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each picture takes ten seconds: after a time-out, OpenCV would return old ones."""
+    capture = Mock(**{"get.return_value": 0, "retrieve.return_value": (True, np.zeros((9, 9, 3)))})
+    opened = Mock(return_value=capture)
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    monkeypatch.setattr(videos, "monotonic", lambda: 10 * capture.grab.call_count)
+    assert open_source("http://127.0.0.1:9/live.M3U8?id=1").read() and not open_source("http://127.0.0.1:9/live").read()
+    assert [call.args[2][3] for call in opened.call_args_list] == [20_000, 5_000]
 
 
 #: Writes its process id to a file, and a header and a picture to the given descriptor; then it stays silent.

@@ -142,7 +142,6 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
         self._patience = patience
         self._tell = lambda line: report(f"{source.name}: {line}")
         self._queue: Deque[Captured] = deque()
-        self._heard = monotonic()
         self._failure = ""
         self._changed = threading.Condition()
         self._closing = False
@@ -154,12 +153,12 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
 
     def __next__(self) -> Captured:
         """Waits for a frame. The source's errors are raised here; a long silence raises ``SourceError``."""
-        stalled = False
+        silence, stalled = 0.0, False
         while True:
+            began = monotonic()
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closing, STALL_AFTER / 4)
                 frame = self._queue.popleft() if self._queue else None
-                silence = monotonic() - self._heard
                 closing = self._closing
                 self._changed.notify_all()
             if frame is not None:
@@ -170,6 +169,7 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
                 raise error or StopIteration
             if not self.source.live:
                 continue
+            silence += min(monotonic() - began, STALL_AFTER)  # no more: this process may have been stopped
             if silence > STALL_AFTER and not stalled:
                 stalled = True
                 self.stalls += 1
@@ -220,7 +220,6 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
                 return False
             unix = time() - (monotonic() - received)
             self._queue.append(Captured(image, self.received, received, unix, self.source.pts))
-            self._heard = received
             self.received += 1
             self._changed.notify_all()
         return True

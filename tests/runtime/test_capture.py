@@ -101,13 +101,16 @@ def test_a_stall_is_reported_and_then_ends_the_run_although_the_read_hangs() -> 
     assert len(lines) == reader.stalls == 1 and "no frame for 0.1" in lines[0]  # not that it reconnects
 
 
-def test_ages_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ages_and_silence_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "time", itertools.cycle([5e8, 0.0, 2e9, 1e9, 3e9]).__next__)
     with Reader(LiveSource("fake", lambda: FakeCapture(200))) as reader:
         frames = [next(reader) for _ in range(5)]
     assert all(0 <= frame.age < 5 for frame in frames)
     assert all(b.received > a.received for a, b in zip(frames, frames[1:]))
     assert len({round(frame.time) for frame in frames}) > 1
+    monkeypatch.setattr(capture, "monotonic", itertools.count(0, 99).__next__)  # as if this process was stopped
+    with Reader(LiveSource("fake", lambda: FakeCapture(3)), patience=9) as reader:
+        assert next(reader).number == 0
 
 
 def test_closing_wakes_a_waiting_caller_and_ends_the_thread() -> None:

@@ -52,10 +52,8 @@ def test_any_text_is_a_valid_command_or_a_usage_error(text: str) -> None:
         assert "\n" not in str(error)
         return
     assert command.action in ACTIONS[:-2]
-    if command.action == "mark":
-        assert command.box is not None and isinstance(command.frame, int)
-    if command.action == "remove":
-        assert isinstance(command.target, int)
+    assert (command.box is not None) == (command.action == "mark")
+    assert isinstance({"mark": command.frame, "remove": command.target}.get(command.action, 0), int)
 
 
 def asked(kind: str = "http", path: str = "/", query: str = "", **headers: str) -> Any:

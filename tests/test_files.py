@@ -92,8 +92,7 @@ def test_a_mounted_file_is_written_into(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(files.os, "replace", Mock(side_effect=OSError(16, os.strerror(16))))
     write_text(path, "new")
     assert path.stat().st_ino == before.st_ino and path.read_text() == "new" and names(tmp_path) == ["o.csv"]
-    elsewhere = os.stat_result((*before[:2], before.st_dev + 1, *before[3:]))
-    monkeypatch.setattr(files.os, "lstat", lambda _: elsewhere)
+    monkeypatch.setattr(files.os, "lstat", lambda _: os.stat_result((*before[:2], before.st_dev + 1, *before[3:])))
     with OutputFile(path) as file:
         file.write(b"row\n")
         assert path.read_text() == "row\n"

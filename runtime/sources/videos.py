@@ -101,15 +101,16 @@ class Video(Source):
         self._turn = _turn(capture)
 
     def __iter__(self) -> Iterator[Optional[np.ndarray]]:
-        given, failed, latest = 0, 0, -1.0
+        given, failed, latest, gone = 0, 0, -1.0, False
         while True:
             began = monotonic()
             try:
                 good, frame = self._capture.read()
             except cv2.error:  # a frame larger than OpenCV accepts
                 good = False
+            # After a time-out, OpenCV first returns the frames that its decoder has kept.
+            gone |= self._path is None and monotonic() - began > (STREAM_TIMEOUT / 1000 if good else _PATIENCE)
             if not good:
-                gone = self._path is None and monotonic() - began > _PATIENCE
                 if gone or given + failed == self.length or failed >= _LONGEST_GAP:
                     break
                 failed += 1

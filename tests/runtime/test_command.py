@@ -126,8 +126,7 @@ def test_frame_limit_and_unreadable_frames(tmp_path: Path, capsys: Printed) -> N
     for name in ("4.png", "._1.png", "notes.txt"):
         (folder / name).write_bytes(b"")
     (folder / "6.png").write_bytes((folder / "5.png").read_bytes()[:99])
-    arguments = ("--boxes", tmp_path / "b.csv", "--max-frames", 10, "--json")
-    assert track(folder, *arguments) == 1, "unreadable frames must give exit code 1"
+    assert track(folder, "--boxes", tmp_path / "b.csv", "--max-frames", 10, "--json") == 1, "unreadable frames: code 1"
     summary = json.loads(capsys.readouterr().out)
     assert summary["frames"] == 10 and summary["unreadable"] == 2
     written = rows(tmp_path / "b.csv")

@@ -90,14 +90,17 @@ def test_recordings_over_http_have_an_end(server: str) -> None:
     assert any("a recording, which ends here" in line for line in lines)
 
 
-def test_a_playlist_has_time_until_its_next_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each picture takes ten seconds: after a time-out, OpenCV would return old ones."""
-    capture = Mock(**{"get.return_value": 0, "retrieve.return_value": (True, np.zeros((9, 9, 3)))})
-    opened = Mock(return_value=capture)
-    monkeypatch.setattr(cv2, "VideoCapture", opened)
-    monkeypatch.setattr(videos, "monotonic", lambda: 10 * capture.grab.call_count)
+def test_servers_that_fall_silent_for_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A playlist's next file takes as long; other servers have stopped, and OpenCV returns frames that it has kept."""
+    good = True, np.zeros((9, 9, 3))
+    reads = [good, good] + 1000 * [(False, None)]
+    capture = Mock(**{"get.return_value": 0, "retrieve.return_value": good, "read.side_effect": reads})
+    monkeypatch.setattr(cv2, "VideoCapture", Mock(return_value=capture))
+    monkeypatch.setattr(videos, "monotonic", lambda: 10 * (capture.grab.call_count + (capture.read.call_count > 0)))
     assert open_source("http://127.0.0.1:9/live.M3U8?id=1").read() and not open_source("http://127.0.0.1:9/live").read()
-    assert [call.args[2][3] for call in opened.call_args_list] == [20_000, 5_000]
+    assert [call.args[2][3] for call in cv2.VideoCapture.call_args_list] == [20_000, 5_000]
+    recording = videos.Video(capture, "http://127.0.0.1:9/live.webm")
+    assert len(list(recording)) == 2 and recording.damaged
 
 
 #: Writes its process id to a file, and a header and a picture to the given descriptor; then it stays silent.

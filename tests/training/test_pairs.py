@@ -46,8 +46,7 @@ def pixels(image: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("corner", "side"), [((10.0, 12.0), 40.0), ((-15.0, -9.0), 60.0), ((30.0, 20.0), 30.0)])
 def test_batched_sampling_agrees_with_the_trackers_crop(corner: tuple, side: float, flip: bool) -> None:
-    smooth = cv2.GaussianBlur(picture(3), (0, 0), 4)
-    canvas = F.pad(torch.from_numpy(smooth), (0, 0, 0, 8, 0, 38))[None]
+    canvas = F.pad(torch.from_numpy(cv2.GaussianBlur(picture(3), (0, 0), 4)), (0, 0, 0, 8, 0, 38))[None]
     one = Windows(torch.tensor([corner], dtype=torch.float32), torch.tensor([side]), torch.tensor([flip]))
     index, sizes = torch.zeros(1, dtype=torch.int64), torch.tensor([[120.0, 90.0]])
     by_cropper = cut(canvas, index, sizes, one, 64)

@@ -96,8 +96,7 @@ def prefixed(prefix: str, tensors: Weights) -> Weights:
 
 def flattened(tensors: Weights) -> Weights:
     """All tensors as views of one storage."""
-    flat = torch.cat([t.float().flatten() for t in tensors.values()])
-    views = flat.split([t.numel() for t in tensors.values()])
+    views = torch.cat([t.float().flatten() for t in tensors.values()]).split([t.numel() for t in tensors.values()])
     return {name: view.view(t.shape) for (name, t), view in zip(tensors.items(), views)}
 
 

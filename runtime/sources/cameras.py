@@ -204,8 +204,7 @@ class Pipeline:
             filled += count
 
     def _line(self, timeout: float) -> bytes:
-        line, byte = bytearray(), bytearray(1)
-        deadline = monotonic() + timeout
+        line, byte, deadline = bytearray(), bytearray(1), monotonic() + timeout
         while len(line) < 256 and byte != b"\n":
             self._fill(memoryview(byte), deadline - monotonic())
             line += byte

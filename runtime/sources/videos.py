@@ -8,6 +8,7 @@ import os
 import re
 import zlib
 from http.client import HTTPException
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from time import monotonic
 from typing import BinaryIO, Iterator, Optional, Tuple
@@ -157,8 +158,10 @@ def _is_damaged(path: Path, missing: int) -> bool:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head, end = file.read(8), 0
-        if head[:4] == b"RIFF":
-            return missing > 1 or 8 + int.from_bytes(head[4:], "little") > size
+        if head[:4] == b"RIFF":  # in its index, empty chunks stand for repeated frames
+            with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+                repeated = re.findall(rb"\d\dd[bc].{8}\0{4}", data[data.rfind(b"idx1") :], re.DOTALL)
+            return missing > 1 + len(repeated) or 8 + int.from_bytes(head[4:], "little") > size
         if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment with the rest
             file.seek(4)
             file.seek(_matroska_size(file), os.SEEK_CUR)

@@ -150,8 +150,7 @@ def test_nfs_at_30_fps(tmp_path, annotated, frames, expected):
             read("nfs30", tmp_path)
         return
     (bee,) = read("nfs30", tmp_path)
-    step = 8 if annotated == 24 else 1
-    assert np.array_equal(bee.truth, [[i * step, 5, 10, 8] for i in range(expected)])
+    assert np.array_equal(bee.truth, [[i * (8 if annotated == 24 else 1), 5, 10, 8] for i in range(expected)])
     assert len(bee) == expected
 
 

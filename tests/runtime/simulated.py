@@ -28,8 +28,7 @@ class FakeCapture:
         self, rate: float = 0, dies_after: float = inf, hangs_after: float = inf, hang: float = 1, size: Any = (64, 48)
     ) -> None:
         self.rate, self.dies_after, self.hangs_after, self.hang = rate, dies_after, hangs_after, hang
-        self.frame = np.zeros((size[1], size[0], 3), np.uint8)
-        self.began = monotonic()
+        self.frame, self.began = np.zeros((size[1], size[0], 3), np.uint8), monotonic()
 
     def get(self, prop: int) -> float:
         return self.rate
@@ -46,9 +45,8 @@ class FakeCapture:
         return True
 
     def retrieve(self) -> Tuple[bool, np.ndarray]:
-        image = self.frame.copy()
-        image[0, 0, 0] = self.count % 256
-        return True, image
+        self.frame[0, 0, 0] = self.count % 256
+        return True, self.frame.copy()
 
     def release(self) -> None:
         self.released = True
@@ -85,13 +83,12 @@ class ColourBackend(Backend):
     def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
         sleep(self.pause)
         self.calls.append(len(windows))
-        answers = np.zeros((len(windows), 5), np.float32)
+        answers = np.full((len(windows), 5), (0.5, 0.5, 0.25, 0.25, 0.05), np.float32)
         for i, (left, top, side, centre) in enumerate(windows):
             colour = self.colours[i]
             assert colour is not None, "a slot without a template was searched"
             x0, y0 = max(0, left), max(0, top)
             patch = frame[y0 : max(y0, top + side), x0 : max(x0, left + side)]
-            answers[i] = (0.5, 0.5, 0.25, 0.25, 0.05)
             if not patch.size:
                 continue
             mask = cv2.inRange(patch, tuple(colour - 70.0), tuple(colour + 70.0))

@@ -44,8 +44,7 @@ def track(source: Path, *arguments: object) -> int:
 
 
 def rows(path: Path) -> List[Dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def box_of(row: Dict[str, str]) -> List[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import zlib
 from pathlib import Path
@@ -23,11 +24,10 @@ from tests.runtime.simulated import write_video
 
 def damage(path: Path, *frames: int) -> None:
     """Overwrites the beginning of JPEG pictures in a file."""
-    data, at = bytearray(path.read_bytes()), -1
-    for number in range(max(frames) + 1):
-        at = data.index(b"\xff\xd8\xff", at + 1)
-        if number in frames:
-            data[at : at + 900] = bytes(900)
+    data = bytearray(path.read_bytes())
+    starts = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)]
+    for number in frames:
+        data[starts[number] : starts[number] + 900] = bytes(900)
     path.write_bytes(data)
 
 
@@ -50,6 +50,16 @@ def test_only_damaged_frames_of_a_video_are_left_out(tmp_path: Path, damaged: An
     assert (readable, source.missing, source.damaged) == expected
     words = [str(tmp_path / "v.avi"), "--box", "100,100,20,20", "--boxes", str(tmp_path / "b.csv")]
     assert fake_command.main(words) == 1 and "varies" not in capsys.readouterr().err
+
+
+def test_empty_chunks_that_repeat_a_frame_of_an_avi_are_no_damage(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.avi", 20)
+    chunks, index = (tmp_path / "v.avi").read_bytes().split(b"idx1")
+    chunks = re.sub(rb"(?s)00dc(?=.{4}\xff\xd8)", b"JUNK", chunks, count=5)
+    empty = re.sub(rb"(?s)(00dc.{8}).{4}", rb"\1\0\0\0\0", index, count=5)
+    (tmp_path / "v.avi").write_bytes(chunks + b"idx1" + empty)
+    readable, source = read(tmp_path / "v.avi")
+    assert (readable, source.missing, source.damaged) == ("1" * 15, 5, False)
 
 
 def test_much_sound_between_two_frames_is_no_damage(tmp_path: Path) -> None:

@@ -205,8 +205,7 @@ def test_greyscale_keeps_luminance_and_contrast_and_blur_keep_the_mean() -> None
     even = torch.full((1, 3, 8, 8), 120, dtype=torch.uint8)
     same = colour(even, torch.tensor([False]), replace(PLAIN, contrast=0.5), rng(1))
     assert (pixels(crops.motion_blur(same, 1.0, rng(1))[0]) - even).abs().max() < 0.1
-    checks = torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 3, 32, 16)
-    coarse = crops.coarsen(checks, 1.0, rng(0)).float()
+    coarse = crops.coarsen(torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 3, 32, 16), 1.0, rng(0)).float()
     assert coarse.std() < 60 and (coarse.mean() - 127.5).abs() < 3  # 127.5 before
 
 

@@ -189,8 +189,7 @@ def _open_data(config: RunConfig, folder: Path, world: World, left_out: LeftOut)
         what += ": no boxes (groundtruth.txt, docs/training.md), so training uses arbitrary regions"
     if config.teacher is None and len(pool.group[pool.image].unique()) <= FEW:
         augmentation = replace(augmentation, negatives=0.0)
-    sampler = PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None)
-    return sampler.draw, what
+    return PairSampler(pool, variant, augmentation, config.seed, world.rank, config.teacher is not None).draw, what
 
 
 def _keep_freed_memory() -> None:

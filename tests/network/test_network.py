@@ -68,8 +68,7 @@ def test_switches(changes: Dict[str, Any]) -> None:
                 assert torch.allclose(ours[i], alone[0], rtol=1e-6, atol=1e-6)
         state, other = model.template(template), model.template(template.flip(-1) * 0.5)
         for name in state:
-            box = model.search(search, {**state, name: other[name]}).box
-            assert not torch.equal(box, together.box), name
+            assert not torch.equal(model.search(search, {**state, name: other[name]}).box, together.box), name
     assert [(name, tuple(tensor.shape[1:])) for name, tensor in state.items()] == list(variant.state_shapes.items())
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.errors import SourceError, UsageError, without_secrets
+from asymtrack_edge.files import system_text
 from asymtrack_edge.runtime import sources
 from asymtrack_edge.runtime.sources import open_source, videos
 from asymtrack_edge.runtime.sources.cameras import Pipeline
@@ -128,7 +129,7 @@ def gone(folder: Path) -> bool:
     """Whether the process has ended; waits up to two seconds for it."""
     stat = Path("/proc", (folder / "pid").read_text().strip(), "stat")
     for _ in range(100):
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
+        if system_text(stat).split()[2:3] in ([], ["Z"]):
             return True
         sleep(0.02)
     return False

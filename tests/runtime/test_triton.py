@@ -190,8 +190,7 @@ def test_a_run_reports_a_lost_server_and_continues_when_it_is_back(
     with Tracker.load("T", backend="onnxruntime") as local:
         local.init(FRAMES[0], BOX)
         for i in sorted(rows)[1:]:
-            expected = local.update(FRAMES[i]).box
-            np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], expected, atol=0.01)
+            np.testing.assert_allclose([float(rows[i][k]) for k in "xywh"], local.update(FRAMES[i]).box, atol=0.01)
 
 
 def test_another_model_is_refused_at_the_start_and_after_an_outage(start: Any, repository: Path, capsys: Any) -> None:

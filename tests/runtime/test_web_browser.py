@@ -150,8 +150,7 @@ def test_touch_on_a_phone(open_page: Callable[..., Any], run: Running) -> None:
     start, end = corners(page, TRUTH[0][2])
     session = page.context.new_cdp_session(page)
     for kind, points in (("touchStart", [start]), ("touchMove", [end]), ("touchEnd", [])):
-        where = [{"x": x, "y": y} for x, y in points]
-        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": where})
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y} for x, y in points]})
     page.wait_for_selector("li[data-id='0']")
     header = follow(page, 15)
     assert iou(header["targets"][0]["box"], TRUTH[header["frame"]][2]) > 0.7

@@ -90,8 +90,7 @@ def test_pairs_show_the_object_where_the_target_says(collection: Path) -> None:
         x0, y0, x1, y1 = ((corners + 0.5 / 128) * 128).round().int().tolist()
         if min(x0, y0) >= 0 and max(x1, y1) <= 128:
             found = F.interpolate(search[None, :, y0:y1, x0:x1], size=(32, 32), mode="area")[0]
-            both = torch.stack([found.flatten(), template[:, 16:48, 16:48].flatten()])
-            assert torch.corrcoef(both)[0, 1] > 0.75
+            assert torch.corrcoef(torch.stack([found.flatten(), template[:, 16:48, 16:48].flatten()]))[0, 1] > 0.75
 
 
 def test_a_pool_has_the_content_of_the_collection(collection: Path) -> None:

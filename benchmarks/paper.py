@@ -47,7 +47,7 @@ def column_for(machine: Mapping[str, Any], device: str) -> Tuple[str, bool]:
     ``machine`` is ``machine.facts``; ``device`` is where the network ran: ``"cuda:N"``, ``"cpu"`` or ``"server"``.
     """
     on_gpu = device.startswith("cuda")
-    jetson = "jetson" in (machine["board"] or "").lower()
+    jetson = bool(machine["l4t"]) or "jetson" in (machine["board"] or "").lower()  # not all boards' names contain it
     key = "agx" if jetson else "gpu" if on_gpu else "cpu"
     name = (machine["board" if jetson else key] or "").lower()
     return key, bool(re.search(_MARKS[key], name)) and (on_gpu or not jetson)

@@ -16,7 +16,7 @@ from typing import Any, Optional, Sequence
 from asymtrack_edge import cli
 from asymtrack_edge.errors import without_secrets
 
-_positive = partial(cli.number, float, 1e-9, 1e9, "number above 0")
+_positive = partial(cli.number, float, 1e-9, 1e9, "number above 0, at most 1e9")
 SPEED_PROTOCOLS = ("P1", "P2", "P5", "P6")
 EXAMPLES = """
 asymtrack-bench speed T                                       everything measurable here, in about a minute

@@ -32,12 +32,16 @@ INTERVAL = 0.1
 @contextmanager
 def sampling(sensors: Mapping[str, Sensor]) -> Iterator[List[Sample]]:
     """Reads sensors every ``INTERVAL``, in a background thread, into the list that it yields."""
-    samples: List[Sample] = []
-    ended = threading.Event()
+
+    def read() -> Sample:
+        return monotonic(), {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}
+
+    # A counter's first reading is empty, or the mean since an earlier measurement: it is from before any start.
+    samples, ended = [read()], threading.Event()
 
     def poll() -> None:
         while not ended.wait(INTERVAL):
-            samples.append((monotonic(), {rail: mw for sensor in sensors.values() for rail, mw in sensor().items()}))
+            samples.append(read())
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -64,12 +68,10 @@ def find_sensors(gpu: int) -> Dict[str, Sensor]:
 def ina3221(root: Path = Path("/sys/class/hwmon")) -> Optional[Sensor]:
     """The power monitors of a Jetson (JetPack 5 and 6), which every user may read; None if there are none."""
     rails: Dict[str, Tuple[Path, Path]] = {}
-    monitors = [path for path in sorted(root.glob("hwmon*")) if "ina3221" in system_text(path / "name")]
-    for monitor in monitors:
-        for label in sorted(monitor.glob("in[1-3]_label")):
-            rail, number = system_text(label), label.name[2]
-            if rail and rail != "NC":  # not connected
-                rails[rail] = (monitor / f"in{number}_input", monitor / f"curr{number}_input")
+    for label in sorted(root.glob("hwmon*/in[1-3]_label")):
+        rail, number = system_text(label), label.name[2]
+        if rail not in ("", "NC") and "ina3221" in system_text(label.with_name("name")):  # NC: not connected
+            rails[rail] = (label.with_name(f"in{number}_input"), label.with_name(f"curr{number}_input"))
 
     def milliwatts() -> Dict[str, float]:
         texts = {rail: (system_text(volts), system_text(amperes)) for rail, (volts, amperes) in rails.items()}
@@ -94,13 +96,11 @@ def rapl(root: Path = Path("/sys/class/powercap"), clock: Callable[[], float] = 
         found = {}
         for rail, file in files.items():
             now, text = clock(), system_text(file)
-            if not text.isdigit():
-                continue
-            energy = int(text)
-            since, before = last.get(rail, (now, energy))
-            last[rail] = (now, energy)
-            if energy >= before and now > since:
-                found[rail] = (energy - before) / 1000 / (now - since)
+            if text.isdigit():
+                since, before = last.get(rail, (now, int(text)))
+                last[rail] = (now, int(text))
+                if int(text) >= before and now > since:
+                    found[rail] = (int(text) - before) / 1000 / (now - since)
         return found
 
     return milliwatts if files else None
@@ -111,7 +111,6 @@ def _watts(samples: Sequence[Sample], start: float, end: float) -> Dict[str, flo
     inside = [reading for now, reading in samples if start <= now <= end and reading]
     if len(inside) < 2:
         raise BackendError("the power sensor gave fewer than two readings: measure for longer")
-    # The first reading of a sensor that counts energy is empty.
     rails = dict.fromkeys(rail for reading in inside for rail in reading)
     return {rail: mean(reading[rail] for reading in inside if rail in reading) / 1000 for rail in rails}
 

@@ -53,14 +53,15 @@ def facts(gpu: int = 0) -> Dict[str, Any]:
     cpu = cpuinfo.get_cpu_info() if cpuinfo else {}
     pretty = re.search(r'^PRETTY_NAME="?([^"\n]+)', system_text(Path("/etc/os-release")), re.MULTILINE)
     l4t = system_text(Path("/etc/nv_tegra_release")).partition(", GCID")[0].lstrip("# ") or None
-    mode = " ".join(output_of("nvpmodel", "-q").partition("NV Power Mode:")[2].split())
+    # Name and number. To a user other than root, nvpmodel then prints its errors, too.
+    mode = " ".join(output_of("nvpmodel", "-q").partition("NV Power Mode:")[2].split()[:2])
     governor = system_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
     found: Dict[str, Any] = {
         "cpu": cpu.get("brand_raw") or platform.machine() or None,
         "cores": processors(),
         # Docker hides the device tree.
         "board": system_text(Path("/proc/device-tree/model")) or ("Jetson" if l4t else None),
-        "virtual_machine": "hypervisor" in cpu["flags"] if "flags" in cpu else None,
+        "virtual_machine": "hypervisor" in cpu.get("flags", ()) if "X86" in cpu.get("arch", "") else None,
         "gpu": None,
         "compute_capability": None,
         "driver": str(nvml[0].nvmlSystemGetDriverVersion()) if nvml else None,
@@ -87,18 +88,21 @@ def title(machine: Dict[str, Any]) -> str:
     return ", ".join([*parts, *(["virtual machine"] if machine["virtual_machine"] else [])])
 
 
-def conditions(gpu: int = 0) -> Dict[str, Any]:
+def conditions(gpu: int = 0, root: Path = Path("/sys/class")) -> Dict[str, Any]:
     """Values that change during a run: degrees Celsius by sensor, clocks, and the load over the last minute."""
     psutil, nvml = package("psutil"), _nvml(gpu)
     temperatures: Dict[str, float] = {}
     mhz = gpu_mhz = None
     if psutil:
-        for name, sensors in getattr(psutil, "sensors_temperatures", dict)().items():
-            # On a Jetson, a sensor that is switched off reports -256.
-            temperatures.update({s.label or name: s.current for s in sensors if s.current > -200})
-        clock = psutil.cpu_freq()
-        mhz = clock.current if clock else None
-    for path in Path("/sys/class/devfreq").glob("*/cur_freq"):  # Jetson: 17000000.gpu; JetPack 5: .gv11b or .ga10b
+        for name, sensors in psutil.sensors_temperatures().items():
+            temperatures.update({s.label or name: s.current for s in sensors})
+        with suppress(NotImplementedError):  # before psutil 6, if a core is switched off; its clock is 0
+            clocks = [clock.current for clock in psutil.cpu_freq(percpu=True) if clock.current]
+            mhz = sum(clocks) / len(clocks) if clocks else None
+    for zone in root.glob("thermal/thermal_zone*"):  # psutil leaves them out if it finds another sensor, as on a Jetson
+        with suppress(ValueError):  # not readable
+            temperatures[system_text(zone / "type")] = int(system_text(zone / "temp")) / 1000
+    for path in root.glob("devfreq/*/cur_freq"):  # Jetson: 17000000.gpu; JetPack 5: .gv11b or .ga10b
         if re.search("gpu|gv11b|ga10b", path.parent.name):
             with suppress(ValueError):  # not readable
                 gpu_mhz = int(system_text(path)) / 1e6
@@ -106,6 +110,8 @@ def conditions(gpu: int = 0) -> Dict[str, Any]:
         with suppress(nvml[0].NVMLError):
             temperatures["GPU"] = float(nvml[0].nvmlDeviceGetTemperature(nvml[1], 0))
             gpu_mhz = float(nvml[0].nvmlDeviceGetClockInfo(nvml[1], nvml[0].NVML_CLOCK_SM))
+    # On a Jetson, a sensor that is switched off reports -256, and the PMIC always 50 or 100.
+    temperatures = {name: value for name, value in temperatures.items() if value > -200 and "PMIC" not in name}
     return {"temperatures": temperatures, "cpu_mhz": mhz, "gpu_mhz": gpu_mhz, "load": os.getloadavg()[0]}
 
 

@@ -68,7 +68,7 @@ class Report:
     def markdown(self) -> str:
         lines = [f"# Speed report\n\nMade {self.created} by `{self.command}`."]
         lines += dict.fromkeys(f"- machine: {_machine(row['machine'])}" for row in self.rows)
-        lines += [f"> warning: {r['name']} against {r['base']}: {r['warning']}" for r in self.ratios if r["warning"]]
+        lines += [f"> warning: {r['protocol']} of {r['name']}: {r['warning']}" for r in self.ratios if r["warning"]]
         lines += [f"> {message}" for message in self.messages]
         ratios = [{**ratio, "warning": None} for ratio in self.ratios]
         note = "Cases took turns. Speedup is the median ratio of the rounds; low to high is the middle 80 % of ratios."

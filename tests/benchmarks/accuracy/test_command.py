@@ -21,7 +21,7 @@ from asymtrack_edge.benchmarks.accuracy.command import main
 from asymtrack_edge.benchmarks.trackers import TrackerSpec
 from asymtrack_edge.files import printable
 from asymtrack_edge.runtime.backends.loading import model_folder
-from tests.datasets.miniature import drift, rows, save, write_frames
+from tests.datasets.miniature import drift, rows, save, write_frames, write_images
 
 FAKES = "tests.benchmarks.accuracy.fake_trackers"
 STILL = ("--tracker", f"python:{FAKES}:Still")
@@ -82,12 +82,6 @@ def test_results_report_and_speed(folder_set, output, tmp_path, evaluate):
     assert cv2.imread(str(tmp_path / "plots" / "success.png")).std() > 0
     # With JSON on standard output, nothing else is printed there.
     assert json.loads(evaluate("folder", folder_set, *STILL, json_to="-").out)["trackers"] == [tracker]
-
-
-def test_missing_matplotlib_is_reported_before_tracking(folder_set, output, evaluate, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    ran = evaluate("folder", folder_set, *STILL, "--plots", "plots")
-    assert ran.code == 2 and "drawing plots needs matplotlib, which" in ran.err and not output.exists()
 
 
 def test_plots_take_names_with_dollars_and_leading_underscores(folder_set, results, tmp_path, evaluate):
@@ -335,28 +329,27 @@ def test_scores_by_attribute(tmp_path, evaluate):
         ([*STILL, *STILL], "two trackers are called"),
         ([*STILL, "--sequences", "z"], "no sequence called z"),
         ([*STILL, "--sequences", ","], "names no sequence"),
+        ([*STILL, "--plots", "plots"], "drawing plots needs matplotlib, which"),
         ([*STILL, "--output", __file__], "test_command.py is not a writable folder"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_2(folder_set, evaluate, monkeypatch, arguments, said):
+def test_mistakes_are_one_line_before_tracking(folder_set, output, evaluate, monkeypatch, arguments, said):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.delattr(cv2, "TrackerKCF_create", raising=False)  # an OpenCV without contrib
     ran = evaluate("folder", folder_set, *arguments)
     error = ran.err.strip().splitlines()[-1]
-    assert ran.code == 2 and error.startswith("error: ") and said in error
+    assert ran.code == 2 and error.startswith("error: ") and said in error and not output.exists()
 
 
 def test_opencv_trackers_are_evaluated_in_the_same_way(tmp_path, evaluate):
     """MIL must follow a moving square; boxes on which it would loop forever are refused."""
-    noise = np.random.default_rng(0).integers(0, 60, (60, 80, 3), np.uint8)
+    frames = np.repeat(np.random.default_rng(0).integers(0, 60, (1, 60, 80, 3), np.uint8), 4, axis=0)
+    for i, frame in enumerate(frames):
+        frame[20:36, 20 + i : 36 + i] = (40, 200, 250)
     starts = {"square": (20, 16), "thin": (20, 5), "outside": (-60, 16), "cut": (-12, 16)}
     for name, (x, w) in starts.items():
-        folder = tmp_path / "set" / name
-        folder.mkdir(parents=True)
-        for i in range(4):
-            frame = noise.copy()
-            frame[20:36, 20 + i : 36 + i] = (40, 200, 250)
-            cv2.imwrite(str(folder / f"{i:08d}.png"), frame)
-        save(folder / "groundtruth.txt", [(x + i, 20, w, 16) for i in range(4)])
+        write_images(tmp_path / "set" / name, frames)
+        save(tmp_path / "set" / name / "groundtruth.txt", [(x + i, 20, w, 16) for i in range(4)])
     ran = evaluate("folder", tmp_path / "set", "--tracker", "opencv:MIL", "--threads", "1")
     assert ran.code == 1 and list(ran.tracker["sequences"]) == ["square"]
     assert ran.tracker["metrics"]["ao"] > 0.5 and ran.tracker["identity"]["opencv"] == cv2.__version__

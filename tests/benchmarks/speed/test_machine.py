@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import lru_cache
 from time import sleep
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -20,11 +21,24 @@ def forget(monkeypatch):
 
 
 def test_facts_of_a_jetson(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cpuinfo", MagicMock(get_cpu_info=lambda: {"arch": "ARM_8", "flags": ["fp"]}))
     release = "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref, EABI: aarch64"
     monkeypatch.setattr(machine, "system_text", lambda path: release if path.name == "nv_tegra_release" else "")
-    monkeypatch.setattr(machine, "output_of", lambda *command: "NV Fan Mode:quiet\nNV Power Mode: MODE_30W\n2\n")
+    monkeypatch.setattr(machine, "output_of", lambda *_: "NV Fan Mode:quiet\nNV Power Mode: MODE_30W\n2\nNVPM ERROR\n")
     seen = machine.facts()
     assert (seen["l4t"], seen["power_mode"], seen["board"]) == ("R35 (release), REVISION: 4.1", "MODE_30W 2", "Jetson")
+    assert seen["virtual_machine"] is None  # only x86 has a flag for it
+
+
+def test_conditions_of_an_agx_xavier_with_some_cores_off(monkeypatch, tmp_path):
+    for n, zone in enumerate([("CPU-therm", "37500"), ("PMIC-Die", "50000"), ("CV0-therm", "")]):
+        write_tree(tmp_path / f"thermal/thermal_zone{n}", dict(zip(("type", "temp"), zone)))
+    write_tree(tmp_path / "devfreq/17000000.gv11b", {"cur_freq": "114750000\n"})
+    clocks = [[MagicMock(current=mhz) for mhz in (2188.0, 2188.0, 0.0)], NotImplementedError]  # psutil 7, psutil 5.9
+    monkeypatch.setitem(sys.modules, "psutil", MagicMock(**{"cpu_freq.side_effect": clocks}))
+    seen = machine.conditions(0, tmp_path)
+    assert seen["temperatures"] == {"CPU-therm": 37.5}
+    assert (seen["cpu_mhz"], seen["gpu_mhz"], machine.conditions()["cpu_mhz"]) == (2188, 114.75, None)
 
 
 def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
@@ -36,7 +50,7 @@ def test_this_machine_with_and_without_the_optional_packages(monkeypatch):
     for name in ("psutil", "cpuinfo", "pynvml"):
         monkeypatch.setitem(sys.modules, name, None)
     seen, now = machine.facts(), machine.conditions()
-    assert seen["virtual_machine"] is seen["driver"] is now["cpu_mhz"] is None and now["temperatures"] == {}
+    assert seen["virtual_machine"] is seen["driver"] is now["cpu_mhz"] is None
     monkeypatch.setattr(machine, "_nvml", lambda gpu: (type("NVML", (), {"NVMLError": OSError}), 0))  # lacks functions
     assert list(machine.process_memory()) == ["peak RSS (MB)"]
     assert machine.output_of("no-such-command-anywhere") == machine.output_of("false") == ""
@@ -62,23 +76,19 @@ def test_rapl_counters(tmp_path):
     several = energy.rapl(tmp_path / "two", iter([0.0] * 3 + [1.0] * 3).__next__)
     assert several() == {} and set(several()) == {"a 0 (RAPL)", "b (RAPL)", "b 0 (RAPL)"}
     counters = energy.rapl(tmp_path, iter([0.0, 1.0, 2.0, 3.0]).__next__)
-    assert counters() == {}
-    for text in ("", "9000000\n"):  # a reading may fail
-        (tmp_path / "intel-rapl:0/energy_uj").write_text(text)
-        assert text or counters() == {}
-    assert counters() == {"package-0 (RAPL)": pytest.approx(4000)}
-    (tmp_path / "intel-rapl:0/energy_uj").write_text("5\n")  # the counter has wrapped
-    assert counters() == {}
+    for text, power in (("1000000\n", {}), ("", {}), ("9000000\n", {"package-0 (RAPL)": 4000}), ("5\n", {})):
+        (tmp_path / "intel-rapl:0/energy_uj").write_text(text)  # the second reading fails, the counter wraps at last
+        assert counters() == power
     assert energy.rapl(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(("paced", "late"), [(None, None), (5.0, 0), (1000.0, 100)])
 def test_energy_per_frame_in_total_and_above_idle(monkeypatch, paced, late):
-    """2 W until the second frame, 6 W from then on; and a counter whose first reading is empty."""
+    """2 W until the second frame, 6 W from then on; and a counter whose first reading is of the time before."""
     monkeypatch.setattr(energy, "IDLE_SECONDS", 0.3)
     monkeypatch.setattr(energy, "INTERVAL", 0.01)
     frames = []
-    counter = iter([{}])
+    counter = iter([{"package": 99000.0}])
     sensors = {
         "monitor": lambda: {"VDD": 6000.0 if len(frames) > 1 else 2000.0},
         "counter": lambda: next(counter, {"package": 9000.0}),
@@ -88,4 +98,4 @@ def test_energy_per_frame_in_total_and_above_idle(monkeypatch, paced, late):
     assert seen["VDD idle (W)"] == pytest.approx(2, rel=0.2) and seen["VDD (W)"] == pytest.approx(6, rel=0.2)
     assert seen["VDD (J/frame)"] == pytest.approx(seen["VDD (W)"] / seen["fps"])
     assert seen["VDD above idle (J/frame)"] == pytest.approx(4 / seen["fps"], rel=0.3)
-    assert seen["package (W)"] == pytest.approx(9) and seen.get("late frames (%)") == late
+    assert seen["package (W)"] == seen["package idle (W)"] == pytest.approx(9) and seen.get("late frames (%)") == late

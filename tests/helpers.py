@@ -103,7 +103,7 @@ def refusal(main: Callable[[List[str]], Optional[int]], arguments: List[str], ca
     except SystemExit as ended:  # raised by argparse
         code = ended.code
     (line,) = capsys.readouterr().err.splitlines()
-    assert code == 2
+    assert code == 2 and line.startswith("error: ")
     return line
 
 

@@ -155,9 +155,9 @@ class Bench:
         row = {
             "protocol": protocol,
             "case": case.facts(),
-            "machine": facts(self.gpu),
             "before": before,
-            "after": conditions(self.gpu),
+            "after": conditions(self.gpu),  # at once: the first call of facts() takes a second
+            "machine": facts(self.gpu),
             "latency": summarise(samples) if samples else None,
             "notes": [*case.notes, *notes],
         }

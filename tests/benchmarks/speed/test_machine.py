@@ -33,10 +33,9 @@ def test_facts_of_a_jetson(monkeypatch):
 def test_conditions_of_an_agx_xavier_with_some_cores_off(monkeypatch, tmp_path):
     for n, zone in enumerate([("CPU-therm", "37500"), ("PMIC-Die", "50000"), ("CV0-therm", "")]):
         write_tree(tmp_path / f"thermal/thermal_zone{n}", dict(zip(("type", "temp"), zone)))
-    write_tree(tmp_path / "devfreq/17000000.gv11b", {"cur_freq": "114750000\n"})
     clocks = [[MagicMock(current=mhz) for mhz in (2188.0, 2188.0, 0.0)], NotImplementedError]  # psutil 7, psutil 5.9
     monkeypatch.setitem(sys.modules, "psutil", MagicMock(**{"cpu_freq.side_effect": clocks}))
-    seen = machine.conditions(0, tmp_path)
+    seen = machine.conditions(0, write_tree(tmp_path, {"devfreq/17000000.gv11b/cur_freq": "114750000\n"}))
     assert seen["temperatures"] == {"CPU-therm": 37.5}
     assert (seen["cpu_mhz"], seen["gpu_mhz"], machine.conditions()["cpu_mhz"]) == (2188, 114.75, None)
 

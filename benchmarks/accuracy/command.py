@@ -230,8 +230,9 @@ def _score(data: _Data, label: str, results: Results, failures: Dict[str, str]) 
         if score is not None:
             scores.append(score)
     summary = metrics.summarise(data.protocol, scores) if scores else None
-    tags = metrics.by_attribute(data.protocol, scores)
-    return Evaluation(label, results.identity or None, summary, tags, speed(times), failures, notes)
+    tags = sorted({tag for score in scores for tag in score.attributes})
+    tagged = {t: metrics.summarise(data.protocol, [score for score in scores if t in score.attributes]) for t in tags}
+    return Evaluation(label, results.identity or None, summary, tagged, speed(times), failures, notes)
 
 
 def _finish(args: argparse.Namespace, data: _Data, evaluations: List[Evaluation]) -> int:

@@ -217,9 +217,3 @@ def summarise(protocol: Protocol, scores: Items[SequenceScore]) -> Summary:
         if not protocol.ope:
             curves["success"] = (GOT10K_THRESHOLDS, success_curve(pooled, GOT10K_THRESHOLDS))
     return Summary(metrics, curves, tuple(scores))
-
-
-def by_attribute(protocol: Protocol, scores: Items[SequenceScore]) -> Dict[str, Summary]:
-    """For each attribute, sorted by name, the summary of the sequences that have it."""
-    tags = sorted({tag for score in scores for tag in score.attributes})
-    return {tag: summarise(protocol, [score for score in scores if tag in score.attributes]) for tag in tags}

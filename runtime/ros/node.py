@@ -7,9 +7,9 @@ with the image's stamp; ``~/target`` (``sensor_msgs/RegionOfInterest``) marks a 
 image; ``~/remove`` (``std_msgs/UInt32``) removes the target with that id, and ``~/clear``
 (``std_msgs/Empty``) removes all.
 
-Parameters: ``model``, ``backend``, ``device``, ``threads`` (0: one per core that this process may use),
-``precision`` (``""`` for the model's own), ``recover`` (search for lost targets; true), and ``boxes``, a list of
-``"x,y,w,h"`` to follow from the first image on.
+Parameters, all read-only: ``model``, ``backend``, ``device``, ``threads`` (0: one per core that this process may
+use), ``precision`` (``""`` for the model's own), ``recover`` (search for lost targets; true), and ``boxes``, a list
+of ``"x,y,w,h"`` to follow from the first image on.
 
 ROS is imported only when the node starts, and message fields are inspected rather than assumed. So this
 module can be tested without ROS, and works with the layouts of ``vision_msgs`` from Foxy to today.
@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 
 from asymtrack_edge.cli import box_argument
-from asymtrack_edge.errors import AsymTrackError, FrameError, ServerError
+from asymtrack_edge.errors import AsymTrackError, FrameError, ServerError, UsageError
 from asymtrack_edge.runtime.tracker import MultiTracker, Track
 
 #: By image encoding: number of channels, and OpenCV's conversion to BGR (None: it is BGR already).
@@ -85,15 +85,15 @@ class TrackerNode:
 
     A lost target stays among the detections, with its score and the class ``lost`` instead of ``tracking``,
     so that a controller sees at once which boxes to trust. ``newest`` is the quality of service of the
-    image subscription; the other arguments are the modules ``sensor_msgs.msg`` and so on.
+    image subscription, ``fixed`` the parameters' descriptor; ``sensor`` is the module ``sensor_msgs.msg``, and so on.
     """
 
-    def __init__(self, node: Any, newest: Any, sensor: Any, standard: Any, vision: Any) -> None:
+    def __init__(self, node: Any, newest: Any, fixed: Any, sensor: Any, standard: Any, vision: Any) -> None:
         defaults = {"model": "T", "backend": "auto", "device": "auto", "threads": 0, "precision": "", "recover": True}
-        value = {name: node.declare_parameter(name, default).value for name, default in defaults.items()}
+        value = {name: node.declare_parameter(name, default, fixed).value for name, default in defaults.items()}
         unset = {name: None for name in ("threads", "precision") if not value[name]}
         self._tracker = MultiTracker.load(**{**value, **unset})
-        boxes = node.declare_parameter("boxes", [""]).value
+        boxes = node.declare_parameter("boxes", [""], fixed).value or ()  # None for an empty list
         self._waiting: List[Sequence[float]] = [box_argument(text) for text in boxes if text]
         self._log = node.get_logger()
         self._vision = vision
@@ -144,6 +144,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         import sensor_msgs.msg
         import std_msgs.msg
         import vision_msgs.msg
+        from rcl_interfaces.msg import ParameterDescriptor
         from rclpy.exceptions import ParameterException
         from rclpy.executors import ExternalShutdownException
         from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
@@ -153,10 +154,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 2
     # One image deep and best effort: the newest image, not a queue of old ones.
     newest = QoSProfile(depth=1, history=HistoryPolicy.KEEP_LAST, reliability=ReliabilityPolicy.BEST_EFFORT)
-    rclpy.init(args=arguments)
+    fixed = ParameterDescriptor(read_only=True)  # else ROS reports that it has changed them, without effect
     try:
+        try:
+            rclpy.init(args=arguments)
+        except RuntimeError as problem:
+            raise UsageError(f"ROS cannot use the arguments: {problem}") from None
         node = rclpy.create_node("asymtrack")
-        TrackerNode(node, newest, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it alive
+        TrackerNode(node, newest, fixed, sensor_msgs.msg, std_msgs.msg, vision_msgs.msg)  # its callbacks keep it alive
         rclpy.spin(node)
     except (AsymTrackError, ArgumentTypeError, ParameterException) as problem:
         print(f"error: {problem}", file=sys.stderr)

@@ -52,14 +52,6 @@ class FakeCapture:
         self.released = True
 
 
-def fake_manifest() -> Manifest:
-    """A manifest for backends without a model."""
-    image = TensorSpec("image", "uint8", (128, 128, 3))
-    state, output = (TensorSpec("colour", "float32", (3,)),), TensorSpec("prediction", "float32", (5,))
-    zeros, ones = (0.0,) * 3, (1.0,) * 3
-    return Manifest("T", "fp32", "onnx", 17, 4, UINT8_BGR, image, image, state, output, 2.0, 4.0, zeros, ones, {})
-
-
 class ColourBackend(Backend):
     """Follows patches of one colour: a stand-in for the networks that does find its targets.
 
@@ -67,7 +59,10 @@ class ColourBackend(Backend):
     """
 
     def __init__(self, pause: float = 0.0) -> None:
-        super().__init__(fake_manifest(), "colours")
+        image = TensorSpec("image", "uint8", (128, 128, 3))
+        state, output = (TensorSpec("colour", "float32", (3,)),), TensorSpec("prediction", "float32", (5,))
+        shapes, zeros, ones = (image, image, state, output), (0.0,) * 3, (1.0,) * 3
+        super().__init__(Manifest("T", "fp32", "onnx", 17, 4, UINT8_BGR, *shapes, 2.0, 4.0, zeros, ones, {}), "colours")
         self.colours: List[Optional[np.ndarray]] = []
         self.calls: List[int] = []  # number of windows of each call of ``search``
         self.pause = pause

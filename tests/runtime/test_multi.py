@@ -36,8 +36,7 @@ def test_any_order_of_coming_and_going(steps) -> None:
         tracks = many.update(frame)
         assert sorted(tracks) == sorted(followed.values()) == many.ids and len(many) == len(followed)
         for k, number in followed.items():
-            assert number in many
-            assert iou(tracks[number].box, boxes[k]) > 0.99
+            assert number in many and iou(tracks[number].box, boxes[k]) > 0.99
 
 
 def test_a_target_can_be_reset_under_its_id() -> None:

@@ -24,7 +24,6 @@ HUMBLE = space(
     ObjectHypothesisWithPose=lambda: space(hypothesis=space(class_id="", score=0.0)),
 )
 FOXY = space(
-    Detection2DArray=HUMBLE.Detection2DArray,
     Detection2D=lambda: space(is_tracking=False, tracking_id="", bbox=space(center=space())),
     ObjectHypothesisWithPose=lambda: space(id="", score=0.0),
 )
@@ -70,11 +69,12 @@ def test_the_node_follows_the_targets_of_its_topics(monkeypatch: pytest.MonkeyPa
     load = Mock(return_value=tracker)
     monkeypatch.setattr(MultiTracker, "load", load)
     frames = list(coloured_patches(4, 2))
-    given = {"boxes": [as_argument(frames[0][1][0])], "recover": False}
+    given: Any = {"recover": False}
     node = Mock(spec=["create_publisher", "create_subscription", "get_logger"])  # of what a Node has, we use this,
-    node.declare_parameter = lambda name, default: space(value=given.get(name, default))  # and this
+    node.declare_parameter = lambda name, default, _: space(value=given.get(name, default))  # and this
     kinds = space(Image=object, RegionOfInterest=object, UInt32=object, Empty=object)
-    ros_node.TrackerNode(node, None, kinds, kinds, HUMBLE)
+    for given["boxes"] in (None, [as_argument(frames[0][1][0])]):  # for ROS, an empty list has no value
+        ros_node.TrackerNode(node, None, None, kinds, kinds, HUMBLE)
     callbacks = {call.args[1]: call.args[2] for call in node.create_subscription.call_args_list}
     receive = callbacks["image"]
     receive(image("bgr8", frames[0][0]))
@@ -96,8 +96,7 @@ def test_the_node_follows_the_targets_of_its_topics(monkeypatch: pytest.MonkeyPa
         centre = found.bbox.center.position
         assert (centre.x, centre.y) == pytest.approx(truth.centre, abs=0.1)
     assert "16UC1" in node.get_logger.return_value.warning.call_args.args[0]
-    words = {"model": "T", "backend": "auto", "device": "auto"}
-    load.assert_called_once_with(**words, threads=None, precision=None, recover=False)
+    load.assert_called_with(model="T", backend="auto", device="auto", threads=None, precision=None, recover=False)
 
 
 def test_without_ros_one_line_says_what_is_missing(monkeypatch: Any, capsys: Any) -> None:
@@ -106,14 +105,17 @@ def test_without_ros_one_line_says_what_is_missing(monkeypatch: Any, capsys: Any
     assert "rclpy: source /opt/ros" in capsys.readouterr().err
 
 
-def test_a_shutdown_while_an_image_is_tracked_ends_the_node_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After SIGTERM, publishing raises ``RCLError``, which is a ``RuntimeError``."""
+def test_how_the_node_ends(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """ROS raises ``RCLError``, a ``RuntimeError``, for bad arguments, and when a callback publishes after SIGTERM."""
     ros = Mock(**{"spin.side_effect": RuntimeError("publisher's context is invalid"), "ok.side_effect": [False, True]})
+    ros.init.side_effect = [RuntimeError("Couldn't parse remap rule: '-r image'"), None, None]
     ros.ParameterException = ros.ExternalShutdownException = KeyError
     parts = ("", ".msg", ".exceptions", ".executors", ".qos")
-    for package, part in product(("rclpy", "std_msgs", "sensor_msgs", "vision_msgs"), parts):
+    for package, part in product(("rclpy", "rcl_interfaces", "std_msgs", "sensor_msgs", "vision_msgs"), parts):
         monkeypatch.setitem(sys.modules, package + part, ros)
     monkeypatch.setattr(ros_node, "TrackerNode", Mock())
+    assert ros_node.main([]) == 2 and "ROS cannot use the arguments: Couldn't parse" in capsys.readouterr().err
     assert ros_node.main([]) == 0
+    ros.ParameterDescriptor.assert_called_with(read_only=True)
     with pytest.raises(RuntimeError):
         ros_node.main([])

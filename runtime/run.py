@@ -125,7 +125,7 @@ class Run:
             with self._call_came:
                 began = perf_counter()
                 try:
-                    while self.paused and not (self._step or self._calls or self.ended):
+                    while (self.paused or self.source_ended) and not (self._step or self._calls or self.ended):
                         self._call_came.wait()
                 finally:  # even if a signal interrupts the wait
                     self._began += perf_counter() - began  # pauses do not count towards the run's speed

@@ -6,6 +6,7 @@ import gc
 import itertools
 import threading
 import tracemalloc
+from functools import partial
 from time import monotonic, sleep
 from typing import List, Optional
 from unittest.mock import Mock
@@ -146,6 +147,11 @@ def test_a_run_counts_lost_frames_and_cannot_be_used_after_its_end() -> None:
         sleep(0.2)
         run.start([])
         assert (run.latest.latency > 0.15) == source.live
+        run._run_calls = Mock(wraps=run._run_calls)
+        run.submit(partial(run.pause, False))
+        threading.Timer(0.1, run.end).start()
+        run.linger()
+        assert run._run_calls.call_count < 5, "a run that is resumed at its end must not keep a core busy"
     box = Box(1, 1, 9, 9)
     run._hand_over(run.latest.frame, {0: Track(box, 0.9, State.TRACKING), 1: Track(box, 0.1, State.LOST)}, 0.0)
     assert run.summary()["lost"] == 1

@@ -232,6 +232,8 @@ def _has_end(url: str) -> bool:
 
 
 def _connect(url: str, shown: str, timeout: int) -> cv2.VideoCapture:
+    # A recording's server may close the connection while the run is paused. The first option is OpenCV's default.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_flags;prefer_tcp|reconnect;1")
     timeouts = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, timeout)
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
     if not capture.isOpened():

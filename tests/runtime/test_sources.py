@@ -34,21 +34,25 @@ PICTURES.insert(4, b"\xff\xd8\xff\xd9")  # a damaged one, which is no reason to 
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """``/live`` is an endless camera; ``/sized`` and ``/unsized`` are nine pictures one after the other."""
+    """``/live`` is an endless camera, ``/unsized`` nine pictures; so is ``/sized``, whose connection breaks halfway."""
 
     def do_GET(self) -> None:
-        if "0-0" in self.headers.get("Range", ""):
+        asked, data = self.headers.get("Range", ""), b"".join(PICTURES)
+        if "0-0" in asked:
             PROBED[self.path] = self.headers.get("Authorization")
-        self.send_response(302 if self.path == "/moved" else 200)
-        if self.path == "/moved":
-            self.send_header("Location", "/sized")
-        if self.path == "/live":
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-        if self.path in ("/live", "/sized"):  # some cameras state a length, too
-            self.send_header("Content-Length", str(sum(map(len, PICTURES)) if self.path == "/sized" else 10**9))
+        first, size = int(asked[6:].partition("-")[0] or 0), len(data)
+        headers: Dict[str, Dict[str, object]] = {
+            "/moved": {"Location": "/sized"},
+            "/sized": {"Content-Length": size - first, "Content-Range": f"bytes {first}-{size - 1}/{size}"},
+            # Some cameras state a length, too.
+            "/live": {"Content-Length": 10**9, "Content-Type": "multipart/x-mixed-replace; boundary=frame"},
+        }
+        self.send_response({"/moved": 302, "/sized": 206}.get(self.path, 200))
+        for name, value in headers.get(self.path, {}).items():
+            self.send_header(name, str(value))
         self.end_headers()
         if self.path != "/live":
-            self.wfile.write(b"".join(PICTURES))
+            self.wfile.write(data[first : None if first or self.path == "/unsized" else size // 2])
             return
         with suppress(OSError):
             for data in cycle(PICTURES):

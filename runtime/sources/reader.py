@@ -148,12 +148,12 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
         self._error: Optional[BaseException] = None
         self._thread = threading.Thread(target=self._read, name=f"reader of {source.name}", daemon=True)
         self._thread.start()
-        # A thread that is inside OpenCV when Python exits would abort the process.
-        atexit.register(self.close)
+        # A thread that is inside OpenCV when Python exits would abort the process. Reads may take 20 seconds.
+        atexit.register(self.close, 25.0)
 
     def __next__(self) -> Captured:
         """Waits for a frame. The source's errors are raised here; a long silence raises ``SourceError``."""
-        silence, stalled = 0.0, False
+        silence = 0.0
         while True:
             began = monotonic()
             with self._changed:
@@ -169,25 +169,25 @@ class Reader(ContextManager["Reader"], Iterator[Captured]):
                 raise error or StopIteration
             if not self.source.live:
                 continue
-            silence += min(monotonic() - began, STALL_AFTER)  # no more: this process may have been stopped
-            if silence > STALL_AFTER and not stalled:
-                stalled = True
+            before, silence = silence, silence + min(monotonic() - began, STALL_AFTER)  # this process may have slept
+            if before <= STALL_AFTER < silence:
                 self.stalls += 1
                 self._tell(f"no frame for {silence:.1f} s")
             if self._patience is not None and silence > self._patience:
                 raise SourceError(f"{self.source.name} has given no frame for {silence:.0f} s{self._failure}: check it")
 
-    def close(self) -> None:
-        """Ends the thread and releases the source; safe to call twice, and from any thread."""
+    def close(self, wait: float = 2.0) -> None:
+        """Ends the thread, waiting so many seconds, and releases the source; safe to call twice, from any thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         if self._thread is not threading.current_thread():
-            # If a driver hangs in a read, the daemon thread releases the source once the read returns, if ever.
-            self._thread.join(2)
+            # If a read hangs, the daemon thread releases the source once the read returns, if ever.
+            self._thread.join(wait)
         with self._changed:
             self._queue.clear()
-        atexit.unregister(self.close)
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -56,11 +56,10 @@ def open_stream(url: str) -> Source:
     recording = http and _has_end(url)
     # A playlist's pictures arrive in files of up to ten seconds or so; a new connection starts some files back.
     timeout = STREAM_TIMEOUT * (4 if re.search(r"\.(m3u8|mpd)\b", url, re.IGNORECASE) else 1)
-    first = _connect(url, shown, timeout)
+    ready = [_connect(url, shown, timeout)]
     # RTSP announces made-up lengths.
-    if recording or (http and 0 < first.get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
-        return Video(first, shown)
-    ready = [first]
+    if recording or (http and 0 < ready[0].get(cv2.CAP_PROP_FRAME_COUNT) < 1e9):
+        return Video(ready[0], shown)
     stream = _Stream(shown, lambda: ready.pop() if ready else _connect(url, shown, timeout))
     stream.timeout = timeout / 1000
     return stream

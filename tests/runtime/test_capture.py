@@ -6,7 +6,6 @@ import gc
 import itertools
 import threading
 import tracemalloc
-from functools import partial
 from time import monotonic, sleep
 from typing import List, Optional
 from unittest.mock import Mock
@@ -114,10 +113,14 @@ def test_ages_and_silence_do_not_follow_a_clock_that_jumps(monkeypatch: pytest.M
         assert next(reader).number == 0
 
 
-def test_closing_wakes_a_waiting_caller_and_ends_the_thread() -> None:
-    reader = Reader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.3)))
-    threading.Timer(0.1, reader.close).start()
-    assert list(reader) == []
+def test_closing_wakes_a_waiting_caller_and_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "atexit", Mock())
+    reader = Reader(LiveSource("fake", lambda: FakeCapture(500, hangs_after=0, hang=0.5)))
+    threading.Timer(0.1, reader.close, [0.0]).start()
+    assert list(reader) == [] and reader._thread.is_alive()
+    at_exit, *arguments = capture.atexit.register.call_args[0]
+    at_exit(*arguments)
+    assert not reader._thread.is_alive(), "Python must not end while the thread is in OpenCV"
     source = Counted(float("inf"))
     with Reader(source) as reader:
         next(reader)
@@ -148,7 +151,7 @@ def test_a_run_counts_lost_frames_and_cannot_be_used_after_its_end() -> None:
         run.start([])
         assert (run.latest.latency > 0.15) == source.live
         run._run_calls = Mock(wraps=run._run_calls)
-        run.submit(partial(run.pause, False))
+        run.submit(lambda run=run: run.pause(False))
         threading.Timer(0.1, run.end).start()
         run.linger()
         assert run._run_calls.call_count < 5, "a run that is resumed at its end must not keep a core busy"

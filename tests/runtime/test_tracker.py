@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from asymtrack_edge.errors import BoxError, UsageError
-from asymtrack_edge.geometry import CropWindow
 from asymtrack_edge.runtime import MultiTracker, State, Track, Tracker, TrackerSettings
 from asymtrack_edge.runtime.sources.clip import synthetic_clip
 from tests.runtime.simulated import ColourBackend
@@ -19,21 +18,17 @@ from tests.runtime.simulated import ColourBackend
 FRAME = np.zeros((240, 320, 3), np.uint8)
 
 
-class ScriptedBackend(ColourBackend):
-    """Returns predictions from a list."""
-
-    def __init__(self, predictions: Sequence[Sequence[float]]) -> None:
-        super().__init__()
-        self.predictions = list(predictions)
-        self.reserve(1)
-
-    def search(self, frame: np.ndarray, windows: Sequence[CropWindow]) -> np.ndarray:
-        return np.array([self.predictions.pop(0)], np.float32)
+def scripted(predictions: Sequence[Sequence[float]]) -> Any:
+    """A backend that returns these predictions."""
+    backend: Any = ColourBackend()
+    backend.reserve(1)
+    backend.search = Mock(side_effect=[np.array([prediction], np.float32) for prediction in predictions])
+    return backend
 
 
 def test_lost_and_found_with_hysteresis() -> None:
     scores = [0.9, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.45, 0.45, 0.9, 0.9, 0.9]
-    engine = ScriptedBackend([(0.5, 0.5, 0.25, 0.25, score) for score in scores])
+    engine = scripted([(0.5, 0.5, 0.25, 0.25, score) for score in scores])
     tracker = Tracker(engine, settings=TrackerSettings(lost_below=0.3, found_above=0.5, smoothing=0.5))
     tracker.init(FRAME, (100, 80, 40, 40))
     states = [tracker.update(FRAME).state for _ in scores]
@@ -48,7 +43,7 @@ def test_lost_and_found_with_hysteresis() -> None:
 @pytest.mark.parametrize("recover", [False, True])
 def test_a_prediction_of_nan_counts_as_one_bad_frame(recover: bool, nonsense: Any) -> None:
     answers = [(0.5, 0.5, 0.25, 0.25, 0.9), nonsense, (0.5, 0.5, 0.25, 0.25, 0.9), *[nonsense] * 12]
-    tracker = Tracker(ScriptedBackend(answers), recover)
+    tracker = Tracker(scripted(answers), recover)
     tracker.init(FRAME, (100, 80, 40, 40))
     tracks = [tracker.update(FRAME) for _ in answers]
     assert tracks[1] == Track(tracks[0].box, 0.0, State.TRACKING)
@@ -57,7 +52,7 @@ def test_a_prediction_of_nan_counts_as_one_bad_frame(recover: bool, nonsense: An
 
 
 def test_misuse_is_refused() -> None:
-    tracker = Tracker(ScriptedBackend([]))
+    tracker = Tracker(scripted([]))
     with pytest.raises(UsageError, match="init"):
         tracker.update(FRAME)
     with pytest.raises(BoxError):
@@ -95,7 +90,7 @@ def test_update_allocates_almost_no_memory() -> None:
 
 
 def test_a_closed_tracker_says_so_and_a_dropped_one_closes_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Tracker(ScriptedBackend([])) as tracker, MultiTracker(ScriptedBackend([])) as many:
+    with Tracker(scripted([])) as tracker, MultiTracker(scripted([])) as many:
         tracker.init(FRAME, (100, 80, 40, 40))
         number = many.add(FRAME, (100, 80, 40, 40))
     tracker.close()
@@ -103,7 +98,7 @@ def test_a_closed_tracker_says_so_and_a_dropped_one_closes_its_backend(monkeypat
     for call in (tracker.update, many.update, lambda frame: tracker.init(frame, (1, 2, 30, 40))):
         with pytest.raises(UsageError, match="closed: load another"):
             call(FRAME)
-    engine: Any = ScriptedBackend([])
+    engine = scripted([])
     engine.close, engine.reserve = Mock(), Mock(side_effect=[None, MemoryError])
     monkeypatch.setattr("asymtrack_edge.runtime.tracker.open_backend", lambda *_: engine)
     dropped = Tracker.load("T")

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, List
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -42,10 +43,12 @@ class Utils(ModuleType):
         super().__init__("jetson_utils")
         self.opened: List[Any] = []
         self.rendered: List[np.ndarray] = []
-        self.closed = 0
+        self.close = Mock()
         utils = self
 
         class videoSource:
+            GetFrameRate, Close = Mock(return_value=30), self.close
+
             def __init__(self, uri: str, argv: List[str]) -> None:
                 if "nobody" in uri:
                     raise Exception("failed to create videoSource device")
@@ -57,13 +60,9 @@ class Utils(ModuleType):
                 self.buffer.pixels[...] = next(self.frames)[..., ::-1]
                 return self.buffer
 
-            def GetFrameRate(self) -> int:
-                return 30
-
-            def Close(self) -> None:
-                utils.closed += 1
-
         class videoOutput:
+            Close = self.close
+
             def __init__(self, uri: str, argv: List[str]) -> None:
                 assert argv == ["--headless"]
                 self.GetWidth = lambda: 0 if "none" in uri else 320  # what cannot be opened raises nothing
@@ -73,9 +72,6 @@ class Utils(ModuleType):
                 if "full" in utils.opened[-1]:
                     raise Exception("videoOutput failed to render image")
                 utils.rendered.append(image.pixels.copy())
-
-            def Close(self) -> None:
-                utils.closed += 1
 
         self.videoSource, self.videoOutput = videoSource, videoOutput
 
@@ -107,7 +103,7 @@ def test_a_file_is_tracked_without_a_copy_to_the_host(
         frames = list(islice(source, len(FRAMES)))  # read ahead: frames must outlive jetson-utils' buffers
         tracker.init(frames[0], BOX)
         np.testing.assert_array_equal([tracker.update(frame).box for frame in frames[1:]], wanted)
-    assert utils.closed == 1
+    utils.close.assert_called_once_with()
 
 
 def test_targets_are_marked_in_the_frame_that_was_shown(imitated: Imitated, utils: Utils, tmp_path: Path) -> None:
@@ -162,7 +158,7 @@ def test_boxes_are_drawn_on_the_gpu(utils: Utils) -> None:
     assert tuple(drawn[10, 30]) == tuple(drawn[20, 50]) == (230, 159, 0), "the box must be orange, in RGB"
     assert not drawn[20, 30].any() and not np.asarray(frame).any(), "the frame itself must not change"
     writer.close()
-    assert utils.closed == 1
+    utils.close.assert_called_once_with()
     for name, reason in (("full.mp4", "videoOutput failed"), ("none.mp4", "its messages above")):
         with pytest.raises(OSError, match=f"cannot write it: {reason}"):
             JetsonWriter(Path(name)).write(result)

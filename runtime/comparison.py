@@ -86,8 +86,7 @@ def compare_together(backend: Backend, frames: Sequence[np.ndarray], box: Box, t
     for slot in range(targets):
         backend.template(frames[0], crop_window(box, backend.manifest.template_factor), slot)
     alone = backend.search(frames[1], (window,))[0].copy()
-    together = backend.search(frames[1], [window] * targets)
-    return float(np.nan_to_num(np.abs(together - alone), nan=np.inf).max())
+    return float(np.nan_to_num(np.abs(backend.search(frames[1], [window] * targets) - alone), nan=np.inf).max())
 
 
 def within(report: Dict[str, Any], limits: Limits) -> bool:

@@ -267,8 +267,7 @@ class Trainer:
         if recipe.shallow_every > 1 and self.world.size == 1:
             for name in ("backbone.patch_embed", "backbone.layers.0"):
                 state.model.get_submodule(name).requires_grad_(state.step % recipe.shallow_every == 0)
-        batch = self._batch(state.step)
-        loss, terms = self._loss(batch)
+        loss, terms = self._loss(self._batch(state.step))
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm: Tensor = nn.utils.clip_grad_norm_(self.parameters, recipe.clip)

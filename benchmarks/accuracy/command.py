@@ -174,8 +174,7 @@ def _run(args: argparse.Namespace) -> int:
     if specs and args.ray is not None:
         executor = partial(ray_executor, join_cluster(args.ray, args.jobs * (args.threads or 1)))
     for spec, results in runs:
-        failures = _track(args, data, spec, results, executor)
-        evaluation = _score(data, spec.label, results, failures)
+        evaluation = _score(data, spec.label, results, _track(args, data, spec, results, executor))
         partial_run = evaluation.failures or data.left_out or args.sequences is not None
         if data.withheld and not partial_run:
             evaluation.submission = str(results.submission())

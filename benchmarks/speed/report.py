@@ -101,8 +101,7 @@ def _machine(m: Dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     gpu = f", compute capability {m['compute_capability']}, driver {m['driver']}" if m["gpu"] else ""
     system = f"Jetson Linux {m['l4t']}, {m['os']}" if m["l4t"] else m["os"]
-    power = m["power_mode"] or "power mode unknown"
-    return f"{title(m)}{gpu}; {system}; {power}; Python {m['python']}, {versions}"
+    return f"{title(m)}{gpu}; {system}; {m['power_mode'] or 'power mode unknown'}; Python {m['python']}, {versions}"
 
 
 def _conditions(row: Row) -> Row:

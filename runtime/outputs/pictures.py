@@ -56,6 +56,8 @@ def video_rate(fps: float) -> float:
 class VideoWriter(Sink):
     """Writes annotated frames as a constant-rate video, all resized to ``shape`` (H, W, ...)."""
 
+    _begun = False
+
     def __init__(self, path: Path, fps: float, shape: Tuple[int, ...]) -> None:
         self.name = printable(path)
         if path.suffix.lower() not in (".mp4", ".avi", ".mkv"):
@@ -86,12 +88,13 @@ class VideoWriter(Sink):
         self._check_disk()
         picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
+        self._begun = True
 
     def close(self, keep: bool = True) -> None:
-        """Completes the file. Without ``keep``, or if it hit a size limit (encoders do not tell), an old one stays."""
+        """Completes the file. Without ``keep`` or frames, or at a size limit (no encoder tells), an old one stays."""
         self._writer.release()
         try:
-            if keep:
+            if keep and self._begun:
                 self._file.check_growth()
                 self._file.close()
         finally:

@@ -100,6 +100,7 @@ def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
     for shape in ((48, 64, 3), (30, 50, 3)):  # pictures of another size are resized
         writer.write(Result(Captured(np.zeros(shape, np.uint8), 0, 0.0, 0.0), {}, 0.0))
     writer.close()
+    VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3)).close()  # without a frame it replaces nothing
     capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
     assert [capture.read()[0] for _ in range(3)] == [True, True, False]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps or 30, rel=5e-4)

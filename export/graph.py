@@ -99,8 +99,7 @@ def _store_as_half(model: Any) -> None:
     for weight in reversed(model.graph.initializer):
         if weight.data_type == TensorProto.FLOAT and len(weight.raw_data) >= 4 * _WORTH_HALF:
             name = weight.name
-            half = numpy_helper.to_array(weight).astype("float16")
-            weight.CopyFrom(numpy_helper.from_array(half, name + "_half"))
+            weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype("float16"), name + "_half"))
             model.graph.node.insert(0, helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
 
 

@@ -56,7 +56,7 @@ def video_rate(fps: float) -> float:
 class VideoWriter(Sink):
     """Writes annotated frames as a constant-rate video, all resized to ``shape`` (H, W, ...)."""
 
-    _begun = False
+    _written = 0
 
     def __init__(self, path: Path, fps: float, shape: Tuple[int, ...]) -> None:
         self.name = printable(path)
@@ -85,16 +85,17 @@ class VideoWriter(Sink):
 
     def write(self, result: Result) -> None:
         """Adds the frame; ``OSError`` if the disk is almost full."""
-        self._check_disk()
+        if self._written % 8 == 0:  # eight large pictures take less than ``LEAST_FREE``
+            self._check_disk()
         picture = annotated(result)
         self._writer.write(picture if picture.shape[1::-1] == self._size else cv2.resize(picture, self._size))
-        self._begun = True
+        self._written += 1
 
     def close(self, keep: bool = True) -> None:
         """Completes the file. Without ``keep`` or frames, or at a size limit (no encoder tells), an old one stays."""
         self._writer.release()
         try:
-            if keep and self._begun:
+            if keep and self._written:
                 self._file.check_growth()
                 self._file.close()
         finally:

@@ -94,13 +94,17 @@ def test_two_targets_as_messages_on_stdout_and_by_udp(video: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("fps", [105.613, 66.667, 29.97, 999.99, 0.5, 0])
-def test_any_frame_rate_can_be_written(tmp_path: Path, fps: float) -> None:
+def test_any_frame_rate_and_a_disk_that_fills(tmp_path: Path, fps: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """MPEG-4's time base has only 16 bits."""
     writer = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
     for shape in ((48, 64, 3), (30, 50, 3)):  # pictures of another size are resized
-        writer.write(Result(Captured(np.zeros(shape, np.uint8), 0, 0.0, 0.0), {}, 0.0))
+        writer.write(result := Result(Captured(np.zeros(shape, np.uint8), 0, 0.0, 0.0), {}, 0.0))
     writer.close()
-    VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3)).close()  # without a frame it replaces nothing
+    late = VideoWriter(tmp_path / "o.mp4", fps, (48, 64, 3))
+    monkeypatch.setattr("asymtrack_edge.runtime.outputs.pictures.LEAST_FREE", 1 << 62)  # the disk has filled since
+    with pytest.raises(OSError, match="almost full"):
+        late.write(result)
+    late.close()  # without a frame it replaces nothing
     capture = cv2.VideoCapture(str(tmp_path / "o.mp4"))
     assert [capture.read()[0] for _ in range(3)] == [True, True, False]
     assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(fps or 30, rel=5e-4)

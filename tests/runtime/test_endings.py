@@ -83,8 +83,7 @@ def test_signals_leave_valid_files(video: Path, tmp_path: Path, number: signal.S
 def test_a_signal_before_the_first_frame_leaves_nothing(video: Path, tmp_path: Path) -> None:
     """Nothing reads the FIFO, so opening it blocks."""
     os.mkfifo(tmp_path / "pipe.jsonl")
-    command = "$TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl & sleep 3; kill -TERM $!; wait $!"
-    ended = run(command, video, tmp_path)
+    ended = run("$TRACK --boxes $OUT/o.csv --send $OUT/pipe.jsonl & sleep 3; kill -TERM $!; wait $!", video, tmp_path)
     assert ended.returncode == 143 and "interrupted" in ended.stderr and "Traceback" not in ended.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["pipe.jsonl"]
 

@@ -93,8 +93,7 @@ def test_the_teacher_sees_squeezed_views_and_returns_the_coordinates_of_pairs(gr
         spot = torch.from_numpy(np.exp(-30 * ((x - 0.56) ** 2 + (y - 0.41) ** 2))).float()
         return (spot.expand(3, 3, -1, -1) * 255 - teacher.mean) / teacher.std
 
-    seen = [reach[:, None, None].expand(3, 4, 16, 16)]
-    teacher.search = lambda image, **_: [*seen, image[:, :1, ::16, ::16] / 32]
+    teacher.search = lambda image, **_: [reach[:, None, None].expand(3, 4, 16, 16), image[:, :1, ::16, ::16] / 32]
     teacher.template = lambda image: [F.pad(image[..., ::16, ::16], (0, 0, 0, 0, 0, 1), value=90.0)]
     pairs = random_pairs(VARIANTS["T"], 3)._replace(template=spot(128), search=spot(256))
     opinion = teacher(pairs._replace(aspect=torch.tensor([0.5, 1.0, 2.0])))

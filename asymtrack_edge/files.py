@@ -27,7 +27,7 @@ import numpy as np
 from asymtrack_edge.errors import DatasetError, SourceError, UsageError
 
 AnyPath = Union[str, "os.PathLike[str]"]
-#: Other packets (sound, telemetry) between two frames of a video, after which OpenCV reports an unreadable frame.
+# Other packets (sound, telemetry) between two frames of a video, after which OpenCV reports an unreadable frame.
 os.environ.setdefault("OPENCV_FFMPEG_READ_ATTEMPTS", "100000")  # its own: 4096, the sound of 90 seconds
 
 #: Suffixes of image files, in lower case.
